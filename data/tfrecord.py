@@ -1,0 +1,315 @@
+"""TFRecord shards: framing, CRCs, and the video-level records in them as arrays.
+
+A shard is a sequence of frames, plain or as one gzip stream, local or behind any fsspec URL:
+
+    uint64 length | uint32 masked CRC32C of the length | length bytes: a tf.train.Example | uint32 masked CRC32C of them
+
+(tensorflow/core/lib/io/record_writer.h; little-endian.) Both CRCs of every record are checked, whatever is read of it.
+
+There are two ways through the bytes. `read_examples` is general and reads a record at a time. `decode_shard` scans the
+frames, takes the records that have the usual layout all at once (data/lockstep.py), and hands every other record, and
+every damaged file, to the general way: it gives the same values and finds the words for what is wrong.
+
+Shapes   N videos in the shard   D columns of features
+"""
+
+import gzip
+import hashlib
+import io
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Final, cast
+
+import numpy as np
+from crc32c import crc32c
+from numpy.typing import NDArray
+
+from data.errors import ShardError
+from data.schema import ID_KEYS, LABELS_KEY, Schema
+from data.wire import Values, WireError, parse_record
+
+_HEADER: Final = struct.Struct("<QI")
+_FOOTER: Final = struct.Struct("<I")
+_PIECE: Final = 1 << 24  # read at most this at once, so that a forged length claims no memory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One record, as it is stored: a tf.train.Example, or a SequenceExample if it has feature lists."""
+
+    path: str
+    offset: int  # byte at which its frame starts
+    features: dict[str, Values]  # bytes, float32 or int64 by name; the context, for a SequenceExample
+    feature_lists: dict[str, list[Values]]  # values of every step by name
+
+    @property
+    def id(self) -> bytes:
+        """The video's id, under the first of ID_KEYS that is there.
+
+        Raises:
+            ShardError: there is none, or it is not one non-empty bytes value.
+        """
+        key = next((key for key in ID_KEYS if key in self.features), None)
+        if key is None:
+            raise self.error(f"is missing (no {' or '.join(map(repr, ID_KEYS))})", ID_KEYS[0])
+        values = self.features[key]
+        if not isinstance(values, list):
+            raise self.error(f"holds {_type(values)}, but an id is bytes", key)
+        if len(values) != 1 or not values[0]:
+            raise self.error(f"holds {len(values)} values, but one is due" if len(values) != 1 else "is empty", key)
+        if values[0].endswith(b"\0"):
+            raise self.error("ends with a zero byte, which no id does", key)
+        return values[0]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The labels as they are stored: any order, repeated ones too.
+
+        Raises:
+            ShardError: the key is missing, or holds no integers.
+        """
+        if LABELS_KEY not in self.features:
+            raise self.error("is missing", LABELS_KEY)
+        values = self.features[LABELS_KEY]
+        if isinstance(values, list) or values.dtype != np.int64:
+            raise self.error(f"holds {_type(values)}, but labels are int64", LABELS_KEY)
+        return cast(NDArray[np.int64], values)
+
+    def error(self, reason: str, key: str | None = None) -> ShardError:
+        """What is wrong with this record, as an exception to raise."""
+        return ShardError(self.path, reason, self.offset, key)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodedShard:
+    """The videos of one shard as arrays."""
+
+    ids: NDArray[np.bytes_]  # [N], zero-padded to the longest
+    features_ND: NDArray[Any]  # float32, or the float16 or float32 array given as `out`
+    label_offsets: NDArray[np.int64]  # [N + 1]: the labels of video n are label_indices[offsets[n]:offsets[n + 1]]
+    label_indices: NDArray[np.int32]  # sorted, without repetition within a video
+    content_hash: str  # of the records' stored CRCs in order: the same for a copy, plain or gzip, under any name
+
+
+def read_examples(path: str | os.PathLike[str]) -> Iterator[Example]:
+    """Every record of a shard, in order, with no schema.
+
+    Raises:
+        ShardError: the file cannot be read, is no TFRecord file, is damaged or cut short, or holds something else than
+            tf.train.Example and SequenceExample records.
+    """
+    name = os.fspath(path)
+    for offset, data in read_records(name):
+        yield _parse(name, offset, data)
+
+
+def read_records(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
+    """Every record's offset and bytes, both CRCs checked; streams, so that a file of any size will do.
+
+    Raises:
+        ShardError: the file cannot be read, is no TFRecord file, is damaged or cut short.
+    """
+    name = os.fspath(path)
+    offset: int | None = None
+    try:
+        with _open(name) as stream:
+            offset = 0
+            while header := _read(stream, _HEADER.size):
+                length = _check_header(name, offset, header)
+                data = _read(stream, length)
+                footer = _read(stream, _FOOTER.size)
+                if len(footer) < _FOOTER.size:
+                    got = _HEADER.size + len(data) + len(footer)
+                    raise ShardError(name, f"is cut short: {_frame(length)} bytes are due, {got} are there", offset)
+                if _FOOTER.unpack(footer)[0] != _mask(crc32c(data)):
+                    raise ShardError(name, "is damaged: its data does not match its CRC", offset)
+                yield offset, data
+                offset += _frame(length)
+    except (OSError, EOFError, zlib.error, ValueError, ImportError) as error:
+        # EOFError and zlib.error: gzip. ValueError and ImportError: fsspec knows no such protocol.
+        raise ShardError(name, f"cannot be read: {_words(error)}", offset) from error
+
+
+def count_records(path: str | os.PathLike[str]) -> int:
+    """Number of records, from the frames' headers alone: the data in between is skipped where that is possible.
+
+    Raises:
+        ShardError: as read_records, for what the headers show.
+    """
+    name = os.fspath(path)
+    if "://" in name or not os.path.isfile(name):
+        return sum(1 for _ in read_records(name))
+    with open(name, "rb", buffering=0) as file:
+        if _is_gzip(file.read(_HEADER.size)):
+            return sum(1 for _ in read_records(name))
+        count, offset, size = 0, 0, os.fstat(file.fileno()).st_size
+        while offset < size:
+            file.seek(offset)
+            length = _check_header(name, offset, file.read(_HEADER.size))
+            if _frame(length) > size - offset:
+                reason = f"is cut short: {_frame(length)} bytes are due, {size - offset} are there"
+                raise ShardError(name, reason, offset)
+            offset += _frame(length)
+            count += 1
+        return count
+
+
+def decode_shard(
+    path: str | os.PathLike[str],
+    schema: Schema,
+    *,
+    require_labels: bool = True,
+    out: NDArray[Any] | None = None,
+) -> DecodedShard:
+    """All videos of a shard of tf.train.Examples.
+
+    Args:
+        path: a local path or a fsspec URL; plain or gzip. An empty file is a shard of no videos.
+        schema: the features wanted, in the order of their columns; others are skipped.
+        require_labels: False: a video without the key `labels` has none (for prediction).
+        out: [N, D] float16 or float32 rows to write the features into; N as count_records says.
+
+    Raises:
+        ShardError: the file cannot be read or is damaged; a record lacks a feature or its id, has a wrong type or width,
+            a value that is not finite (or too large for `out`), or a label outside [0, num_classes).
+    """
+    name = os.fspath(path)
+    records = list(read_records(name))
+    features_ND = _rows(name, len(records), schema) if out is None else _checked(name, out, len(records), schema)
+    ids, labels = [], []
+    for row, (offset, data) in enumerate(records):
+        video = _decode(_parse(name, offset, data), schema, require_labels, features_ND.dtype)
+        ids.append(video.id)
+        labels.append(video.labels)
+        features_ND[row] = video.features_D
+    crcs = np.array([_mask(crc32c(data)) for _, data in records], "<u4")
+    return DecodedShard(
+        ids=np.array(ids, np.bytes_),
+        features_ND=features_ND,
+        label_offsets=np.cumsum([0, *map(len, labels)], dtype=np.int64),
+        label_indices=np.concatenate([np.empty(0, np.int32), *labels]).astype(np.int32),
+        content_hash=hashlib.blake2b(crcs.tobytes(), digest_size=16).hexdigest(),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Video:
+    id: bytes
+    features_D: NDArray[np.float32]
+    labels: NDArray[np.int64]  # sorted, unique
+
+
+def _decode(example: Example, schema: Schema, require_labels: bool, dtype: np.dtype[Any]) -> _Video:
+    """One record against the schema. Raises ShardError."""
+    columns = [_feature(example, key, width, dtype) for key, width in schema.features.items()]
+    labels = np.unique(example.labels) if require_labels or LABELS_KEY in example.features else np.empty(0, np.int64)
+    if len(labels) and not 0 <= labels[0] <= labels[-1] < schema.num_classes:
+        wrong = labels[0] if labels[0] < 0 else labels[-1]
+        raise example.error(f"holds the label {wrong}, outside the classes [0, {schema.num_classes})", LABELS_KEY)
+    return _Video(id=example.id, features_D=np.concatenate(columns), labels=labels)
+
+
+def _feature(example: Example, key: str, width: int, dtype: np.dtype[Any]) -> NDArray[np.float32]:
+    if key not in example.features:
+        if lists := ", ".join(map(repr, sorted(example.feature_lists))):
+            reason = f"is missing: this is a SequenceExample (feature lists {lists}), but video-level Examples are due"
+            raise example.error(reason, key)
+        others = ", ".join(map(repr, sorted(example.features))) or "no feature at all"
+        raise example.error(f"is missing; the record holds {others}", key)
+    values = example.features[key]
+    if isinstance(values, list) or values.dtype != np.float32:
+        raise example.error(f"holds {_type(values)}, but the schema says float32", key)
+    if len(values) != width:
+        raise example.error(f"has {len(values)} values, but the schema says {width}", key)
+    if not np.isfinite(values).all():
+        at = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise example.error(f"value {at} is {values[at]}, but features must be finite", key)
+    limit = float(np.finfo(dtype).max)
+    if np.abs(values).max() > limit:
+        at = int(np.abs(values).argmax())
+        raise example.error(f"value {at} is {values[at]:g}, beyond what {dtype} holds ({limit:g})", key)
+    return cast(NDArray[np.float32], values)
+
+
+def _rows(name: str, count: int, schema: Schema) -> NDArray[np.float32]:
+    return np.empty((count, schema.width), np.float32)
+
+
+def _checked(name: str, out: NDArray[Any], count: int, schema: Schema) -> NDArray[Any]:
+    if out.ndim != 2 or out.shape[1] != schema.width or out.dtype not in (np.float16, np.float32):
+        raise ValueError(f"out must be [N, {schema.width}] float16 or float32, but got {out.shape} {out.dtype}")
+    if len(out) != count:
+        raise ShardError(name, f"holds {count} records, but {len(out)} were counted: has it been changed meanwhile?")
+    return out
+
+
+def _parse(name: str, offset: int, data: bytes) -> Example:
+    try:
+        features, feature_lists = parse_record(data)
+    except WireError as error:
+        raise ShardError(name, f"is no tf.train.Example: {error}", offset) from error
+    return Example(path=name, offset=offset, features=features, feature_lists=feature_lists)
+
+
+def _open(name: str) -> BinaryIO:
+    """The bytes of the frames, decompressed if they are compressed."""
+    if "://" in name:
+        import fsspec
+
+        stream = cast(BinaryIO, fsspec.open(name, "rb").open())
+    else:
+        stream = open(name, "rb")  # noqa: SIM115 - the caller closes it
+    head = stream.read(_HEADER.size)
+    stream.seek(0)
+    return cast(BinaryIO, gzip.GzipFile(fileobj=stream)) if _is_gzip(head) else stream
+
+
+def _is_gzip(head: bytes) -> bool:
+    """By its magic bytes, unless they are the length of a record with a right CRC."""
+    return head[:3] == b"\x1f\x8b\x08" and not (len(head) == _HEADER.size and _is_header(head))
+
+
+def _is_header(header: bytes) -> bool:
+    return bool(_HEADER.unpack(header)[1] == _mask(crc32c(header[:8])))
+
+
+def _check_header(name: str, offset: int, header: bytes) -> int:
+    """The length of the record's data."""
+    if len(header) < _HEADER.size:
+        reason = f"is cut short: its header has {_HEADER.size} bytes, {len(header)} are there"
+        raise ShardError(name, reason, offset)
+    if not _is_header(header):
+        foreign = " (is this a TFRecord file?)" if offset == 0 else ""
+        raise ShardError(name, f"is damaged: its length does not match its CRC{foreign}", offset)
+    return int(_HEADER.unpack(header)[0])
+
+
+def _read(stream: BinaryIO, size: int) -> bytes:
+    """That many bytes, or what is left of the file."""
+    pieces = []
+    while size and (piece := stream.read(min(size, _PIECE))):
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)
+
+
+def _frame(length: int) -> int:
+    return _HEADER.size + length + _FOOTER.size
+
+
+def _mask(crc: int) -> int:
+    """As TensorFlow masks a CRC, so that the CRC of bytes that contain CRCs stays useful (lib/hash/crc32c.h)."""
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFF_FFFF
+
+
+def _type(values: Values | Sequence[bytes]) -> str:
+    return "bytes" if isinstance(values, list) else str(cast(NDArray[Any], values).dtype)
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
