@@ -1,0 +1,298 @@
+"""Yaml as a tree of values that know where they were written, so that a mistake found late still names file and line.
+
+Scalars follow YAML 1.2 where YAML 1.1 surprises: `1e-3` is a number, `no` and `on` are text, `1:30` and `010` are no
+base-60 or octal numbers, a date is text. A key written twice is a mistake, not the last one wins.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tuner.errors import ConfigError
+
+Scalar = str | int | float | bool | None
+
+_TAG = "tag:yaml.org,2002:"
+_MERGE = _TAG + "merge"
+_SCALARS = (
+    ("null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
+    ("bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")),
+    ("int", re.compile(r"^[-+]?(?:0x[0-9a-fA-F_]+|[0-9][0-9_]*)$"), list("-+0123456789")),
+    (
+        "float",
+        re.compile(
+            r"^[-+]?(?:(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF))$"
+            r"|^\.(?:nan|NaN|NAN)$"
+        ),
+        list("-+0123456789."),
+    ),
+    ("merge", re.compile(r"^<<$"), ["<"]),
+)
+_VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<fallback>:-(?P<default>[^}]*))?\}")
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers = {}  # noqa: RUF012  (PyYAML's own way)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes text that `_Loader` reads back: its scalars that look like ours are quoted."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for _name, _pattern, _first in _SCALARS:
+    _Loader.add_implicit_resolver(_TAG + _name, _pattern, _first)
+    _Dumper.add_implicit_resolver(_TAG + _name, _pattern, _first)
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A value of the yaml and where it stands; two are equal where their values are."""
+
+    value: "Scalar | Mapping[str, Node] | tuple[Node, ...]"
+    line: int = field(default=0, compare=False)  # of its key where it has one; 0 where there are no lines
+    source: str = field(default="", compare=False)  # the file, or the `--set path=value` it comes from
+    quoted: bool = field(default=False, compare=False)  # text between quotes stays text when a ${variable} is put in
+
+    @property
+    def place(self) -> str:
+        """`experiments.yaml:12`, or the override."""
+        return f"{self.source}:{self.line}" if self.line else self.source
+
+    @property
+    def entries(self) -> "Mapping[str, Node]":
+        """The entries of a mapping; none for anything else."""
+        return self.value if isinstance(self.value, Mapping) else {}
+
+    def plain(self) -> Any:
+        """The same as plain dicts, lists and scalars."""
+        if isinstance(self.value, Mapping):
+            return {key: node.plain() for key, node in self.value.items()}
+        if isinstance(self.value, tuple):
+            return [node.plain() for node in self.value]
+        return self.value
+
+    def graft(self, value: Any) -> "Node":
+        """Plain dicts, lists and scalars as nodes at this node's place."""
+        if isinstance(value, Mapping):
+            return replace(self, value={str(key): self.graft(entry) for key, entry in value.items()}, quoted=False)
+        if isinstance(value, list | tuple):
+            return replace(self, value=tuple(self.graft(entry) for entry in value), quoted=False)
+        return replace(self, value=value, quoted=False)
+
+    def walk(self) -> "Iterator[Node]":
+        """This node and all below it."""
+        yield self
+        below = self.value if isinstance(self.value, tuple) else self.entries.values()
+        for node in below:
+            yield from node.walk()
+
+
+class Problems:
+    """The mistakes found so far, to be told all at once."""
+
+    def __init__(self, prefix: str = "") -> None:
+        self._prefix = prefix  # the experiment's name
+        self._lines: dict[tuple[str, int, str], None] = {}
+        self._nodes: set[int] = set()
+        self._kept: list[Node] = []  # keeps them alive, so that their ids stay theirs
+
+    def add(self, node: Node, path: str, message: str) -> None:
+        """Note what is wrong with `node`, once; what is found later about the same node follows from that."""
+        if id(node) in self._nodes:
+            return
+        path = ".".join(part for part in (self._prefix, path) if part)
+        text = ": ".join(part for part in (node.place, path, message) if part)
+        self._lines[(node.source, node.line, text)] = None
+
+    def close(self, node: Node) -> None:
+        """Hear no more about this node."""
+        self._nodes.add(id(node))
+        self._kept.append(node)
+
+    def check(self) -> None:
+        """Raise what was found.
+
+        Raises:
+            ConfigError: there was something.
+        """
+        if self._lines:
+            raise ConfigError("\n".join(text for _, _, text in sorted(self._lines, key=lambda found: found[:2])))
+
+
+def read(file: Path) -> Node:
+    """Read a yaml file.
+
+    Raises:
+        ConfigError: there is no such file, it is not yaml, or a key stands twice in a block.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: is not UTF-8 text (byte {error.start})") from error
+    return parse(text, str(file))
+
+
+def parse(text: str, source: str, lines: bool = True) -> Node:
+    """Parse yaml; `source` names it in errors, with the line unless it is an override.
+
+    Raises:
+        ConfigError: it is not yaml, or a key stands twice in a block.
+    """
+    problems = Problems()
+    nowhere = Node(None, 1 if lines else 0, source)
+    try:
+        root = yaml.compose(text, Loader=_Loader)
+        node = nowhere if root is None else _Converter(source, lines, problems).convert(root)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if lines and mark else 0
+        hint = "; put a value with ${...} between quotes here" if "${" in _line(text, mark) else ""
+        place = Node(None, line, source).place
+        raise ConfigError(f"{place}: is not valid yaml: {error.problem or error.context}{hint}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: is not valid yaml: {str(error).splitlines()[0]}") from error
+    problems.check()
+    return node
+
+
+def dump(value: Any) -> str:
+    """Plain dicts, lists and scalars as yaml that `parse` reads back to the same."""
+    return str(
+        yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
+    )
+
+
+def shown(value: Any, limit: int = 80) -> str:
+    """A value in one short line, as it would be written in the yaml."""
+    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=True, width=10**6, allow_unicode=True)
+    text = text.removesuffix("...\n").strip()
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def expand(node: Node, problems: Problems, environment: Mapping[str, str] = os.environ, path: str = "") -> Node:
+    """Put the environment in: `${X}` and `${X:-default}` in every text below `node`."""
+    if isinstance(node.value, Mapping):
+        below = {key: expand(entry, problems, environment, join(path, key)) for key, entry in node.value.items()}
+        return replace(node, value=below)
+    if isinstance(node.value, tuple):
+        entries = tuple(expand(entry, problems, environment, join(path, str(i))) for i, entry in enumerate(node.value))
+        return replace(node, value=entries)
+    if not isinstance(node.value, str) or "${" not in node.value:
+        return node
+    unset = [m["name"] for m in _VARIABLE.finditer(node.value) if not m["fallback"] and m["name"] not in environment]
+    rest = _VARIABLE.sub("", node.value)
+    for name in dict.fromkeys(unset):
+        problems.add(node, path, f"the environment variable {name} is not set; set it, or write ${{{name}:-a default}}")
+    if "${" in rest:
+        problems.add(node, path, f"write a variable as ${{NAME}} or ${{NAME:-default}} (got {shown(node.value)})")
+    if unset or "${" in rest:
+        problems.close(node)
+        return node
+    text = _VARIABLE.sub(_value_of(environment), node.value)
+    return replace(node, value=text if node.quoted else _scalar(_tag(text), text))
+
+
+def _value_of(environment: Mapping[str, str]) -> Callable[[re.Match[str]], str]:
+    # As in a shell, `:-` also covers a variable that is set to nothing.
+    return lambda match: environment.get(match["name"], "") or match["default"] or ""
+
+
+class _Converter:
+    """PyYAML's nodes into ours."""
+
+    def __init__(self, source: str, lines: bool, problems: Problems) -> None:
+        self._source = source
+        self._lines = lines
+        self._problems = problems
+        self._open: set[int] = set()  # the collections around the node being converted
+
+    def convert(self, raw: yaml.Node, key: yaml.Node | None = None, path: str = "") -> Node:
+        line = (key or raw).start_mark.line + 1 if self._lines else 0
+        if isinstance(raw, yaml.ScalarNode):
+            return self._convert_scalar(raw, line, path)
+        if id(raw) in self._open:
+            self._problems.add(Node(None, line, self._source), path, "the anchor contains itself")
+            return Node(None, line, self._source)
+        self._open.add(id(raw))
+        value: Mapping[str, Node] | tuple[Node, ...]
+        if isinstance(raw, yaml.MappingNode):
+            value = self._convert_mapping(raw, path)
+        else:
+            value = tuple(self.convert(entry, path=join(path, str(i))) for i, entry in enumerate(raw.value))
+        self._open.remove(id(raw))
+        return Node(value, line, self._source)
+
+    def _convert_scalar(self, raw: yaml.ScalarNode, line: int, path: str) -> Node:
+        node = Node(raw.value, line, self._source, quoted=raw.style is not None)
+        try:
+            return replace(node, value=_scalar(raw.tag, raw.value))
+        except ValueError:
+            self._problems.add(node, path, f"{raw.value!r} cannot be read as {raw.tag.removeprefix(_TAG)}")
+            return node
+
+    def _convert_mapping(self, raw: yaml.MappingNode, path: str) -> Mapping[str, Node]:
+        own: dict[str, Node] = {}
+        merged: dict[str, Node] = {}
+        for key, entry in raw.value:
+            line = key.start_mark.line + 1 if self._lines else 0
+            if not isinstance(key, yaml.ScalarNode):
+                self._problems.add(Node(None, line, self._source), path, "a key must be a word")
+            elif key.tag == _MERGE:
+                for block in entry.value if isinstance(entry, yaml.SequenceNode) else [entry]:
+                    merged = dict(self.convert(block, path=path).entries) | merged
+            elif key.value in own:
+                first = own[key.value].line
+                where = f" (first in line {first})" if first else ""
+                self._problems.add(
+                    Node(None, line, self._source), join(path, key.value), f"this key stands twice{where}"
+                )
+            else:
+                own[key.value] = self.convert(entry, key, join(path, key.value))
+        return merged | own
+
+
+def _scalar(tag: str, text: str) -> Scalar:
+    """The value of a scalar's text.
+
+    Raises:
+        ValueError: the text does not fit the tag, or the tag is none of yaml's own.
+    """
+    match tag.removeprefix(_TAG):
+        case "str" | "merge":
+            return text
+        case "null":
+            return None
+        case "bool":
+            return text.lower() == "true"
+        case "int":
+            return int(text.replace("_", ""), 16 if "x" in text else 10)
+        case "float":
+            return float(re.sub(r"\.(?=inf|nan)", "", text.lower().replace("_", "")))
+    raise ValueError(tag)
+
+
+def _tag(text: str) -> str:
+    """The tag of an unquoted scalar."""
+    return next((_TAG + name for name, pattern, _ in _SCALARS if pattern.match(text)), _TAG + "str")
+
+
+def join(path: str, key: str) -> str:
+    """The path of an entry of a block."""
+    return f"{path}.{key}" if path else key
+
+
+def _line(text: str, mark: yaml.Mark | None) -> str:
+    lines = text.splitlines()
+    return lines[mark.line] if mark and mark.line < len(lines) else ""
