@@ -1,0 +1,119 @@
+"""Fused MLP: a tower per feature, concatenated, then a joint layer and one logit per class.
+
+Shapes   B videos in the batch   D features of all names   T units of all towers   H joint units   C classes
+Source   lidalei/youtube-8m, mlp_fuse_rgb_audio.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .layers import Normalize, Sizes, Statistics, linear, prior_log_odds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusedMLPConfig:
+    """Settings of the fused MLP; the defaults are the published ones but for batch_norm_momentum and prior_bias."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    kind: Literal["fused_mlp"] = "fused_mlp"
+    towers: Mapping[str, int]  # width of the tower of each feature, by feature name (published: 2048 rgb, 256 audio)
+    hidden: int = 1200  # units of the joint layer
+    dropout: float = 0.5  # probability of zeroing a unit of the concatenated towers, in training only
+    batch_norm_momentum: float = (
+        0.1  # weight of a new batch in the running statistics; published: 0.001, for 100k steps
+    )
+    batch_norm_epsilon: float = 1e-5  # added to the batch's variance
+    prior_bias: bool = True  # output biases start at the classes' log-odds instead of 0
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        for name, width in self.towers.items():
+            if width < 1:
+                raise ValueError(f"towers.{name} must be at least 1, but got {width}")
+        if self.hidden < 1:
+            raise ValueError(f"hidden must be at least 1, but got {self.hidden}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), but got {self.dropout}")
+        if not 0 < self.batch_norm_momentum <= 1:
+            raise ValueError(f"batch_norm_momentum must be in (0, 1], but got {self.batch_norm_momentum}")
+        if not self.batch_norm_epsilon > 0:
+            raise ValueError(f"batch_norm_epsilon must be positive, but got {self.batch_norm_epsilon}")
+
+
+class Block(nn.Module):
+    """Linear -> BatchNorm -> tanh. The linear layer keeps its bias, as published, although BatchNorm cancels it.
+
+    NOTE: the published running statistics are exponential averages that start at 0 and are not debiased (so those after
+    n steps are 1 - 0.999^n of what they should be) and of the biased batch variance. Torch's start at mean 0 and
+    variance 1 and average the unbiased variance.
+    """
+
+    def __init__(self, inputs: int, units: int, config: FusedMLPConfig, generator: torch.Generator | None) -> None:
+        """Draws the weights from `generator`."""
+        super().__init__()
+        self.linear = linear(inputs, units, generator)
+        self.norm = nn.BatchNorm1d(units, eps=config.batch_norm_epsilon, momentum=config.batch_norm_momentum)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs] -> [B, units] in (-1, 1)."""
+        return torch.tanh(self.norm(self.linear(x)))
+
+
+class FusedMLP(nn.Module):
+    """Normalize -> a tower per feature -> concatenation -> dropout -> joint layer -> logits.
+
+    9,543,494 parameters at the published widths and 3,862 classes.
+    """
+
+    def __init__(
+        self, config: FusedMLPConfig, sizes: Sizes, statistics: Statistics, generator: torch.Generator | None = None
+    ) -> None:
+        """Draws the weights from `generator`, or from torch's global one.
+
+        Raises:
+            ValueError: the towers are not those of the data's features.
+        """
+        super().__init__()
+        missing, unknown = (
+            [n for n in sizes.features if n not in config.towers],
+            [n for n in config.towers if n not in sizes.features],
+        )
+        if missing or unknown:
+            raise ValueError(
+                f"towers must name every feature of the data once ({', '.join(sizes.features)}), but "
+                + " and ".join(
+                    f"{', '.join(names)} {what}"
+                    for names, what in ((missing, "is missing"), (unknown, "is not a feature"))
+                    if names
+                )
+            )
+        self.widths = list(sizes.features.values())  # where a row is cut, in the row's order
+        self.normalize = Normalize(statistics.mean_D, statistics.variance_D)
+        self.towers = nn.ModuleList(
+            Block(width, config.towers[name], config, generator) for name, width in sizes.features.items()
+        )
+        self.dropout = nn.Dropout(config.dropout)
+        self.joint = Block(sum(config.towers.values()), config.hidden, config, generator)
+        self.head = linear(config.hidden, sizes.num_classes, generator)
+        if config.prior_bias:
+            with torch.no_grad():
+                self.head.bias.copy_(prior_log_odds(statistics.label_counts_C, statistics.num_videos))
+
+    @property
+    def regularized(self) -> list[Tensor]:
+        """The weight matrices under l1 and l2: towers, joint, head; no bias, nothing of BatchNorm."""
+        return [m.weight for m in self.modules() if isinstance(m, nn.Linear)]
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        """[B, D] of any float dtype, features side by side in the order of `sizes.features` -> logits_BC."""
+        parts = self.normalize(features_BD).split(self.widths, dim=1)
+        towers_BT = torch.cat([tower(part) for tower, part in zip(self.towers, parts, strict=True)], dim=1)
+        logits_BC: Tensor = self.head(self.joint(self.dropout(towers_BT)))  # the loss owns the sigmoid
+        return logits_BC

@@ -1,0 +1,131 @@
+"""What two models share: the input normalisation, the initialisation, the sizes and statistics a model is built from.
+
+Shapes   B videos in the batch   D features, all names side by side   C classes
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+NORMALIZE_EPSILON = 1e-12  # as published; far below any real variance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """What the data fixes about a model."""
+
+    features: Mapping[
+        str, int
+    ]  # width of each feature by name; a row of the input is their concatenation in this order
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        """Checks that there is something to learn from and something to predict."""
+        if not self.features or any(width < 1 for width in self.features.values()):
+            raise ValueError(
+                f"features must name at least one feature, each of width >= 1, but got {dict(self.features)}"
+            )
+        if self.num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, but got {self.num_classes}")
+
+    @property
+    def width(self) -> int:
+        """D: the width of a row of the input."""
+        return sum(self.features.values())
+
+
+class Statistics(Protocol):
+    """What a model reads of its training videos, as tensors or as arrays."""
+
+    @property
+    def num_videos(self) -> int:
+        """N: videos that were counted."""
+
+    @property
+    def mean_D(self) -> Any:
+        """Mean of every feature."""
+
+    @property
+    def variance_D(self) -> Any:
+        """Population variance of every feature."""
+
+    @property
+    def label_counts_C(self) -> Any:
+        """Videos that carry each class."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureStatistics:
+    """Statistics held as tensors."""
+
+    num_videos: int
+    mean_D: Tensor
+    variance_D: Tensor
+    label_counts_C: Tensor
+
+
+class Normalize(nn.Module):
+    """(x - mean) / sqrt(variance + 1e-12) per feature; a feature without variance is only centred.
+
+    The statistics are buffers: they are saved with the weights, so a model needs no shards to run.
+    float16 and bfloat16 inputs are upcast to float32 before the subtraction.
+    """
+
+    mean_D: Tensor
+    scale_D: Tensor
+
+    def __init__(self, mean_D: Any, variance_D: Any) -> None:
+        """Takes tensors or arrays of the same length D."""
+        super().__init__()
+        # Copied, not wrapped: the arrays may be read-only memory maps.
+        variance = torch.tensor(variance_D) if not isinstance(variance_D, Tensor) else variance_D.detach().clone()
+        mean = torch.tensor(mean_D) if not isinstance(mean_D, Tensor) else mean_D.detach().clone()
+        if mean.ndim != 1 or mean.shape != variance.shape:
+            raise ValueError(
+                "mean and variance must be vectors of one length, "
+                f"but got {tuple(mean.shape)} and {tuple(variance.shape)}"
+            )
+        if not (torch.isfinite(mean).all() and torch.isfinite(variance).all() and (variance >= 0).all()):
+            raise ValueError("mean and variance must be finite and variance not negative, but some are not")
+        scale = torch.where(variance > 0, (variance.double() + NORMALIZE_EPSILON).rsqrt(), 1.0)
+        self.register_buffer("mean_D", mean.float())
+        self.register_buffer("scale_D", scale.float())
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        """[B, D] of any float dtype -> [B, D] float32."""
+        return (features_BD.float() - self.mean_D) * self.scale_D
+
+
+def prior_log_odds(label_counts_C: Any, num_videos: int) -> Tensor:
+    """log((n_c + 1/2) / (N - n_c + 1/2)): output biases that predict each class at its frequency.
+
+    The halves keep a class without a positive, or with nothing else, finite.
+
+    Returns:
+        [C] float32.
+    """
+    counts_C = torch.as_tensor(label_counts_C).double()
+    if counts_C.min() < 0 or counts_C.max() > num_videos:
+        raise ValueError(
+            f"label counts must lie between 0 and num_videos = {num_videos}, "
+            f"but got {counts_C.min():.0f} to {counts_C.max():.0f}"
+        )
+    return ((counts_C + 0.5) / (num_videos - counts_C + 0.5)).log().float()
+
+
+def linear(in_features: int, out_features: int, generator: torch.Generator | None = None) -> nn.Linear:
+    """A linear layer as published: weights from a normal of std 1/sqrt(fan_in) truncated at 2 std, biases 0.
+
+    Values beyond 2 std are redrawn, not clipped, so the weights' real std is 0.88 of the nominal one.
+    """
+    layer = nn.Linear(in_features, out_features, device="meta").to_empty(device="cpu")  # without torch's own draws
+    std = 1 / math.sqrt(in_features)
+    nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std, generator=generator)
+    nn.init.zeros_(layer.bias)
+    return layer

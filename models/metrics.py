@@ -1,0 +1,309 @@
+"""GAP, Hit@1, PERR, mAP, average number of classes, precision, recall and loss, from one mergeable accumulator.
+
+Shapes   N videos seen   B videos in the batch   C classes   K = min(top_k, C) predictions kept per video
+         L labels in the batch   (sparse: those of video b are label_indices[label_offsets[b]:label_offsets[b + 1]])
+Source   google/youtube-8m: eval_util.py and the two calculators it calls
+
+Where the published code leaves something open or to chance, ours is:
+
+* Ties: every ranking is by score, highest first, then by video in the order seen, then by class index.
+* A video without labels scores 0 in Hit@1 and PERR and counts in both. Without a single positive GAP and mAP are 0.
+* Rankings do not depend on the scores' sign, so logits and probabilities give the same. (The published PERR drops hits
+  whose score is not above 0.) Precision, recall and the number of classes cut at a logit of 0: a probability of 1/2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from .losses import softplus
+
+Columns = dict[str, NDArray[Any]]
+
+CHUNK = 1024  # videos of a dense input that are ranked at a time
+
+
+class Accumulator:
+    """Keeps what the metrics need of every video, about 200 bytes at K = 20; never N x C.
+
+    How the videos were cut into batches does not matter. Merging gives what one accumulator would have seen that got
+    self's videos first, then other's: merge in the order of the ranks, and even ties fall the same way every time.
+
+    Tensors stay on their device until `compute`; on CUDA an update waits for nothing.
+    """
+
+    def __init__(self, num_classes: int, top_k: int = 20) -> None:
+        """Starts empty.
+
+        Args:
+            num_classes: C.
+            top_k: predictions of a video that enter GAP and mAP; all of them where there are fewer classes.
+        """
+        if num_classes < 1 or top_k < 1:
+            raise ValueError(f"num_classes and top_k must be at least 1, but got {num_classes} and {top_k}")
+        self.num_classes = num_classes
+        self.top_k = min(top_k, num_classes)
+        self._batches: list[dict[str, Tensor]] = []  # per batch: one row a video in every column
+        self._positives: list[Tensor] = []  # per batch: [C] videos that carry each class
+
+    def update(self, logits_BC: Tensor, label_offsets: Tensor, label_indices: Tensor) -> None:
+        """Adds a batch.
+
+        Args:
+            logits_BC: [B, C] of any float dtype; half precision is upcast.
+            label_offsets: [B + 1] int64, on the logits' device.
+            label_indices: [L] int64, on the logits' device; a video carries a class at most once.
+
+        Raises:
+            ValueError: a logit is NaN (for logits on CUDA, `compute` says so), or the shape is wrong.
+        """
+        if logits_BC.ndim != 2 or logits_BC.shape[1] != self.num_classes:
+            raise ValueError(f"logits must be [videos, {self.num_classes}], but got {tuple(logits_BC.shape)}")
+        logits_BC = logits_BC.detach().to(torch.promote_types(logits_BC.dtype, torch.float32))
+        labels_B = label_offsets.diff()
+        rows_L = torch.repeat_interleave(labels_B, output_size=len(label_indices))
+        truth_BC = torch.zeros_like(logits_BC, dtype=torch.bool)
+        truth_BC[rows_L, label_indices] = True
+
+        rank = _rank_by_sorting if logits_BC.is_cuda else _rank_by_candidates
+        classes_BK, perr_B, predicted_B = rank(logits_BC, truth_BC, labels_B, self.top_k)
+        logits_L = logits_BC[rows_L, label_indices]
+        self._batches.append(
+            {
+                "scores": logits_BC.gather(1, classes_BK),
+                "classes": classes_BK.int(),
+                "hits": truth_BC.gather(1, classes_BK),
+                "labels": labels_B,
+                "perr": perr_B,
+                "predicted": predicted_B,
+                "predicted_right": torch.zeros_like(labels_B).index_add_(0, rows_L, (logits_L > 0).long()),
+                "loss": softplus(logits_BC).sum(dim=1).double().index_add_(0, rows_L, -logits_L.double()),
+            }
+        )
+        self._positives.append(
+            labels_B.new_zeros(self.num_classes).index_add_(0, label_indices, torch.ones_like(label_indices))
+        )
+
+    def merge(self, other: Accumulator) -> None:
+        """Adds another accumulator's videos, after those seen so far.
+
+        Raises:
+            ValueError: the two differ in classes or top_k.
+        """
+        if (self.num_classes, self.top_k) != (other.num_classes, other.top_k):
+            raise ValueError(
+                f"accumulators must agree on (num_classes, top_k), but got {(self.num_classes, self.top_k)} "
+                f"and {(other.num_classes, other.top_k)}"
+            )
+        self._batches += other._batches
+        self._positives += other._positives
+
+    def compute(self) -> dict[str, float]:
+        """The metrics of all videos seen.
+
+        Returns:
+            gap: sum over the hits among all videos' top K predictions, pooled and ranked, of (hits so far / rank), over
+                the number of positives: all of them, also those outside the top K.
+            hit_at_1: share of the videos whose highest prediction is one of their labels.
+            perr: mean over videos of the precision among the top n_i predictions, n_i = the video's number of labels.
+            map: mean over the classes with a positive of the class's average precision in the same pool, over all the
+                class's positives.
+            average_num_classes: mean number of classes with a probability above 1/2.
+            precision, recall: over all cells (micro) at 1/2; 0 where nothing is predicted or nothing is to be found.
+            loss: mean over videos of the binary cross-entropy summed over classes, unweighted.
+            num_videos: N.
+
+        Raises:
+            ValueError: no video was seen, or a logit was NaN.
+        """
+        columns = self.state_dict()
+        num_videos = len(columns["labels"])
+        if not num_videos:
+            raise ValueError("metrics need at least one video, but got none")
+        _refuse_nan(columns["scores"])
+        positives_C = columns["positives"]
+        order = np.argsort(-columns["scores"].ravel(), kind="stable")  # the pool: ties by video, then class
+        hits = columns["hits"].ravel()[order]
+        classes = columns["classes"].ravel()[order]
+        predicted, right = int(columns["predicted"].sum()), int(columns["predicted_right"].sum())
+        return {
+            "gap": _average_precision(hits, int(positives_C.sum())),
+            "hit_at_1": float(columns["hits"][:, 0].mean()),
+            "perr": float(columns["perr"].mean()),
+            "map": _mean_average_precision(hits, classes, positives_C),
+            "average_num_classes": predicted / num_videos,
+            "precision": right / predicted if predicted else 0.0,
+            "recall": right / int(positives_C.sum()) if positives_C.any() else 0.0,
+            "loss": float(columns["loss"].mean()),
+            "num_videos": float(num_videos),
+        }
+
+    def state_dict(self) -> Columns:
+        """Everything seen, as arrays: to be sent to another process and read there by `from_state`."""
+        state: Columns = {"num_classes": np.array(self.num_classes), "top_k": np.array(self.top_k)}
+        nothing = torch.zeros(0, self.top_k)
+        empty = {"scores": nothing, "classes": nothing.int(), "hits": nothing.bool(), "labels": nothing[:, 0].long()}
+        empty |= dict.fromkeys(("predicted", "predicted_right"), empty["labels"])
+        empty |= dict.fromkeys(("perr", "loss"), nothing[:, 0].double())
+        for name, column in empty.items():
+            state[name] = torch.cat([batch[name] for batch in self._batches] or [column]).cpu().numpy()
+        positives = self._positives or [torch.zeros(self.num_classes, dtype=torch.long)]
+        state["positives"] = torch.stack(positives).sum(dim=0).cpu().numpy()
+        return state
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, NDArray[Any]]) -> Accumulator:
+        """The accumulator whose `state_dict` this is."""
+        accumulator = cls(int(state["num_classes"]), int(state["top_k"]))
+        columns = {name: torch.tensor(column) for name, column in state.items() if name not in ("num_classes", "top_k")}
+        accumulator._positives = [columns.pop("positives")]
+        accumulator._batches = [columns]
+        return accumulator
+
+
+def gap(scores_NC: ArrayLike | Tensor, labels_NC: ArrayLike | Tensor, top_k: int = 20) -> float:
+    """GAP = sum_i p(i) dr(i) over every video's top_k predictions, pooled and ranked by score, as in `Accumulator`.
+
+    p(i): precision among the first i. dr(i): 1 / all positives at a hit, else 0. No positives: 0.
+
+    Args:
+        scores_NC: [N, C] float, numpy or torch; logits or probabilities.
+        labels_NC: [N, C] of 0/1 or bool.
+        top_k: predictions kept per video; published: 20.
+    """
+    return _compute(scores_NC, labels_NC, top_k)["gap"]
+
+
+def hit_at_1(scores_NC: ArrayLike | Tensor, labels_NC: ArrayLike | Tensor) -> float:
+    """Share of the videos whose highest prediction is one of their labels; without labels: 0, and counts."""
+    return _compute(scores_NC, labels_NC, 1)["hit_at_1"]
+
+
+def perr(scores_NC: ArrayLike | Tensor, labels_NC: ArrayLike | Tensor) -> float:
+    """Precision at equal recall rate: mean precision among a video's top n_i predictions, n_i its number of labels.
+
+    A video without labels scores 0 and counts.
+    """
+    return _compute(scores_NC, labels_NC, 20)["perr"]
+
+
+def mean_average_precision(scores_NC: ArrayLike | Tensor, labels_NC: ArrayLike | Tensor, top_k: int = 20) -> float:
+    """Mean average precision of the classes with a positive, over GAP's pool and all of the class's positives.
+
+    So a class sees only the videos whose top_k it is in. No positives: 0.
+    """
+    return _compute(scores_NC, labels_NC, top_k)["map"]
+
+
+def _compute(scores_NC: ArrayLike | Tensor, labels_NC: ArrayLike | Tensor, top_k: int) -> dict[str, float]:
+    """The accumulator's metrics of a dense input."""
+    scores, labels = torch.as_tensor(scores_NC), torch.as_tensor(labels_NC)
+    if scores.ndim != 2 or scores.shape != labels.shape:
+        raise ValueError(
+            f"scores and labels must both be [videos, classes], but got {tuple(scores.shape)} and {tuple(labels.shape)}"
+        )
+    accumulator = Accumulator(scores.shape[1], top_k)
+    for scores_BC, labels_BC in zip(
+        torch.split(scores, CHUNK), torch.split(labels.to(scores.device), CHUNK), strict=True
+    ):
+        rows_L, classes_L = torch.nonzero(labels_BC, as_tuple=True)
+        offsets = torch.bincount(rows_L, minlength=len(labels_BC)).cumsum(0)
+        accumulator.update(scores_BC, torch.cat([offsets.new_zeros(1), offsets]), classes_L)
+    return accumulator.compute()
+
+
+def _rank_by_sorting(
+    logits_BC: Tensor, truth_BC: Tensor, labels_B: Tensor, top_k: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """classes_BK, PERR's precision and the number of positive logits of every video, without looking at a value.
+
+    CUDA sorts rows of up to 4096 in one block each, so all is ranked and no size depends on the data.
+    """
+    order_BC = logits_BC.sort(dim=1, descending=True, stable=True).indices
+    perr_B = _precision_above(truth_BC.gather(1, order_BC), labels_B)
+    return order_BC[:, :top_k], perr_B, (logits_BC > 0).sum(dim=1)
+
+
+def _rank_by_candidates(
+    logits_BC: Tensor, truth_BC: Tensor, labels_B: Tensor, top_k: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same on a CPU, where it is 4 times faster to look: few logits can be among the top K (see `_top_classes`)."""
+    _refuse_nan(logits_BC.amax(dim=1, keepdim=True).numpy())
+    classes_BK = _top_classes(logits_BC, top_k)
+    perr_B = _precision_above(truth_BC.gather(1, classes_BK), labels_B)
+    predicted_B = (logits_BC.gather(1, classes_BK) > 0).sum(dim=1)
+    # The few videos that K predictions do not settle: more labels than that, or more positive logits.
+    rest = torch.nonzero((labels_B > top_k) | (predicted_B == top_k)).squeeze(1)
+    if len(rest):
+        _, perr_B[rest], predicted_B[rest] = _rank_by_sorting(logits_BC[rest], truth_BC[rest], labels_B[rest], top_k)
+    return classes_BK, perr_B, predicted_B
+
+
+def _precision_above(hits: Tensor, depth_B: Tensor) -> Tensor:
+    """Share of hits among the first depth_B ranks of every row; 0 at depth 0."""
+    ranks = torch.arange(hits.shape[1], device=hits.device)
+    return (hits & (ranks < depth_B[:, None])).sum(dim=1).double() / depth_B.clamp(min=1)
+
+
+def _top_classes(logits_BC: Tensor, top_k: int) -> Tensor:
+    """[B, K] classes of the K highest logits of every row, highest first, ties by class index.
+
+    The K-th highest of G >= K group maxima is a lower bound of the K-th highest logit: comparing with it leaves about
+    1.2 K candidates a row, found with two vectorised passes (torch.topk keeps a heap, one logit at a time).
+    """
+    num_videos, num_classes = logits_BC.shape
+    groups = 4 * top_k
+    logits = logits_BC.numpy()
+    if num_classes < 2 * groups:
+        return torch.from_numpy(np.argsort(-logits, axis=1, kind="stable")[:, :top_k])
+    # Group g holds the classes g, g + G, ...: neighbours, where classes are sorted by frequency, part.
+    members = num_classes // groups
+    maxima_BG = logits_BC[:, : members * groups].reshape(num_videos, members, groups).amax(dim=1).numpy()
+    bound_B1 = np.partition(maxima_BG, groups - top_k, axis=1)[:, groups - top_k, None]
+    rows, classes = np.divmod(np.flatnonzero(logits >= bound_B1), num_classes)
+    counts_B = np.bincount(rows, minlength=num_videos)
+    columns = np.arange(len(rows)) - np.repeat(np.cumsum(counts_B) - counts_B, counts_B)
+    candidates = np.full((num_videos, counts_B.max(initial=top_k)), np.inf, logits.dtype)  # negated, to sort upwards
+    candidates[rows, columns] = -logits[rows, classes]
+    candidate_classes = np.zeros(candidates.shape, np.int64)
+    candidate_classes[rows, columns] = classes
+    best = np.argsort(candidates, axis=1, kind="stable")[:, :top_k]
+    return torch.from_numpy(np.take_along_axis(candidate_classes, best, axis=1))
+
+
+def _average_precision(hits: NDArray[np.bool_], num_positives: int) -> float:
+    """Sum over the hits of (hits so far / rank), over num_positives; 0 without positives."""
+    ranks = np.flatnonzero(hits) + 1
+    return float((np.arange(1, len(ranks) + 1) / ranks).sum() / max(num_positives, 1))
+
+
+def _mean_average_precision(
+    hits: NDArray[np.bool_], classes: NDArray[np.int32], positives_C: NDArray[np.int64]
+) -> float:
+    """Mean over the classes with a positive of the average precision in the ranked pool; 0 without any."""
+    by_class = np.argsort(classes.astype(np.min_scalar_type(len(positives_C))), kind="stable")  # 16 bits: a radix sort
+    hits, classes = hits[by_class], classes[by_class]
+    counts_C = np.bincount(classes, minlength=len(positives_C))
+    starts_C = np.cumsum(counts_C) - counts_C
+    found = np.flatnonzero(hits)
+    found_classes = classes[found]
+    ranks = found - starts_C[found_classes] + 1
+    hits_before_C = np.cumsum(np.bincount(found_classes, minlength=len(positives_C)))
+    hits_before_C = np.concatenate([[0], hits_before_C[:-1]])
+    precisions = (np.arange(len(found)) - hits_before_C[found_classes] + 1) / ranks
+    sums_C = np.bincount(found_classes, weights=precisions, minlength=len(positives_C))
+    seen = positives_C > 0
+    return float((sums_C[seen] / positives_C[seen]).mean()) if seen.any() else 0.0
+
+
+def _refuse_nan(best_scores: NDArray[Any]) -> None:
+    """NaN ranks above everything, so looking at each video's first score finds any."""
+    if np.isnan(best_scores[:, 0]).any():
+        num_videos = int(np.isnan(best_scores[:, 0]).sum())
+        raise ValueError(f"logits must be numbers, but got NaN in {num_videos} of {len(best_scores)} videos")
