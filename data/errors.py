@@ -17,7 +17,7 @@ class ShardError(DataError):
     Attributes:
         path: the shard, as it was given.
         reason: what is wrong, without the place.
-        offset: byte at which the record starts (in the decompressed bytes, for a gzip shard); None: no record is to blame.
+        offset: byte at which the record starts (of the decompressed bytes, if gzip); None: no record is to blame.
         key: the feature to blame, if one is.
     """
 

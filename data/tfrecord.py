@@ -15,11 +15,11 @@ Shapes   N videos in the shard   D columns of features
 
 import gzip
 import hashlib
-import io
 import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final, cast
 
@@ -173,8 +173,8 @@ def decode_shard(
         out: [N, D] float16 or float32 rows to write the features into; N as count_records says.
 
     Raises:
-        ShardError: the file cannot be read or is damaged; a record lacks a feature or its id, has a wrong type or width,
-            a value that is not finite (or too large for `out`), or a label outside [0, num_classes).
+        ShardError: the file cannot be read or is damaged; a record lacks a feature or its id, has a wrong type or
+            width, a value that is not finite (or too large for `out`), or a label outside [0, num_classes).
     """
     name = os.fspath(path)
     records = list(read_records(name))
@@ -254,17 +254,25 @@ def _parse(name: str, offset: int, data: bytes) -> Example:
     return Example(path=name, offset=offset, features=features, feature_lists=feature_lists)
 
 
-def _open(name: str) -> BinaryIO:
+@contextmanager
+def _open(name: str) -> Iterator[BinaryIO]:
     """The bytes of the frames, decompressed if they are compressed."""
-    if "://" in name:
-        import fsspec
+    with _open_raw(name) as stream:
+        head = stream.read(_HEADER.size)
+        stream.seek(0)
+        if not _is_gzip(head):
+            yield stream
+            return
+        with gzip.GzipFile(fileobj=stream) as decompressed:
+            yield cast(BinaryIO, decompressed)
 
-        stream = cast(BinaryIO, fsspec.open(name, "rb").open())
-    else:
-        stream = open(name, "rb")  # noqa: SIM115 - the caller closes it
-    head = stream.read(_HEADER.size)
-    stream.seek(0)
-    return cast(BinaryIO, gzip.GzipFile(fileobj=stream)) if _is_gzip(head) else stream
+
+def _open_raw(name: str) -> BinaryIO:
+    if "://" not in name:
+        return open(name, "rb")
+    import fsspec  # here, since local files need none of it
+
+    return cast(BinaryIO, fsspec.open(name, "rb").open())
 
 
 def _is_gzip(head: bytes) -> bool:

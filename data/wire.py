@@ -68,7 +68,8 @@ def _feature_list(fragments: list[bytes]) -> list[Values]:
 
 def _feature(fragments: list[bytes]) -> Values | None:
     """The values of one Feature, merged from its fragments; None without a kind."""
-    kind, pieces = 0, []
+    kind = 0
+    pieces: list[Any] = []
     for fragment in fragments:
         for number, wire_type, value in _fields(fragment):
             if wire_type == BYTES and number in _KINDS:
@@ -107,6 +108,7 @@ def _int64_list(message: bytes) -> list[int]:
     values = []
     for number, wire_type, value in _fields(message):
         if number == 1 and wire_type == VARINT:
+            assert isinstance(value, int)
             values.append(value)
         elif number == 1 and wire_type == BYTES:
             assert isinstance(value, bytes)
@@ -122,9 +124,7 @@ _KINDS: Final[dict[int, Callable[[bytes], list[Any]]]] = {1: _bytes_list, 2: _fl
 
 def _messages(fields: Iterable[Field], number: int) -> list[bytes]:
     """Every length-delimited value of one field; the same number with another wire type is an unknown field."""
-    return [
-        value for found, wire_type, value in fields if found == number and wire_type == BYTES and isinstance(value, bytes)
-    ]
+    return [value for found, wire, value in fields if found == number and wire == BYTES and isinstance(value, bytes)]
 
 
 def _fields(message: bytes) -> Iterator[Field]:

@@ -1,0 +1,279 @@
+"""Sample shards in the real format, learnable: the default data, the tests' and the benchmarks'.
+
+    python -m data.sample DIR [--train 4000] [--validate 1000] [--test 1000] [--shards 4] [--classes 64] [--seed 1]
+
+Every split draws its videos from one world, which is the seed's: classes come in groups that like to share a video,
+some are far more frequent than others (Zipf), and each is a direction in a small latent space. A video's latent vector
+is the sum of its classes' directions, and noise; its features are a fixed random map of that vector, and more noise,
+with about the means and variances of the real ones. The latent noise is what keeps a perfect model from being right.
+
+The files are written by the `tfrecord` package (protobuf, CRC, file), which knows nothing of our reader.
+
+Shapes   N videos of a shard   C classes   L latent directions   D columns of features
+"""
+
+import argparse
+import json
+import os
+import struct
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.errors import DataError
+from data.schema import LABELS_KEY, VIDEO_FEATURES, Schema
+
+NUM_VIDEOS: Final[Mapping[str, int]] = {"train": 4000, "validate": 1000, "test": 1000}
+MARKER: Final = "sample.json"  # what was written, with which settings
+
+_LATENT = 32
+_GROUP = 8  # classes that like to share a video
+_TOGETHER = 12.0  # times as likely
+_NOISE = 0.3  # in the latent space, where a class has length 1: what limits every model
+_ID_LETTERS: Final = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_NUM_IDS: Final = len(_ID_LETTERS) ** 4
+_SLOTS: Final = 16  # of the ids: one a split, so that no video is in two
+
+
+def write_splits(
+    directory: str | os.PathLike[str],
+    *,
+    num_videos: Mapping[str, int] = NUM_VIDEOS,
+    num_shards: int = 4,
+    num_classes: int = 64,
+    seed: int = 1,
+    features: Mapping[str, int] = VIDEO_FEATURES,
+) -> dict[str, list[Path]]:
+    """Shards of every split, under `directory`; nothing is written when the very same lie there already.
+
+    Args:
+        directory: made where it is missing. Shards of another sample in it are replaced; files that this function did
+            not write are never touched.
+        num_videos: by split; the split's name starts its files' names.
+        num_shards: of the largest split; a smaller one has fewer, in proportion, at least one.
+        num_classes: C.
+        seed: of the world and its videos.
+        features: widths by name.
+
+    Returns:
+        The shards of each split.
+
+    Raises:
+        DataError: a file of that name is there, and no sample's.
+        ValueError: a setting is out of its range.
+    """
+    directory = Path(directory)
+    marker = directory / MARKER
+    settings: dict[str, Any] = {
+        "num_videos": dict(num_videos),
+        "num_shards": num_shards,
+        "num_classes": num_classes,
+        "seed": seed,
+        "features": dict(features),
+    }
+    written = json.loads(marker.read_text()) if marker.exists() else {"settings": None, "files": {}}
+    sizes = {path.name: path.stat().st_size for path in directory.glob("*.tfrecord")}
+    if written["settings"] != settings or any(sizes.get(name) != size for name, size in written["files"].items()):
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".sample-", dir=directory) as scratch:
+            shards = [
+                shard
+                for split, count in num_videos.items()
+                for shard in write_shards(
+                    scratch,
+                    num_videos=count,
+                    num_shards=max(1, round(num_shards * count / max(num_videos.values()))),
+                    num_classes=num_classes,
+                    seed=seed,
+                    features=features,
+                    prefix=split,
+                )
+            ]
+            files = {shard.name: shard.stat().st_size for shard in shards}
+            if strangers := sorted((files.keys() & sizes.keys()) - written["files"].keys()):
+                raise DataError(f"{directory / strangers[0]} is there and no sample's: give another folder")
+            # From here to the last line the marker claims every file, and says of none that it is whole.
+            _mark(marker, None, written["files"] | files)
+            for name in written["files"]:
+                (directory / name).unlink(missing_ok=True)
+            for shard in shards:
+                os.replace(shard, directory / shard.name)
+            _mark(marker, settings, files)
+            written = {"files": files}
+    names = sorted(written["files"])
+    return {split: [directory / name for name in names if _split(name) == split] for split in num_videos}
+
+
+def _mark(marker: Path, settings: Mapping[str, Any] | None, files: Mapping[str, int]) -> None:
+    pending = marker.with_name(f".{marker.name}.{os.getpid()}")
+    pending.write_text(json.dumps({"settings": settings, "files": files}, indent=1) + "\n")
+    os.replace(pending, marker)
+
+
+def write_shards(
+    directory: str | os.PathLike[str],
+    *,
+    num_videos: int,
+    num_shards: int,
+    num_classes: int,
+    seed: int,
+    features: Mapping[str, int] = VIDEO_FEATURES,
+    prefix: str = "train",
+) -> list[Path]:
+    """Shards of one split: `prefix` + four digits + `.tfrecord`, their bytes a pure function of the arguments.
+
+    Splits of one seed (other prefixes) share the labelling, and no video.
+
+    Raises:
+        ValueError: a setting is out of its range.
+    """
+    schema = Schema(features=features, num_classes=num_classes)
+    if not 1 <= num_shards <= 10_000:
+        raise ValueError(f"num_shards must be in [1, 10000], but got {num_shards}")
+    if not 0 <= num_videos <= _NUM_IDS // _SLOTS:
+        raise ValueError(f"num_videos must be in [0, {_NUM_IDS // _SLOTS}] (ids have 4 letters), but got {num_videos}")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, but got {seed}")
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    world = _World.of(schema, seed)
+    bounds = [num_videos * shard // num_shards for shard in range(num_shards + 1)]
+    paths = []
+    for shard, (start, stop) in enumerate(pairwise(bounds)):
+        path = Path(directory, f"{prefix}{shard:04d}.tfrecord")
+        rng = np.random.default_rng([seed, zlib.crc32(prefix.encode()), shard])
+        _write(path, zip(_ids(prefix, seed, start, stop), world.videos(stop - start, rng), strict=True), schema)
+        paths.append(path)
+    return paths
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _World:
+    """What all videos of a seed have in common."""
+
+    schema: Schema
+    log_frequency_C: NDArray[np.float32]
+    group_C: NDArray[np.int64]
+    directions_CL: NDArray[np.float32]
+    map_LD: NDArray[np.float32]
+    mean_D: NDArray[np.float32]
+    noise_D: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, schema: Schema, seed: int) -> "_World":
+        rng = np.random.default_rng([seed, 0])
+        C = schema.num_classes
+        group_C = rng.permutation(C) // _GROUP
+        directions_CL = rng.standard_normal((C, _LATENT)) + rng.standard_normal((C, _LATENT))[group_C] * 0.5
+        directions_CL /= np.linalg.norm(directions_CL, axis=1, keepdims=True)
+        # The real features' variance: 0.22 a column of mean_rgb, 0.47 of mean_audio, which is the narrower one.
+        deviation_D = np.concatenate([np.full(w, (0.22 if w > 256 else 0.47) ** 0.5) for w in schema.features.values()])
+        size = (2.6 + _LATENT * _NOISE**2) ** 0.5  # of a latent vector: 2.6 labels a video
+        map_LD = rng.standard_normal((_LATENT, schema.width)) * deviation_D * 0.7 / size
+        return cls(
+            schema=schema,
+            log_frequency_C=-np.log(np.arange(C, dtype=np.float32) + 3),
+            group_C=group_C,
+            directions_CL=directions_CL.astype(np.float32),
+            map_LD=map_LD.astype(np.float32),
+            mean_D=rng.uniform(-0.04, 0.04, schema.width).astype(np.float32),
+            noise_D=(deviation_D * 0.7).astype(np.float32),
+        )
+
+    def videos(self, num_videos: int, rng: np.random.Generator) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
+        """Labels and features_D of each."""
+        labels_NC = self._labels(num_videos, rng)
+        latent_NL = labels_NC.astype(np.float32) @ self.directions_CL
+        latent_NL += _NOISE * rng.standard_normal(latent_NL.shape, np.float32)
+        features_ND = rng.standard_normal((num_videos, self.schema.width), np.float32)
+        features_ND *= self.noise_D
+        features_ND += latent_NL @ self.map_LD + self.mean_D
+        features_ND.clip(-2, 2, out=features_ND)
+        for labels_C, features_D in zip(labels_NC, features_ND, strict=True):
+            yield np.flatnonzero(labels_C).tolist(), features_D
+
+    def _labels(self, num_videos: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+        """One to six a video: the first by its frequency, then others, likelier from its group (Gumbel top-k)."""
+        C = self.schema.num_classes
+        rows = np.arange(num_videos)
+        score_NC = self.log_frequency_C + rng.gumbel(size=(num_videos, C)).astype(np.float32)
+        first_N = score_NC.argmax(axis=1)
+        score_NC += np.log(_TOGETHER).astype(np.float32) * (self.group_C == self.group_C[first_N][:, None])
+        score_NC[rows, first_N] = np.inf
+        count_N = np.minimum(1 + rng.poisson(1.6, num_videos).clip(max=5), C)
+        order_NK = np.argsort(-score_NC, axis=1)[:, :6]
+        labels_NC = np.zeros((num_videos, C), np.bool_)
+        labels_NC[rows[:, None], order_NK] = np.arange(order_NK.shape[1]) < count_N[:, None]
+        return labels_NC
+
+
+def _ids(prefix: str, seed: int, start: int, stop: int) -> Iterator[bytes]:
+    """Four letters a video, all different: an affine permutation of numbers, of which every split has its own range."""
+    slot = {"train": 0, "validate": 1, "test": 2}.get(prefix, 3 + zlib.crc32(prefix.encode()) % (_SLOTS - 3))
+    for number in range(slot * (_NUM_IDS // _SLOTS) + start, slot * (_NUM_IDS // _SLOTS) + stop):
+        code = (number * 7_368_787 + seed) % _NUM_IDS  # a prime, and none of the factors of 62 ** 4
+        letters = []
+        for _ in range(4):
+            code, letter = divmod(code, len(_ID_LETTERS))
+            letters.append(_ID_LETTERS[letter])
+        yield bytes(letters)
+
+
+def _write(path: Path, videos: Iterator[tuple[bytes, tuple[list[int], NDArray[np.float32]]]], schema: Schema) -> None:
+    from tfrecord.example_pb2 import Example  # here, since it brings torch with it
+    from tfrecord.writer import TFRecordWriter
+
+    writer = TFRecordWriter(os.fspath(path))
+    try:
+        for video_id, (labels, features_D) in videos:
+            datum = {"id": (video_id, "byte"), LABELS_KEY: (labels, "int")}
+            datum |= {name: (features_D[columns].tolist(), "float") for name, columns in schema.columns.items()}
+            # TFRecordWriter.write orders the keys by chance, another way in every process. Sorted, the bytes repeat.
+            record = Example.FromString(writer.serialize_tf_example(datum)).SerializeToString(deterministic=True)
+            length = struct.pack("<Q", len(record))
+            writer.file.write(length + writer.masked_crc(length) + record + writer.masked_crc(record))
+    finally:
+        writer.close()
+
+
+def _split(name: str) -> str:
+    """The prefix of a shard's name."""
+    return name.removesuffix(".tfrecord")[:-4]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m data.sample`."""
+    parser = argparse.ArgumentParser(prog="python -m data.sample", description="Writes learnable sample shards.")
+    parser.add_argument("directory", metavar="DIR", type=Path)
+    for split, count in NUM_VIDEOS.items():
+        parser.add_argument(f"--{split}", type=int, default=count, metavar="N", help="videos (default: %(default)s)")
+    parser.add_argument("--shards", type=int, default=4, metavar="N", help="of train (default: %(default)s)")
+    parser.add_argument("--classes", type=int, default=64, metavar="C", help="(default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="same seed, same bytes (default: %(default)s)")
+    arguments = parser.parse_args(argv)
+    try:
+        splits = write_splits(
+            arguments.directory,
+            num_videos={split: getattr(arguments, split) for split in NUM_VIDEOS},
+            num_shards=arguments.shards,
+            num_classes=arguments.classes,
+            seed=arguments.seed,
+        )
+    except (DataError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    size = sum(path.stat().st_size for paths in splits.values() for path in paths)
+    counts = ", ".join(f"{getattr(arguments, split)} {split} in {len(paths)} shards" for split, paths in splits.items())
+    print(f"{counts}: {size / 1e6:.1f} MB in {arguments.directory}, {arguments.classes} classes, seed {arguments.seed}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
