@@ -1,0 +1,525 @@
+"""Builds a cache: shards -> one file per column, appended in the order of the shards.
+
+    journal.jsonl        a line per shard: videos, labels, content hash, CRC32C of what was appended for it
+    features.npy         [N, D] float16 or float32
+    label_lengths.bin    [N] int32                 -> label_offsets.npy at the end
+    label_indices.npy    [number of labels] int32
+    ids.bin              ids of each shard, as wide as its longest -> ids.npy at the end
+
+All of it lies in a working folder that becomes the cache by one rename, its manifest written last. A build that was
+killed goes on behind the last shard whose bytes still have the checksum of its line in the journal, so neither a
+half-written line nor pages lost with the power are ever taken for data, and no shard costs an fsync.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, Literal, Self
+
+import crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from data.errors import CacheError, ShardError
+from data.schema import Schema
+from data.tfrecord import count_records, decode_shard
+from data.workers import map_in_order
+
+FORMAT = 1  # of the files below; another number is another cache
+COLUMNS = ("features.npy", "label_offsets.npy", "label_indices.npy", "ids.npy")
+MANIFEST = "manifest.json"
+
+_IN_PROCESS_BYTES = 256 << 20  # shards smaller than this in all are decoded here: sooner done than processes started
+_GIGABYTE = 1e9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """A shard as it was found: its bytes count as changed when size or version do."""
+
+    path: str  # local path or URL
+    size: int  # bytes
+    version: str  # modification time in ns, or the etag and the like of a URL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Everything that decides what a cache holds, and nothing else."""
+
+    shards: tuple[Shard, ...]
+    schema: Schema
+    dtype: Literal["float16", "float32"] = "float16"
+    require_labels: bool = True
+
+    @property
+    def key(self) -> str:
+        """The name of the cache's folder."""
+        parts = [
+            FORMAT,
+            [asdict(shard) for shard in self.shards],
+            list(self.schema.features.items()),
+            self.schema.num_classes,
+            self.dtype,
+            self.require_labels,
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardRecord:
+    """What the cache holds of a shard: a line of the journal, an entry of the manifest."""
+
+    path: str
+    num_videos: int = 0
+    num_labels: int = 0
+    id_width: int = 1  # bytes of the longest id
+    content_hash: str = ""
+    checksum: int = 0  # CRC32C of the shard's bytes in the columns
+    error: tuple[str, int | None, str | None] | None = None  # reason, offset, key: the shard was skipped
+
+    @classmethod
+    def from_json(cls, line: dict[str, Any]) -> Self:
+        """The record of a journal's line or a manifest's entry."""
+        error = line["error"]
+        return cls(**line | {"error": None if error is None else (error[0], error[1], error[2])})
+
+    def shard_error(self) -> ShardError | None:
+        """The error for which the shard was skipped."""
+        return None if self.error is None else ShardError(self.path, *self.error)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildProgress:
+    """How far a build is; also seen by those who wait for another process that builds the same cache."""
+
+    shards_done: int  # skipped ones included
+    shards_total: int
+    num_videos: int  # in the shards done
+    num_skipped: int
+    waiting_for_lock: bool = False  # another process does the work
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Part:
+    """The rows of one shard (or of several) as the columns hold them."""
+
+    features_ND: NDArray[Any]  # float16 or float32
+    label_lengths: NDArray[np.int32]  # [N]
+    label_indices: NDArray[np.int32]
+    ids: NDArray[np.bytes_]  # [N]
+
+    def checksum(self) -> int:
+        """CRC32C over the bytes of all four, one after the other."""
+        value = 0
+        for array in (self.features_ND, self.label_lengths, self.label_indices, self.ids):
+            value = crc32c.crc32c(np.ascontiguousarray(array).view(np.uint8).data, value) if array.size else value
+        return value
+
+
+def build(
+    recipe: Recipe,
+    directory: Path,
+    *,
+    on_bad_shard: Literal["fail", "skip"],
+    workers: int | None,
+    progress: Callable[[BuildProgress], None],
+) -> None:
+    """Decodes the recipe's shards into `directory`, which must not exist. The caller holds the lock.
+
+    Raises:
+        ShardError: a shard is bad and `on_bad_shard` is "fail". Nothing is left behind.
+        CacheError: the disk is too small (nothing is left behind), a shard changed meanwhile, or a process was killed.
+    """
+    working = working_directory(directory)
+    working.mkdir(parents=True, exist_ok=True)
+    try:
+        with _Columns(working, recipe) as columns:
+            records = columns.records
+            _check_disk(recipe, directory.parent, num_done=len(records), bytes_done=columns.num_bytes)
+
+            def report() -> None:
+                progress(progress_of(records, len(recipe.shards)))
+
+            report()
+            with closing(_decoded(recipe, len(records), working, workers)) as parts:
+                for shard, part in zip(recipe.shards[len(records) :], parts, strict=True):
+                    if isinstance(part, ShardError):
+                        if on_bad_shard == "fail":
+                            raise part
+                        columns.skip(part)
+                    else:
+                        columns.append(shard.path, *part)
+                    report()
+            columns.finish()
+        for shard in recipe.shards:
+            if find_shard(shard.path) != shard:
+                raise CacheError(f"{shard.path}: the shard changed while it was read; start again when it is complete")
+        _write_manifest(working, recipe, records)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        shutil.rmtree(working)
+        raise CacheError(
+            f"{directory.parent}: the disk became full while the cache was written; free space there or give another "
+            "folder for the cache"
+        ) from None
+    except (ShardError, CacheError):
+        shutil.rmtree(working)
+        raise
+    os.replace(working, directory)
+    _sync(directory.parent)
+    for name in ("journal.jsonl", "label_lengths.bin", "ids.bin"):
+        (directory / name).unlink()
+
+
+def working_directory(directory: Path) -> Path:
+    """Where a cache is while it is built."""
+    return directory.with_name(directory.name + ".building")
+
+
+def read_journal(working: Path) -> list[ShardRecord]:
+    """The shards that a build, running or killed, has written so far; an unfinished last line does not count."""
+    try:
+        lines = (working / "journal.jsonl").read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    records = []
+    for line in lines:
+        try:
+            records.append(ShardRecord.from_json(json.loads(line)))
+        except (ValueError, TypeError, KeyError):
+            break
+    return records
+
+
+def progress_of(records: Sequence[ShardRecord], shards_total: int, waiting_for_lock: bool = False) -> BuildProgress:
+    """Sums up a journal."""
+    return BuildProgress(
+        shards_done=len(records),
+        shards_total=shards_total,
+        num_videos=sum(record.num_videos for record in records),
+        num_skipped=sum(record.error is not None for record in records),
+        waiting_for_lock=waiting_for_lock,
+    )
+
+
+def find_shard(path: str) -> Shard:
+    """Looks at a shard without reading it.
+
+    Raises:
+        ShardError: there is no such file.
+    """
+    try:
+        if "://" not in path:
+            status = os.stat(path)
+            return Shard(path=path, size=status.st_size, version=str(status.st_mtime_ns))
+        import fsspec  # imported here: only URLs need it
+
+        filesystem, inner = fsspec.core.url_to_fs(path)
+        return Shard(path=path, size=int(filesystem.size(inner) or 0), version=str(filesystem.ukey(inner)))
+    except FileNotFoundError:
+        raise ShardError(path, "no such file") from None
+
+
+# ---------------------------------------------------------------------------------------------------- decoding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    path: str
+    schema: Schema
+    dtype: str
+    require_labels: bool
+    part_path: Path  # where a worker process leaves the arrays: pipes are slower than the page cache
+
+
+def _decoded(
+    recipe: Recipe, num_done: int, working: Path, workers: int | None
+) -> Generator[tuple[str, Part] | ShardError]:
+    """(content hash, rows) of the shards that are not done yet, in order; errors are yielded, not raised."""
+    shards = recipe.shards[num_done:]
+    folder = working / "parts"
+    jobs = [
+        _Job(
+            path=shard.path,
+            schema=recipe.schema,
+            dtype=recipe.dtype,
+            require_labels=recipe.require_labels,
+            part_path=folder / f"{index}.npy",
+        )
+        for index, shard in enumerate(shards)
+    ]
+    small = workers is None and sum(shard.size for shard in shards) < _IN_PROCESS_BYTES
+    num_workers = min(len(jobs), workers or _num_cpus())
+    if small or num_workers <= 1:
+        for job in jobs:
+            yield _decode(job)
+        return
+    shutil.rmtree(folder, ignore_errors=True)  # of a build that was killed
+    folder.mkdir()
+    with closing(map_in_order(_decode_to_file, jobs, num_workers)) as outcomes:
+        for job in jobs:
+            try:
+                outcome = next(outcomes)
+            except ChildProcessError as error:
+                raise CacheError(
+                    f"{job.path}: decoding stopped: {error}; if the machine is short of memory, give fewer workers"
+                ) from None
+            if isinstance(outcome, ShardError):
+                yield outcome
+            else:
+                yield outcome, _load_part(job.part_path)
+                job.part_path.unlink()
+    folder.rmdir()
+
+
+def _decode(job: _Job) -> tuple[str, Part] | ShardError:
+    try:
+        shard = decode_shard(job.path, job.schema, require_labels=job.require_labels)
+        part = Part(
+            features_ND=_stored(shard.features_ND, job),
+            label_lengths=np.diff(shard.label_offsets).astype(np.int32),
+            label_indices=shard.label_indices.astype(np.int32),
+            ids=np.array(shard.ids, dtype=np.bytes_),
+        )
+    except ShardError as error:
+        return error
+    return str(shard.content_hash), part
+
+
+def _decode_to_file(job: _Job) -> str | ShardError:
+    outcome = _decode(job)
+    if isinstance(outcome, ShardError):
+        return outcome
+    content_hash, part = outcome
+    with open(job.part_path, "wb") as file:
+        for array in (part.features_ND, part.label_lengths, part.label_indices, part.ids):
+            np.save(file, array)
+    return content_hash
+
+
+def _load_part(path: Path) -> Part:
+    with open(path, "rb") as file:
+        features_ND, label_lengths, label_indices, ids = (np.load(file) for _ in range(4))
+    return Part(features_ND=features_ND, label_lengths=label_lengths, label_indices=label_indices, ids=ids)
+
+
+def _stored(features_ND: NDArray[np.float32], job: _Job) -> NDArray[Any]:
+    """The features in the cache's type.
+
+    Raises:
+        ShardError: a value is too large for it.
+    """
+    with np.errstate(over="ignore"):  # found and named below
+        stored_ND = features_ND.astype(job.dtype, copy=False)
+    # All exponent bits set is infinity; on integers the check is as fast as a copy.
+    if stored_ND.dtype == np.float16 and (stored_ND.view(np.uint16) & 0x7C00 == 0x7C00).any():
+        # Rare, so the shard is read again: told the type, the decoder finds the record and the words.
+        decode_shard(job.path, job.schema, require_labels=job.require_labels, out=stored_ND)
+    return stored_ND
+
+
+def _num_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# ----------------------------------------------------------------------------------------------------- writing
+
+
+class _Columns:
+    """The files of a cache in the making, open at the end of the last whole shard."""
+
+    def __init__(self, working: Path, recipe: Recipe) -> None:
+        self._working, self._recipe = working, recipe
+        self._width = recipe.schema.width
+        self._dtype = np.dtype(recipe.dtype)
+        self.records: list[ShardRecord] = []
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            names = ("features.npy", "label_lengths.bin", "label_indices.npy", "ids.bin", "journal.jsonl")
+            for name in names:
+                (self._working / name).touch()
+            files = [stack.enter_context(open(self._working / name, "r+b")) for name in names]
+            self._features, self._lengths, self._indices, self._ids, self._journal = files
+            self._write_headers()
+            for record in read_journal(self._working):
+                if not self._is_whole(record):
+                    break
+                self.records.append(record)
+            self._cut()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes written so far."""
+        return sum(file.tell() for file in (self._features, self._lengths, self._indices, self._ids))
+
+    def append(self, path: str, content_hash: str, part: Part) -> None:
+        """Writes a shard's rows behind the others, then its line."""
+        for file, array in (
+            (self._features, part.features_ND),
+            (self._lengths, part.label_lengths),
+            (self._indices, part.label_indices),
+            (self._ids, part.ids),
+        ):
+            file.write(np.ascontiguousarray(array).view(np.uint8).data if array.size else b"")
+            file.flush()
+        self._note(
+            ShardRecord(
+                path=path,
+                num_videos=len(part.ids),
+                num_labels=len(part.label_indices),
+                id_width=part.ids.itemsize,
+                content_hash=content_hash,
+                checksum=part.checksum(),
+            )
+        )
+
+    def skip(self, error: ShardError) -> None:
+        """Notes that a bad shard is left out, whole."""
+        self._note(ShardRecord(path=error.path, error=(error.reason, error.offset, error.key)))
+
+    def finish(self) -> None:
+        """Writes what is known only now, and makes sure that all columns are on the disk."""
+        self._write_headers()
+        lengths = np.fromfile(self._working / "label_lengths.bin", np.int32)
+        np.save(self._working / "label_offsets.npy", np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))))
+        np.save(self._working / "ids.npy", self._all_ids())
+        for name in COLUMNS:
+            _sync(self._working / name)
+
+    def _note(self, record: ShardRecord) -> None:
+        self._journal.write(json.dumps(asdict(record)).encode() + b"\n")
+        self._journal.flush()
+        self.records.append(record)
+
+    def _write_headers(self) -> None:
+        """Headers for as many rows as there are; numpy pads them so that more rows need no more room."""
+        num_videos = sum(record.num_videos for record in self.records)
+        num_labels = sum(record.num_labels for record in self.records)
+        for file, dtype, shape in (
+            (self._features, self._dtype, (num_videos, self._width)),
+            (self._indices, np.dtype(np.int32), (num_labels,)),
+        ):
+            file.seek(0)
+            header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            file.flush()
+
+    def _is_whole(self, record: ShardRecord) -> bool:
+        """Whether the files hold the next shard of the recipe as its line says; reads on behind it."""
+        if len(self.records) == len(self._recipe.shards) or record.path != self._recipe.shards[len(self.records)].path:
+            return False
+        features_ND = _read(self._features, self._dtype, record.num_videos * self._width)
+        part = Part(
+            features_ND=features_ND,
+            label_lengths=_read(self._lengths, np.dtype(np.int32), record.num_videos),
+            label_indices=_read(self._indices, np.dtype(np.int32), record.num_labels),
+            ids=_read(self._ids, np.dtype(f"S{record.id_width}"), record.num_videos),
+        )
+        return part.checksum() == record.checksum
+
+    def _cut(self) -> None:
+        """Truncates every file behind the last whole shard and goes there."""
+        num_videos = sum(record.num_videos for record in self.records)
+        num_labels = sum(record.num_labels for record in self.records)
+        self._write_headers()
+        for file, size in (
+            (self._features, self._features.tell() + num_videos * self._width * self._dtype.itemsize),
+            (self._lengths, num_videos * 4),
+            (self._indices, self._indices.tell() + num_labels * 4),
+            (self._ids, sum(record.num_videos * record.id_width for record in self.records)),
+        ):
+            file.truncate(size)
+            file.seek(size)
+        self._journal.seek(0)
+        self._journal.truncate()
+        self._journal.writelines(json.dumps(asdict(record)).encode() + b"\n" for record in self.records)
+        self._journal.flush()
+
+    def _all_ids(self) -> NDArray[np.bytes_]:
+        """The ids of all shards, as wide as the longest."""
+        ids = np.zeros(
+            sum(record.num_videos for record in self.records),
+            f"S{max((record.id_width for record in self.records), default=1)}",
+        )
+        self._ids.seek(0)
+        row = 0
+        for record in self.records:
+            ids[row : row + record.num_videos] = _read(self._ids, np.dtype(f"S{record.id_width}"), record.num_videos)
+            row += record.num_videos
+        return ids
+
+
+def _read(file: IO[bytes], dtype: np.dtype[Any], count: int) -> NDArray[Any]:
+    """The next `count` values, fewer where the file ends."""
+    data = file.read(count * dtype.itemsize)
+    return np.frombuffer(data[: len(data) // dtype.itemsize * dtype.itemsize], dtype)
+
+
+def _write_manifest(working: Path, recipe: Recipe, records: Sequence[ShardRecord]) -> None:
+    content = [list(recipe.schema.features.items()), recipe.schema.num_classes]
+    content += [[record.num_videos, record.content_hash] for record in records if record.error is None]
+    manifest = {
+        "format": FORMAT,
+        "features": dict(recipe.schema.features),
+        "num_classes": recipe.schema.num_classes,
+        "dtype": recipe.dtype,
+        "fingerprint": hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+        "num_videos": sum(record.num_videos for record in records),
+        "columns": {name: (working / name).stat().st_size for name in COLUMNS},
+        "shards": [asdict(record) for record in records],
+    }
+    path = working / MANIFEST
+    path.write_text(json.dumps(manifest, indent=1))
+    _sync(path)
+    _sync(working)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_disk(recipe: Recipe, directory: Path, *, num_done: int, bytes_done: int) -> None:
+    """Compares the room that the rest will take with what is free, by the density of the largest shards.
+
+    Raises:
+        CacheError: it will not fit.
+    """
+    shards = recipe.shards[num_done:]
+    counted_videos = counted_bytes = 0
+    for shard in sorted(shards, key=lambda shard: -shard.size)[:3]:
+        try:
+            counted_videos += count_records(shard.path)
+            counted_bytes += shard.size
+            break
+        except ShardError:  # decoding will say so, in order and by the rule for bad shards
+            continue
+    # Features, and offsets, ids and a few labels; 5 % of the whole for shards that are denser than the largest.
+    video_bytes = recipe.schema.width * np.dtype(recipe.dtype).itemsize + 64
+    videos = counted_videos / max(counted_bytes, 1) * sum(shard.size for shard in shards)
+    need = int(1.05 * videos * video_bytes) + (1 << 20)
+    free = shutil.disk_usage(directory).free
+    if need > free:
+        raise CacheError(
+            f"{directory}: the cache of {len(recipe.shards)} shards needs about {need / _GIGABYTE:.2f} GB more, but "
+            f"{free / _GIGABYTE:.2f} GB are free; free space there or give another folder for the cache "
+            "($TUNER_CACHE, or data.cache in the yaml)"
+        )
