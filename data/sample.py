@@ -37,7 +37,7 @@ MARKER: Final = "sample.json"  # what was written, with which settings
 _LATENT = 32
 _GROUP = 8  # classes that like to share a video
 _TOGETHER = 12.0  # times as likely
-_NOISE = 0.3  # in the latent space, where a class has length 1: what limits every model
+_NOISE = 0.18  # in the latent space, where a class has length 1: what limits every model
 _ID_LETTERS: Final = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _NUM_IDS: Final = len(_ID_LETTERS) ** 4
 _SLOTS: Final = 16  # of the ids: one a split, so that no video is in two
@@ -179,7 +179,7 @@ class _World:
         map_LD = rng.standard_normal((_LATENT, schema.width)) * deviation_D * 0.7 / size
         return cls(
             schema=schema,
-            log_frequency_C=-np.log(np.arange(C, dtype=np.float32) + 3),
+            log_frequency_C=-np.log(np.arange(C, dtype=np.float32) + 1.5),
             group_C=group_C,
             directions_CL=directions_CL.astype(np.float32),
             map_LD=map_LD.astype(np.float32),
