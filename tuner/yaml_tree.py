@@ -36,6 +36,9 @@ _SCALARS = (
 _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<fallback>:-(?P<default>[^}]*))?\}")
 
 
+_SHORT = 90  # characters of a block that is written in one line
+
+
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = {}  # noqa: RUF012  (PyYAML's own way)
 
@@ -47,6 +50,12 @@ class _Dumper(yaml.SafeDumper):
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+    def represent_mapping(self, tag: str, mapping: Any, flow_style: bool | None = None) -> yaml.MappingNode:
+        return super().represent_mapping(tag, mapping, flow_style or len(str(mapping)) <= _SHORT)
+
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
+        return super().represent_sequence(tag, sequence, flow_style or len(str(sequence)) <= _SHORT)
 
 
 for _name, _pattern, _first in _SCALARS:
@@ -169,9 +178,7 @@ def parse(text: str, source: str, lines: bool = True) -> Node:
 
 def dump(value: Any) -> str:
     """Plain dicts, lists and scalars as yaml that `parse` reads back to the same."""
-    return str(
-        yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
-    )
+    return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True))
 
 
 def shown(value: Any, limit: int = 80) -> str:
