@@ -136,7 +136,8 @@ def build(
 
     Raises:
         ShardError: a shard is bad and `on_bad_shard` is "fail". Nothing is left behind.
-        CacheError: the disk is too small (nothing is left behind), a shard changed meanwhile, or a process was killed.
+        CacheError: the disk is too small or a shard changed meanwhile (nothing is left behind), or a process died
+            (what is decoded is kept for the next call).
     """
     working = working_directory(directory)
     working.mkdir(parents=True, exist_ok=True)
@@ -163,6 +164,8 @@ def build(
             if find_shard(shard.path) != shard:
                 raise CacheError(f"{shard.path}: the shard changed while it was read; start again when it is complete")
         _write_manifest(working, recipe, records)
+    except ChildProcessError as error:  # what is written stays, the next build goes on behind it
+        raise CacheError(f"{error}; if the machine is short of memory, give fewer workers") from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -215,7 +218,7 @@ def find_shard(path: str) -> Shard:
     """Looks at a shard without reading it.
 
     Raises:
-        ShardError: there is no such file.
+        ShardError: there is no such file, or it cannot be looked at.
     """
     try:
         if "://" not in path:
@@ -227,6 +230,8 @@ def find_shard(path: str) -> Shard:
         return Shard(path=path, size=int(filesystem.size(inner) or 0), version=str(filesystem.ukey(inner)))
     except FileNotFoundError:
         raise ShardError(path, "no such file") from None
+    except OSError as error:
+        raise ShardError(path, f"cannot be read: {error}") from error
 
 
 # ---------------------------------------------------------------------------------------------------- decoding
@@ -247,6 +252,7 @@ def _decoded(
     """(content hash, rows) of the shards that are not done yet, in order; errors are yielded, not raised."""
     shards = recipe.shards[num_done:]
     folder = working / "parts"
+    shutil.rmtree(folder, ignore_errors=True)  # of a build that was killed
     jobs = [
         _Job(
             path=shard.path,
@@ -263,16 +269,13 @@ def _decoded(
         for job in jobs:
             yield _decode(job)
         return
-    shutil.rmtree(folder, ignore_errors=True)  # of a build that was killed
     folder.mkdir()
     with closing(map_in_order(_decode_to_file, jobs, num_workers)) as outcomes:
         for job in jobs:
             try:
                 outcome = next(outcomes)
             except ChildProcessError as error:
-                raise CacheError(
-                    f"{job.path}: decoding stopped: {error}; if the machine is short of memory, give fewer workers"
-                ) from None
+                raise ChildProcessError(f"{job.path}: decoding stopped: {error}") from None
             if isinstance(outcome, ShardError):
                 yield outcome
             else:

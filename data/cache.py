@@ -298,7 +298,7 @@ def _find_remote(pattern: str) -> list[str]:
     try:
         filesystem, inner = fsspec.core.url_to_fs(pattern)
         paths = filesystem.glob(inner) if has_magic(inner) else [inner] if filesystem.isfile(inner) else []
-        if "file" in filesystem.protocol:
+        if pattern.split("://")[0] in ("file", "local"):
             return [path for path in paths if os.path.isfile(path)]
         return [filesystem.unstrip_protocol(path) for path in paths]
     except (OSError, ValueError, ImportError) as error:
@@ -346,9 +346,8 @@ def _build_and_tell(options: argparse.Namespace) -> None:
     text = TextColumn("{task.description}")
     began = time.perf_counter()
     built = False
-    with Progress(
-        text, BarColumn(), MofNCompleteColumn(), TextColumn("shards"), TimeRemainingColumn(), console=console
-    ) as bar:
+    columns = text, BarColumn(), MofNCompleteColumn(), TextColumn("shards"), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("looking", total=None)
 
         def show(progress: BuildProgress) -> None:
@@ -379,7 +378,6 @@ def _build_and_tell(options: argparse.Namespace) -> None:
             if cache.damaged():
                 (cache.directory / _build.MANIFEST).unlink()
                 cache = open_now()
-        bar.remove_task(task)
     seconds = time.perf_counter() - began
     _print_table(cache, f"built in {seconds:.1f} s" if built else f"was there; checked in {seconds:.1f} s")
 
@@ -403,12 +401,13 @@ def _print_table(cache: Cache, origin: str) -> None:
         "fingerprint": cache.fingerprint[:16],
         "folder": str(cache.directory),
         "cache": origin,
+        "skipped": f"{len(cache.skipped)} shards",
     }
     for name, value in rows.items():
         table.add_row(name, value)
-    for path, reason in cache.skipped:
-        table.add_row("skipped", f"{path}: {reason}")
     Console(soft_wrap=True).print(table)
+    for path, reason in cache.skipped:
+        print(f"skipped {path}: {reason}")
 
 
 if __name__ == "__main__":
