@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from .layers import Normalize, Sizes, Statistics, linear, prior_log_odds
+from .layers import Dropout, Normalize, Sizes, Statistics, linear, prior_log_odds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +99,7 @@ class FusedMLP(nn.Module):
         self.towers = nn.ModuleList(
             Block(width, config.towers[name], config, generator) for name, width in sizes.features.items()
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.joint = Block(sum(config.towers.values()), config.hidden, config, generator)
         self.head = linear(config.hidden, sizes.num_classes, generator)
         if config.prior_bias:
