@@ -1,0 +1,131 @@
+"""Which Ray a search runs on, and leaving it as it was found."""
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+from ray import PlacementGroupID
+from ray.util import placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup
+
+from tuner.errors import SearchError
+from tuner.resources import Node
+
+# Objects of a search are configurations and reports, never data: the decoded shards are memory-mapped files.
+OBJECT_STORE_BYTES = 128 * 2**20
+# A placement group's id ends with that of the job that made it.
+JOB_ID_DIGITS = 8
+# What `ray up` leaves on the machine that heads a cluster.
+BOOTSTRAP_FILE = Path("~/ray_bootstrap_config.yaml")
+
+SETTINGS = {
+    # Tune hands the Train variables on to trials, controllers and workers.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the default of 2 s makes every epoch last at least 2 s
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1000000",  # a trial that waits for its slot is not stuck
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # its csv, json and TensorBoard files: MLflow has it all
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # tuner/search.py ends a search
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a report of an error has no metric
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # the journal is the record of a search, not Tune's snapshot
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_MAX_PENDING_TRIALS_PG": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+def resolve_address(address: str | None) -> str:
+    """`local` for a private Ray, or the address of a running one: never a stranger's found by chance."""
+    if address:
+        return address
+    if os.environ.get("RAY_ADDRESS"):
+        return os.environ["RAY_ADDRESS"]
+    return "auto" if BOOTSTRAP_FILE.expanduser().exists() else "local"
+
+
+@contextmanager
+def connect(address: str) -> Iterator[None]:
+    """Join the Ray at `address`, or start a private one that ends with the block.
+
+    Raises:
+        SearchError: nothing answers there.
+    """
+    os.environ.update({name: os.environ.get(name, value) for name, value in SETTINGS.items()})
+    temporary = Path(tempfile.mkdtemp(prefix="ray-")) if address == "local" else None
+    try:
+        if temporary is not None:
+            _start_private(temporary)
+        else:
+            try:
+                ray.init(address=address, log_to_driver=True)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise SearchError(f"no Ray answers at {address}: {str(error).splitlines()[0]}") from error
+        yield
+        remove_placement_groups({ray.get_runtime_context().get_job_id()})
+    finally:
+        ray.shutdown()
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _start_private(temporary: Path) -> None:
+    """Start a Ray on the loopback address that nobody else finds.
+
+    Train's placement-group cleaner gives up where it sees a second Ray on the machine and no RAY_ADDRESS, so the
+    address must be in the environment of every process before there is one: its port is chosen here.
+    """
+    port = _free_port()
+    before = {name: os.environ.get(name) for name in ("RAY_ADDRESS", "RAY_GCS_SERVER_PORT")}
+    os.environ |= {"RAY_ADDRESS": f"127.0.0.1:{port}", "RAY_GCS_SERVER_PORT": str(port)}
+    try:
+        ray.init(
+            address="local",
+            _node_ip_address="127.0.0.1",
+            _temp_dir=str(temporary),
+            dashboard_host="127.0.0.1",
+            include_dashboard=True,  # its State API frees what an early stop leaves behind
+            object_store_memory=OBJECT_STORE_BYTES,
+            log_to_driver=True,
+        )
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def nodes() -> list[Node]:
+    """The machines that are alive."""
+    return [
+        Node(cpus=node["Resources"].get("CPU", 0.0), gpus=node["Resources"].get("GPU", 0.0))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def remove_placement_groups(jobs: set[str]) -> int:
+    """Free what these Ray jobs hold: a driver that was killed, or a trial that was stopped, can leave some behind.
+
+    Returns:
+        How many there were.
+    """
+    stale = [
+        key
+        for key, group in placement_group_table().items()
+        if group["state"] != "REMOVED" and key[-JOB_ID_DIGITS:] in jobs
+    ]
+    for key in stale:
+        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(key))))
+    return len(stale)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

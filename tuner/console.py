@@ -1,0 +1,216 @@
+"""What a person sees of a search: one live view in a terminal, plain lines elsewhere; Ray's own talk goes to a file."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from data.cache import BuildProgress
+from tuner.journal import SearchRecord, TrialRecord
+
+# Screen updates a second: enough to look alive, too few to cost a training on two cores anything.
+REFRESHES_PER_SECOND = 2
+# Running trials that the live view lists one by one.
+MOST_RUNNING = 12
+
+
+class Console:
+    """Prints a search; everything goes through it, so that the live view is never torn."""
+
+    def __init__(self) -> None:
+        """Write to today's stdout, whatever is redirected later."""
+        self._out = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+        self._rich = RichConsole(file=self._out, highlight=False, soft_wrap=True)
+        self._build: tuple[Progress, Any] | None = None
+        self._view: SearchView | None = None
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a person watches."""
+        return self._rich.is_terminal
+
+    def print(self, line: RenderableType = "") -> None:
+        """One line that stays."""
+        self._rich.print(line, markup=False)
+
+    def decoding(self, progress: BuildProgress) -> None:
+        """Progress of decoding shards: a bar in a terminal, a line at the end elsewhere."""
+        done = progress.shards_done == progress.shards_total
+        if not self.is_terminal:
+            if done:
+                self.print(f"decoded {progress.shards_total} shards, {progress.num_videos:,} videos")
+            return
+        if self._build is None:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            bar = Progress(*columns, console=self._rich, transient=True)
+            bar.start()
+            self._build = bar, bar.add_task("decoding shards")
+        bar, task = self._build
+        waiting = "another process decodes the shards" if progress.waiting_for_lock else "decoding shards"
+        bar.update(task, completed=progress.shards_done, total=progress.shards_total, description=waiting)
+        if done:
+            bar.stop()
+            self._build = None
+
+    @contextmanager
+    def searching(self, search: SearchRecord) -> Iterator[None]:
+        """Show the search while the block runs."""
+        self._view = SearchView(search)
+        live = Live(self._view, console=self._rich, refresh_per_second=REFRESHES_PER_SECOND, transient=True)
+        with live if self.is_terminal else nullcontext():
+            yield
+        self._view = None
+
+    def trial_started(self, trial: TrialRecord, settings: str) -> None:
+        """A trial's actor runs; it may still wait for its slot."""
+        if not self.is_terminal:
+            self.print(f"trial {trial.number:03d}  starts  {settings}")
+
+    def trial_reported(self, trial: TrialRecord, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
+        """An epoch is over."""
+        assert self._view is not None
+        self._view.reported(trial, epoch, epochs, metrics)
+        if not self.is_terminal:
+            self.print(f"{describe_epoch(trial, epoch, epochs, metrics)}  {self._view.best()}")
+
+    def trial_ended(self, trial: TrialRecord) -> None:
+        """A trial is over; the line stays in a terminal too."""
+        assert self._view is not None
+        self._view.ended(trial)
+        if trial.status == "failed":
+            self.print(f"trial {trial.number:03d}  failed: {trial.error}")
+        elif trial.score is not None:
+            why = f"  stopped by {trial.stopped_by}" if trial.stopped_by else ""
+            self.print(
+                f"trial {trial.number:03d}  GAP {trial.score:.4f} in epoch {trial.best_epoch} of {len(trial.reports)}"
+                f"{why}  {self._view.best()}"
+            )
+
+
+class SearchView:
+    """The live view: how far the search is, its best so far, and the trials that run."""
+
+    def __init__(self, search: SearchRecord) -> None:
+        """Look at `search`, which grows while this is shown."""
+        self.search = search
+        self.started = time.monotonic()
+        self.epochs_now: dict[str, str] = {}
+        self.videos_per_second: dict[str, float] = {}
+        self.ended_here = 0
+
+    def reported(self, trial: TrialRecord, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
+        """Remember the last line of a running trial."""
+        self.epochs_now[trial.id] = describe_epoch(trial, epoch, epochs, metrics)
+        self.videos_per_second[trial.id] = metrics["videos_per_second"]
+
+    def ended(self, trial: TrialRecord) -> None:
+        """Forget a trial."""
+        self.epochs_now.pop(trial.id, None)
+        self.videos_per_second.pop(trial.id, None)
+        self.ended_here += 1
+
+    def best(self) -> str:
+        """The best GAP so far, of trials that still run too, and the gain over trial 0."""
+        scored = [trial for trial in self.search.trials.values() if trial.score is not None]
+        if not scored:
+            return ""
+        best = max(scored, key=lambda trial: trial.score or 0.0)
+        first = next(iter(self.search.trials.values()))
+        gain = f" (+{(best.score or 0) - first.score:.4f} over trial 0)" if first.score is not None else ""
+        return f"best {best.number:03d} GAP {best.score:.4f}{gain}"
+
+    def left(self) -> str:
+        """The time left, from the trials that ended since this driver started."""
+        if not self.ended_here:
+            return "time left: not known yet"
+        remaining = self.search.planned - len(self.search.finished) - len(self.search.failed)
+        seconds = remaining * (time.monotonic() - self.started) / self.ended_here
+        return f"about {describe_seconds(seconds)} left"
+
+    def __rich__(self) -> RenderableType:
+        search = self.search
+        running = len(self.epochs_now)
+        head = Text.assemble(
+            (f"{search.experiment}  {search.id}", "bold"),
+            f"   {len(search.finished)} done  {len(search.unfinished)} running  {len(search.failed)} failed"
+            f"  of {search.planned}   {describe_seconds(time.monotonic() - self.started)}, {self.left()}",
+        )
+        lines: list[RenderableType] = [head, Text(self.best() or "no epoch finished yet", style="green")]
+        scored = [trial for trial in search.trials.values() if trial.score is not None]
+        if scored:
+            best = max(scored, key=lambda trial: trial.score or 0.0)
+            lines.append(Text("  " + describe_values(best.values), style="dim"))
+        lines += [Text(line) for line in list(self.epochs_now.values())[:MOST_RUNNING]]
+        if running:
+            lines.append(Text(f"{sum(self.videos_per_second.values()):,.0f} videos/s in training", style="dim"))
+        return Group(*lines)
+
+
+def describe_epoch(trial: TrialRecord, epoch: int, epochs: int, metrics: Mapping[str, float]) -> str:
+    """One line with the numbers one acts on."""
+    return (
+        f"trial {trial.number:03d}  epoch {epoch}/{epochs}  loss {metrics['loss_train']:.3f}  GAP {metrics['gap']:.4f}"
+        f"  {metrics['videos_per_second']:,.0f} videos/s"
+    )
+
+
+def describe_values(values: Mapping[str, Any]) -> str:
+    """A suggestion on one line."""
+    return "  ".join(f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items())
+
+
+def describe_seconds(seconds: float) -> str:
+    """Hours, minutes and seconds, the two largest that matter."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def leader_table(trials: list[TrialRecord], names: list[str], most: int) -> Table:
+    """The best trials with the parameters that were searched."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name, justify in (("trial", "right"), ("GAP", "right"), ("epoch", "right"), ("ended", "left")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for name in names:
+        table.add_column(name, justify="right", overflow="fold")
+    for trial in trials[:most]:
+        cells = [_cell(trial.values.get(name)) for name in names]
+        ended = trial.stopped_by or "by itself"
+        table.add_row(f"{trial.number:03d}", f"{trial.score:.4f}", str(trial.best_epoch), ended, *cells)
+    return table
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+@contextmanager
+def quiet(log: Path) -> Iterator[None]:
+    """Send stdout and stderr of this process and its children to `log`, at the level of file descriptors."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for descriptor, target in zip(saved, (1, 2), strict=True):
+            os.dup2(descriptor, target)
+            os.close(descriptor)

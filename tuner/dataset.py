@@ -1,0 +1,185 @@
+"""The data of an experiment: which shards, and what a trial sees of them.
+
+Runs without ray, mlflow, optuna, pydantic and yaml (design: a bare GPU machine, a debugger).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+
+from data import cache as data_cache
+from data import sample
+from data.batches import Batches, sample_rows
+from data.cache import BuildProgress, Cache
+from data.schema import NUM_CLASSES, VIDEO_FEATURES, Schema
+from models import FeatureStatistics, Sizes
+
+Patterns = str | tuple[str, ...]
+
+# One sample of the validation videos for every trial, every search and every machine.
+VALIDATION_SEED = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleConfig:
+    """Sample shards that are written where they are missing: a pure function of these numbers, so alike on every node."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    directory: str  # where the shards are written: train*.tfrecord, validate*.tfrecord, test*.tfrecord
+    train: int = 4000  # videos
+    validate: int = 1000
+    test: int = 0
+    shards: int = 4  # of each split
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("train", "validate", "shards"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, but got {getattr(self, name)}")
+        if self.test < 0:
+            raise ValueError(f"test must not be negative, but got {self.test}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """The shards of an experiment and how they are read; the same for all of its trials."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    train: Patterns  # a glob or several; local paths or fsspec URLs
+    validate: Patterns
+    test: Patterns | None = None  # scored once, for the winner only
+    validate_fraction: float = 1.0  # of the validation videos, after each epoch; the winner is scored on all of them
+    features: Mapping[str, int] = field(default_factory=lambda: dict(VIDEO_FEATURES))  # widths by the shards' keys
+    num_classes: int = NUM_CLASSES
+    on_bad_shard: Literal["fail", "skip"] = "fail"
+    vocabulary: str | None = None  # csv with the columns Index and Name: the classes' names in exports
+    cache: str | None = None  # folder of the decoded shards; $TUNER_CACHE or ~/.cache/tuner when left out
+    dtype: Literal["float16", "float32"] = "float16"  # of the decoded features
+    sample: SampleConfig | None = None  # write these sample shards first
+
+    def __post_init__(self) -> None:
+        if not 0 < self.validate_fraction <= 1:
+            raise ValueError(f"validate_fraction must be in (0, 1], but got {self.validate_fraction}")
+        if self.num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, but got {self.num_classes}")
+        if not self.features:
+            raise ValueError("features must name at least one feature and its width")
+        for name, width in self.features.items():
+            if width < 1:
+                raise ValueError(f"the width of feature {name!r} must be at least 1, but got {width}")
+
+    @property
+    def schema(self) -> Schema:
+        """What every shard of the experiment must hold."""
+        return Schema(features=dict(self.features), num_classes=self.num_classes)
+
+    @property
+    def sizes(self) -> Sizes:
+        """The same, in the words of the models."""
+        return Sizes(features=dict(self.features), num_classes=self.num_classes)
+
+    @property
+    def cache_directory(self) -> Path:
+        """Where this node keeps its decoded shards."""
+        return Path(self.cache).expanduser() if self.cache else data_cache.default_directory()
+
+    def open(
+        self, patterns: Patterns, progress: Callable[[BuildProgress], None] | None = None, require_labels: bool = True
+    ) -> Cache:
+        """Return the decoded cache of the shards that match, made first where this node has none.
+
+        Raises:
+            DataError: no shard matches, a shard is damaged, or the disk is too small.
+        """
+        return data_cache.open_cache(
+            data_cache.find_shards(patterns),
+            self.schema,
+            self.cache_directory,
+            on_bad_shard=self.on_bad_shard,
+            dtype=self.dtype,
+            progress=progress,
+            require_labels=require_labels,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """What a trial trains and validates on."""
+
+    train: Cache
+    validate: Cache
+    validate_rows: np.ndarray | None  # sorted rows of `validate` that are scored after each epoch; None: all
+    sizes: Sizes
+    statistics: FeatureStatistics  # of the training split only
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the content of both splits; searches of different fingerprints are never ranked together."""
+        return f"{self.train.fingerprint[:16]}-{self.validate.fingerprint[:16]}"
+
+    def train_batches(self, batch_size: int, seed: int, device: torch.device) -> Batches:
+        """Shuffled batches; the last, smaller one of an epoch is left out (BatchNorm needs company)."""
+        return Batches(self.train, batch_size=batch_size, shuffle=True, seed=seed, drop_last=True, device=device)
+
+    def validate_batches(self, batch_size: int, device: torch.device) -> Batches:
+        """The validation sample in cache order, every video once."""
+        return Batches(self.validate, batch_size=batch_size, shuffle=False, rows=self.validate_rows, device=device)
+
+
+def write_sample(config: DataConfig) -> None:
+    """Write the sample shards that the experiment asks for, where they are missing."""
+    if config.sample is not None:
+        sample.write_splits(
+            Path(config.sample.directory),
+            num_videos={"train": config.sample.train, "validate": config.sample.validate, "test": config.sample.test},
+            num_shards=config.sample.shards,
+            num_classes=config.num_classes,
+            seed=config.sample.seed,
+            features=config.features,
+        )
+
+
+def open_dataset(config: DataConfig, progress: Callable[[BuildProgress], None] | None = None) -> Dataset:
+    """Open (or decode, once per node) the training and validation splits.
+
+    Raises:
+        DataError: as `DataConfig.open`; also for a validation set without one positive, where every GAP would be 0.
+    """
+    write_sample(config)
+    train = config.open(config.train, progress)
+    validate = config.open(config.validate, progress)
+    for name, split in (("train", train), ("validate", validate)):
+        if split.num_videos == 0:
+            raise data_cache.CacheError(f"data.{name}: the shards hold no video: {getattr(config, name)}")
+    rows = None
+    if config.validate_fraction < 1:
+        rows = sample_rows(validate.num_videos, config.validate_fraction, VALIDATION_SEED)
+    if not _has_positive(validate, rows):
+        raise data_cache.CacheError(
+            "data.validate: no video that is scored has a label, so every GAP would be 0; "
+            "give other shards or a larger data.validate_fraction"
+        )
+    statistics = train.statistics()
+    return Dataset(
+        train=train,
+        validate=validate,
+        validate_rows=rows,
+        sizes=config.sizes,
+        statistics=FeatureStatistics(
+            mean_D=torch.from_numpy(statistics.mean_D),
+            variance_D=torch.from_numpy(statistics.variance_D),
+            label_counts_C=torch.from_numpy(statistics.label_counts_C),
+            num_videos=statistics.num_videos,
+        ),
+    )
+
+
+def _has_positive(cache: Cache, rows: np.ndarray | None) -> bool:
+    counts = np.diff(cache.label_offsets)
+    return bool((counts if rows is None else counts[rows]).any())

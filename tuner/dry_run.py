@@ -1,0 +1,82 @@
+"""`tune.py --dry-run`: everything that can be wrong before the first GPU is held, and what the search would try."""
+
+import os
+
+import optuna
+import torch
+from rich.table import Table
+
+from data.cache import find_shards
+from data.tfrecord import decode_shard
+from tuner import cluster
+from tuner.config import Experiment
+from tuner.console import Console
+from tuner.dataset import write_sample
+from tuner.resources import Node, describe, plan
+from tuner.searcher import make_sampler
+
+# Configurations that are drawn and shown.
+SHOWN = 8
+
+
+def dry_run(experiment: Experiment, console: Console, address: str | None) -> None:
+    """Check the shards and the resources (the file and the corners of the space are checked when it is read).
+
+    Raises:
+        DataError: a glob matches nothing, or the first shard of a split does not hold what the experiment asks for.
+        ConfigError: the cluster cannot hold a trial.
+        SearchError: no Ray answers at `address`.
+    """
+    space, config = experiment.space, experiment.search
+    console.print(
+        f"{experiment.file}: {experiment.name} is sound at all {len(space.corners())} corners of its space, "
+        f"{len(space.names())} parameters"
+    )
+    _check_shards(experiment, console)
+    console.print(describe(plan(experiment.resources, _nodes(cluster.resolve_address(address)))))
+    for sentence in space.unsupported_by(config.sampler.kind):
+        console.print(sentence)
+    budget = f" or {config.time_budget:g} s" if config.time_budget is not None else ""
+    console.print(
+        f"{config.trials} trials{budget} of at most {experiment.max_epochs} epochs, sampler {config.sampler.kind}, "
+        f"scheduler {config.scheduler.kind}; the first {min(SHOWN, config.trials)} if every trial scored alike:"
+    )
+    console.print(_samples(experiment, min(SHOWN, config.trials)))
+
+
+def _check_shards(experiment: Experiment, console: Console) -> None:
+    write_sample(experiment.data)
+    for split in ("train", "validate", "test"):
+        patterns = getattr(experiment.data, split)
+        if patterns is None:
+            continue
+        shards = find_shards(patterns)
+        first = decode_shard(shards[0], experiment.data.schema)
+        console.print(f"data.{split}: {len(shards)} shards; the first holds {len(first.ids)} sound videos")
+
+
+def _nodes(address: str) -> list[Node]:
+    """The machines of the cluster; of a private Ray, which is not started for this, this one."""
+    if address == "local":
+        return [Node(cpus=float(os.cpu_count() or 1), gpus=float(torch.cuda.device_count()))]
+    with cluster.connect(address):
+        return cluster.nodes()
+
+
+def _samples(experiment: Experiment, number: int) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("trial", justify="right")
+    for name in experiment.space.names():
+        table.add_column(name, justify="right", overflow="fold")
+    study = optuna.create_study(direction="maximize")
+    for trial in range(number):
+        study.sampler = make_sampler(experiment.search.sampler, trial)
+        if trial == 0:
+            study.enqueue_trial(experiment.space.defaults())
+        asked = study.ask()
+        values = experiment.space.optuna(asked)
+        experiment.trial_config(values)
+        study.tell(asked, 0.0)
+        cells = [values.get(name, "-") for name in experiment.space.names()]
+        table.add_row(str(trial), *(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells))
+    return table

@@ -1,0 +1,119 @@
+"""Takes down what trials do: journal first, then MLflow, then the screen. The one Tune callback of a search."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ray.tune import Callback
+
+from tuner import export
+from tuner.config import Experiment
+from tuner.console import Console, describe_values
+from tuner.journal import Journal, TrialRecord, Unsaved
+from tuner.scheduler import ReplayingScheduler
+from tuner.stop_rule import StopRule
+from tuner.tracking import Tracker
+from tuner.trial import PLACE, trial_seed
+
+METRICS = (
+    "gap",
+    "gap_best",
+    "hit_at_1",
+    "perr",
+    "map",
+    "loss_train",
+    "loss_validate",
+    "learning_rate",
+    "videos_per_second",
+    "seconds",
+    "gpu_memory_gib",
+)
+
+
+class Recorder(Unsaved, Callback):
+    """Hears of every trial from Tune."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        record: Journal,
+        tracker: Tracker,
+        console: Console,
+        scheduler: ReplayingScheduler,
+        stop: StopRule,
+    ) -> None:
+        """Remember where everything goes."""
+        assert record.search is not None
+        self._experiment, self._journal, self._tracker = experiment, record, tracker
+        self._console, self._scheduler, self._stop = console, scheduler, stop
+        self._search = record.search
+        self._started: set[str] = set()
+        self._errors: dict[str, str] = {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's actor runs, for the first time or once more."""
+        record = self._search.trials[trial.config["trial_id"]]
+        if record.id in self._started:
+            return
+        self._started.add(record.id)
+        settings = self._experiment.trial_config(record.values)
+        tags = {"data_fingerprint": self._search.fingerprint, "seed": str(trial_seed(settings, record.number))}
+        self._tracker.start_trial(record, params=flatten(settings.settings), tags=tags)
+        self._console.trial_started(record, describe_values(record.values))
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+        """An epoch is over, or the trial says what ended it."""
+        record = self._search.trials[trial.config["trial_id"]]
+        if "error" in result:
+            self._errors[record.id] = result["error"]
+            return
+        epoch = result["epoch"]
+        if epoch in record.reports:
+            return  # told once more after a resume
+        metrics = {key: value for key, value in result.items() if key in METRICS}
+        self._journal.append("report", id=record.id, epoch=epoch, metrics=metrics)
+        self._tracker.report(record.id, epoch, metrics, {key: result[key] for key in PLACE})
+        self._console.trial_reported(record, epoch, result["epochs"], metrics)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial ended by itself, or was stopped."""
+        record = self._search.trials[trial.config["trial_id"]]
+        if self._stop.interrupted and trial.config["trial_id"] not in self._errors:
+            return  # a resume goes on with it
+        error = self._errors.get(record.id)
+        if error is None and not record.reports and self._stop.reason is None:
+            error = "it ended without a report"
+        stopped_by = self._scheduler.name if record.id in self._scheduler.stopped else self._stop.reason
+        self._end(record, error, stopped_by)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """All attempts at a trial failed."""
+        record = self._search.trials[trial.config["trial_id"]]
+        if not self._stop.interrupted:
+            self._end(record, _last_line(trial.get_error()), None)
+
+    def _end(self, record: TrialRecord, error: str | None, stopped_by: str | None) -> None:
+        if error is not None:
+            self._journal.append("failed", id=record.id, error=error)
+        else:
+            self._journal.append("finished", id=record.id, stopped_by=stopped_by)
+        self._tracker.finish_trial(record)
+        self._console.trial_ended(record)
+        export.discard_training_states(self._journal.directory, record)
+
+
+def flatten(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested settings by yaml path: `optimizer.learning_rate`."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = f"{path}.{key}" if path else key
+        if isinstance(value, Mapping):
+            flat |= flatten(value, name)
+        else:
+            flat[name] = value
+    return flat
+
+
+def _last_line(error: Exception | None) -> str:
+    """What a chain of remote errors says in the end."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,108 @@
+"""Which trial stops early: Tune's schedulers on `epoch`, that know the epochs of the search so far.
+
+A resumed search is a new Tuner with a new scheduler. Each trial's journaled epochs are told to it first, so that a rung
+of successive halving compares a trial of today with those of yesterday.
+"""
+
+from typing import Any
+
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+
+from tuner.config import SchedulerConfig
+from tuner.journal import SearchRecord, TrialRecord, Unsaved
+
+# `epoch` never restarts; Tune's training_iteration does, with every restart of a trial's actor.
+CLOCK = "epoch"
+
+
+class ReplayingScheduler(Unsaved, TrialScheduler):
+    """A scheduler of Tune's that is told the journal's epochs first, and lets a trial in its last epoch end by itself."""
+
+    def __init__(self, config: SchedulerConfig, search: SearchRecord, max_epochs: int) -> None:
+        """Make the scheduler and replay the trials that are over."""
+        super().__init__()
+        self.name = config.kind
+        self._inner = _build(config, max_epochs)
+        self._search = search
+        self.stopped: set[str] = set()  # trials that it stopped, by our id
+        for trial in search.trials.values():
+            if trial.status != "running":
+                past = _Past(trial)
+                self._inner.on_trial_add(None, past)
+                self._replay(past, trial)
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Add a trial; one that goes on after a resume brings its epochs along."""
+        self._inner.on_trial_add(tune_controller, trial)
+        self._replay(trial, self._search.trials[trial.config["trial_id"]])
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Decide after an epoch. The last one never stops a trial: killing what ends by itself costs seconds."""
+        if CLOCK not in result:
+            return TrialScheduler.CONTINUE
+        decision: str = self._inner.on_trial_result(tune_controller, trial, result)
+        if decision == TrialScheduler.STOP and result[CLOCK] < result["epochs"]:
+            self.stopped.add(trial.config["trial_id"])
+            return decision
+        return TrialScheduler.CONTINUE
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Forget a trial that failed."""
+        self._inner.on_trial_error(tune_controller, trial)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Note the end of a trial."""
+        if CLOCK in result and "gap" in result:
+            self._inner.on_trial_complete(tune_controller, trial, result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """Forget a trial that was terminated."""
+        self._inner.on_trial_remove(tune_controller, trial)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """First come, first served."""
+        return self._inner.choose_trial_to_run(tune_controller)
+
+    def debug_string(self) -> str:
+        """For Tune's log."""
+        return str(self._inner.debug_string())
+
+    @property
+    def metric(self) -> str:
+        """What epochs are compared by: the GAP of that epoch, not the best so far."""
+        return "gap"
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        """Tune offers its own metric (the trial's score); this scheduler has its own."""
+        return True
+
+    def _replay(self, trial: Any, record: TrialRecord) -> None:
+        for epoch, metrics in sorted(record.reports.items()):
+            self._inner.on_trial_result(None, trial, {CLOCK: epoch, **metrics})
+
+
+class _Past:
+    """A trial that is over, as far as a scheduler looks at it."""
+
+    def __init__(self, record: TrialRecord) -> None:
+        self.trial_id = record.id
+        self.config = {"trial_id": record.id}
+
+
+def _build(config: SchedulerConfig, max_epochs: int) -> TrialScheduler:
+    match config.kind:
+        case "asha":
+            return AsyncHyperBandScheduler(
+                time_attr=CLOCK,
+                metric="gap",
+                mode="max",
+                max_t=max_epochs + 1,
+                grace_period=min(config.grace, max_epochs),
+                reduction_factor=config.reduction,
+            )
+        case "median":
+            return MedianStoppingRule(
+                time_attr=CLOCK, metric="gap", mode="max", grace_period=config.grace, min_samples_required=3
+            )
+        case _:
+            return FIFOScheduler()

@@ -1,0 +1,280 @@
+"""A search from start to end, on the driver: new, resumed or extended, it is the same way through.
+
+    open the journal -> open the data -> MLflow -> Ray -> Tuner.fit -> score the winner -> MLflow -> say what came out
+
+Everything that a trial does comes back through `Recorder`, the one Tune callback: journal first, then MLflow, then the
+screen.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+import ray.tune
+import torch
+from ray.tune import RunConfig, TuneConfig, Tuner
+
+from data.batches import Batches
+from data.cache import Cache
+from models.metrics import Accumulator
+from tuner import cluster, export, journal
+from tuner.config import Experiment
+from tuner.console import Console, describe_values, quiet
+from tuner.dataset import Dataset, open_dataset
+from tuner.errors import SearchError
+from tuner.evaluate import BATCH_SIZE, evaluate
+from tuner.journal import Journal, SearchRecord
+from tuner.recorder import Recorder
+from tuner.resources import Plan, describe, plan
+from tuner.scheduler import ReplayingScheduler
+from tuner.searcher import JournaledSearch
+from tuner.stop_rule import StopRule
+from tuner.tracking import Tracker, environment_tags, register_model, ui_command
+from tuner.trial import trainable
+
+# Tune wants a request that is not empty for the actor that waits for a trial's worker; it trains nothing itself.
+TRIAL_ACTOR = {"memory": 64 * 2**20}
+# In the search's folder: all that Ray, its workers and MLflow print.
+LOG = "ray.log"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How a search is run, beside what it searches."""
+
+    storage: Path
+    tracking_uri: str
+    address: str | None = None  # None: as cluster.resolve_address settles it
+    resume: bool = False
+    extend: int = 0  # further trials for the newest search
+
+
+def run(experiment: Experiment, options: Options, console: Console) -> int:
+    """Run, resume or extend a search of `experiment`; returns the exit code.
+
+    Raises:
+        SearchError: nothing to resume, another driver runs it, or Ray or MLflow cannot be reached.
+        ConfigError: the cluster cannot hold a trial, or a resumed search's yaml has changed.
+        DataError: the shards are missing or damaged.
+    """
+    directory, experiment = _directory(experiment, options)
+    record = Journal(directory)
+    try:
+        data = open_dataset(experiment.data, console.decoding)
+        with quiet(directory / LOG):
+            _begin(record, experiment, options, data)
+            with cluster.connect(cluster.resolve_address(options.address)):
+                layout = plan(experiment.resources, cluster.nodes())
+                return _Search(experiment, record, data, layout, console).run()
+    finally:
+        record.close()
+
+
+def _directory(experiment: Experiment, options: Options) -> tuple[Path, Experiment]:
+    """The search's folder, and the experiment as the search runs it: a resumed one keeps its stored yaml."""
+    if not (options.resume or options.extend):
+        return options.storage / experiment.name / journal.new_search_id(), experiment
+    known = journal.searches(options.storage, experiment.name)
+    if not known:
+        raise SearchError(f"no search of {experiment.name} in {options.storage}: there is nothing to go on with")
+    directory = known[-1]
+    stored = Experiment.from_yaml((directory / "experiment.yaml").read_text(), experiment.name, experiment.file)
+    changed = stored.differences(experiment)
+    if changed:
+        raise SearchError(
+            f"{experiment.file} has changed since search {directory.name} began:\n  "
+            + "\n  ".join(changed)
+            + "\nput these back to go on with it (--extend N adds trials), or leave --resume out to start a new search"
+        )
+    record = journal.read(directory)
+    if record.ended and not options.extend:
+        raise SearchError(
+            f"search {directory.name} has ended ({record.ended}) with {len(record.finished)} finished trials; "
+            "--extend N adds trials to it"
+        )
+    return directory, stored
+
+
+def _begin(record: Journal, experiment: Experiment, options: Options, data: Dataset) -> None:
+    """Write what the search starts with, or check that a resumed one still has its data."""
+    search = record.search
+    if search is None:
+        (record.directory / "experiment.yaml").write_text(experiment.to_yaml())
+        record.append(
+            "search",
+            version=journal.VERSION,
+            id=record.directory.name,
+            experiment=experiment.name,
+            fingerprint=data.fingerprint,
+            planned=experiment.search.trials,
+            tracking_uri=options.tracking_uri,
+            baseline=frequency_baseline(data.validate_batches(BATCH_SIZE, torch.device("cpu")), data),
+        )
+    elif search.fingerprint != data.fingerprint:
+        raise SearchError(
+            f"the data has changed since search {search.id} began ({search.fingerprint} -> {data.fingerprint}), "
+            "so new trials could not be compared with its old ones; start a new search"
+        )
+    if options.extend:
+        record.append("extended", trials=options.extend)
+
+
+class _Search:
+    """One driver's part of a search."""
+
+    def __init__(self, experiment: Experiment, record: Journal, data: Dataset, layout: Plan, console: Console) -> None:
+        assert record.search is not None
+        self.experiment, self.journal, self.data, self.layout, self.console = experiment, record, data, layout, console
+        self.search: SearchRecord = record.search
+        self.directory = record.directory
+        self.log = self.directory / LOG
+        config = experiment.search
+        self.concurrency = layout.slots if config.max_concurrent == "auto" else config.max_concurrent
+        self.stop = StopRule(experiment, self.search)
+
+    def run(self) -> int:
+        """Train what is due, then score the winner."""
+        console, search, config = self.console, self.search, self.experiment.search
+        due = search.planned - len(search.trials) + len(search.unfinished)
+        console.print(
+            f"search {search.id} of {search.experiment}: {due} of {search.planned} trials to run, "
+            f"{describe(self.layout)}; Ray's own log: {self.log}"
+        )
+        tracker = Tracker(search.tracking_uri, search.experiment, self.directory.parents[2] / "mlartifacts")
+        try:
+            tracker.start_search(
+                search.id,
+                tags={"data_fingerprint": search.fingerprint, **environment_tags(self.experiment.file.parent)},
+                params={"trials": search.planned, "sampler": config.sampler.kind, "scheduler": config.scheduler.kind},
+                yaml=self.experiment.to_yaml(),
+            )
+            for name, cache in (("train", self.data.train), ("validate", self.data.validate)):
+                _log_data(tracker, name, cache, getattr(self.experiment.data, name))
+            with console.searching(search):
+                if due:
+                    self._fit(tracker)
+                if not self.stop.interrupted:
+                    self.journal.append("ended", reason=self.stop.reason or "planned")
+                    if search.finished:
+                        self._score_winner(tracker)
+                tracker.suspend_trials()
+                tracker.end_search("KILLED" if self.stop.interrupted else "FINISHED" if search.finished else "FAILED")
+        finally:
+            undelivered = tracker.close()
+        if undelivered:
+            console.print(f"MLflow at {search.tracking_uri} never took {undelivered} writes: see {self.log}")
+        return self._conclude()
+
+    def _fit(self, tracker: Tracker) -> None:
+        """Hand the search to Tune."""
+        config = self.experiment.search
+        self.journal.append("attempt", job=ray.get_runtime_context().get_job_id())
+        cluster.remove_placement_groups(set(self.search.jobs[:-1]))
+        scheduler = ReplayingScheduler(config.scheduler, self.search, self.experiment.max_epochs)
+        recorder = Recorder(self.experiment, self.journal, tracker, self.console, scheduler, self.stop)
+        waiting = 1 if config.overlap else 0
+        tuner = Tuner(
+            ray.tune.with_resources(trainable(self.experiment, self.directory, self.layout.resources), TRIAL_ACTOR),
+            tune_config=TuneConfig(
+                metric=config.metric,
+                mode=config.mode,
+                num_samples=-1,  # the searcher knows when the planned trials are out
+                max_concurrent_trials=self.concurrency + waiting,
+                search_alg=JournaledSearch(self.experiment, self.journal, self.concurrency + waiting),
+                scheduler=scheduler,
+                reuse_actors=False,
+            ),
+            run_config=RunConfig(
+                name=f"attempt-{len(self.search.jobs)}",
+                storage_path=str(self.directory / "tune"),
+                callbacks=[recorder],
+                failure_config=ray.tune.FailureConfig(max_failures=config.failures.per_trial),
+                stop=self.stop,
+                verbose=0,
+            ),
+        )
+        with self.stop.signals():
+            tuner.fit()
+        shutil.rmtree(self.directory / "tune", ignore_errors=True)  # Tune's snapshots: the journal has it all
+
+    def _score_winner(self, tracker: Tracker) -> None:
+        """Score the best trial on all of validate (and test), and register its model."""
+        best = self.search.finished[0]
+        device = torch.device("cpu")
+        model = export.load_trial(self.directory, self.experiment, best, device)
+        splits = {"validate": self.data.validate}
+        if self.experiment.data.test is not None:
+            splits["test"] = self.experiment.data.open(self.experiment.data.test)
+        metrics = {}
+        for name, cache in splits.items():
+            batches = Batches(cache, batch_size=BATCH_SIZE, shuffle=False, device=device)
+            metrics[name] = evaluate(model, batches, self.experiment.trial_config(best.values).training.precision)
+        self.journal.append("winner", id=best.id, metrics=metrics)
+        example = torch.from_numpy(self.data.validate.features_ND[:2].astype("float32")).numpy()
+        tracker.log_winner(
+            metrics={f"best/{name}/{key}": value for name, scores in metrics.items() for key, value in scores.items()},
+            tags={"best_trial": best.id, "best_trial_number": str(best.number)},
+            log_model=lambda run_id, uri: register_model(
+                run_id,
+                uri,
+                name=self.search.experiment,
+                model=model,
+                example=example,
+                metadata={"search": self.search.id, "trial": best.id, "gap": best.score},
+            ),
+        )
+
+    def _conclude(self) -> int:
+        """The last lines."""
+        console, search, name = self.console, self.search, self.search.experiment
+        console.print()
+        if self.stop.interrupted:
+            console.print(
+                f"interrupted: {len(search.finished)} of {search.planned} trials are finished, "
+                f"{len(search.unfinished)} keep their last checkpoint\ngo on with: python tune.py {name} --resume"
+            )
+            return 130
+        if not search.finished:
+            errors = [trial.error for trial in search.failed]
+            console.print(f"no trial finished; {len(errors)} failed, the first with: {errors[0] if errors else '-'}")
+            return 1
+        best, first = search.finished[0], next(iter(search.trials.values()))
+        score = best.score or 0.0
+        gain = f", {score - first.score:+.4f} over trial 0 (the defaults)" if first.score is not None else ""
+        console.print(f"best trial {best.number:03d}: GAP {score:.4f}{gain}, {_over(score, search.baseline)}")
+        console.print("  " + describe_values(best.values))
+        for split, scores in (search.winner or {}).get("metrics", {}).items():
+            console.print(f"  on all of {split}: GAP {scores['gap']:.4f} over {scores['num_videos']:,.0f} videos")
+        if self.stop.reason:
+            console.print(f"  the search ended early: {self.stop.reason}")
+        if search.failed:
+            console.print(f"  {len(search.failed)} trials failed, the first with: {search.failed[0].error}")
+        console.print("next:")
+        console.print(f"  python -m tuner.best {name} --export")
+        console.print(f"  {ui_command(search.tracking_uri)}")
+        return 0
+
+
+def frequency_baseline(batches: Batches, data: Dataset) -> float:
+    """GAP of giving every video the same scores, the labels' frequencies: what a model must beat to be one."""
+    scores_C = data.statistics.label_counts_C.float()
+    scores = Accumulator(len(scores_C))
+    for batch in batches.epoch(0):
+        scores.update(scores_C.expand(len(batch.rows), -1), batch.label_offsets, batch.label_indices)
+    return scores.compute()["gap"]
+
+
+def _over(score: float, baseline: float) -> str:
+    ratio = f" ({score / baseline:.1f} times)" if baseline else ""
+    return f"{score - baseline:+.4f} over ranking by label frequency{ratio}"
+
+
+def _log_data(tracker: Tracker, name: str, cache: Cache, source: object) -> None:
+    tracker.log_data(
+        name=name,
+        fingerprint=cache.fingerprint,
+        source=str(source),
+        num_videos=cache.num_videos,
+        schema=", ".join(f"{feature}: {width}" for feature, width in cache.schema.features.items()),
+    )

@@ -1,0 +1,74 @@
+"""When a whole search ends before its last planned trial: time, a plateau, too many failures, a signal."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from ray.tune import Stopper
+
+from tuner.config import Experiment
+from tuner.journal import SearchRecord, Unsaved
+
+
+class StopRule(Unsaved, Stopper):
+    """When a whole search ends before its last planned trial."""
+
+    def __init__(self, experiment: Experiment, search: SearchRecord) -> None:
+        """Start the clock; a resumed search has its whole time budget again."""
+        self._config, self._search = experiment.search, search
+        self._started = time.monotonic()
+        self._interrupted = threading.Event()
+        self.reason: str | None = None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal ended it: what runs is not over, and a resume goes on with it."""
+        return self._interrupted.is_set()
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Single trials are the scheduler's business."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Tune asks after every event."""
+        if self.reason is None and not self.interrupted:
+            self.reason = self._due()
+        return self.interrupted or self.reason is not None
+
+    def _due(self) -> str | None:
+        config, search = self._config, self._search
+        if config.time_budget is not None and time.monotonic() - self._started > config.time_budget:
+            return "time_budget"
+        if len(search.failed) > config.failures.per_search:
+            return "failures"
+        if config.plateau is not None:
+            over = [t for t in search.trials.values() if t.status == "finished" and t.score is not None]
+            before, recent = over[: -config.plateau.trials], over[-config.plateau.trials :]
+            if before and max(t.score or 0 for t in recent) < max(t.score or 0 for t in before) + config.plateau.min_gain:
+                return "plateau"
+        return None
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Let Ctrl-C and SIGTERM end the search in order; a second one ends it at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def interrupt(number: int, frame: FrameType | None) -> None:
+            self._interrupted.set()
+            for one in before:
+                signal.signal(one, signal.default_int_handler)
+
+        for number in before:
+            signal.signal(number, interrupt)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

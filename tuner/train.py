@@ -1,0 +1,247 @@
+"""One trial as a generator of Progress: plain PyTorch, no Ray.
+
+    python -m tuner.train EXPERIMENT [--set path=value ...] [--trial RUN_ID] [--device cpu|cuda]
+
+Ray's workers (tuner/trial.py), the tests and this command line all consume the same generator.
+
+Shapes   B videos in the batch   C classes   N training videos
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+import models
+from models import losses, optimizers
+from models.fused_mlp import FusedMLPConfig
+from models.losses import LossConfig
+from models.optimizers import OptimizerConfig
+from tuner import checkpoint
+from tuner.dataset import Dataset
+from tuner.errors import TrialDiverged
+from tuner.evaluate import evaluate
+from tuner.precision import Precision, autocast
+
+# Steps between two looks at the divergence flag on CUDA: each look makes the host wait for the device.
+STEPS_BETWEEN_CHECKS = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingConfig:
+    """How long and how a trial trains."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    batch_size: int = 1024  # videos a step
+    epochs: int = 20  # passes over the training videos
+    precision: Precision = "auto"  # of the matrix products; auto: bf16 where the hardware has it
+    seed: int | Literal["per_trial"] = 1  # of weights, order, dropout and bootstrap; per_trial: seed 1 + trial number
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, but got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialConfig:
+    """Everything that shapes one trial beside its data."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    model: FusedMLPConfig
+    optimizer: OptimizerConfig
+    loss: LossConfig = field(default_factory=LossConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The same as a plain nested dict: what checkpoints, exports and MLflow store."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """One finished epoch. `state` is the live training: save it before the generator is advanced."""
+
+    epoch: int  # finished epochs, from 1
+    metrics: dict[str, float]  # by the metric keys of MLflow
+    state: "TrainingState"
+    repeated: bool = False  # the checkpoint's own epoch, told once more after a resume
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainingState:
+    """What a trial needs to go on exactly where it stands: the parts of a checkpoint."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    bootstrap: torch.Generator
+    epoch: int = 0  # finished epochs
+    metrics: dict[str, float] = field(default_factory=dict)  # of the last of them
+
+    def save(self, directory: Path, trial: TrialConfig) -> None:
+        """Write the state into `directory`, whole or not at all."""
+        position = {
+            "epoch": self.epoch,
+            "metrics": self.metrics,
+            "optimizer": self.optimizer.state_dict(),
+            "bootstrap": self.bootstrap.get_state(),
+            "rng": torch.get_rng_state(),
+            "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+        checkpoint.save(directory, model=self.model.state_dict(), training=position, settings=trial.settings)
+
+    def load(self, directory: Path, trial: TrialConfig) -> None:
+        """Put a saved state back, random numbers included.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged, or other settings shaped it.
+        """
+        weights, position = checkpoint.load(directory, settings=trial.settings)
+        self.model.load_state_dict(weights)
+        self.optimizer.load_state_dict(position["optimizer"])
+        self.bootstrap.set_state(position["bootstrap"])
+        torch.set_rng_state(position["rng"])
+        if position["rng_cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(position["rng_cuda"])
+        self.epoch = position["epoch"]
+        self.metrics = position["metrics"]
+
+
+def train(
+    trial: TrialConfig, data: Dataset, *, device: torch.device, seed: int, resume_from: Path | None = None
+) -> Iterator[Progress]:
+    """Train and yield after each epoch, first validating.
+
+    Args:
+        trial: the settings.
+        data: the decoded splits and the statistics of the training split.
+        device: where model and batches live.
+        seed: of weights, order, dropout and bootstrap; the same seed gives the same numbers on the same machine.
+        resume_from: a checkpoint of this trial; its epoch is the last one not repeated.
+
+    Raises:
+        TrialDiverged: the loss is not finite; the weights are left as they were before that step.
+    """
+    torch.manual_seed(seed)
+    model = models.build(trial.model, data.sizes, data.statistics).to(device)
+    state = TrainingState(
+        model=model,
+        optimizer=optimizers.build(trial.optimizer, model.parameters()),
+        bootstrap=torch.Generator(device=device).manual_seed(seed),
+    )
+    if resume_from is not None:
+        state.load(resume_from, trial)
+        yield Progress(epoch=state.epoch, metrics=state.metrics, state=state, repeated=True)
+
+    config = trial.training
+    batches = data.train_batches(config.batch_size, seed, device)
+    validation = data.validate_batches(config.batch_size, device)
+    step = _Step(trial, data, state, device=device, seed=seed, examples_per_epoch=len(batches) * batches.batch_size)
+    while state.epoch < config.epochs:
+        start = time.monotonic()
+        model.train()
+        loss_train = step.run_epoch(batches.epoch(state.epoch), state.epoch)
+        trained = time.monotonic()
+        scores = evaluate(model, validation, precision=config.precision)
+        state.epoch += 1
+        state.metrics = {
+            "gap": scores["gap"],
+            "gap_best": max(scores["gap"], state.metrics.get("gap_best", 0.0)),
+            "hit_at_1": scores["hit_at_1"],
+            "perr": scores["perr"],
+            "map": scores["map"],
+            "loss_train": loss_train,
+            "loss_validate": scores["loss"],
+            "learning_rate": step.learning_rate,
+            "videos_per_second": step.examples_per_epoch / (trained - start),
+            "seconds": time.monotonic() - start,
+        }
+        if device.type == "cuda":
+            state.metrics["gpu_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+        yield Progress(epoch=state.epoch, metrics=state.metrics, state=state)
+
+
+class _Step:
+    """The step of a trial: everything that stays the same from batch to batch, prepared once."""
+
+    def __init__(
+        self,
+        trial: TrialConfig,
+        data: Dataset,
+        state: TrainingState,
+        *,
+        device: torch.device,
+        seed: int,
+        examples_per_epoch: int,
+    ) -> None:
+        self.trial, self.state, self.device = trial, state, device
+        self.examples_per_epoch = examples_per_epoch
+        self.examples_in_all = examples_per_epoch * trial.training.epochs
+        self.learning_rate = 0.0
+        self.parameters = [p for p in state.model.parameters() if p.requires_grad]
+        self.regularized: list[nn.Parameter] = state.model.regularized  # type: ignore[assignment]
+        counts_C, num_videos = data.statistics.label_counts_C, data.statistics.num_videos
+        loss = trial.loss
+        self.pos_weights_C: Tensor | None = None
+        if loss.pos_weight_power:
+            weights_C = losses.positive_weights(counts_C, num_videos, loss.pos_weight_power, loss.pos_weight_max)
+            self.pos_weights_C = weights_C.to(device)
+        self.fixed_weights_N: Tensor | None = None
+        if loss.bootstrap == "fixed":
+            self.fixed_weights_N = torch.as_tensor(losses.fixed_bootstrap_weights(num_videos, seed)).to(device).float()
+
+    def run_epoch(self, batches: Iterator[Any], epoch: int) -> float:
+        """Step through the batches of one epoch; return the mean of their losses (the data term, without penalty)."""
+        total = torch.zeros((), device=self.device, dtype=torch.float64)
+        diverged = torch.zeros((), device=self.device, dtype=torch.bool)
+        steps = 0
+        for batch in batches:
+            loss = self.step(batch, epoch * self.examples_per_epoch + steps * self.trial.training.batch_size)
+            diverged |= ~torch.isfinite(loss)
+            total += loss
+            steps += 1
+            if (self.device.type == "cpu" or steps % STEPS_BETWEEN_CHECKS == 0) and bool(diverged):
+                break
+        if bool(diverged):
+            raise TrialDiverged(
+                f"the loss is not finite in epoch {epoch + 1} by step {steps} "
+                f"(learning rate {self.learning_rate:.3g}); the weights were left as they were"
+            )
+        return float(total) / max(steps, 1)
+
+    def step(self, batch: Any, examples_seen: int) -> Tensor:
+        """One update of the weights, skipped (not waited for) where the loss is not finite; returns the loss."""
+        state, loss_config = self.state, self.trial.loss
+        self.learning_rate = optimizers.learning_rate_at(self.trial.optimizer, examples_seen, self.examples_in_all)
+        for group in state.optimizer.param_groups:
+            group["lr"] = self.learning_rate
+        with autocast(self.device, self.trial.training.precision):
+            logits_BC = state.model(batch.features_BD)
+        loss = losses.sigmoid_cross_entropy(
+            logits_BC,
+            batch.label_offsets,
+            batch.label_indices,
+            pos_weights_C=self.pos_weights_C,
+            example_weights_B=self.example_weights(batch),
+        )
+        state.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        losses.add_penalty_gradients(self.regularized, loss_config.l1, loss_config.l2, loss_config.penalty)
+        optimizers.clip(self.parameters, self.trial.optimizer.clip)
+        optimizers.step(state.optimizer, skip=~torch.isfinite(loss.detach()))
+        return loss.detach()
+
+    def example_weights(self, batch: Any) -> Tensor | None:
+        """How often each video of the batch counts: bootstrap, in training only."""
+        if self.fixed_weights_N is not None:
+            return self.fixed_weights_N[batch.rows]
+        if self.trial.loss.bootstrap == "per_batch":
+            return losses.per_batch_bootstrap_weights(len(batch.rows), self.state.bootstrap, self.device)
+        return None

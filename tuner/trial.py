@@ -1,0 +1,171 @@
+"""What Ray calls: the worker side of a search.
+
+Tune starts `Trial` for every suggestion; it runs a Ray Train TorchTrainer, whose one worker runs `work`: the
+generator of tuner/train.py, reported epoch by epoch. Failures are of two kinds. What a second attempt may cure (a
+worker or an actor that died) is an exception, and Ray tries again from the last checkpoint. What it cannot cure (a
+loss that diverged, a damaged shard) is a report with the key `error`, and the trial ends.
+"""
+
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    CheckpointUploadMode,
+    FailureConfig,
+    LoggingConfig,
+    RunConfig,
+    ScalingConfig,
+)
+from ray.train.backend import Backend
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from data.errors import DataError
+from tuner.config import Experiment
+from tuner.dataset import DataConfig, open_dataset
+from tuner.errors import TunerError
+from tuner.resources import Resources
+from tuner.train import TrialConfig, train
+
+# What a report holds beside metrics.
+PLACE = ("host", "device")
+Save = Callable[[Path], None]  # writes the trial's state into the directory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One trial, as it travels from the driver to its worker."""
+
+    trial_id: str
+    trial: TrialConfig
+    data: DataConfig
+    seed: int
+    resources: Resources
+
+
+def trainable(experiment: Experiment, directory: Path, resources: Resources) -> Callable[[dict[str, Any]], None]:
+    """The function that Tune runs once per trial, in an actor of its own.
+
+    Args:
+        experiment: what is searched.
+        directory: the search's; the trial's checkpoints go to `trials/<trial_id>` in it.
+        resources: of the trial's worker.
+    """
+
+    def trial(config: dict[str, Any]) -> None:
+        settings = experiment.trial_config(config["values"])
+        job = Job(
+            trial_id=config["trial_id"],
+            trial=settings,
+            data=experiment.data,
+            seed=trial_seed(settings, config["number"]),
+            resources=resources,
+        )
+        TorchTrainer(
+            work,
+            train_loop_config={"job": job},
+            torch_config=LoneWorker(),
+            scaling_config=ScalingConfig(
+                num_workers=1,
+                use_gpu=resources.gpu > 0,
+                resources_per_worker={"CPU": resources.cpu} | ({"GPU": resources.gpu} if resources.gpu else {}),
+            ),
+            run_config=RunConfig(
+                # The same name in the same place: a run that died goes on from its last checkpoint.
+                name=job.trial_id,
+                storage_path=str(directory / "trials"),
+                callbacks=[TuneReportCallback()],
+                failure_config=FailureConfig(max_failures=experiment.search.failures.per_trial),
+                checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute="gap"),  # and the last
+                logging_config=LoggingConfig(log_level="WARNING"),
+            ),
+        ).fit()
+
+    return trial
+
+
+class LoneWorker(TorchConfig):
+    """A trial of one worker needs no process group: starting one costs a second per trial and gives nothing."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        """The backend that sets nothing up."""
+        return Backend
+
+
+def work(config: dict[str, Any]) -> None:
+    """Train's loop: runs in the worker process that holds the GPU."""
+    job: Job = config["job"]
+    device = ray.train.torch.get_device() if job.resources.gpu else torch.device("cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, int(job.resources.cpu)))
+    with _latest_checkpoint() as resume_from:
+        run(job, device=device, resume_from=resume_from, report=_report)
+
+
+def run(
+    job: Job, *, device: torch.device, resume_from: Path | None, report: Callable[[dict[str, Any], Save | None], None]
+) -> None:
+    """Train one trial and report every epoch; `report(metrics, save)` is Ray's, or a test's.
+
+    The first report after a resume repeats the checkpoint's epoch: a driver that died may not have heard of it.
+    """
+    place = {
+        "host": socket.gethostname(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+    }
+    try:
+        data = open_dataset(job.data)
+        for progress in train(job.trial, data, device=device, seed=job.seed, resume_from=resume_from):
+            save = None if progress.repeated else partial(progress.state.save, trial=job.trial)
+            report({"epoch": progress.epoch, "epochs": job.trial.training.epochs, **place, **progress.metrics}, save)
+    except (TunerError, DataError) as error:
+        report({"error": f"{type(error).__name__}: {error}"}, None)
+
+
+def checkpoint_name(epoch: int) -> str:
+    """The directory of an epoch's checkpoint, below `trials/<trial_id>`."""
+    return f"epoch-{epoch:04d}"
+
+
+def trial_seed(trial: TrialConfig, number: int) -> int:
+    """The seed of trial `number`: the same for all (paired comparison) unless training.seed is `per_trial`."""
+    seed = trial.training.seed
+    return 1 + number if seed == "per_trial" else seed
+
+
+def _report(metrics: dict[str, Any], save: Save | None) -> None:
+    """Hand an epoch to Train; its checkpoint is uploaded while the next epoch trains."""
+    if save is None:
+        ray.train.report(metrics)
+        return
+    directory = Path(tempfile.mkdtemp(prefix="checkpoint-")) / "state"
+    save(directory)
+    ray.train.report(
+        metrics,
+        checkpoint=Checkpoint.from_directory(str(directory)),
+        checkpoint_dir_name=checkpoint_name(metrics["epoch"]),
+        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+        delete_local_checkpoint_after_upload=True,
+    )
+
+
+@contextmanager
+def _latest_checkpoint() -> Iterator[Path | None]:
+    """The directory of this trial's last checkpoint, if a run before this one left any."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        yield None
+    else:
+        with checkpoint.as_directory() as directory:
+            yield Path(directory)
