@@ -4,160 +4,47 @@
     Experiment.trial_config(values) -> TrialConfig     what one suggestion trains
     Experiment.to_yaml() / Experiment.from_yaml()      what is stored with a search, and used when it is resumed
 
-Ranges are checked by the dataclasses themselves; types and unknown keys by pydantic, here; the search space by both at
-its corners. Every mistake becomes one line, all of them are told at once:
+Ranges are checked by the dataclasses themselves; types and unknown keys by pydantic (tuner/reading.py); the search
+space by both at its corners. Every mistake becomes one line, all of them are told at once:
 
     experiments.yaml:4: fused_mlp.optimizer.momentun: unknown key; did you mean 'momentum'?
 """
 
 import difflib
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
-from functools import cache
+from contextlib import suppress
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
-
-from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from typing import Any, Literal
 
 from tuner.dataset import DataConfig
+from tuner.distributions import DISTRIBUTIONS, default_label, distribution_of, label, options
 from tuner.errors import ConfigError
-from tuner.space import DISTRIBUTIONS, Space, Values, distribution_of, options
+from tuner.reading import BLOCKS, FIXED, PIPELINES, SEARCHABLE, nearest, not_one_of, read_block, read_trial
+from tuner.settings import (
+    FailuresConfig,
+    PlateauConfig,
+    ResourcesConfig,
+    SamplerConfig,
+    SchedulerConfig,
+    SearchConfig,
+)
+from tuner.space import Space, Values
 from tuner.train import TrialConfig
 from tuner.yaml_tree import Node, Problems, dump, expand, join, parse, read, shown
 
-T = TypeVar("T")
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-def _seconds(value: Any) -> Any:
-    """`90s`, `30m`, `4h`, `1h30m` in seconds; anything else as it is."""
-    if not isinstance(value, str):
-        return value
-    if not re.fullmatch(r"(\d+(\.\d+)?[smhd])+", value):
-        raise ValueError(f"must be a number of seconds, or a time such as 90s, 30m, 4h or 1h30m (got {shown(value)})")
-    return float(sum(float(number) * _UNITS[unit] for number, _, unit in re.findall(r"(\d+(\.\d+)?)([smhd])", value)))
-
-
-Seconds = Annotated[float, BeforeValidator(_seconds)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplerConfig:
-    """Who proposes the next trial."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
-    kind: Literal["tpe", "random", "gp", "cmaes", "qmc"] = "tpe"
-    seed: int = 1  # the same proposals again, with one trial at a time
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulerConfig:
-    """Who stops a trial early, comparing `gap` at equal epochs."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
-    kind: Literal["asha", "median", "none"] = "asha"
-    grace: int = 1  # epochs that every trial gets
-    reduction: float = 3  # asha: the best 1 in so many goes on at every rung
-
-    def __post_init__(self) -> None:
-        if self.grace < 1:
-            raise ValueError(f"grace must be at least 1, but got {self.grace}")
-        if not self.reduction > 1:
-            raise ValueError(f"reduction must be above 1, but got {self.reduction}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlateauConfig:
-    """Ends the search when it has stopped to improve."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
-    trials: int  # finished trials in a row without an improvement
-    min_gain: float = 0.0  # what counts as one: more than this
-
-    def __post_init__(self) -> None:
-        if self.trials < 1:
-            raise ValueError(f"trials must be at least 1, but got {self.trials}")
-        if self.min_gain < 0:
-            raise ValueError(f"min_gain must not be negative, but got {self.min_gain}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FailuresConfig:
-    """How much may go wrong."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
-    per_trial: int = 2  # times that a trial goes on from its last checkpoint after its worker died
-    per_search: int = 10  # failed trials, then the search ends
-
-    def __post_init__(self) -> None:
-        for name in ("per_trial", "per_search"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, but got {getattr(self, name)}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchConfig:
-    """How the space is searched, and when the search ends."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
-    metric: Literal["gap_best", "gap", "hit_at_1", "perr", "map", "loss_validate"] = "gap_best"
-    mode: Literal["max", "min"] = "max"
-    trials: int = 20
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
-    time_budget: Seconds | None = None  # seconds, or 90s, 30m, 4h; trials that run then are ended
-    max_concurrent: Literal["auto"] | int = "auto"  # trials at a time; auto: as many as the cluster holds
-    overlap: bool = True  # the next trial's processes start while the last one trains
-    plateau: PlateauConfig | None = None
-    failures: FailuresConfig = field(default_factory=FailuresConfig)
-
-    def __post_init__(self) -> None:
-        if self.trials < 1:
-            raise ValueError(f"trials must be at least 1, but got {self.trials}")
-        if (self.mode == "min") != (self.metric == "loss_validate"):
-            raise ValueError(f"mode must be min for loss_validate and max for the others, but got {self.mode}")
-        if self.time_budget is not None and not self.time_budget > 0:
-            raise ValueError(f"time_budget must be above 0 seconds, but got {self.time_budget}")
-        if self.max_concurrent != "auto" and self.max_concurrent < 1:
-            raise ValueError(f"max_concurrent must be at least 1, but got {self.max_concurrent}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResourcesConfig:
-    """What one trial holds of the cluster."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
-    gpu: Literal["auto"] | float = "auto"  # GPUs of a worker; auto: one where the cluster has GPUs or may start some
-    cpu: Literal["auto"] | float = "auto"  # CPUs of a worker; auto: the node's CPUs over the trials on it, at least 1
-    workers: int = 1  # of a trial
-
-    def __post_init__(self) -> None:
-        if self.gpu != "auto" and self.gpu < 0:
-            raise ValueError(f"gpu must not be negative, but got {self.gpu}")
-        if self.cpu != "auto" and not self.cpu > 0:
-            raise ValueError(f"cpu must be above 0, but got {self.cpu}")
-        if self.workers < 1:
-            raise ValueError(f"workers must be at least 1, but got {self.workers}")
-
-
-SEARCHABLE = {
-    # The classes of each block, by kind where there are several: model: {kind: ...}.
-    block.name: tuple(c for c in (get_args(hint), (hint,))[not get_args(hint)] if is_dataclass(c))
-    for block, hint in ((block, get_type_hints(TrialConfig)[block.name]) for block in fields(TrialConfig))
-}
-FIXED: dict[str, type] = {"data": DataConfig, "search": SearchConfig, "resources": ResourcesConfig}
-PIPELINES = ("supervised",)
-BLOCKS = ("data", "pipeline", *SEARCHABLE, "search", "resources")
+__all__ = [
+    "Experiment",
+    "FailuresConfig",
+    "PlateauConfig",
+    "ResourcesConfig",
+    "SamplerConfig",
+    "SchedulerConfig",
+    "SearchConfig",
+    "load",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +66,7 @@ class Experiment:
             ConfigError: a value is missing, out of its range or unknown, or the values do not go together.
         """
         problems = Problems(self.name)
-        config = _read_trial(self.space.resolved(values), problems)
+        config = read_trial(self.space.resolved(values), problems)
         problems.check()
         assert config is not None
         return config
@@ -270,24 +157,24 @@ def _build(node: Node, name: str, file: Path, problems: Problems) -> Experiment:
     """The experiment that `node` describes; raises all that `problems` has and what is found here."""
     for key, entry in node.entries.items():
         if key not in BLOCKS:
-            problems.add(entry, key, f"unknown key; {_nearest(key, BLOCKS)}")
+            problems.add(entry, key, f"unknown key; {nearest(key, BLOCKS)}")
         elif key not in SEARCHABLE:
             _refuse_distributions(entry, key, problems)
     empty = node.graft({})
     blocks = {block: node.entries.get(block, empty) for block in BLOCKS if block != "pipeline"}
     pipeline = node.entries.get("pipeline", node.graft(PIPELINES[0]))
     if pipeline.value not in PIPELINES:
-        problems.add(pipeline, "pipeline", _not_one_of(pipeline.plain(), PIPELINES))
-    data = _read(DataConfig, blocks["data"], "data", problems)
-    search = _read(SearchConfig, blocks["search"], "search", problems)
-    resources = _read(ResourcesConfig, blocks["resources"], "resources", problems)
+        problems.add(pipeline, "pipeline", not_one_of(pipeline.plain(), PIPELINES))
+    data = read_block(DataConfig, blocks["data"], "data", problems)
+    search = read_block(SearchConfig, blocks["search"], "search", problems)
+    resources = read_block(ResourcesConfig, blocks["resources"], "resources", problems)
 
     tree = replace(empty, value={block: blocks[block] for block in SEARCHABLE})
     space = Space.build(tree, problems)
     classes: dict[str, set[type]] = {}
     for corner in space.corners():
         resolved = space.resolved(corner)
-        config = _read_trial(resolved, problems)
+        config = read_trial(resolved, problems)
         if config is not None:
             _note_classes(tree, config, "", corner, classes)
             if data is not None:
@@ -308,11 +195,8 @@ def _build(node: Node, name: str, file: Path, problems: Problems) -> Experiment:
 def _refuse_distributions(node: Node, path: str, problems: Problems) -> None:
     found = distribution_of(node)
     if found:
-        blocks = ", ".join(SEARCHABLE)
-        why = (
-            "trials that differ here could not be compared" if path.startswith("data") else "it is of the whole search"
-        )
-        problems.add(node, path, f"cannot be searched: {why}; searchable are {blocks} (got {found})")
+        why = "trials on different data do not compare" if path.startswith("data") else "all trials share this"
+        problems.add(node, path, f"cannot be searched, {why}; {', '.join(SEARCHABLE)} can (got {found})")
         problems.close(node)
         return
     for key, entry in node.entries.items():
@@ -350,8 +234,8 @@ def _with_absolute_paths(data: DataConfig, folder: Path) -> DataConfig:
 def _note_classes(node: Node, config: Any, path: str, values: Values, classes: dict[str, set[type]]) -> None:
     """Note for every block of the tree, by parameter path, which dataclass it became in this corner."""
     if distribution_of(node) == "choice":
-        label = values[path]
-        _note_classes(options(node)[label], config, join(path, label), values, classes)
+        chosen = values[path]
+        _note_classes(options(node)[chosen], config, join(path, chosen), values, classes)
     elif is_dataclass(config):
         classes.setdefault(path, set()).add(type(config))
         for name, entry in node.entries.items():
@@ -360,8 +244,10 @@ def _note_classes(node: Node, config: Any, path: str, values: Values, classes: d
 
 def _with_defaults(node: Node, path: str, classes: Mapping[str, set[type]]) -> Node:
     if distribution_of(node) == "choice":
-        filled = [_with_defaults(option, join(path, label), classes) for label, option in options(node).items()]
-        return replace(node, value={**node.entries, "choice": replace(node.entries["choice"], value=tuple(filled))})
+        filled = {key: _with_defaults(option, join(path, key), classes) for key, option in options(node).items()}
+        # An option that is labelled by its text would change its name: such a one is left as it is.
+        kept = {key: filled[key] if label(filled[key]) == label(old) else old for key, old in options(node).items()}
+        return _with_options(node, kept)
     if not isinstance(node.value, Mapping):
         return node
     entries = {name: _with_defaults(entry, join(path, name), classes) for name, entry in node.value.items()}
@@ -370,6 +256,17 @@ def _with_defaults(node: Node, path: str, classes: Mapping[str, set[type]]) -> N
         for setting in fields(next(iter(found))):
             if setting.name not in entries:
                 entries[setting.name] = node.graft(_listed(_default(setting)))
+    return replace(node, value=entries)
+
+
+def _with_options(node: Node, changed: Mapping[str, Node]) -> Node:
+    """A choice with its options replaced, by label; its default stays the same one."""
+    choice = replace(node.entries["choice"], value=tuple(changed.values()))
+    entries = {**node.entries, "choice": choice}
+    if "default" in node.entries:
+        with suppress(ValueError):  # a default that is no option is told when the space is built
+            position = list(changed).index(default_label(node))
+            entries["default"] = node.entries["default"].graft(list(options(replace(node, value=entries)))[position])
     return replace(node, value=entries)
 
 
@@ -412,13 +309,10 @@ def _put(node: Node, keys: Sequence[str], value: Node, done: str) -> Node:
     if distribution_of(node) == "choice" and key not in node.entries:
         labelled = options(node)
         if key not in labelled:
-            ways = ", ".join(".".join([done, label, *keys]) for label in labelled)
-            raise ConfigError(f"{value.source}: {done} is a choice, so name its option; one of: {ways}")
-        changed = tuple(
-            _put(option, rest, value, join(done, label)) if label == key else option
-            for label, option in labelled.items()
-        )
-        return replace(node, value={**node.entries, "choice": replace(node.entries["choice"], value=changed)})
+            raise ConfigError(
+                f"{value.source}: {done} is a choice, so name its option; one of: {_ways(labelled, keys, done)}"
+            )
+        return _with_options(node, {**labelled, key: _put(labelled[key], rest, value, join(done, key))})
     if node.value is not None and not isinstance(node.value, Mapping):
         raise ConfigError(f"{value.source}: {done} is a value, there is no {key!r} in it (got {shown(node.plain())})")
     below = node.entries.get(key, Node(None, source=value.source))
@@ -426,169 +320,7 @@ def _put(node: Node, keys: Sequence[str], value: Node, done: str) -> Node:
     return replace(node, value=entries) if node.value is not None else replace(value, value=entries)
 
 
-# Reading: a node becomes a dataclass, or problems.
-
-
-def _read_trial(tree: Node, problems: Problems) -> TrialConfig | None:
-    blocks = {}
-    for name, classes in SEARCHABLE.items():
-        node = tree.entries[name]
-        kinds = {kind: c for c in classes for kind in get_args(get_type_hints(c).get("kind"))} if classes[1:] else {}
-        kind = node.entries.get("kind")
-        if kinds and isinstance(node.value, Mapping) and (kind is None or kind.value not in kinds):
-            message = f"is missing; one of: {', '.join(kinds)}" if kind is None else _not_one_of(kind.plain(), kinds)
-            problems.add(kind or node, join(name, "kind"), message)
-            continue
-        blocks[name] = _read(kinds[str(kind.value)] if kinds and kind else classes[0], node, name, problems)
-    if len(blocks) < len(SEARCHABLE) or None in blocks.values():
-        return None
-    try:
-        return TrialConfig(**blocks)
-    except ValueError as error:
-        found, path = _culprit(str(error), tree, "")
-        problems.add(found, path, str(error))
-        return None
-
-
-@cache
-def _adapter(cls: type[T]) -> TypeAdapter[T]:
-    return TypeAdapter(cls)
-
-
-def _read(cls: type[T], node: Node, path: str, problems: Problems) -> T | None:
-    """`node` as an instance of a dataclass; None where it is none."""
-    try:
-        # Through JSON: pydantic's strict mode takes lists for tuples and blocks for dataclasses only there, and strict
-        # it must be, for neither true nor '3' is a number.
-        return _adapter(cls).validate_json(json.dumps(node.plain()), strict=True)
-    except ValidationError as error:
-        mistakes = [_Mistake.of(found, cls, node) for found in error.errors(include_url=False)]
-    for mistake in _without_echoes(mistakes):
-        problems.add(mistake.node, join(path, ".".join(mistake.path)), mistake.message)
-    return None
-
-
-@dataclass(frozen=True, slots=True)
-class _Mistake:
-    node: Node
-    path: tuple[str, ...]  # below the block
-    message: str
-    branch: tuple[str, ...] | None  # of the value that may be this or that: pydantic tells a mistake for each
-
-    @classmethod
-    def of(cls, found: Any, root: type, block: Node) -> "_Mistake":
-        """What pydantic found, with its node; the names of a union's members are dropped from its path."""
-        node, path, branch = block, [], None
-        owner: type | None = root
-        *parents, last = found["loc"] or ("",)
-        for key in found["loc"]:
-            below = node.entries.get(str(key))
-            if isinstance(node.value, tuple) and isinstance(key, int):
-                below = node.value[key]
-            if below is None:
-                branch = branch or (tuple(path) if found["type"] != "missing" or key in parents else None)
-                continue
-            if found["type"] != "unexpected_keyword_argument" or len(path) < len(parents):
-                owner = _class_below(owner, str(key))
-            node = below
-            path.append(str(key))
-        got = shown(node.plain())
-        match found["type"]:
-            case "missing":
-                path.append(str(last))
-                message = "is missing"
-            case "unexpected_keyword_argument":
-                message = f"unknown key; {_nearest(path[-1], [f.name for f in fields(owner)] if owner else [])}"
-            case "value_error":
-                message = found["msg"].removeprefix("Value error, ")
-                node, dotted = _culprit(message, node, ".".join(path))
-                path = dotted.split(".") if dotted else []
-            case "literal_error":
-                message = _not_one_of(node.plain(), [found["ctx"]["expected"].replace("'", "").replace(" or ", ", ")])
-            case "dataclass_type":
-                message = f"must be a block of settings (got {got})"
-            case _:
-                message = f"{found['msg'].replace('Input should be', 'must be')} (got {got})"
-                message = _misspelt_distribution(node) or message
-        return cls(node, tuple(path), message, branch)
-
-
-def _without_echoes(mistakes: Sequence[_Mistake]) -> Iterator[_Mistake]:
-    """One mistake for a value that may be this or that: of the deepest, or `must be this or must be that`."""
-    branches: dict[tuple[str, ...], list[_Mistake]] = {}
-    for mistake in mistakes:
-        if mistake.branch is None:
-            yield mistake
-        else:
-            branches.setdefault(mistake.branch, []).append(mistake)
-    for echoes in branches.values():
-        depth = max(len(echo.path) for echo in echoes)
-        deepest = [echo for echo in echoes if len(echo.path) == depth]
-        by_path: dict[tuple[str, ...], list[_Mistake]] = {}
-        for echo in deepest:
-            by_path.setdefault(echo.path, []).append(echo)
-        for same in by_path.values():
-            got = f" (got {shown(same[0].node.plain())})"
-            wishes = dict.fromkeys(echo.message.removesuffix(got) for echo in same)
-            yield replace(same[0], message=" or ".join(wishes) + (got if len(wishes) > 1 else ""))
-
-
-def _culprit(message: str, node: Node, path: str) -> tuple[Node, str]:
-    """The setting that a dataclass complains of, with its path: the first of its block that the message names."""
-    for word in re.findall(r"[A-Za-z_][A-Za-z0-9_.]*", message):
-        found, below = node, path
-        for key in word.strip(".").split("."):
-            if key not in found.entries:
-                break
-            found, below = found.entries[key], join(below, key)
-        if found is not node:
-            return found, below
-    return node, path
-
-
-def _class_below(owner: type | None, key: str) -> type | None:
-    hint = get_type_hints(owner).get(key) if owner is not None else None
-    return next((c for c in (hint, *get_args(hint)) if isinstance(c, type) and is_dataclass(c)), None)
-
-
-def _misspelt_distribution(node: Node) -> str | None:
-    for key in node.entries:
-        close = difflib.get_close_matches(key, DISTRIBUTIONS, n=1)
-        if close:
-            return f"unknown distribution {key!r}; did you mean {close[0]!r}?"
-    return None
-
-
-def _not_one_of(value: Any, known: Sequence[str] | Mapping[str, Any]) -> str:
-    return (
-        f"{value!r} is not one of: {', '.join(known)}"
-        if isinstance(value, str)
-        else (f"must be one of: {', '.join(known)} (got {shown(value)})")
-    )
-
-
-def _nearest(key: str, known: Sequence[str]) -> str:
-    """What may have been meant: a key of the same block, else a setting of that name elsewhere."""
-    close = difflib.get_close_matches(key, known, n=1)
-    elsewhere = [path for path in _paths() if path.rpartition(".")[2] == key]
-    if not close and not elsewhere:
-        last = {path.rpartition(".")[2]: path for path in reversed(_paths())}
-        elsewhere = [last[name] for name in difflib.get_close_matches(key, last, n=1, cutoff=0.8)]
-    if close or elsewhere:
-        return f"did you mean {(close or elsewhere)[0]!r}?"
-    return f"known are {', '.join(known)}"
-
-
-@cache
-def _paths() -> tuple[str, ...]:
-    """Every setting there is, by its path."""
-
-    def below(cls: type, path: str) -> Iterator[str]:
-        for setting in fields(cls):
-            yield join(path, setting.name)
-            nested = _class_below(cls, setting.name)
-            if nested:
-                yield from below(nested, join(path, setting.name))
-
-    blocks = {**{name: (cls,) for name, cls in FIXED.items()}, **SEARCHABLE}
-    return tuple(path for name, classes in blocks.items() for cls in classes for path in (name, *below(cls, name)))
+def _ways(labelled: Mapping[str, Node], keys: Sequence[str], done: str) -> str:
+    """The paths that may have been meant by one that passes a choice by."""
+    blocks = [name for name, option in labelled.items() if option.entries and not distribution_of(option)]
+    return ", ".join(".".join([done, way, *keys]) for way in blocks) or ", ".join(join(done, way) for way in labelled)

@@ -82,6 +82,12 @@ class Node:
         """The entries of a mapping; none for anything else."""
         return self.value if isinstance(self.value, Mapping) else {}
 
+    def below(self, key: str | int) -> "Node | None":
+        """The entry of a mapping or a list; None where there is none."""
+        if isinstance(self.value, tuple):
+            return self.value[key] if isinstance(key, int) and key < len(self.value) else None
+        return self.entries.get(str(key))
+
     def plain(self) -> Any:
         """The same as plain dicts, lists and scalars."""
         if isinstance(self.value, Mapping):
@@ -116,7 +122,7 @@ class Problems:
         self._kept: list[Node] = []  # keeps them alive, so that their ids stay theirs
 
     def add(self, node: Node, path: str, message: str) -> None:
-        """Note what is wrong with `node`, once; what is found later about the same node follows from that."""
+        """Note what is wrong with `node`, once."""
         if id(node) in self._nodes:
             return
         path = ".".join(part for part in (self._prefix, path) if part)
@@ -124,8 +130,8 @@ class Problems:
         self._lines[(node.source, node.line, text)] = None
 
     def close(self, node: Node) -> None:
-        """Hear no more about this node."""
-        self._nodes.add(id(node))
+        """Hear no more about this node and what is below it."""
+        self._nodes.update(id(below) for below in node.walk())
         self._kept.append(node)
 
     def check(self) -> None:

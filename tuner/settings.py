@@ -1,0 +1,128 @@
+"""How an experiment is searched, and what its trials hold of the cluster: the blocks `search` and `resources`."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator
+
+from tuner.yaml_tree import shown
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _seconds(value: Any) -> Any:
+    """`90s`, `30m`, `4h`, `1h30m` in seconds; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    if not re.fullmatch(r"(\d+(\.\d+)?[smhd])+", value):
+        raise ValueError(f"must be a number of seconds, or a time such as 90s, 30m, 4h or 1h30m (got {shown(value)})")
+    return float(sum(float(number) * _UNITS[unit] for number, _, unit in re.findall(r"(\d+(\.\d+)?)([smhd])", value)))
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplerConfig:
+    """Who proposes the next trial."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    kind: Literal["tpe", "random", "gp", "cmaes", "qmc"] = "tpe"
+    seed: int = 1  # the same proposals again, with one trial at a time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """Who stops a trial early, comparing `gap` at equal epochs."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    kind: Literal["asha", "median", "none"] = "asha"
+    grace: int = 1  # epochs that every trial gets
+    reduction: float = 3  # asha: the best 1 in so many goes on at every rung
+
+    def __post_init__(self) -> None:
+        if self.grace < 1:
+            raise ValueError(f"grace must be at least 1, but got {self.grace}")
+        if not self.reduction > 1:
+            raise ValueError(f"reduction must be above 1, but got {self.reduction}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlateauConfig:
+    """Ends the search when it has stopped to improve."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    trials: int  # finished trials in a row without an improvement
+    min_gain: float = 0.0  # what counts as one: more than this
+
+    def __post_init__(self) -> None:
+        if self.trials < 1:
+            raise ValueError(f"trials must be at least 1, but got {self.trials}")
+        if self.min_gain < 0:
+            raise ValueError(f"min_gain must not be negative, but got {self.min_gain}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailuresConfig:
+    """How much may go wrong."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    per_trial: int = 2  # times that a trial goes on from its last checkpoint after its worker died
+    per_search: int = 10  # failed trials, then the search ends
+
+    def __post_init__(self) -> None:
+        for name in ("per_trial", "per_search"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, but got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchConfig:
+    """How the space is searched, and when the search ends."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    metric: Literal["gap_best", "gap", "hit_at_1", "perr", "map", "loss_validate"] = "gap_best"
+    mode: Literal["max", "min"] = "max"
+    trials: int = 20
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    time_budget: Seconds | None = None  # seconds, or 90s, 30m, 4h; trials that run then are ended
+    max_concurrent: Literal["auto"] | int = "auto"  # trials at a time; auto: as many as the cluster holds
+    overlap: bool = True  # the next trial's processes start while the last one trains
+    plateau: PlateauConfig | None = None
+    failures: FailuresConfig = field(default_factory=FailuresConfig)
+
+    def __post_init__(self) -> None:
+        if self.trials < 1:
+            raise ValueError(f"trials must be at least 1, but got {self.trials}")
+        if (self.mode == "min") != (self.metric == "loss_validate"):
+            raise ValueError(f"mode must be min for loss_validate and max for the others, but got {self.mode}")
+        if self.time_budget is not None and not self.time_budget > 0:
+            raise ValueError(f"time_budget must be above 0 seconds, but got {self.time_budget}")
+        if self.max_concurrent != "auto" and self.max_concurrent < 1:
+            raise ValueError(f"max_concurrent must be at least 1, but got {self.max_concurrent}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResourcesConfig:
+    """What one trial holds of the cluster."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    gpu: Literal["auto"] | float = "auto"  # GPUs of a worker; auto: one where the cluster has GPUs or may start some
+    cpu: Literal["auto"] | float = "auto"  # CPUs of a worker; auto: the node's CPUs over the trials on it, at least 1
+    workers: int = 1  # of a trial
+
+    def __post_init__(self) -> None:
+        if self.gpu != "auto" and self.gpu < 0:
+            raise ValueError(f"gpu must not be negative, but got {self.gpu}")
+        if self.cpu != "auto" and not self.cpu > 0:
+            raise ValueError(f"cpu must be above 0, but got {self.cpu}")
+        if self.workers < 1:
+            raise ValueError(f"workers must be at least 1, but got {self.workers}")
