@@ -56,7 +56,7 @@ def map_in_order(function: Callable[[Job], Result], jobs: Iterable[Job], num_wor
         ahead: deque[Future[Result]] = deque()
         for job in jobs:
             ahead.append(threads.submit(call, job))
-            if len(ahead) > 2 * num_workers:
+            if len(ahead) > num_workers + 1:  # results not yet taken wait in memory
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
