@@ -71,6 +71,11 @@ class FeatureStatistics:
     label_counts_C: Tensor
 
 
+def tensor(values: Any) -> Tensor:
+    """A tensor as it is, an array as a copy: it may be a read-only memory map, which torch does not wrap."""
+    return values.detach() if isinstance(values, Tensor) else torch.tensor(values)
+
+
 class Normalize(nn.Module):
     """(x - mean) / sqrt(variance + 1e-12) per feature; a feature without variance is only centred.
 
@@ -84,9 +89,7 @@ class Normalize(nn.Module):
     def __init__(self, mean_D: Any, variance_D: Any) -> None:
         """Takes tensors or arrays of the same length D."""
         super().__init__()
-        # Copied, not wrapped: the arrays may be read-only memory maps.
-        variance = torch.tensor(variance_D) if not isinstance(variance_D, Tensor) else variance_D.detach().clone()
-        mean = torch.tensor(mean_D) if not isinstance(mean_D, Tensor) else mean_D.detach().clone()
+        mean, variance = tensor(mean_D), tensor(variance_D)
         if mean.ndim != 1 or mean.shape != variance.shape:
             raise ValueError(
                 "mean and variance must be vectors of one length, "
@@ -95,7 +98,7 @@ class Normalize(nn.Module):
         if not (torch.isfinite(mean).all() and torch.isfinite(variance).all() and (variance >= 0).all()):
             raise ValueError("mean and variance must be finite and variance not negative, but some are not")
         scale = torch.where(variance > 0, (variance.double() + NORMALIZE_EPSILON).rsqrt(), 1.0)
-        self.register_buffer("mean_D", mean.float())
+        self.register_buffer("mean_D", mean.float().clone())
         self.register_buffer("scale_D", scale.float())
 
     def forward(self, features_BD: Tensor) -> Tensor:
@@ -135,7 +138,7 @@ def prior_log_odds(label_counts_C: Any, num_videos: int) -> Tensor:
     Returns:
         [C] float32.
     """
-    counts_C = torch.as_tensor(label_counts_C).double()
+    counts_C = tensor(label_counts_C).double()
     if counts_C.min() < 0 or counts_C.max() > num_videos:
         raise ValueError(
             f"label counts must lie between 0 and num_videos = {num_videos}, "

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .layers import tensor
+
 Penalty = Literal["mean", "sum"]
 
 
@@ -104,7 +106,7 @@ class _SigmoidCrossEntropy(torch.autograd.Function):
         scale_B = (grad_loss / len(logits_BC)).expand(len(logits_BC))
         if example_weights_B is not None:
             scale_B = scale_B * example_weights_B
-        residuals_L = logits_BC[rows, label_indices].to(grad_loss.dtype).sigmoid_().sub_(1)  # p - 1
+        residuals_L = -(-logits_BC[rows, label_indices].to(grad_loss.dtype)).sigmoid_()  # p - 1, without cancellation
         if pos_weights_C is not None:
             residuals_L *= pos_weights_C[label_indices]
         grad_BC = logits_BC.to(grad_loss.dtype, copy=True).sigmoid_().mul_(scale_B[:, None])
@@ -138,7 +140,7 @@ def positive_weights(label_counts_C: Any, num_videos: int, power: float, maximum
     """
     if num_videos < 2:
         raise ValueError(f"num_videos must be at least 2, but got {num_videos}")
-    counts_C = torch.as_tensor(label_counts_C).double().clamp(1, num_videos - 1)
+    counts_C = tensor(label_counts_C).double().clamp(1, num_videos - 1)
     return ((num_videos / counts_C - 1) ** power).clamp(max=maximum if maximum is not None else np.inf).float()
 
 

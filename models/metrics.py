@@ -22,6 +22,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from .layers import tensor
 from .losses import softplus
 
 Columns = dict[str, NDArray[Any]]
@@ -203,15 +204,16 @@ def mean_average_precision(scores_NC: ArrayLike | Tensor, labels_NC: ArrayLike |
 
 def _compute(scores_NC: ArrayLike | Tensor, labels_NC: ArrayLike | Tensor, top_k: int) -> dict[str, float]:
     """The accumulator's metrics of a dense input."""
-    scores, labels = torch.as_tensor(scores_NC), torch.as_tensor(labels_NC)
+    scores = scores_NC if isinstance(scores_NC, Tensor) else np.asarray(scores_NC)
+    labels = labels_NC if isinstance(labels_NC, Tensor) else np.asarray(labels_NC)
     if scores.ndim != 2 or scores.shape != labels.shape:
         raise ValueError(
             f"scores and labels must both be [videos, classes], but got {tuple(scores.shape)} and {tuple(labels.shape)}"
         )
     accumulator = Accumulator(scores.shape[1], top_k)
-    for scores_BC, labels_BC in zip(
-        torch.split(scores, CHUNK), torch.split(labels.to(scores.device), CHUNK), strict=True
-    ):
+    for start in range(0, len(scores), CHUNK):
+        scores_BC = tensor(scores[start : start + CHUNK])
+        labels_BC = tensor(labels[start : start + CHUNK]).to(scores_BC.device)
         rows_L, classes_L = torch.nonzero(labels_BC, as_tuple=True)
         offsets = torch.bincount(rows_L, minlength=len(labels_BC)).cumsum(0)
         accumulator.update(scores_BC, torch.cat([offsets.new_zeros(1), offsets]), classes_L)
