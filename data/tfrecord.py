@@ -15,6 +15,7 @@ Shapes   N videos in the shard   D columns of features
 
 import gzip
 import hashlib
+import io
 import os
 import struct
 import zlib
@@ -28,10 +29,12 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from data.errors import ShardError
+from data.lockstep import BYTES_LIST, FLOAT_LIST, INT64_LIST, SLACK, Places, copy_floats, gather, locate, read_varints
 from data.schema import ID_KEYS, LABELS_KEY, Schema
 from data.wire import Values, WireError, parse_record
 
 _HEADER: Final = struct.Struct("<QI")
+_LENGTH: Final = struct.Struct("<Q")  # what the header starts with
 _FOOTER: Final = struct.Struct("<I")
 _PIECE: Final = 1 << 24  # read at most this at once, so that a forged length claims no memory
 
@@ -177,22 +180,138 @@ def decode_shard(
             width, a value that is not finite (or too large for `out`), or a label outside [0, num_classes).
     """
     name = os.fspath(path)
-    records = list(read_records(name))
-    features_ND = _rows(name, len(records), schema) if out is None else _checked(name, out, len(records), schema)
-    ids, labels = [], []
-    for row, (offset, data) in enumerate(records):
-        video = _decode(_parse(name, offset, data), schema, require_labels, features_ND.dtype)
-        ids.append(video.id)
-        labels.append(video.labels)
-        features_ND[row] = video.features_D
-    crcs = np.array([_mask(crc32c(data)) for _, data in records], "<u4")
+    frames = _frames(name)
+    count = len(frames.start_N)
+    features_ND = np.empty((count, schema.width), np.float32) if out is None else _checked(name, out, count, schema)
+    fast = _decode_in_lockstep(frames, schema, require_labels, features_ND)
+    slow = {}
+    for row in np.flatnonzero(~fast.found_N).tolist():
+        start, stop = int(frames.start_N[row]), int(frames.stop_N[row])
+        example = _parse(name, start - _HEADER.size, frames.blob[start:stop].tobytes())
+        slow[row] = _decode(example, schema, require_labels, features_ND.dtype)
+        features_ND[row] = slow[row].features_D
+    # Labels as sorted, unique numbers: row * C + label.
+    others = [row * schema.num_classes + video.labels for row, video in slow.items()]
+    labels = np.sort(np.concatenate([fast.labels, *others]))
+    labels = labels[np.diff(labels, prepend=-1) > 0]
+    label_offsets = np.searchsorted(labels, np.arange(count + 1) * schema.num_classes)
     return DecodedShard(
-        ids=np.array(ids, np.bytes_),
+        ids=_ids(frames, fast, {row: video.id for row, video in slow.items()}),
         features_ND=features_ND,
-        label_offsets=np.cumsum([0, *map(len, labels)], dtype=np.int64),
-        label_indices=np.concatenate([np.empty(0, np.int32), *labels]).astype(np.int32),
-        content_hash=hashlib.blake2b(crcs.tobytes(), digest_size=16).hexdigest(),
+        label_offsets=label_offsets.astype(np.int64),
+        label_indices=(labels % schema.num_classes).astype(np.int32),
+        content_hash=hashlib.blake2b(frames.crc_N.tobytes(), digest_size=16).hexdigest(),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Frames:
+    """A whole shard in memory, its CRCs checked."""
+
+    blob: NDArray[np.uint8]  # and SLACK zeros after it
+    start_N: NDArray[np.int64]  # of each record's data
+    stop_N: NDArray[np.int64]
+    crc_N: NDArray[np.uint32]  # masked, as stored
+
+
+def _frames(name: str) -> _Frames:
+    """Raises ShardError."""
+    try:
+        blob, size = _load(name)
+        view = blob.data
+        at, lengths, length_crcs, data_crcs = 0, [], [], []
+        while at < size:
+            (length,) = _LENGTH.unpack_from(view, at)
+            start = at + _HEADER.size
+            stop = start + length
+            if stop + _FOOTER.size > size:
+                raise _damage(name)
+            lengths.append(length)
+            length_crcs.append(crc32c(view[at : at + _LENGTH.size]))
+            data_crcs.append(crc32c(view[start:stop]))
+            at = stop + _FOOTER.size
+    except (OSError, EOFError, zlib.error, ValueError, ImportError):
+        raise _damage(name) from None
+    length_N = np.array(lengths, np.int64)
+    stop_N = np.cumsum(length_N + _frame(0)) - _FOOTER.size
+    start_N = stop_N - length_N
+    crc_N = gather(blob, "<u4", stop_N)
+    stored = gather(blob, "<u4", start_N - 4)
+    if not ((stored == _masked(length_crcs)).all() and (crc_N == _masked(data_crcs)).all()):
+        raise _damage(name)
+    return _Frames(blob=blob, start_N=start_N, stop_N=stop_N, crc_N=crc_N)
+
+
+def _load(name: str) -> tuple[NDArray[np.uint8], int]:
+    """The decompressed shard with SLACK zeros after it, and its size without them."""
+    with _open(name) as stream:
+        if isinstance(stream, io.BufferedReader):  # a plain local file: no second copy
+            blob = np.empty(os.fstat(stream.fileno()).st_size + SLACK, np.uint8)
+            size = stream.readinto(blob[:-SLACK].data)
+            blob[size:] = 0
+            return blob, size
+        data = stream.read()
+        return np.frombuffer(data + bytes(SLACK), np.uint8), len(data)
+
+
+def _damage(name: str) -> ShardError:
+    """What is wrong with the frames of a shard, in the words of the general way."""
+    try:
+        for _ in read_records(name):
+            pass
+    except ShardError as error:
+        return error
+    return ShardError(name, "changed while it was read")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fast:
+    """The videos that were decoded in lockstep."""
+
+    found_N: NDArray[np.bool_]
+    id: Places
+    labels: NDArray[np.int64]  # row * C + label, of the videos found
+
+
+def _decode_in_lockstep(frames: _Frames, schema: Schema, require_labels: bool, features_ND: NDArray[Any]) -> _Fast:
+    """Writes the features of every video with the usual layout and without fault; leaves the others alone."""
+    blob = frames.blob
+    wanted = dict.fromkeys(ID_KEYS, BYTES_LIST) | {LABELS_KEY: INT64_LIST} | dict.fromkeys(schema.features, FLOAT_LIST)
+    found_N, places = locate(blob, frames.start_N, frames.stop_N, wanted)
+    ids = places[ID_KEYS[0]]
+    for key in ID_KEYS[1:]:
+        absent_N = ids.size_N < 0
+        ids = Places(
+            start_N=np.where(absent_N, places[key].start_N, ids.start_N),
+            size_N=np.where(absent_N, places[key].size_N, ids.size_N),
+        )
+    found_N &= (ids.size_N > 0) & (blob[ids.start_N + ids.size_N - 1] != 0)
+    for key, width in schema.features.items():
+        found_N &= places[key].size_N == 4 * width
+    label = places[LABELS_KEY]
+    if require_labels:
+        found_N &= label.size_N >= 0
+
+    row_M = np.flatnonzero(found_N)
+    for key, columns in schema.columns.items():
+        found_N[row_M] &= copy_floats(blob, places[key].start_N[row_M], row_M, features_ND[:, columns])
+    list_V, label_V, sound_M = read_varints(blob, label.start_N[row_M], label.size_N[row_M].clip(0))
+    sound_M[list_V[label_V >= schema.num_classes]] = False
+    found_N[row_M] &= sound_M
+    row_V = row_M[list_V]
+    return _Fast(found_N=found_N, id=ids, labels=(row_V * schema.num_classes + label_V)[found_N[row_V]])
+
+
+def _ids(frames: _Frames, fast: _Fast, slow: dict[int, bytes]) -> NDArray[np.bytes_]:
+    size_N = np.where(fast.found_N, fast.id.size_N, 0)
+    width = int(size_N.max(initial=1))
+    ids = gather(frames.blob, f"S{width}", np.where(fast.found_N, fast.id.start_N, 0))
+    for size in np.unique(size_N[size_N < width]):
+        ids[size_N == size] = ids[size_N == size].astype(f"S{size}") if size else b""
+    if slow:
+        ids = ids.astype(f"S{max(width, *map(len, slow.values()))}")
+        ids[list(slow)] = list(slow.values())
+    return ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,10 +351,6 @@ def _feature(example: Example, key: str, width: int, dtype: np.dtype[Any]) -> ND
         at = int(np.abs(values).argmax())
         raise example.error(f"value {at} is {values[at]:g}, beyond what {dtype} holds ({limit:g})", key)
     return cast(NDArray[np.float32], values)
-
-
-def _rows(name: str, count: int, schema: Schema) -> NDArray[np.float32]:
-    return np.empty((count, schema.width), np.float32)
 
 
 def _checked(name: str, out: NDArray[Any], count: int, schema: Schema) -> NDArray[Any]:
@@ -311,6 +426,12 @@ def _frame(length: int) -> int:
 def _mask(crc: int) -> int:
     """As TensorFlow masks a CRC, so that the CRC of bytes that contain CRCs stays useful (lib/hash/crc32c.h)."""
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFF_FFFF
+
+
+def _masked(crcs: list[int]) -> NDArray[np.unsignedinteger]:
+    """_mask of each."""
+    crc_N = np.array(crcs, np.uint32)
+    return (crc_N >> 15 | crc_N << 17) + np.uint32(0xA282EAD8)
 
 
 def _type(values: Values | Sequence[bytes]) -> str:

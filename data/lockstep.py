@@ -1,0 +1,241 @@
+"""All records of a shard parsed at once: numpy takes the same step in every record, from key to key.
+
+Writers give the records of a file one layout: the same keys in the same order, each with its values as one packed
+list, every length written in the fewest bytes. Then everything but the values is known beforehand. The first record
+(the leader) says in which order the keys come; `head` writes down the bytes that must precede each key's values; and a
+record that has exactly these bytes in their places, and ends where they say, follows the leader. The rest is tried
+again with a leader of its own, and what follows no leader is left to data/wire.py. No data makes anything here raise.
+
+`blob` is the shard as uint8, with at least SLACK bytes after the last frame, so that a look ahead stays inside of it.
+
+Shapes   N records   L those of them that are still to be found   H bytes of a head   W width of a feature
+         B bytes of all lists   V integers in all lists
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from data.wire import WireError, read_varint
+
+SLACK: Final = 512  # more than a head, the longest look ahead
+BYTES_LIST, FLOAT_LIST, INT64_LIST = 0x0A, 0x12, 0x1A  # tags of the kinds of a Feature
+
+_MAX_LEADERS = 24  # the orders of four keys; the 2018 release has three in a shard
+_MAX_KEY = 255
+_MAX_ENVELOPE = 6
+_TRAILERS = (b"", b"\x12\x00")  # after the features: nothing, or feature lists that are empty, as in the 2018 release
+_BLOCK = 64  # rows copied at once: what is gathered stays in the core's cache until it is checked and written
+
+Bytes = NDArray[np.uint8]
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where the values of one key lie in the blob."""
+
+    start_N: Integers
+    size_N: Integers  # bytes; -1: the record does not have the key, or follows no leader
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    """One entry of the records' map: its head, with the places in it that count the bytes of the values."""
+
+    key: str
+    kind: int
+    heads: NDArray[np.bytes_]  # as they must be: of a short list one for each size from 0 to 255, else the only one
+    size: int  # of the values; of a short list -1: the last byte of the head says it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layout:
+    envelope: int  # bytes before the first entry: tag and length of the features
+    steps: list[_Step]  # the entries in order
+    trailer: bytes
+
+
+def locate(
+    blob: Bytes, start_N: Integers, stop_N: Integers, wanted: Mapping[str, int]
+) -> tuple[NDArray[np.bool_], dict[str, Places]]:
+    """Finds the values of the wanted keys.
+
+    Args:
+        blob: the shard.
+        start_N: first byte of each record's message.
+        stop_N: the byte after it.
+        wanted: kind by key; a record in which a wanted key has another kind is not found.
+
+    Returns:
+        The records that were understood as a whole, and the places by key.
+    """
+    found_N = np.zeros(len(start_N), np.bool_)
+    places = {key: Places(start_N=start_N.copy(), size_N=np.full(len(start_N), -1)) for key in wanted}
+    rest_L = np.arange(len(start_N))
+    for _ in range(_MAX_LEADERS):
+        if not len(rest_L):
+            break
+        layout = _layout(blob[start_N[rest_L[0]] : stop_N[rest_L[0]]].tobytes(), wanted)
+        if layout is None:
+            rest_L = rest_L[1:]
+            continue
+        follows_L, steps = _follow(layout, blob, start_N[rest_L], stop_N[rest_L])
+        followers = rest_L[follows_L]
+        found_N[followers] = True
+        for key, (at_L, size_L) in steps.items():
+            if key in places:
+                places[key].start_N[followers] = at_L[follows_L]
+                places[key].size_N[followers] = size_L if isinstance(size_L, int) else size_L[follows_L]
+        rest_L = rest_L[~follows_L]
+    return found_N, places
+
+
+def _layout(record: bytes, wanted: Mapping[str, int]) -> _Layout | None:
+    """That of one record; None: it is not of the usual kind."""
+    steps: dict[str, _Step] = {}
+    try:
+        size, envelope = read_varint(record, 1)
+        at, end = envelope, envelope + size
+        while at < end:
+            start = at
+            _, at = read_varint(record, at + 1)  # the entry
+            length, at = read_varint(record, at + 1)
+            key, at = record[at : at + length], at + length
+            _, at = read_varint(record, at + 1)  # its Feature
+            kind = record[at]
+            _, at = read_varint(record, at + 1)  # the list of that kind
+            size, at = read_varint(record, at + 1)
+            # What was read loosely is compared strictly: with the only bytes that it can be.
+            if kind not in (BYTES_LIST, FLOAT_LIST, INT64_LIST) or record[start:at] != head(key, kind, size):
+                return None
+            name = key.decode()
+            if name in steps or len(key) > _MAX_KEY or kind != wanted.get(name, kind):
+                return None
+            steps[name] = _step(key, kind, size)
+            at += size
+    except (WireError, IndexError, UnicodeDecodeError):
+        return None
+    if at != end or envelope > _MAX_ENVELOPE or record[end:] not in _TRAILERS:
+        return None
+    return _Layout(envelope=envelope, steps=list(steps.values()), trailer=record[end:])
+
+
+@lru_cache(maxsize=1024)
+def _step(key: bytes, kind: int, size: int) -> _Step:
+    width = len(head(key, kind, size))
+    if kind == FLOAT_LIST or size > 0x7F or len(head(key, kind, 0)) != width:
+        return _Step(key=key.decode(), kind=kind, heads=np.array([head(key, kind, size)]), size=size)
+    # Short: every length takes one byte, for as long as the head does not grow. No record has the head b"".
+    heads = [head(key, kind, n) for n in range(256)]
+    return _Step(key=key.decode(), kind=kind, heads=np.array([h if len(h) == width else b"" for h in heads]), size=-1)
+
+
+def _follow(
+    layout: _Layout, blob: Bytes, start_L: Integers, stop_L: Integers
+) -> tuple[NDArray[np.bool_], dict[str, tuple[Integers, Integers | int]]]:
+    """The records that are laid out like this, byte for byte, and where they have the values of each key."""
+    end_L = stop_L - len(layout.trailer)
+    follows_L = gather(blob, "S2", stop_L - 2) == layout.trailer if layout.trailer else np.ones(len(start_L), np.bool_)
+    # The envelope: a tag, and the length of all that comes until the end.
+    at_L = start_L + layout.envelope
+    size_L = end_L - at_L
+    expected_L = np.full(len(start_L), 0x0A)
+    for place in range(1, layout.envelope):
+        more = 0x80 if place < layout.envelope - 1 else 0
+        expected_L |= (size_L & 0x7F | more) << 8 * place
+        size_L = size_L >> 7
+    envelope_L = gather(blob, "<i8", start_L) & (1 << 8 * layout.envelope) - 1
+    follows_L &= (size_L == 0) & (envelope_L == expected_L)
+    places = {}
+    for step in layout.steps:
+        width = step.heads.itemsize
+        head_L = gather(blob, step.heads.dtype, at_L)  # numpy ignores zeros at the end of both: of the same width, so
+        at_L = at_L + width  # that they are equal only byte for byte
+        if step.size < 0:
+            size_L = gather(blob, np.uint8, at_L - 1).astype(np.int64)
+            follows_L &= head_L == step.heads[size_L]
+            places[step.key] = at_L, size_L
+            at_L = at_L + size_L
+        else:
+            follows_L &= head_L == step.heads[0]
+            places[step.key] = at_L, step.size
+            at_L = at_L + step.size
+    return follows_L & (at_L == end_L), places  # no step goes back: who ends there was never beyond
+
+
+def gather(blob: Bytes, dtype: DTypeLike, start_N: Integers) -> NDArray[Any]:
+    """[N] items of that type, each from its byte on; a start beyond the last item gives the last item."""
+    dtype = np.dtype(dtype)
+    items: NDArray[Any] = np.ndarray(len(blob) - dtype.itemsize + 1, dtype, blob, strides=1)
+    return items[np.minimum(start_N, len(items) - 1)]
+
+
+def copy_floats(blob: Bytes, start_N: Integers, rows_N: Integers, columns_MW: NDArray[Any]) -> NDArray[np.bool_]:
+    """Writes the floats from each start on into the rows of a part of the columns of all M rows.
+
+    Returns:
+        [N] whether each value of the row is finite, and no larger than the columns' type holds.
+    """
+    width = columns_MW.shape[1]
+    limit = np.finfo(columns_MW.dtype).max
+    holds_N = np.ones(len(rows_N), np.bool_)
+    for block in (slice(start, start + _BLOCK) for start in range(0, len(rows_N), _BLOCK)):
+        values = gather(blob, f"V{4 * width}", start_N[block]).view("<f4").reshape(-1, width)
+        if not (-limit <= values.min() and values.max() <= limit):  # a NaN comes through min, and is not >= anything
+            holds_N[block] = (np.abs(values) <= limit).all(axis=1)
+            values = np.where(holds_N[block, None], values, 0)
+        rows = rows_N[block]
+        if rows[-1] - rows[0] == len(rows) - 1:  # a slice is twice as fast
+            columns_MW[rows[0] : rows[-1] + 1] = values
+        else:
+            columns_MW[rows] = values
+    return holds_N
+
+
+def read_varints(blob: Bytes, start_N: Integers, size_N: Integers) -> tuple[Integers, Integers, NDArray[np.bool_]]:
+    """The integers of N packed lists: [V] the list that each is in, [V] its value, and [N] whether a list is sound.
+
+    An integer of more than five bytes is taken for unsound: no class has it, and the general way says what it is.
+    """
+    stop_N = np.cumsum(size_N)
+    total = int(stop_N[-1]) if len(stop_N) else 0
+    if not total:
+        return np.empty(0, np.int64), np.empty(0, np.int64), np.ones(len(size_N), np.bool_)
+    list_B = np.repeat(np.arange(len(size_N)), size_N)
+    octet_B = blob[np.arange(total) + (start_N - stop_N + size_N)[list_B]]
+    last_B = octet_B < 0x80
+    end_N = stop_N[size_N > 0] - 1
+    sound_N = np.ones(len(size_N), np.bool_)
+    sound_N[list_B[end_N]] = last_B[end_N]
+    last_B[end_N] = True  # so that an unsound list does not reach into the next
+    end_V = np.flatnonzero(last_B)
+    length_V = np.diff(end_V, prepend=-1)
+    list_V = list_B[end_V]
+    sound_N[list_V[length_V > 5]] = False
+    value_V = octet_B[end_V] & np.int64(0x7F)
+    for place in range(1, min(int(length_V.max()), 5)):  # from the last byte, which weighs most, to the first
+        longer = np.flatnonzero(length_V > place)
+        value_V[longer] = value_V[longer] << 7 | octet_B[end_V[longer] - place] & 0x7F
+    return list_V, value_V, sound_N
+
+
+@lru_cache(maxsize=4096)
+def head(key: bytes, kind: int, size: int) -> bytes:
+    """The bytes of a Features message from the entry of a key to its values: the tags and lengths of five messages."""
+    before = b"\n" + _varint(size)
+    before = bytes([kind]) + _varint(len(before) + size) + before
+    before = b"\n" + _varint(len(key)) + key + b"\x12" + _varint(len(before) + size) + before
+    return b"\n" + _varint(len(before) + size) + before
+
+
+def _varint(value: int) -> bytes:
+    septets = [value & 0x7F]
+    while value := value >> 7:
+        septets[-1] |= 0x80
+        septets.append(value & 0x7F)
+    return bytes(septets)
