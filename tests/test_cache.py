@@ -490,6 +490,29 @@ def test_processes_start_from_a_script_without_a_main_guard(shards, folder, tmp_
     assert process.stdout.split() == ["once", "25"], process.stderr
 
 
+@pytest.mark.slow
+def test_processes_start_inside_a_ray_worker(shards, folder):
+    """Its __main__ is Ray's own script, which no other process may run again."""
+    code = """
+        import sys
+        from pathlib import Path
+        import ray
+        from data.cache import open_cache
+        from data.schema import Schema
+
+        @ray.remote(num_cpus=1)
+        def build(folder, shards):
+            schema = Schema(features={"rgb": 3, "audio": 2}, num_classes=7)
+            return open_cache(shards, schema, Path(folder), workers=2).num_videos
+
+        ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+        print(ray.get(build.remote(sys.argv[1], sys.argv[2:])))
+        ray.shutdown()
+    """
+    assert output_of(start(code, folder, *shards)) == ["25"]
+    assert_holds(open_cache(shards, SCHEMA, folder), shards)
+
+
 # ------------------------------------------------------------------------------------------------------------ disk
 
 
