@@ -16,6 +16,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from statistics import median
@@ -66,8 +67,8 @@ def measure(cache: Cache, shards: list[str], batch_size: int, rounds: int) -> di
     ours, peers = [], []
     same_values(from_cache(batches, 0), from_tfrecord(shards, batch_size))
     for epoch in range(rounds):
-        ours.append(seconds_per_epoch(lambda epoch=epoch: from_cache(batches, epoch), repeats=20))
-        peers.append(seconds_per_epoch(lambda: from_tfrecord(shards, batch_size), repeats=1))
+        ours.append(seconds_per_epoch(partial(from_cache, batches, epoch), repeats=20))
+        peers.append(seconds_per_epoch(partial(from_tfrecord, shards, batch_size), repeats=1))
     ratios = [peer / our for our, peer in zip(ours, peers, strict=True)]
     return {
         "benchmark": "feed",

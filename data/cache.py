@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from glob import glob, has_magic
@@ -69,18 +70,7 @@ class Cache:
         if (kept := _kept_statistics(path)) is not None:
             return kept
         statistics = Moments.of_columns(self, self.schema.num_classes).statistics()
-        temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-        with open(temporary, "wb") as file:
-            np.savez(
-                file,
-                num_videos=statistics.num_videos,
-                mean_D=statistics.mean_D,
-                variance_D=statistics.variance_D,
-                label_counts_C=statistics.label_counts_C,
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)  # two who compute at once write the same
+        _keep_statistics(path, statistics)
         return statistics
 
     def damaged(self) -> list[str]:
@@ -266,6 +256,25 @@ def _kept_statistics(path: Path) -> Statistics | None:
             )
     except (OSError, ValueError, KeyError, BadZipFile):
         return None
+
+
+def _keep_statistics(path: Path, statistics: Statistics) -> None:
+    temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+    try:
+        with open(temporary, "wb") as file:
+            np.savez(
+                file,
+                num_videos=statistics.num_videos,
+                mean_D=statistics.mean_D,
+                variance_D=statistics.variance_D,
+                label_counts_C=statistics.label_counts_C,
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)  # two who compute at once write the same
+    except OSError:  # a full disk, or a folder that others may only read: whoever asks next computes them again
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def _first_error(folder: Path) -> ShardError:

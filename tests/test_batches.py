@@ -10,6 +10,9 @@ from hypothesis import strategies as st
 
 from data import batches as module
 from data.batches import Batches, sample_rows
+from data.cache import open_cache
+from data.sample import write_shards
+from data.schema import Schema
 
 
 def columns(num_videos, width=3, num_classes=11, seed=0):
@@ -151,6 +154,16 @@ def test_a_read_only_memory_map_is_used_without_a_copy_or_a_warning(tmp_path):
     batches = Batches(cache, batch_size=6, shuffle=True)
     assert batches._features_ND.data_ptr() == cache.features_ND.ctypes.data
     for batch in batches.epoch(0):
+        assert_holds(batch, cache)
+
+
+def test_a_real_cache_is_fed_as_it_is(tmp_path):
+    schema = Schema(features={"rgb": 4, "audio": 2}, num_classes=9)
+    paths = write_shards(tmp_path, num_videos=30, num_shards=3, num_classes=9, seed=1, features={"rgb": 4, "audio": 2})
+    cache = open_cache([str(path) for path in paths], schema, tmp_path / "caches")
+    batches = list(Batches(cache, batch_size=8, shuffle=True).epoch(0))
+    assert sum(len(batch.rows) for batch in batches) == 30
+    for batch in batches:
         assert_holds(batch, cache)
 
 

@@ -181,6 +181,17 @@ def test_statistics_are_computed_once_and_kept(shards, folder, monkeypatch):
     np.testing.assert_array_equal(cached.statistics().mean_D, first.mean_D)
 
 
+def test_statistics_need_no_room_on_the_disk(shards, folder, monkeypatch):
+    cached = open_cache(shards, SCHEMA, folder)
+
+    def full(*arguments, **settings):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache.os, "fsync", full)
+    assert cached.statistics().num_videos == 25
+    assert not list(cached.directory.glob("statistics*"))
+
+
 def test_a_cache_crosses_processes_as_its_folders_name(shards, folder):
     cached = open_cache(shards, SCHEMA, folder)
     data = pickle.dumps(cached)
