@@ -94,9 +94,9 @@ class Experiment:
         """What is different in `other`, a line for each setting: `search.trials: 4 -> 8`."""
         mine, others = dict(_leaves(self._blocks())), dict(_leaves(other._blocks()))
         return [
-            f"{path}: {mine.get(path, 'left out')} -> {others.get(path, 'left out')}"
+            f"{path}: {_told(mine, path)} -> {_told(others, path)}"
             for path in dict.fromkeys([*mine, *others])
-            if mine.get(path) != others.get(path)
+            if path not in mine or path not in others or mine[path] != others[path]  # as values: 3 is 3.0
         ]
 
     def _blocks(self) -> dict[str, Any]:
@@ -282,12 +282,16 @@ def _listed(value: Any) -> Any:
     return [_listed(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping) and value and not any(key in DISTRIBUTIONS for key in value):
         for key, entry in value.items():
             yield from _leaves(entry, join(path, key))
     else:
-        yield path, shown(value, limit=200)
+        yield path, value
+
+
+def _told(leaves: Mapping[str, Any], path: str) -> str:
+    return shown(leaves[path], limit=200) if path in leaves else "left out"
 
 
 # Overrides: --set path=value

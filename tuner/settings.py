@@ -41,7 +41,7 @@ class SchedulerConfig:
 
     kind: Literal["asha", "median", "none"] = "asha"
     grace: int = 1  # epochs that every trial gets
-    reduction: float = 3  # asha: the best 1 in so many goes on at every rung
+    reduction: float = 3.0  # asha: the best 1 in so many goes on at every rung
 
     def __post_init__(self) -> None:
         if self.grace < 1:

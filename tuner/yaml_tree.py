@@ -184,7 +184,8 @@ def parse(text: str, source: str, lines: bool = True) -> Node:
 
 def dump(value: Any) -> str:
     """Plain dicts, lists and scalars as yaml that `parse` reads back to the same."""
-    return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True))
+    # In ASCII: PyYAML writes some line separators as they are and reads them back as others.
+    return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=120))
 
 
 def shown(value: Any, limit: int = 80) -> str:
