@@ -113,6 +113,8 @@ class Batches:
         self.device = torch.empty(0, device=device).device  # with its index: "cuda" and "cuda:0" are one device
         self._rows = np.arange(num_rows) if rows is None else np.asarray(rows, np.int64)
         self._share = slice(rank, None, world_size)
+        self._shuffler = ThreadPoolExecutor(1, thread_name_prefix="shuffle")
+        self._orders_ahead: dict[int, Future[NDArray[np.int64]]] = {}
         self._host_label_offsets = np.asarray(cache.label_offsets)
         self._features_ND = _as_tensor(cache.features_ND)
         if self.device.type != "cpu":
@@ -146,7 +148,6 @@ class Batches:
             raise ValueError(f"epoch must not be negative, but got {epoch}")
         rows = self._rows
         if self.shuffle:
-            # 5 million rows take 0.16 s: nothing on a CPU, and what a GPU needs for 600 thousand videos.
             rows = np.random.default_rng((self.seed, epoch)).permutation(rows)
         return rows[self._share][: self.num_videos]
 
@@ -159,7 +160,7 @@ class Batches:
         """
         if not 0 <= first_batch <= len(self):
             raise ValueError(f"first_batch must be in [0, {len(self)}], but got {first_batch}")
-        order = self.order(epoch)
+        order = self._order_and_next(epoch)
         starts = range(first_batch * self.batch_size, len(order), self.batch_size)
         labelled = self._windows(order, starts)
         if self.resident:
@@ -181,6 +182,18 @@ class Batches:
                 label_offsets=label_offsets,
                 label_indices=label_indices,
             )
+
+    def _order_and_next(self, epoch: int) -> NDArray[np.int64]:
+        """`order(epoch)`, while a thread shuffles for the epoch after it.
+
+        5 million rows take 0.2 s, in which a GPU trains on half a million videos; numpy shuffles without the GIL.
+        """
+        if not self.shuffle:
+            return self.order(epoch)
+        ahead = self._orders_ahead.pop(epoch, None)
+        order = self.order(epoch) if ahead is None else ahead.result()
+        self._orders_ahead = {epoch + 1: self._shuffler.submit(self.order, epoch + 1)}
+        return order
 
     def _windows(self, order: NDArray[np.int64], starts: range) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(rows, label_offsets, label_indices) of the batches that begin at `starts`, many batches gathered at once."""

@@ -107,6 +107,13 @@ def test_the_order_changes_with_the_epoch_and_the_seed_and_nothing_else():
     assert tuple(again.order(1)) == orders[2, 1]
 
 
+def test_an_order_prepared_ahead_is_the_one_asked_for():
+    cache = columns(50)
+    batches = Batches(cache, batch_size=8, shuffle=True, seed=2)
+    for epoch in (0, 1, 2, 1, 5, 6, 0):
+        assert_same(batches.epoch(epoch), Batches(cache, batch_size=8, shuffle=True, seed=2).epoch(epoch))
+
+
 def test_orders_are_those_of_earlier_versions():
     """A checkpoint's position must mean the same videos after an update: changing this breaks every resume."""
     assert Batches(columns(8), batch_size=8, shuffle=True, seed=5).order(2).tolist() == [0, 4, 5, 7, 3, 1, 2, 6]

@@ -366,6 +366,48 @@ def test_what_was_not_written_whole_is_decoded_again(shards, folder, monkeypatch
     assert decodings.paths == shards[2:]
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    stop_after=st.integers(0, 4),
+    lengths=st.dictionaries(
+        st.sampled_from(["features.npy", "label_lengths.bin", "label_indices.npy", "ids.bin", "journal.jsonl"]),
+        st.floats(0, 1),
+    ),
+)
+def test_files_cut_anywhere_never_show_in_the_cache(stop_after, lengths):
+    with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
+        paths = [write(Path(directory) / f"s{i}", make_videos(1 + i, seed=i)) for i in range(4)]
+        folder = Path(directory) / "caches"
+        Decodings(patch, stop_after=stop_after)
+        if stop_after < 4:
+            with pytest.raises(KeyboardInterrupt):
+                open_cache(paths, SCHEMA, folder)
+            (working,) = folder.glob("*.building")
+            for name, share in lengths.items():
+                os.truncate(working / name, int(share * (working / name).stat().st_size))
+        patch.undo()
+        assert_holds(open_cache(paths, SCHEMA, folder), paths)
+
+
+@pytest.mark.parametrize("step", ["_sync", "_write_manifest", "find_shard"])
+def test_a_build_interrupted_at_its_end_decodes_nothing_again(shards, folder, monkeypatch, step):
+    original, calls = getattr(build, step), []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == (7 if step == "find_shard" else 1):  # five looks before, then those after
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(build, step, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        open_cache(shards, SCHEMA, folder)
+    monkeypatch.undo()
+    decodings = Decodings(monkeypatch)
+    assert_holds(open_cache(shards, SCHEMA, folder), shards)
+    assert decodings.paths == []
+
+
 # The other process: slow, and it writes down what it decodes.
 SLOW_BUILDER = """
     import sys, time
