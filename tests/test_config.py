@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from data.errors import ShardError
 from models.fused_mlp import FusedMLPConfig
+from models.losses import LossConfig
 from tuner import errors, reading
 from tuner.config import Experiment, PlateauConfig, ResourcesConfig, SearchConfig, load
 from tuner.errors import ConfigError
@@ -422,6 +423,63 @@ def test_what_is_left_out_has_its_default(load_text: Load) -> None:
     experiment = load_text(text)
     assert (experiment.search, experiment.resources) == (SearchConfig(), ResourcesConfig())
     assert experiment.max_epochs == 20
+
+
+def test_a_block_with_nothing_but_comments_is_an_empty_block(load_text: Load) -> None:
+    text = VALID.replace("    loss:\n      l1:", "    loss:\n      # l1:").replace("search: {trials: 2}", "search:")
+    experiment = load_text(text)
+    assert experiment.search == SearchConfig()
+    assert experiment.trial_config(experiment.space.defaults()).loss == LossConfig()
+
+
+def drawn(low: float, high: float, *values: Any) -> st.SearchStrategy[Any]:
+    """A value, or one of the distributions over it."""
+    plain = st.sampled_from(values or (low, high))
+    both_ends = st.sampled_from(["uniform", "loguniform"]).map(lambda kind: {kind: [low, high]})
+    number = plain | both_ends | st.just({"uniform": [low, high], "default": high})
+    return number | st.lists(number, min_size=1, max_size=3, unique_by=repr).map(lambda options: {"choice": options})
+
+
+def whole(low: int, high: int) -> st.SearchStrategy[Any]:
+    both_ends = st.sampled_from(["int", "logint"]).map(lambda kind: {kind: [low, high]})
+    return st.integers(low, high) | both_ends | st.just({"choice": [high, {"int": [low, high]}], "default": "int"})
+
+
+ADAM = st.fixed_dictionaries(
+    {"kind": st.just("adam"), "learning_rate": drawn(1e-4, 1e-2)},
+    optional={"beta1": drawn(0.5, 0.9), "schedule": st.just({"kind": {"choice": ["cosine", "constant"]}})},
+)
+SGD = st.fixed_dictionaries(
+    {"kind": st.just("sgd"), "learning_rate": drawn(1e-3, 1.0)}, optional={"momentum": drawn(0.1, 0.9)}
+)
+EXPERIMENTS = st.fixed_dictionaries(
+    {
+        "data": st.just({"train": "/t*", "validate": ["/v*", "/w*"]}),
+        "model": st.fixed_dictionaries(
+            {"towers": st.fixed_dictionaries({"mean_rgb": whole(2, 8), "mean_audio": whole(1, 4)})},
+            optional={"dropout": drawn(0.1, 0.7), "prior_bias": st.just({"choice": [True, False]})},
+        ),
+        "optimizer": ADAM | SGD | st.builds(lambda adam, sgd: {"choice": [adam, sgd]}, ADAM, SGD),
+    },
+    optional={
+        "loss": st.fixed_dictionaries({}, optional={"l1": drawn(1e-3, 10.0, 0), "l2": drawn(1e-2, 1e3, 0, 1)}),
+        "training": st.fixed_dictionaries({}, optional={"epochs": whole(1, 9), "seed": st.just("per_trial")}),
+        "search": st.fixed_dictionaries({}, optional={"time_budget": st.sampled_from([60, 1.5, "4h", None])}),
+    },
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(blocks=EXPERIMENTS)
+def test_any_experiment_reads_back_and_each_of_its_corners_is_a_trial(blocks: dict[str, Any]) -> None:
+    experiment = Experiment.from_yaml(dump({"experiments": {"any": blocks}}), "any", Path("experiments.yaml"))
+    again = Experiment.from_yaml(experiment.to_yaml(), "any", Path("experiments.yaml"))
+    assert again == experiment
+    assert again.differences(experiment) == []
+    for values in (experiment.space.defaults(), *experiment.space.corners()):
+        config = experiment.trial_config(values)
+        assert config == again.trial_config(values)
+        assert config.training.epochs <= experiment.max_epochs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -162,6 +162,8 @@ def _build(node: Node, name: str, file: Path, problems: Problems) -> Experiment:
             _refuse_distributions(entry, key, problems)
     empty = node.graft({})
     blocks = {block: node.entries.get(block, empty) for block in BLOCKS if block != "pipeline"}
+    # `loss:` with nothing below it, or only comments, is an empty block.
+    blocks = {block: replace(entry, value={}) if entry.value is None else entry for block, entry in blocks.items()}
     pipeline = node.entries.get("pipeline", node.graft(PIPELINES[0]))
     if pipeline.value not in PIPELINES:
         problems.add(pipeline, "pipeline", not_one_of(pipeline.plain(), PIPELINES))
