@@ -3,6 +3,8 @@
     model.safetensors   weights and buffers
     training.pt         optimizer, epoch, random number generators (tensors and plain values: `weights_only`)
     checkpoint.json     format version, the settings that shaped it, size and CRC32C of the two files above
+
+The trial keeps it as trials/<trial>/epoch-0004 in the search's folder.
 """
 
 import json
@@ -50,25 +52,39 @@ def load(directory: Path, *, settings: dict[str, Any]) -> tuple[dict[str, Tensor
     Raises:
         CheckpointError: files are missing or damaged, or other settings than `settings` shaped them.
     """
+    weights = load_weights(directory, settings=settings)
+    _check(directory, TRAINING, read_manifest(directory))
+    return weights, torch.load(directory / TRAINING, map_location="cpu", weights_only=True)
+
+
+def load_weights(directory: Path, *, settings: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights and buffers alone, on the CPU.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or other settings than `settings` shaped it.
+    """
     manifest = read_manifest(directory)
     differing = differences(manifest["settings"], json.loads(json.dumps(settings)))
     if differing:
         raise CheckpointError(f"{directory}: other settings shaped this checkpoint: {'; '.join(differing)}")
-    _check(directory, TRAINING, manifest)
-    return load_weights(directory), torch.load(directory / TRAINING, map_location="cpu", weights_only=True)
-
-
-def load_weights(directory: Path) -> dict[str, Tensor]:
-    """The weights and buffers alone, on the CPU.
-
-    Raises:
-        CheckpointError: the file is missing or damaged.
-    """
-    _check(directory, WEIGHTS, read_manifest(directory))
+    _check(directory, WEIGHTS, manifest)
     try:
-        return load_file(directory / WEIGHTS)
+        weights: dict[str, Tensor] = load_file(directory / WEIGHTS)
     except SafetensorError as error:
         raise CheckpointError(f"{directory / WEIGHTS}: not readable ({error})") from error
+    return weights
+
+
+def is_whole(directory: Path) -> bool:
+    """Whether the weights are there to their last byte: a copy that a killed worker left half done is not.
+
+    Damage is not looked for; who loads the weights finds it.
+    """
+    try:
+        files = json.loads((directory / MANIFEST).read_text())["files"]
+        return bool((directory / WEIGHTS).stat().st_size == files[WEIGHTS]["bytes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -80,10 +96,13 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     path = directory / MANIFEST
     try:
         manifest: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        version = manifest["version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: not readable ({error})") from error
-    if manifest.get("version") != VERSION:
-        raise CheckpointError(f"{path}: version {manifest.get('version')}, but this program reads version {VERSION}")
+    if version != VERSION:
+        raise CheckpointError(f"{path}: version {version}, but this program reads version {VERSION}")
+    if not {"settings", "files"} <= manifest.keys():
+        raise CheckpointError(f"{path}: damaged (settings or files are missing from it)")
     return manifest
 
 
@@ -114,6 +133,5 @@ def _check(directory: Path, name: str, manifest: dict[str, Any]) -> None:
     path = directory / name
     if not path.exists():
         raise CheckpointError(f"{path}: missing")
-    if _describe(path) != manifest["files"][name]:
+    if _describe(path) != manifest["files"].get(name):
         raise CheckpointError(f"{path}: damaged (its size or checksum is not the one written with it)")
-

@@ -5,23 +5,25 @@
 scores an exported model; its last line is one JSON object with the metrics.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-
-from data.batches import Batches
-from models.metrics import Accumulator
 from tuner.errors import main
-from tuner.precision import Precision, autocast
+
+if TYPE_CHECKING:  # `--help` needs no torch
+    from torch import nn
+
+    from data.batches import Batches
+    from tuner.precision import Precision
 
 BATCH_SIZE = 1024
 
 
-@torch.inference_mode()
 def evaluate(model: nn.Module, batches: Batches, precision: Precision = "auto") -> dict[str, float]:
     """Score `model` on every video of `batches`.
 
@@ -29,32 +31,56 @@ def evaluate(model: nn.Module, batches: Batches, precision: Precision = "auto") 
         gap, hit_at_1, perr, map, average_num_classes, precision, recall, loss (plain: unweighted and unpenalised)
         and num_videos.
     """
+    import torch
+
+    from models.metrics import Accumulator
+    from tuner.precision import autocast
+
     was_training = model.training
     model.eval()
     scores: Accumulator | None = None
-    for batch in batches.epoch(0):
-        with autocast(batch.features_BD.device, precision):
-            logits_BC = model(batch.features_BD)
-        scores = scores or Accumulator(logits_BC.shape[1])
-        scores.update(logits_BC, batch.label_offsets, batch.label_indices)
+    with torch.inference_mode():
+        for batch in batches.epoch(0):
+            with autocast(batch.features_BD.device, precision):
+                logits_BC = model(batch.features_BD)
+            scores = scores or Accumulator(logits_BC.shape[1])
+            scores.update(logits_BC, batch.label_offsets, batch.label_indices)
     model.train(was_training)
     assert scores is not None, "a split without videos is refused when it is opened"
     return scores.compute()
 
 
 def run(arguments: list[str] | None = None) -> None:
-    """The command line."""
+    """The command line.
+
+    Raises:
+        ModelFolderError: MODEL_DIR cannot be used.
+        DataError: no shard matches, they hold no video, or one is damaged or does not fit the model.
+    """
     parser = argparse.ArgumentParser(prog="python -m tuner.evaluate", description="Score an exported model on shards.")
-    parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="a folder that `python -m tuner.best --export` wrote")
-    parser.add_argument("--data", required=True, nargs="+", metavar="GLOB", help="TFRecord shards with labels")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="a folder that tuner.best --export wrote")
+    parser.add_argument("--data", required=True, nargs="+", metavar="GLOB", help="shards with labels")
+    parser.add_argument("--device", metavar="cpu|cuda", help="default: cuda where there is one")
     options = parser.parse_args(arguments)
 
-    from tuner.export import load_model  # export imports evaluate
+    from rich.console import Console
+    from rich.progress import Progress
 
-    exported = load_model(options.model, torch.device(options.device))
-    cache = exported.data.open(tuple(options.data))
-    batches = Batches(cache, batch_size=BATCH_SIZE, shuffle=False, device=torch.device(options.device))
+    from data.batches import Batches
+    from data.errors import NoShardsError
+    from tuner.export import choose_device, load_model
+
+    device = choose_device(options.device)
+    exported = load_model(options.model, device)
+    stderr = Console(stderr=True)
+    with Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
+        task = bar.add_task("decoding shards", total=None)
+        cache = exported.open(
+            options.data, lambda progress: bar.update(task, completed=progress.shards_done, total=progress.shards_total)
+        )
+    if cache.num_videos == 0:
+        raise NoShardsError(f"{' '.join(options.data)}: the shards hold no video")
+    batches = Batches(cache, batch_size=BATCH_SIZE, shuffle=False, device=device)
     metrics = evaluate(exported.model, batches, exported.precision)
     width = max(map(len, metrics))
     for name, value in metrics.items():

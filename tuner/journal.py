@@ -43,7 +43,7 @@ class TrialRecord:
         """The best GAP of its epochs; None before the first report and for a failed trial."""
         if self.status == "failed" or not self.reports:
             return None
-        return max(report["gap"] for report in self.reports.values())
+        return max(float(report["gap"]) for report in self.reports.values())
 
     @property
     def best_epoch(self) -> int | None:
@@ -92,7 +92,7 @@ class Journal:
         """Open the journal in `directory` and replay it.
 
         Raises:
-            SearchError: another driver has it open.
+            SearchError: another driver has it open, or it is damaged before its last line.
         """
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
@@ -101,11 +101,16 @@ class Journal:
             self._lock.acquire(timeout=0)
         except Timeout as error:
             owner = (directory / "driver").read_text() if (directory / "driver").exists() else "another process"
-            raise SearchError(f"search {directory.name} is being run by {owner}; wait for it or stop it first") from error
-        (directory / "driver").write_text(f"process {os.getpid()} on {os.uname().nodename}")
+            told = f"search {directory.name} is being run by {owner}; wait for it or stop it first"
+            raise SearchError(told) from error
         path = directory / "journal.jsonl"
-        _cut_torn_line(path)
-        self.search = _replay(path) if path.exists() else None
+        try:
+            _cut_torn_line(path)
+            self.search = _replay(path) if path.exists() else None
+        except BaseException:
+            self._lock.release()
+            raise
+        (directory / "driver").write_text(f"process {os.getpid()} on {os.uname().nodename}")
         self._file: IO[str] = path.open("a")
 
     def append(self, type: str, **fields: Any) -> None:
@@ -135,7 +140,7 @@ def read(directory: Path) -> SearchRecord:
     """Replay the journal of a search without opening it for writing.
 
     Raises:
-        SearchError: there is none.
+        SearchError: there is none, or it is damaged before its last line.
     """
     path = directory / "journal.jsonl"
     record = _replay(path) if path.exists() else None
@@ -156,20 +161,26 @@ def new_search_id() -> str:
 
 def _replay(path: Path) -> SearchRecord | None:
     search = None
-    for record in _lines(path):
-        search = _apply(search, record)
+    for number, record in _lines(path):
+        try:
+            search = _apply(search, record)
+        except SearchError as error:
+            raise SearchError(f"{path}: {error}") from error
+        except (AttributeError, KeyError, TypeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise SearchError(f"{path}:{number}: the journal is damaged ({reason})") from error
     return search
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Every whole record; a last line cut short by a crash is not one."""
-    with path.open() as file:
+def _lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Every whole record with the number of its line; a last line cut short by a crash is not one."""
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if not line.endswith("\n"):
+            if not line.endswith(b"\n"):
                 return
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
+                yield number, json.loads(line)
+            except ValueError as error:  # no JSON, or no text at all
                 raise SearchError(f"{path}:{number}: the journal is damaged ({error})") from error
 
 
@@ -191,7 +202,8 @@ def _apply(search: SearchRecord | None, record: dict[str, Any]) -> SearchRecord:
             raise SearchError(f"a journal of version {record['version']}, but this program reads version {VERSION}")
         fields = ("id", "experiment", "fingerprint", "planned", "tracking_uri", "baseline")
         return SearchRecord(**{name: record[name] for name in fields})
-    assert search is not None, "the first record of a journal is the search itself"
+    if search is None:
+        raise KeyError("the first record of a journal is the search itself")
     match kind:
         case "suggested":
             search.study_state = record["study_state"]

@@ -1,0 +1,216 @@
+"""The best trial of a search, its leader table, and its model: `python -m tuner.best [EXPERIMENT] [--export [DIR]]`.
+
+Reads the search's folder alone, so it works while the search runs, and without MLflow.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuner import journal, paths
+from tuner.errors import NothingToExport, SearchError, main
+from tuner.journal import SearchRecord, TrialRecord
+
+if TYPE_CHECKING:  # `--help` needs no torch
+    from rich.console import Console
+
+    from tuner.config import Experiment
+
+TOP = 10
+METRIC_NAMES = {"gap": "GAP", "hit_at_1": "Hit@1", "perr": "PERR", "map": "mAP"}
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """The command line.
+
+    Raises:
+        SearchError: no such experiment or search in the storage.
+        NothingToExport: no trial has finished.
+        ModelFolderError: the folder of the export is something else already.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m tuner.best", description="Show and export the best trial of a search."
+    )
+    parser.add_argument("experiment", nargs="?", metavar="EXPERIMENT", help="default: that of the newest search")
+    parser.add_argument("--search", metavar="ID", help="default: the newest of the experiment")
+    parser.add_argument(
+        "--export", nargs="?", const="", metavar="DIR", help="write the model; default: exports/EXPERIMENT-SEARCH"
+    )
+    parser.add_argument(
+        "--storage", type=Path, metavar="DIR", help="default: $TUNER_STORAGE, or storage/ beside the yaml"
+    )
+    parser.add_argument("--file", type=Path, metavar="YAML", help="default: experiments.yaml, here or the project's")
+    parser.add_argument("--tracking-uri", metavar="URI", help="of the MLflow to name; default: where the search logged")
+    parser.add_argument("--top", type=int, default=TOP, metavar="N", help="trials in the table; default: %(default)s")
+    options = parser.parse_args(arguments)
+    if options.top < 1:
+        parser.error(f"--top takes a number of trials, at least 1, but got {options.top}")
+
+    storage = options.storage or paths.default_storage(paths.experiments_file(options.file))
+    directory = find_search(storage, options.experiment, options.search)
+    search = journal.read(directory)
+    winner = best_trial(search)
+
+    from rich.console import Console
+
+    from tuner.config import Experiment
+
+    stored = directory / "experiment.yaml"
+    experiment = Experiment.from_yaml(stored.read_text(), search.experiment, options.file or stored)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    _show(console, search, winner, experiment, top=options.top, tracking_uri=options.tracking_uri)
+    if options.export is not None:
+        folder = Path(options.export or f"exports/{search.experiment}-{search.id}")
+        _export(console, folder, directory, experiment, search, winner)
+
+
+def find_search(storage: Path, experiment: str | None, search_id: str | None) -> Path:
+    """The folder of a search.
+
+    Args:
+        storage: where all searches are.
+        experiment: None: that of the newest search, or of the one that is named.
+        search_id: None: the newest of the experiment.
+
+    Raises:
+        SearchError: there is none; says which there are, the nearest first.
+    """
+    known = sorted({path.parents[1].name for path in storage.glob("*/*/journal.jsonl")})
+    if not known:
+        raise SearchError(f"{storage}: no search there yet; `python tune.py` runs one, --storage DIR looks elsewhere")
+    if experiment is not None and experiment not in known:
+        raise SearchError(f"{storage}: no search of an experiment {experiment!r}; {_nearest(experiment, known)}")
+    found = [path for name in known if experiment in (None, name) for path in journal.searches(storage, name)]
+    found.sort(key=lambda path: path.name)  # an id begins with its time
+    if search_id is None:
+        return found[-1]
+    chosen = [path for path in found if path.name == search_id]
+    if not chosen:
+        of = f" of {experiment}" if experiment else ""
+        nearest = _nearest(search_id, [path.name for path in found])
+        raise SearchError(f"{storage}: no search {search_id!r}{of}; {nearest}")
+    return chosen[-1]
+
+
+def best_trial(search: SearchRecord) -> TrialRecord:
+    """The finished trial with the best score.
+
+    Raises:
+        NothingToExport: there is none; says how many failed, and why the first one did.
+    """
+    if search.finished:
+        return search.finished[0]
+    failed = f"{len(search.failed)} failed"
+    if search.failed:
+        failed += f", the first with: {search.failed[0].error}"
+    running = f"{len(search.unfinished)} have not ended; " if search.unfinished else ""
+    raise NothingToExport(f"search {search.id} of {search.experiment}: no trial has finished; {running}{failed}")
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    """What may have been meant, and what there is."""
+    close = get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    more = ", and older ones" if len(known) > TOP else ""
+    return f"{hint}there {'is' if len(known) == 1 else 'are'} {', '.join(known[-TOP:])}{more}"
+
+
+def searched_paths(experiment: "Experiment") -> list[str]:
+    """The settings that differ between trials, by yaml path: a conditional parameter under the path of its choice."""
+    corners = [_flat(experiment.space.resolve(corner)) for corner in experiment.space.corners()]
+    found = dict.fromkeys(path for corner in corners for path in corner)
+    return [path for path in found if any(corner.get(path) != corners[0].get(path) for corner in corners)]
+
+
+def _flat(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = f"{path}.{key}" if path else key
+        flat |= _flat(value, name) if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+def _show(
+    console: "Console",
+    search: SearchRecord,
+    winner: TrialRecord,
+    experiment: "Experiment",
+    *,
+    top: int,
+    tracking_uri: str | None,
+) -> None:
+    from tuner.console import describe_values, leader_table
+    from tuner.tracking import ui_command
+
+    searched = searched_paths(experiment)
+    trials = []
+    for trial in search.finished[:top]:
+        settings = _flat(experiment.space.resolve(trial.values))
+        trials.append(replace(trial, values={path: settings[path] for path in searched if path in settings}))
+    score = winner.score or 0.0
+    state = f"ended: {search.ended}" if search.ended else "not ended: it runs, or was interrupted"
+    console.print(
+        f"{search.experiment}, search {search.id} ({state}): {len(search.finished)} of {search.planned} trials finished"
+        + (f", {len(search.failed)} failed, the first with: {search.failed[0].error}" if search.failed else "")
+    )
+    epochs = f"in epoch {winner.best_epoch} of {len(winner.reports)}"
+    console.print(f"best: trial {winner.number:03d}  GAP {score:.4f} {epochs}")
+    console.print(f"  {describe_values(trials[0].values) or 'the experiment searches no parameter'}")
+    console.print(f"  {_over_trial_0(search, score)}, {score - search.baseline:+.4f} over ranking by label frequency")
+    for split, scores in whole_splits(search, winner).items():
+        named = (f"{name} {scores[key]:.4f}" for key, name in METRIC_NAMES.items())
+        console.print(f"  on all of {split}: {'  '.join(named)}")
+    uri = tracking_uri or search.tracking_uri
+    run = f"run 'trial {winner.number:03d}' below {search.id}, tag trial_id {winner.id}"
+    console.print(f"  in MLflow: {run}; {ui_command(uri)}")
+    console.print()
+    console.print(leader_table(trials, searched, top))
+
+
+def whole_splits(search: SearchRecord, trial: TrialRecord) -> dict[str, dict[str, float]]:
+    """The trial's metrics on whole splits, by split; empty where it was not, or not yet, scored on them."""
+    known = search.winner or {}
+    return dict(known["metrics"]) if known.get("trial") == trial.id else {}
+
+
+def _over_trial_0(search: SearchRecord, score: float) -> str:
+    first = next((trial for trial in search.trials.values() if trial.number == 0), None)
+    if first is None or first.score is None:
+        return "trial 0 (the defaults) has no score"
+    return f"{score - first.score:+.4f} over trial 0 (the defaults)"
+
+
+def _export(
+    console: "Console",
+    folder: Path,
+    directory: Path,
+    experiment: "Experiment",
+    search: SearchRecord,
+    winner: TrialRecord,
+) -> None:
+    from tuner import export, vocabulary
+
+    names = experiment.data.vocabulary
+    class_names = None if names is None else vocabulary.read(names, experiment.data.num_classes)
+    console.print()
+    export.write(
+        folder,
+        search_directory=directory,
+        experiment=experiment,
+        search=search,
+        trial=winner,
+        metrics=whole_splits(search, winner),
+        class_names=class_names,
+        say=console.print,
+    )
+    console.print("next:")
+    console.print(f"  python -m tuner.evaluate {folder} --data 'GLOB'")
+    console.print(f"  python -m tuner.predict {folder} --data 'GLOB' --output predictions.csv")
+
+
+if __name__ == "__main__":
+    sys.exit(main(run))

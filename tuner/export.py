@@ -1,0 +1,457 @@
+"""A finished trial -> a folder that needs nothing of the search any more.
+
+    model.safetensors        weights and buffers
+    model.pt2                the same model by torch.export: runs on PyTorch alone, any number of videos at a time
+    config.json              what `load_model` needs to build it again, and where it comes from
+    statistics.safetensors   mean, variance and label counts of the training videos
+    trial.yaml               the trial as an experiment: `python -m tuner.train --file trial.yaml` trains it again
+    classes.csv              Index,Name, where the experiment names a vocabulary
+    metrics.json  README.md  the model card
+    SHA256SUMS               of all these: `sha256sum -c SHA256SUMS`
+
+Nothing in it is pickled by us, and loading it takes torch and safetensors only: no yaml, ray, mlflow, optuna, pydantic.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shutil
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import models
+from data import cache as data_cache
+from data.cache import BuildProgress, Cache
+from data.errors import DataError
+from data.schema import Schema
+from data.tfrecord import read_examples
+from models import FeatureStatistics, Sizes
+from tuner import checkpoint, model_card, vocabulary
+from tuner.errors import CheckpointError, ModelFolderError, NothingToExport, SearchError, TunerError
+from tuner.journal import SearchRecord, TrialRecord
+from tuner.precision import Precision
+
+if TYPE_CHECKING:  # a folder is loaded without pydantic and yaml
+    from tuner.config import Experiment
+
+VERSION = 1
+WEIGHTS, PROGRAM, CONFIG, STATISTICS = "model.safetensors", "model.pt2", "config.json", "statistics.safetensors"
+TRIAL, CLASSES, METRICS, CARD, CHECKSUMS = "trial.yaml", "classes.csv", "metrics.json", "README.md", "SHA256SUMS"
+
+# How far two forms of one model may differ, relative to the largest logit: float32 sums in another order.
+TOLERANCE = 1e-5
+# Videos that are compared: of the validation shards, where these are at hand, and random ones in two batch sizes.
+REAL_ROWS, RANDOM_ROWS = 64, (1, 33)
+
+
+# ------------------------------------------------------------------------------------------- out of the search's folder
+
+
+def best_checkpoint(search_directory: Path, trial: TrialRecord) -> Path:
+    """The checkpoint of the trial's best epoch, among those that are there and whole.
+
+    Raises:
+        NothingToExport: there is none.
+    """
+    kept = _checkpoints(search_directory, trial)
+    scored = {epoch: path for epoch, path in kept.items() if epoch in trial.reports and checkpoint.is_whole(path)}
+    if not scored:
+        raise NothingToExport(
+            f"trial {trial.number:03d} of search {search_directory.name} has no checkpoint in "
+            f"{_trial_directory(search_directory, trial)} (epochs it reported: {len(trial.reports)})"
+        )
+    return scored[max(scored, key=lambda epoch: (trial.reports[epoch]["gap"], -epoch))]
+
+
+def load_trial(search_directory: Path, experiment: Experiment, trial: TrialRecord, device: torch.device) -> nn.Module:
+    """The model of the trial's best epoch, in eval mode on `device`.
+
+    Raises:
+        NothingToExport: the trial has no checkpoint.
+        CheckpointError: it is damaged, or other settings shaped it.
+    """
+    settings = experiment.trial_config(trial.values)
+    directory = best_checkpoint(search_directory, trial)
+    model = _empty_model(settings.model, experiment.data.sizes)
+    try:
+        model.load_state_dict(checkpoint.load_weights(directory, settings=settings.settings))
+    except RuntimeError as error:
+        raise CheckpointError(f"{directory}: the weights do not fit the trial's model ({error})") from error
+    return model.to(device).eval()
+
+
+def discard_training_states(search_directory: Path, trial: TrialRecord) -> None:
+    """Keep the weights of an ended trial alone: optimizer and generators are two thirds of its checkpoints."""
+    for directory in _checkpoints(search_directory, trial).values():
+        checkpoint.discard_training_state(directory)
+
+
+def keep_statistics(search_directory: Path, statistics: FeatureStatistics) -> None:
+    """Store the training statistics with a search, so that its exports need no shards."""
+    save_file(_statistics_tensors(statistics), search_directory / STATISTICS)
+
+
+def _trial_directory(search_directory: Path, trial: TrialRecord) -> Path:
+    return search_directory / "trials" / trial.id
+
+
+def _checkpoints(search_directory: Path, trial: TrialRecord) -> dict[int, Path]:
+    """The checkpoints of a trial by epoch."""
+    found = sorted(_trial_directory(search_directory, trial).glob("epoch-[0-9]*"))
+    return {int(path.name.removeprefix("epoch-")): path for path in found}
+
+
+def _empty_model(config: models.ModelConfig, sizes: Sizes) -> nn.Module:
+    """The model before its weights: statistics are buffers of it, so these only hold the place."""
+    statistics = FeatureStatistics(
+        num_videos=0,
+        mean_D=torch.zeros(sizes.width),
+        variance_D=torch.zeros(sizes.width),
+        label_counts_C=torch.zeros(sizes.num_classes, dtype=torch.int64),
+    )
+    # A generator of its own: loading a model must not move the random numbers of a training that is under way.
+    return models.build(config, sizes, statistics, torch.Generator())
+
+
+# ------------------------------------------------------------------------------------------------- into a model folder
+
+
+def write(
+    folder: Path,
+    *,
+    search_directory: Path,
+    experiment: Experiment,
+    search: SearchRecord,
+    trial: TrialRecord,
+    metrics: Mapping[str, Mapping[str, float]],
+    class_names: Sequence[str] | None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Export a trial, then load what was written and compare its logits with the trial's own.
+
+    Args:
+        folder: appears in one rename, complete; an older export of the same trial is replaced.
+        search_directory: where the search keeps its checkpoints.
+        experiment: as the search ran it.
+        search: the search.
+        trial: the trial to export.
+        metrics: of the model on whole splits, by the split's name; empty: only those of its training are known.
+        class_names: by index; None: no vocabulary.
+        say: is told what happened, a line at a time.
+
+    Raises:
+        NothingToExport: the trial has no checkpoint.
+        CheckpointError: its checkpoint is damaged.
+        ModelFolderError: `folder` is something else already, or what was written gives other logits.
+        DataError: the training statistics are nowhere: neither with the search nor from the training shards.
+    """
+    folder = folder.absolute()
+    replaces = _check_target(folder, search, trial)
+    epoch = int(best_checkpoint(search_directory, trial).name.removeprefix("epoch-"))
+    if epoch != trial.best_epoch and trial.reports[epoch]["gap"] != trial.score:
+        say(
+            f"the checkpoint of the trial's best epoch {trial.best_epoch} is gone; "
+            f"exporting epoch {epoch}, GAP {trial.reports[epoch]['gap']:.4f} instead of {trial.score:.4f}"
+        )
+    model = load_trial(search_directory, experiment, trial, torch.device("cpu")).requires_grad_(False)
+    staging = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
+    staging.mkdir(parents=True)
+    try:
+        config = _config(experiment, search, trial, epoch)
+        scores = {**metrics, "training": {"epoch": epoch, **trial.reports[epoch]}}
+        _write_model(staging, model, experiment.data.schema.width)
+        save_file(_statistics(search_directory, experiment, search), staging / STATISTICS)
+        _write_json(staging / CONFIG, config)
+        _write_json(staging / METRICS, scores)
+        (staging / TRIAL).write_text(_trial_yaml(experiment, trial))
+        if class_names is not None:
+            vocabulary.write(staging / CLASSES, class_names)
+        card = model_card.render(config, scores, (staging / TRIAL).read_text(), has_names=class_names is not None)
+        (staging / CARD).write_text(card)
+        sums = {path.name: _sha256(path) for path in sorted(staging.iterdir())}
+        (staging / CHECKSUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
+        say(_compare(staging, model, experiment))
+        if replaces:
+            old = staging.with_name(staging.name + ".old")
+            folder.rename(old)
+            staging.rename(folder)
+            shutil.rmtree(old)
+        else:
+            staging.rename(folder)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    again = " (replaced the export of the same trial that was there)" if replaces else ""
+    say(f"exported trial {trial.number:03d}, epoch {epoch}, to {folder}{again}")
+
+
+def _check_target(folder: Path, search: SearchRecord, trial: TrialRecord) -> bool:
+    """Whether an export of the same trial is there to be replaced.
+
+    Raises:
+        ModelFolderError: something else is there.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False  # an empty folder is renamed over
+    try:
+        there = json.loads((folder / CONFIG).read_text())
+        same = there["search"] == search.id and there["trial"]["id"] == trial.id
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ModelFolderError(f"{folder} is there already and is no exported model: give another folder") from None
+    if not same:
+        raise ModelFolderError(
+            f"{folder} is there already: trial {there['trial']['number']:03d} of search {there['search']}; "
+            f"remove it or give another folder for trial {trial.number:03d} of search {search.id}"
+        )
+    return True
+
+
+def _config(experiment: Experiment, search: SearchRecord, trial: TrialRecord, epoch: int) -> dict[str, Any]:
+    """What config.json says."""
+    settings, data = experiment.trial_config(trial.values), experiment.data
+    return {
+        "format": VERSION,
+        "model": asdict(settings.model),
+        "features": [{"name": name, "width": width} for name, width in data.features.items()],  # in this order
+        "num_classes": data.num_classes,
+        "dtype": data.dtype,  # that features are rounded to, as in training
+        "precision": settings.training.precision,
+        "experiment": search.experiment,
+        "search": search.id,
+        "trial": {"number": trial.number, "id": trial.id, "epoch": epoch},
+        "data_fingerprint": search.fingerprint,
+        "exported": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+    }
+
+
+def _trial_yaml(experiment: Experiment, trial: TrialRecord) -> str:
+    """The trial as an experiment without distributions, with the seed that it had."""
+    from tuner.train import trial_seed
+    from tuner.yaml_tree import dump
+
+    trial_config = experiment.trial_config(trial.values)
+    settings = trial_config.settings
+    settings["training"]["seed"] = trial_seed(trial_config, trial.number)
+    blocks = {"data": asdict(experiment.data), "pipeline": experiment.pipeline, **settings}
+    plain = json.loads(json.dumps(blocks))  # lists for tuples, as yaml has them
+    return dump({"default": experiment.name, "experiments": {experiment.name: plain}})
+
+
+def _write_model(folder: Path, model: nn.Module, width: int) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
+    batch = torch.export.Dim("batch", min=1)
+    # Two rows to trace with: of a single one, torch.export would take the batch size for a constant.
+    program = torch.export.export(model, (torch.zeros(2, width),), dynamic_shapes=({0: batch},))
+    torch.export.save(program, folder / PROGRAM)
+
+
+def _statistics(search_directory: Path, experiment: Experiment, search: SearchRecord) -> dict[str, Tensor]:
+    """As the search stored them; else from the training split, decoded once more where this node has not."""
+    stored = search_directory / STATISTICS
+    if stored.exists():
+        tensors: dict[str, Tensor] = load_file(stored)
+        return tensors
+    train = experiment.data.open(experiment.data.train)
+    if not search.fingerprint.startswith(train.fingerprint[:16]):
+        raise SearchError(f"the training shards have changed since search {search.id} began: put them back to export")
+    statistics = train.statistics()
+    return _statistics_tensors(
+        FeatureStatistics(
+            num_videos=statistics.num_videos,
+            mean_D=torch.tensor(statistics.mean_D),
+            variance_D=torch.tensor(statistics.variance_D),
+            label_counts_C=torch.tensor(statistics.label_counts_C),
+        )
+    )
+
+
+def _statistics_tensors(statistics: FeatureStatistics) -> dict[str, Tensor]:
+    return {
+        "num_videos": torch.tensor(statistics.num_videos),
+        "mean": statistics.mean_D.contiguous(),
+        "variance": statistics.variance_D.contiguous(),
+        "label_counts": statistics.label_counts_C.contiguous(),
+    }
+
+
+def _compare(folder: Path, model: nn.Module, experiment: Experiment) -> str:
+    """Load both forms and compare their logits with the trial's; returns the finding as a sentence.
+
+    Raises:
+        ModelFolderError: they differ by more than the tolerance.
+    """
+    weights = load_model(folder, torch.device("cpu")).model
+    program = torch.export.load(folder / PROGRAM).module()
+    generator = torch.Generator().manual_seed(0)
+    width = experiment.data.schema.width
+    batches = [torch.randn(rows, width, generator=generator) for rows in RANDOM_ROWS]
+    real = _real_rows(experiment)
+    if real is not None:
+        batches.append(real)
+    worst = 0.0
+    for features_BD in batches:
+        with torch.inference_mode():
+            own_BC = model(features_BD)
+            for name, form in ((WEIGHTS, weights), (PROGRAM, program)):
+                difference = float((form(features_BD) - own_BC).abs().max() / own_BC.abs().max())
+                if not difference <= TOLERANCE:
+                    raise ModelFolderError(
+                        f"{name} gives other logits than the trial's model, by {difference:.2g} of the largest "
+                        f"(at most {TOLERANCE:g} is rounding): nothing was exported"
+                    )
+                worst = max(worst, difference)
+    kinds = f"{sum(RANDOM_ROWS)} random" + (f" and {len(real)} real" if real is not None else "")
+    found = f"give the trial's logits on {kinds} videos (largest relative difference {worst:.1g})"
+    return f"read back: {WEIGHTS} and {PROGRAM} {found}"
+
+
+def _real_rows(experiment: Experiment) -> Tensor | None:
+    """A few validation videos, float32 [rows, D]; None where the shards are not at hand."""
+    try:
+        first = data_cache.find_shards(experiment.data.validate)[0]
+        rows = [
+            np.concatenate([np.asarray(example.features[name], np.float32) for name in experiment.data.features])
+            for example in islice(read_examples(first), REAL_ROWS)
+        ]
+    except DataError:
+        return None
+    return torch.from_numpy(np.stack(rows)) if rows else None
+
+
+# ---------------------------------------------------------------------------------------------- out of a model folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """An exported model, ready to score videos."""
+
+    model: nn.Module  # in eval mode: float features [B, D] -> logits_BC
+    config: dict[str, Any]  # config.json
+    schema: Schema  # what a shard must hold: features in the order of the model's columns, classes
+    dtype: Literal["float16", "float32"]  # that features are rounded to, as in training
+    precision: Precision  # of the matrix products, as in training
+    class_names: list[str] | None  # by index; None: exported without a vocabulary
+
+    def open(
+        self,
+        patterns: str | Sequence[str],
+        progress: Callable[[BuildProgress], None] | None = None,
+        require_labels: bool = True,
+    ) -> Cache:
+        """Return the decoded cache of shards, made first where this node has none.
+
+        Raises:
+            DataError: no shard matches, or a shard is damaged or does not fit the model.
+        """
+        return data_cache.open_cache(
+            data_cache.find_shards(patterns),
+            self.schema,
+            data_cache.default_directory(),
+            dtype=self.dtype,
+            progress=progress,
+            require_labels=require_labels,
+        )
+
+
+def load_model(folder: Path, device: torch.device) -> Exported:
+    """Load an exported model from its folder alone.
+
+    Raises:
+        ModelFolderError: the folder is incomplete, damaged, or written by a newer version of this program.
+    """
+    config = _read_config(folder)
+    sums = _read_checksums(folder)
+    for name in (CONFIG, WEIGHTS, *({CLASSES} & sums.keys())):
+        _check_file(folder, name, sums)
+    try:
+        features = {feature["name"]: feature["width"] for feature in config["features"]}
+        sizes = Sizes(features=features, num_classes=config["num_classes"])
+        model = _empty_model(models.CONFIGS[config["model"]["kind"]](**config["model"]), sizes)
+        model.load_state_dict(load_file(folder / WEIGHTS))
+        return Exported(
+            model=model.to(device).eval(),
+            config=config,
+            schema=Schema(features=features, num_classes=config["num_classes"]),
+            dtype=config["dtype"],
+            precision=config["precision"],
+            class_names=vocabulary.read(folder / CLASSES, config["num_classes"]) if CLASSES in sums else None,
+        )
+    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelFolderError(f"{folder}: {CONFIG} and {WEIGHTS} make no model ({_first_line(error)})") from error
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device of a command line: the one that is named, else the GPU where there is one.
+
+    Raises:
+        TunerError: there is no such device here.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise TunerError(f"--device takes cpu, cuda or cuda:1, but got {name!r}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise TunerError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs that PyTorch can use")
+    return device
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        version = config["format"]
+    except OSError as error:
+        raise ModelFolderError(f"{folder}: no exported model ({CONFIG}: {error.strerror})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelFolderError(f"{folder / CONFIG}: damaged, or no exported model's ({_first_line(error)})") from error
+    if version != VERSION:
+        raise ModelFolderError(
+            f"{folder}: written in format {version}, but this program reads format {VERSION}; "
+            "use the version of it that wrote the folder"
+        )
+    assert isinstance(config, dict)
+    return config
+
+
+def _read_checksums(folder: Path) -> dict[str, str]:
+    try:
+        lines = (folder / CHECKSUMS).read_text().splitlines()
+    except (OSError, ValueError) as error:
+        raise ModelFolderError(f"{folder / CHECKSUMS}: missing or not readable; export the model again") from error
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+
+
+def _check_file(folder: Path, name: str, sums: Mapping[str, str]) -> None:
+    path = folder / name
+    if not path.is_file():
+        raise ModelFolderError(f"{path}: missing; export the model again")
+    if sums.get(name) != _sha256(path):
+        raise ModelFolderError(f"{path}: damaged (its checksum is not the one in {CHECKSUMS}); export the model again")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
