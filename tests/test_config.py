@@ -510,6 +510,25 @@ def test_a_block_of_several_kinds_is_read_by_its_kind(load_text: Load, monkeypat
         assert mistakes(load_text, other.replace("MODEL", written)) == [f"experiments.yaml:{line}"]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThirdConfig:
+    """A third one, with other settings."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    kind: Literal["third"] = "third"
+    width: int = 4
+
+
+def test_a_kind_may_be_searched_where_the_settings_left_out_differ(
+    load_text: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(reading.SEARCHABLE, "model", (OtherConfig, ThirdConfig))
+    start, end = VALID.index("    model:"), VALID.index("    optimizer:")
+    experiment = load_text(VALID[:start] + "    model: {kind: {choice: [other, third]}}\n" + VALID[end:])
+    models = [experiment.trial_config(values).model for values in experiment.space.corners()]
+    assert {type(model) for model in models} == {OtherConfig, ThirdConfig}
+
+
 def test_every_settings_class_refuses_unknown_keys() -> None:
     pending: list[Any] = [cls for classes in reading.SEARCHABLE.values() for cls in classes] + list(
         reading.FIXED.values()
