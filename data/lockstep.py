@@ -8,8 +8,8 @@ again with a leader of its own, and what follows no leader is left to data/wire.
 
 `blob` is the shard as uint8, with at least SLACK bytes after the last frame, so that a look ahead stays inside of it.
 
-Shapes   N records   L those of them that are still to be found   H bytes of a head   W width of a feature
-         B bytes of all lists   V integers in all lists
+Shapes   N records   L those of them that are still to be found   F those that follow a leader   M rows of the output
+         W width of a feature   B bytes of all lists   V integers in all lists
 """
 
 from collections.abc import Mapping
@@ -27,9 +27,9 @@ BYTES_LIST, FLOAT_LIST, INT64_LIST = 0x0A, 0x12, 0x1A  # tags of the kinds of a 
 
 _MAX_LEADERS = 24  # the orders of four keys; the 2018 release has three in a shard
 _MAX_KEY = 255
-_MAX_ENVELOPE = 6
-_TRAILERS = (b"", b"\x12\x00")  # after the features: nothing, or feature lists that are empty, as in the 2018 release
-_BLOCK = 64  # rows copied at once: what is gathered stays in the core's cache until it is checked and written
+_MAX_LENGTH = 5  # bytes that say how long the features are
+_TRAILER = 0x0012  # after the features, in the 2018 release: empty feature lists
+_BLOCK = 1 << 18  # bytes copied at once: they stay in the core's cache until they are checked and written
 
 Bytes = NDArray[np.uint8]
 Integers = NDArray[np.int64]
@@ -39,8 +39,8 @@ Integers = NDArray[np.int64]
 class Places:
     """Where the values of one key lie in the blob."""
 
-    start_N: Integers
-    size_N: Integers  # bytes; -1: the record does not have the key, or follows no leader
+    start_N: Integers  # -1: the record does not have the key, or follows no leader
+    size_N: Integers  # bytes; -1 likewise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,13 +51,6 @@ class _Step:
     kind: int
     heads: NDArray[np.bytes_]  # as they must be: of a short list one for each size from 0 to 255, else the only one
     size: int  # of the values; of a short list -1: the last byte of the head says it
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Layout:
-    envelope: int  # bytes before the first entry: tag and length of the features
-    steps: list[_Step]  # the entries in order
-    trailer: bytes
 
 
 def locate(
@@ -75,43 +68,64 @@ def locate(
         The records that were understood as a whole, and the places by key.
     """
     found_N = np.zeros(len(start_N), np.bool_)
-    places = {key: Places(start_N=start_N.copy(), size_N=np.full(len(start_N), -1)) for key in wanted}
-    rest_L = np.arange(len(start_N))
+    nowhere = np.full((len(wanted), 2, len(start_N)), -1)
+    places = {
+        key: Places(start_N=start_N, size_N=size_N) for key, (start_N, size_N) in zip(wanted, nowhere, strict=True)
+    }
+    sound_N, entries_N, end_N = _envelopes(blob, start_N, stop_N)
+    rest_L = np.flatnonzero(sound_N)
     for _ in range(_MAX_LEADERS):
         if not len(rest_L):
             break
-        layout = _layout(blob[start_N[rest_L[0]] : stop_N[rest_L[0]]].tobytes(), wanted)
-        if layout is None:
+        steps = _layout(blob[entries_N[rest_L[0]] : end_N[rest_L[0]]].tobytes(), wanted)
+        if steps is None:
             rest_L = rest_L[1:]
             continue
-        follows_L, steps = _follow(layout, blob, start_N[rest_L], stop_N[rest_L])
-        followers = rest_L[follows_L]
-        found_N[followers] = True
-        for key, (at_L, size_L) in steps.items():
-            if key in places:
-                places[key].start_N[followers] = at_L[follows_L]
-                places[key].size_N[followers] = size_L if isinstance(size_L, int) else size_L[follows_L]
+        follows_L, steps_places = _follow(steps, blob, entries_N[rest_L], end_N[rest_L])
+        follower_F = np.flatnonzero(follows_L)
+        row_F = rest_L[follower_F]
+        found_N[row_F] = True
+        for step, (at_L, size_L) in zip(steps, steps_places, strict=True):
+            if step.key in places:
+                places[step.key].start_N[row_F] = at_L[follower_F]
+                places[step.key].size_N[row_F] = size_L if isinstance(size_L, int) else size_L[follower_F]
         rest_L = rest_L[~follows_L]
     return found_N, places
 
 
-def _layout(record: bytes, wanted: Mapping[str, int]) -> _Layout | None:
-    """That of one record; None: it is not of the usual kind."""
+def _envelopes(blob: Bytes, start_N: Integers, stop_N: Integers) -> tuple[NDArray[np.bool_], Integers, Integers]:
+    """Where the entries start and end: a record is one message (field 1), which may have a trailer."""
+    word_N = gather(blob, "<i8", start_N)
+    more_N = sound_N = word_N & 0xFF == 0x0A
+    at_N, size_N = start_N + 1, np.zeros(len(start_N), np.int64)
+    for place in range(_MAX_LENGTH):
+        word_N = word_N >> 8
+        size_N = size_N + ((word_N & 0x7F) << 7 * place) * more_N
+        at_N = at_N + more_N
+        more_N = more_N & (word_N & 0x80 != 0)
+        if not more_N.any():
+            break
+    end_N = at_N + size_N
+    trailed_N = (end_N == stop_N - 2) & (gather(blob, "<u2", stop_N - 2) == _TRAILER)
+    return sound_N & ~more_N & ((end_N == stop_N) | trailed_N), at_N, end_N
+
+
+def _layout(entries: bytes, wanted: Mapping[str, int]) -> list[_Step] | None:
+    """Those of one record; None: it is not of the usual kind."""
     steps: dict[str, _Step] = {}
+    at = 0
     try:
-        size, envelope = read_varint(record, 1)
-        at, end = envelope, envelope + size
-        while at < end:
+        while at < len(entries):
             start = at
-            _, at = read_varint(record, at + 1)  # the entry
-            length, at = read_varint(record, at + 1)
-            key, at = record[at : at + length], at + length
-            _, at = read_varint(record, at + 1)  # its Feature
-            kind = record[at]
-            _, at = read_varint(record, at + 1)  # the list of that kind
-            size, at = read_varint(record, at + 1)
+            _, at = read_varint(entries, at + 1)  # the entry
+            length, at = read_varint(entries, at + 1)
+            key, at = entries[at : at + length], at + length
+            _, at = read_varint(entries, at + 1)  # its Feature
+            kind = entries[at]
+            _, at = read_varint(entries, at + 1)  # the list of that kind
+            size, at = read_varint(entries, at + 1)
             # What was read loosely is compared strictly: with the only bytes that it can be.
-            if kind not in (BYTES_LIST, FLOAT_LIST, INT64_LIST) or record[start:at] != head(key, kind, size):
+            if kind not in (BYTES_LIST, FLOAT_LIST, INT64_LIST) or entries[start:at] != head(key, kind, size):
                 return None
             name = key.decode()
             if name in steps or len(key) > _MAX_KEY or kind != wanted.get(name, kind):
@@ -120,9 +134,7 @@ def _layout(record: bytes, wanted: Mapping[str, int]) -> _Layout | None:
             at += size
     except (WireError, IndexError, UnicodeDecodeError):
         return None
-    if at != end or envelope > _MAX_ENVELOPE or record[end:] not in _TRAILERS:
-        return None
-    return _Layout(envelope=envelope, steps=list(steps.values()), trailer=record[end:])
+    return list(steps.values()) if at == len(entries) else None
 
 
 @lru_cache(maxsize=1024)
@@ -136,35 +148,22 @@ def _step(key: bytes, kind: int, size: int) -> _Step:
 
 
 def _follow(
-    layout: _Layout, blob: Bytes, start_L: Integers, stop_L: Integers
-) -> tuple[NDArray[np.bool_], dict[str, tuple[Integers, Integers | int]]]:
-    """The records that are laid out like this, byte for byte, and where they have the values of each key."""
-    end_L = stop_L - len(layout.trailer)
-    follows_L = gather(blob, "S2", stop_L - 2) == layout.trailer if layout.trailer else np.ones(len(start_L), np.bool_)
-    # The envelope: a tag, and the length of all that comes until the end.
-    at_L = start_L + layout.envelope
-    size_L = end_L - at_L
-    expected_L = np.full(len(start_L), 0x0A)
-    for place in range(1, layout.envelope):
-        more = 0x80 if place < layout.envelope - 1 else 0
-        expected_L |= (size_L & 0x7F | more) << 8 * place
-        size_L = size_L >> 7
-    envelope_L = gather(blob, "<i8", start_L) & (1 << 8 * layout.envelope) - 1
-    follows_L &= (size_L == 0) & (envelope_L == expected_L)
-    places = {}
-    for step in layout.steps:
-        width = step.heads.itemsize
+    steps: list[_Step], blob: Bytes, at_L: Integers, end_L: Integers
+) -> tuple[NDArray[np.bool_], list[tuple[Integers, Integers | int]]]:
+    """The records that are laid out like this, byte for byte; start and size of their values at each step."""
+    follows_L = np.ones(len(at_L), np.bool_)
+    places: list[tuple[Integers, Integers | int]] = []
+    for step in steps:
         head_L = gather(blob, step.heads.dtype, at_L)  # numpy ignores zeros at the end of both: of the same width, so
-        at_L = at_L + width  # that they are equal only byte for byte
+        at_L = at_L + step.heads.itemsize  # that they are equal only byte for byte
+        size_L: Integers | int = step.size
         if step.size < 0:
             size_L = gather(blob, np.uint8, at_L - 1).astype(np.int64)
             follows_L &= head_L == step.heads[size_L]
-            places[step.key] = at_L, size_L
-            at_L = at_L + size_L
         else:
-            follows_L &= head_L == step.heads[0]
-            places[step.key] = at_L, step.size
-            at_L = at_L + step.size
+            follows_L &= head_L == step.heads
+        places.append((at_L, size_L))
+        at_L = at_L + size_L
     return follows_L & (at_L == end_L), places  # no step goes back: who ends there was never beyond
 
 
@@ -182,9 +181,10 @@ def copy_floats(blob: Bytes, start_N: Integers, rows_N: Integers, columns_MW: ND
         [N] whether each value of the row is finite, and no larger than the columns' type holds.
     """
     width = columns_MW.shape[1]
+    block_rows = max(1, _BLOCK // (4 * width))
     limit = np.finfo(columns_MW.dtype).max
     holds_N = np.ones(len(rows_N), np.bool_)
-    for block in (slice(start, start + _BLOCK) for start in range(0, len(rows_N), _BLOCK)):
+    for block in (slice(start, start + block_rows) for start in range(0, len(rows_N), block_rows)):
         values = gather(blob, f"V{4 * width}", start_N[block]).view("<f4").reshape(-1, width)
         if not (-limit <= values.min() and values.max() <= limit):  # a NaN comes through min, and is not >= anything
             holds_N[block] = (np.abs(values) <= limit).all(axis=1)

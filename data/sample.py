@@ -81,6 +81,7 @@ def write_splits(
     }
     written = json.loads(marker.read_text()) if marker.exists() else {"settings": None, "files": {}}
     sizes = {path.name: path.stat().st_size for path in directory.glob("*.tfrecord")}
+    most = max(num_videos.values())
     if written["settings"] != settings or any(sizes.get(name) != size for name, size in written["files"].items()):
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".sample-", dir=directory) as scratch:
@@ -90,7 +91,7 @@ def write_splits(
                 for shard in write_shards(
                     scratch,
                     num_videos=count,
-                    num_shards=max(1, round(num_shards * count / max(num_videos.values()))),
+                    num_shards=num_shards if count == most else max(1, round(num_shards * count / most)),
                     num_classes=num_classes,
                     seed=seed,
                     features=features,
@@ -270,7 +271,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     size = sum(path.stat().st_size for paths in splits.values() for path in paths)
-    counts = ", ".join(f"{getattr(arguments, split)} {split} in {len(paths)} shards" for split, paths in splits.items())
+    shards = {split: f"{len(paths)} shard{'s' * (len(paths) != 1)}" for split, paths in splits.items()}
+    counts = ", ".join(f"{getattr(arguments, split)} {split} in {shards[split]}" for split in splits)
     print(f"{counts}: {size / 1e6:.1f} MB in {arguments.directory}, {arguments.classes} classes, seed {arguments.seed}")
     return 0
 

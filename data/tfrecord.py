@@ -22,6 +22,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, BinaryIO, Final, cast
 
 import numpy as np
@@ -219,17 +220,16 @@ def _frames(name: str) -> _Frames:
     try:
         blob, size = _load(name)
         view = blob.data
-        at, lengths, length_crcs, data_crcs = 0, [], [], []
+        unpack, header, footer = _LENGTH.unpack_from, _HEADER.size, _FOOTER.size
+        at, lengths, data_crcs = 0, [], []
         while at < size:
-            (length,) = _LENGTH.unpack_from(view, at)
-            start = at + _HEADER.size
-            stop = start + length
-            if stop + _FOOTER.size > size:
+            (length,) = unpack(view, at)
+            start = at + header
+            at = start + length + footer
+            if at > size:
                 raise _damage(name)
             lengths.append(length)
-            length_crcs.append(crc32c(view[at : at + _LENGTH.size]))
-            data_crcs.append(crc32c(view[start:stop]))
-            at = stop + _FOOTER.size
+            data_crcs.append(crc32c(view[start : start + length]))
     except (OSError, EOFError, zlib.error, ValueError, ImportError):
         raise _damage(name) from None
     length_N = np.array(lengths, np.int64)
@@ -237,7 +237,8 @@ def _frames(name: str) -> _Frames:
     start_N = stop_N - length_N
     crc_N = gather(blob, "<u4", stop_N)
     stored = gather(blob, "<u4", start_N - 4)
-    if not ((stored == _masked(length_crcs)).all() and (crc_N == _masked(data_crcs)).all()):
+    good_N = (stored == _masked(_length_crcs(length_N))) & (crc_N == _masked(np.array(data_crcs, np.uint32)))
+    if not good_N.all():
         raise _damage(name)
     return _Frames(blob=blob, start_N=start_N, stop_N=stop_N, crc_N=crc_N)
 
@@ -280,11 +281,8 @@ def _decode_in_lockstep(frames: _Frames, schema: Schema, require_labels: bool, f
     found_N, places = locate(blob, frames.start_N, frames.stop_N, wanted)
     ids = places[ID_KEYS[0]]
     for key in ID_KEYS[1:]:
-        absent_N = ids.size_N < 0
-        ids = Places(
-            start_N=np.where(absent_N, places[key].start_N, ids.start_N),
-            size_N=np.where(absent_N, places[key].size_N, ids.size_N),
-        )
+        absent = np.flatnonzero(ids.size_N < 0)
+        ids.start_N[absent], ids.size_N[absent] = places[key].start_N[absent], places[key].size_N[absent]
     found_N &= (ids.size_N > 0) & (blob[ids.start_N + ids.size_N - 1] != 0)
     for key, width in schema.features.items():
         found_N &= places[key].size_N == 4 * width
@@ -428,10 +426,26 @@ def _mask(crc: int) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFF_FFFF
 
 
-def _masked(crcs: list[int]) -> NDArray[np.unsignedinteger]:
+def _length_crcs(length_N: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """CRC32C of each length as 8 bytes. It is linear: crc(a ^ b) = crc(a) ^ crc(b) ^ crc(0)."""
+    octets_N8 = length_N.astype("<i8")[:, None].view(np.uint8)
+    crc_N: NDArray[np.uint32] = np.bitwise_xor.reduce(_crc_tables()[np.arange(8), octets_N8], axis=1)
+    return crc_N
+
+
+@cache
+def _crc_tables() -> NDArray[np.uint32]:
+    """[8, 256] CRC of 8 bytes of which one is not zero, by its place and value, less crc(0) in all but the first."""
+    alone = [[crc32c((octet << 8 * place).to_bytes(8, "little")) for octet in range(256)] for place in range(8)]
+    tables = np.array(alone, np.uint32)
+    tables[1:] ^= tables[0, 0]
+    return tables
+
+
+def _masked(crc_N: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """_mask of each."""
-    crc_N = np.array(crcs, np.uint32)
-    return (crc_N >> 15 | crc_N << 17) + np.uint32(0xA282EAD8)
+    rotated_N = np.bitwise_or(crc_N >> 15, crc_N << 17)
+    return cast(NDArray[np.uint32], rotated_N + np.uint32(0xA282EAD8))
 
 
 def _type(values: Values | Sequence[bytes]) -> str:
