@@ -2,8 +2,9 @@
 
     python benchmarks/decode.py [--data '../shared/data/yt8m/train/*.tfrecord'] [--repeats 7]
 
-Both turn the same files (in the page cache) into the same arrays, one shard after the other, on one core: ids, float32
-features [N, D], labels. Rounds alternate between the two; the least CPU time of each counts, all threads included.
+Both read the same files (in the page cache), one shard after the other, on one core. Ours ends in ids, float32
+features [N, D] and labels of the shard; theirs in the arrays of each record, which a user has yet to stack. Rounds
+alternate between the two; the least CPU time of each counts, all threads included. First the values are compared.
 """
 
 import argparse

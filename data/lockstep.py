@@ -89,6 +89,8 @@ def locate(
             if step.key in places:
                 places[step.key].start_N[row_F] = at_L[follower_F]
                 places[step.key].size_N[row_F] = size_L if isinstance(size_L, int) else size_L[follower_F]
+        if len(row_F) == len(rest_L):
+            break
         rest_L = rest_L[~follows_L]
     return found_N, places
 
@@ -214,11 +216,14 @@ def read_varints(blob: Bytes, start_N: Integers, size_N: Integers) -> tuple[Inte
     sound_N[list_B[end_N]] = last_B[end_N]
     last_B[end_N] = True  # so that an unsound list does not reach into the next
     end_V = np.flatnonzero(last_B)
-    length_V = np.diff(end_V, prepend=-1)
+    length_V = end_V + 1
+    length_V[1:] -= length_V[:-1].copy()
     list_V = list_B[end_V]
-    sound_N[list_V[length_V > 5]] = False
+    longest = int(length_V.max())
+    if longest > 5:
+        sound_N[list_V[length_V > 5]] = False
     value_V = octet_B[end_V] & np.int64(0x7F)
-    for place in range(1, min(int(length_V.max()), 5)):  # from the last byte, which weighs most, to the first
+    for place in range(1, min(longest, 5)):  # from the last byte, which weighs most, to the first
         longer = np.flatnonzero(length_V > place)
         value_V[longer] = value_V[longer] << 7 | octet_B[end_V[longer] - place] & 0x7F
     return list_V, value_V, sound_N

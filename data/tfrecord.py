@@ -194,7 +194,7 @@ def decode_shard(
     # Labels as sorted, unique numbers: row * C + label.
     others = [row * schema.num_classes + video.labels for row, video in slow.items()]
     labels = np.sort(np.concatenate([fast.labels, *others]))
-    labels = labels[np.diff(labels, prepend=-1) > 0]
+    labels = labels[np.append(True, labels[1:] > labels[:-1])[: len(labels)]]
     label_offsets = np.searchsorted(labels, np.arange(count + 1) * schema.num_classes)
     return DecodedShard(
         ids=_ids(frames, fast, {row: video.id for row, video in slow.items()}),
@@ -291,13 +291,13 @@ def _decode_in_lockstep(frames: _Frames, schema: Schema, require_labels: bool, f
         found_N &= label.size_N >= 0
 
     row_M = np.flatnonzero(found_N)
-    for key, columns in schema.columns.items():
-        found_N[row_M] &= copy_floats(blob, places[key].start_N[row_M], row_M, features_ND[:, columns])
     list_V, label_V, sound_M = read_varints(blob, label.start_N[row_M], label.size_N[row_M].clip(0))
     sound_M[list_V[label_V >= schema.num_classes]] = False
-    found_N[row_M] &= sound_M
-    row_V = row_M[list_V]
-    return _Fast(found_N=found_N, id=ids, labels=(row_V * schema.num_classes + label_V)[found_N[row_V]])
+    for key, columns in schema.columns.items():
+        sound_M &= copy_floats(blob, places[key].start_N[row_M], row_M, features_ND[:, columns])
+    found_N[row_M] = sound_M
+    labels = (row_M * schema.num_classes)[list_V] + label_V
+    return _Fast(found_N=found_N, id=ids, labels=labels if sound_M.all() else labels[sound_M[list_V]])
 
 
 def _ids(frames: _Frames, fast: _Fast, slow: dict[int, bytes]) -> NDArray[np.bytes_]:
@@ -322,11 +322,12 @@ class _Video:
 def _decode(example: Example, schema: Schema, require_labels: bool, dtype: np.dtype[Any]) -> _Video:
     """One record against the schema. Raises ShardError."""
     columns = [_feature(example, key, width, dtype) for key, width in schema.features.items()]
-    labels = np.unique(example.labels) if require_labels or LABELS_KEY in example.features else np.empty(0, np.int64)
-    if len(labels) and not 0 <= labels[0] <= labels[-1] < schema.num_classes:
+    stored = example.labels if require_labels or LABELS_KEY in example.features else np.empty(0, np.int64)
+    labels = sorted(set(stored.tolist()))
+    if labels and not 0 <= labels[0] <= labels[-1] < schema.num_classes:
         wrong = labels[0] if labels[0] < 0 else labels[-1]
         raise example.error(f"holds the label {wrong}, outside the classes [0, {schema.num_classes})", LABELS_KEY)
-    return _Video(id=example.id, features_D=np.concatenate(columns), labels=labels)
+    return _Video(id=example.id, features_D=np.concatenate(columns), labels=np.array(labels, np.int64))
 
 
 def _feature(example: Example, key: str, width: int, dtype: np.dtype[Any]) -> NDArray[np.float32]:
@@ -341,13 +342,12 @@ def _feature(example: Example, key: str, width: int, dtype: np.dtype[Any]) -> ND
         raise example.error(f"holds {_type(values)}, but the schema says float32", key)
     if len(values) != width:
         raise example.error(f"has {len(values)} values, but the schema says {width}", key)
-    if not np.isfinite(values).all():
-        at = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise example.error(f"value {at} is {values[at]}, but features must be finite", key)
     limit = float(np.finfo(dtype).max)
-    if np.abs(values).max() > limit:
-        at = int(np.abs(values).argmax())
-        raise example.error(f"value {at} is {values[at]:g}, beyond what {dtype} holds ({limit:g})", key)
+    if not (holds := np.abs(values) <= limit).all():
+        at = int(holds.argmin())
+        if np.isfinite(values[at]):
+            raise example.error(f"value {at} is {values[at]:g}, beyond what {dtype} holds ({limit:g})", key)
+        raise example.error(f"value {at} is {values[at]}, but features must be finite", key)
     return cast(NDArray[np.float32], values)
 
 
