@@ -94,7 +94,7 @@ class _SigmoidCrossEntropy(torch.autograd.Function):
             corrections_L = -logits_L  # softplus(-z) - softplus(z)
         else:
             corrections_L = pos_weights_C.to(dtype)[label_indices] * softplus(-logits_L) - softplus(logits_L)
-        losses_B = softplus(logits_BC.to(dtype)).sum(dim=1).index_add_(0, rows, corrections_L)
+        losses_B = softplus_sums(logits_BC, dtype).index_add_(0, rows, corrections_L)
         if example_weights_B is not None:
             losses_B *= example_weights_B
         return losses_B.mean()
@@ -117,6 +117,13 @@ class _SigmoidCrossEntropy(torch.autograd.Function):
 def softplus(x: Tensor) -> Tensor:
     """log(1 + exp(x)), exact to rounding; torch's own default cuts over to x at 20, which float64 can tell."""
     return F.softplus(x, threshold=40)
+
+
+def softplus_sums(logits_BC: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B] sum_c softplus(z_c): the cross-entropy of a video without labels, computed in `dtype`."""
+    # A CPU takes piece by piece, so that the intermediate stays in its cache instead of in fresh pages.
+    parts = [logits_BC] if logits_BC.is_cuda else torch.split(logits_BC, 64)
+    return torch.cat([softplus(part.to(dtype)).sum(dim=1) for part in parts])
 
 
 def _rows_of_labels(label_offsets: Tensor, label_indices: Tensor) -> Tensor:
