@@ -1,0 +1,67 @@
+"""Evaluation: the metrics of a model on shards, from Python and from the command line."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from finished import FinishedSearch
+from tfrecord.writer import TFRecordWriter
+
+from data.batches import Batches
+from tuner import errors
+from tuner.evaluate import evaluate, run
+
+KEYS = {"gap", "hit_at_1", "perr", "map", "average_num_classes", "precision", "recall", "loss", "num_videos"}
+
+
+def test_how_videos_are_cut_into_batches_does_not_matter(finished_search: FinishedSearch) -> None:
+    network = finished_search.load_best()
+    one, many = (
+        evaluate(network, Batches(finished_search.data.validate, batch_size=size, shuffle=False), "fp32")
+        for size in (1000, 7)
+    )
+    assert one.keys() == KEYS
+    assert one == pytest.approx(many, rel=1e-5)
+    assert one["num_videos"] == 150
+
+
+def test_dropout_is_off_and_the_model_is_left_as_it_was(finished_search: FinishedSearch) -> None:
+    network = finished_search.load_best().train()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    batches = Batches(finished_search.data.validate, batch_size=50, shuffle=False)
+    assert evaluate(network, batches, "fp32") == evaluate(network, batches, "fp32")
+    assert network.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_the_last_line_is_json_with_the_trial_s_own_metrics(
+    finished_search: FinishedSearch, exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run([str(exported), "--data", finished_search.validate, "--device", "cpu"])
+    *lines, last = capsys.readouterr().out.splitlines()
+    metrics = json.loads(last)
+    assert metrics.keys() == KEYS
+    assert metrics["gap"] == finished_search.best.score
+    assert [line.split()[0] for line in lines] == list(metrics)
+
+
+def test_bf16_ranks_nearly_alike(finished_search: FinishedSearch) -> None:
+    batches = Batches(finished_search.data.validate, batch_size=50, shuffle=False)
+    exact, half = (evaluate(finished_search.load_best(), batches, precision)["gap"] for precision in ("fp32", "bf16"))
+    assert half == pytest.approx(exact, abs=0.02)
+
+
+def test_shards_without_videos_are_refused(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty.tfrecord").touch()
+    assert errors.main(partial(run, [str(exported), "--data", str(tmp_path / "empty.tfrecord")])) == 2
+    assert "empty.tfrecord: the shards hold no video" in capsys.readouterr().err
+
+
+def test_shards_without_labels_are_refused(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    writer = TFRecordWriter(str(tmp_path / "test.tfrecord"))
+    writer.write({"id": (b"a", "byte"), "mean_rgb": ([0.0] * 24, "float"), "mean_audio": ([0.0] * 8, "float")})
+    writer.close()
+    assert errors.main(partial(run, [str(exported), "--data", str(tmp_path / "*.tfrecord")])) == 2
+    assert "test.tfrecord: record at byte 0, key 'labels': is missing" in capsys.readouterr().err

@@ -1,0 +1,236 @@
+"""The journal: what a crash may cut off, what two drivers may not do, and that replay tells what was written."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tuner import journal
+from tuner.errors import SearchError
+from tuner.journal import Journal, TrialRecord
+
+ROOT = Path(__file__).parents[1]
+FIRST: dict[str, Any] = {
+    "type": "search",
+    "version": journal.VERSION,
+    "id": "s",
+    "experiment": "tiny",
+    "fingerprint": "f",
+    "planned": 4,
+    "tracking_uri": "sqlite:///mlflow.db",
+    "baseline": 0.2,
+}
+DRIVER = """
+import sys
+from pathlib import Path
+from tuner.journal import Journal
+journal = Journal(Path(sys.argv[1]))
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+def begin(directory: Path) -> Journal:
+    opened = Journal(directory)
+    opened.append(**FIRST)
+    return opened
+
+
+def suggest(opened: Journal, number: int) -> None:
+    opened.append("suggested", number=number, id=f"t{number}", values={"x": 0.5}, sampler_state={}, study_state={})
+
+
+def start_driver(directory: Path) -> "subprocess.Popen[str]":
+    """A real second process that has the journal open."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(directory)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "open\n"
+    return process
+
+
+def end(process: "subprocess.Popen[str]") -> None:
+    process.kill()
+    process.communicate()
+
+
+names = st.text(max_size=6)
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+states = st.dictionaries(names, numbers | names, max_size=2)
+# What happens to one of four trials once it is suggested, and to the search.
+events = st.lists(
+    st.one_of(
+        st.tuples(st.just("suggested"), st.integers(0, 3), states),
+        st.tuples(st.just("report"), st.integers(0, 3), st.integers(1, 5), st.floats(0, 1)),
+        st.tuples(st.just("finished"), st.integers(0, 3), st.sampled_from([None, "asha", "time_budget"])),
+        st.tuples(st.just("failed"), st.integers(0, 3), names),
+        st.tuples(st.just("attempt"), names),
+        st.tuples(st.just("extended"), st.integers(1, 9)),
+        st.tuples(st.just("winner"), st.integers(0, 3), st.floats(0, 1)),
+        st.tuples(st.just("ended"), st.sampled_from(["planned", "plateau"])),
+    ),
+    max_size=25,
+)
+
+
+def write(opened: Journal, event: tuple[Any, ...]) -> None:
+    assert opened.search is not None
+    match event:
+        case "suggested", number, state:
+            opened.append(
+                "suggested", number=number, id=f"t{number}", values=state, sampler_state=state, study_state=state
+            )
+        case "attempt", job:
+            opened.append("attempt", job=job)
+        case "extended", trials:
+            opened.append("extended", trials=trials)
+        case "ended", reason:
+            opened.append("ended", reason=reason)
+        case _ if f"t{event[1]}" not in opened.search.trials:
+            return
+        case "report", number, epoch, gap:
+            opened.append("report", id=f"t{number}", epoch=epoch, metrics={"gap": gap})
+        case "finished", number, stopped_by:
+            opened.append("finished", id=f"t{number}", stopped_by=stopped_by)
+        case "failed", number, error:
+            opened.append("failed", id=f"t{number}", error=error)
+        case "winner", number, gap:
+            opened.append("winner", id=f"t{number}", metrics={"validate": {"gap": gap}})
+
+
+@settings(max_examples=30, deadline=None)
+@given(events)
+def test_replaying_gives_what_was_written(tmp_path_factory: pytest.TempPathFactory, history: list[Any]) -> None:
+    directory = tmp_path_factory.mktemp("journal")
+    opened = begin(directory)
+    for event in history:
+        write(opened, event)
+    assert journal.read(directory) == opened.search
+    opened.close()
+    again = Journal(directory)
+    assert again.search == opened.search
+    again.close()
+
+
+def test_a_last_line_cut_anywhere_costs_that_line_alone(tmp_path: Path) -> None:
+    opened = begin(tmp_path)
+    suggest(opened, 0)
+    before = journal.read(tmp_path)
+    kept = (tmp_path / "journal.jsonl").read_bytes()
+    suggest(opened, 1)
+    opened.close()
+    whole = (tmp_path / "journal.jsonl").read_bytes()
+    for cut in range(len(kept), len(whole)):
+        (tmp_path / "journal.jsonl").write_bytes(whole[:cut])
+        assert journal.read(tmp_path) == before
+        resumed = Journal(tmp_path)
+        assert resumed.search == before
+        suggest(resumed, 2)
+        resumed.close()
+        assert list(journal.read(tmp_path).trials) == ["t0", "t2"]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"type": "suggested", "numb\n', "Unterminated"),
+        (b"\0\0\0\0\n", "damaged"),
+        (b"\xff\xfe\n", "damaged"),
+        (b'{"type": "report", "id": "t7", "epoch": 1, "metrics": {}}\n', "t7"),
+        (b"[]\n", "damaged"),
+    ],
+)
+def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path, line: bytes, reason: str) -> None:
+    opened = begin(tmp_path)
+    suggest(opened, 0)
+    opened.close()
+    first, second = (tmp_path / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "journal.jsonl").write_bytes(first + line + second)
+    for use in (journal.read, Journal, Journal):  # the failed one keeps no lock
+        with pytest.raises(SearchError, match=rf"journal\.jsonl:2: the journal is damaged.*{reason}|:2:.*damaged"):
+            use(tmp_path)
+
+
+def test_a_journal_that_does_not_begin_with_its_search_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "journal.jsonl").write_text('{"type": "attempt", "job": "1"}\n')
+    with pytest.raises(SearchError, match=r"journal\.jsonl:1: .*first record"):
+        journal.read(tmp_path)
+
+
+def test_a_journal_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "journal.jsonl").write_text(json.dumps(FIRST | {"version": 99}) + "\n")
+    with pytest.raises(SearchError, match=r"version 99, but this program reads version 1"):
+        journal.read(tmp_path)
+
+
+def test_no_journal_is_told(tmp_path: Path) -> None:
+    with pytest.raises(SearchError, match="no journal of a search"):
+        journal.read(tmp_path)
+
+
+def test_a_second_driver_is_refused_and_told_who_the_first_is(tmp_path: Path) -> None:
+    begin(tmp_path).close()
+    driver = start_driver(tmp_path)
+    try:
+        with pytest.raises(SearchError, match=f"is being run by process {driver.pid} on "):
+            Journal(tmp_path)
+        assert journal.read(tmp_path).id == "s"  # reading needs no lock
+    finally:
+        end(driver)
+
+
+def test_a_killed_driver_leaves_the_journal_free(tmp_path: Path) -> None:
+    begin(tmp_path).close()
+    driver = start_driver(tmp_path)
+    driver.send_signal(signal.SIGKILL)
+    end(driver)
+    Journal(tmp_path).close()
+
+
+def test_a_record_is_on_the_disk_when_append_returns(tmp_path: Path) -> None:
+    opened = begin(tmp_path)
+    suggest(opened, 0)
+    lines = (tmp_path / "journal.jsonl").read_text().splitlines()
+    assert [json.loads(line)["type"] for line in lines] == ["search", "suggested"]
+    opened.close()
+
+
+def test_searches_are_listed_oldest_first(tmp_path: Path) -> None:
+    for name in ("20260102-000000-1", "20250102-000000-1", "20260101-000000-1"):
+        begin(tmp_path / "tiny" / name).close()
+    assert [path.name[:8] for path in journal.searches(tmp_path, "tiny")] == ["20250102", "20260101", "20260102"]
+
+
+def trial(number: int, *gaps: float, **changes: Any) -> TrialRecord:
+    reports = {epoch: {"gap": gap} for epoch, gap in enumerate(gaps, start=1)}
+    return TrialRecord(number=number, id=f"t{number}", values={}, sampler_state={}, reports=reports, **changes)
+
+
+def test_a_trial_scores_its_best_epoch_and_on_a_tie_the_first() -> None:
+    assert (trial(0, 0.1, 0.5, 0.5, 0.3).score, trial(0, 0.1, 0.5, 0.5, 0.3).best_epoch) == (0.5, 2)
+    assert (trial(0).score, trial(0).best_epoch) == (None, None)
+    assert trial(0, 0.5, status="failed").score is None
+
+
+def test_finished_trials_come_best_first_and_equal_ones_by_number(tmp_path: Path) -> None:
+    opened = begin(tmp_path)
+    for number, gap in enumerate((0.2, 0.7, 0.7)):
+        suggest(opened, number)
+        opened.append("report", id=f"t{number}", epoch=1, metrics={"gap": gap})
+        opened.append("finished", id=f"t{number}", stopped_by=None)
+    suggest(opened, 3)
+    opened.close()
+    found = journal.read(tmp_path)
+    assert [trial.number for trial in found.finished] == [1, 2, 0]
+    assert [trial.number for trial in found.unfinished] == [3]
