@@ -189,7 +189,8 @@ def per_batch_bootstrap_weights(
     """How often each video of a batch is drawn when batch_size are drawn with replacement; to be drawn anew each batch.
 
     Returns:
-        [B] float32 on `device`, summing to B. Drawn on the generator's device: the same generator, the same weights.
+        [B] float32 on `device`, summing to B. Drawn on the generator's device (for CUDA make it one of CUDA's, and
+        nothing is copied); the same generator state, the same weights.
     """
     draws = torch.randint(batch_size, (batch_size,), generator=generator, device=generator.device).to(device)
     return torch.zeros(batch_size, device=device).index_add_(0, draws, torch.ones(batch_size, device=device))

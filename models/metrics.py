@@ -33,8 +33,9 @@ CHUNK = 1024  # videos of a dense input that are ranked at a time
 class Accumulator:
     """Keeps what the metrics need of every video, 212 bytes at K = 20 and as much to spare; never N x C.
 
-    How the videos were cut into batches does not matter. Merging gives what one accumulator would have seen that got
-    self's videos first, then other's: merge in the order of the ranks, and even ties fall the same way every time.
+    How the videos were cut into batches does not matter (but to the last float32 digit of the loss). Merging gives what
+    one accumulator would have that saw self's videos first, then other's: merge in the order of the ranks, and even
+    ties fall the same way every time.
 
     Tensors stay on their device until `compute`; on CUDA an update waits for nothing.
     """
@@ -85,7 +86,9 @@ class Accumulator:
         labels_B = label_offsets.diff()
         rows_L = torch.repeat_interleave(labels_B, output_size=len(label_indices))
         truth_BC = torch.zeros_like(logits_BC, dtype=torch.bool)
-        truth_BC[rows_L, label_indices] = True
+        truth_BC[rows_L, label_indices] = torch.ones_like(
+            rows_L, dtype=torch.bool
+        )  # a host's True would be copied over
 
         rank = _rank_by_sorting if logits_BC.is_cuda else _rank_by_candidates
         classes_BK, perr_B, predicted_B = rank(logits_BC, truth_BC, labels_B, self.top_k)

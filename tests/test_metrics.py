@@ -118,6 +118,7 @@ def test_the_dense_functions_equal_the_definitions(problem):
 def test_cutting_into_batches_and_merging_in_order_change_nothing(problem, cuts):
     logits, labels, top_k = problem
     whole = accumulate(logits, labels, top_k).compute()
+    whole["loss"] = pytest.approx(whole["loss"], rel=1e-6)  # torch rounds a softplus by its place in the batch
     cuts = [min(cut, len(logits)) for cut in cuts]
     assert accumulate(logits, labels, top_k, cuts).compute() == whole
     merged = Accumulator(logits.shape[1], top_k)
