@@ -4,9 +4,9 @@
 
 The peer does what google/youtube-8m's evaluation does, written anew: lists of each video's top 20, lists per class,
 heaps, a seeded shuffle against ties, average precision number by number. It gives GAP, mAP, Hit@1 and PERR and gets its
-loss from outside; ours gives these and more, and is timed without its loss (`ratio`) and with it. The peer is timed with
-GAP alone, too (`ratio_to_gap_alone`: ours, still with everything). One core each, in turns, on the same logits without
-ties; the least CPU time of the rounds counts; the results must be equal to 1e-6.
+loss from outside; ours gives these and more, and is timed without its loss (`ratio`) and with it. The peer is timed
+with GAP alone, too (`ratio_to_gap_alone`: ours still gives everything). One core each, in turns, on the same logits
+without ties; the least CPU time of the rounds counts; the results must be equal to 1e-6.
 
 Before that, logits of --stream videos x 3,862 classes pass batch by batch through ours, loss included: seconds, without
 those in which logits are made, and by how much the process grew. The last line is one JSON object.
