@@ -407,3 +407,4 @@ def test_exports_are_readable_for_others(exported: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     assert exported.stat().st_mode & 0o777 == 0o777 & ~umask
+    assert {path.stat().st_mode & 0o777 for path in exported.iterdir()} == {0o666 & ~umask}

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # `--help` needs no torch
     from tuner.config import Experiment
 
 TOP = 10
+WIDTH = 240  # columns of the table in a file or a pipe, where no terminal says
 METRIC_NAMES = {"gap": "GAP", "hit_at_1": "Hit@1", "perr": "PERR", "map": "mAP"}
 
 
@@ -62,6 +63,8 @@ def run(arguments: list[str] | None = None) -> None:
     stored = directory / "experiment.yaml"
     experiment = Experiment.from_yaml(stored.read_text(), search.experiment, options.file or stored)
     console = Console(highlight=False, markup=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = WIDTH
     _show(console, search, winner, experiment, top=options.top, tracking_uri=options.tracking_uri)
     if options.export is not None:
         folder = Path(options.export or f"exports/{search.experiment}-{search.id}")

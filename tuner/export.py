@@ -183,6 +183,8 @@ def write(
         (staging / CARD).write_text(card)
         sums = {path.name: _sha256(path) for path in sorted(staging.iterdir())}
         (staging / CHECKSUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
+        for path in staging.iterdir():  # safetensors keeps its files to their owner
+            path.chmod((staging / CONFIG).stat().st_mode)
         say(_compare(staging, model, experiment))
         if replaces:
             old = staging.with_name(staging.name + ".old")
