@@ -12,7 +12,8 @@ from tuner.journal import Journal, TrialRecord, Unsaved
 from tuner.scheduler import ReplayingScheduler
 from tuner.stop_rule import StopRule
 from tuner.tracking import Tracker
-from tuner.trial import PLACE, trial_seed
+from tuner.train import trial_seed
+from tuner.trial import PLACE, epochs_of
 
 METRICS = (
     "gap",
@@ -66,13 +67,12 @@ class Recorder(Unsaved, Callback):
         if "error" in result:
             self._errors[record.id] = result["error"]
             return
-        epoch = result["epoch"]
-        if epoch in record.reports:
-            return  # told once more after a resume
-        metrics = {key: value for key, value in result.items() if key in METRICS}
-        self._journal.append("report", id=record.id, epoch=epoch, metrics=metrics)
-        self._tracker.report(record.id, epoch, metrics, {key: result[key] for key in PLACE})
-        self._console.trial_reported(record, epoch, result["epochs"], metrics)
+        for epoch, metrics in epochs_of(result):
+            if epoch not in record.reports:
+                metrics = {key: value for key, value in metrics.items() if key in METRICS}
+                self._journal.append("report", id=record.id, epoch=epoch, metrics=metrics)
+                self._tracker.report(record.id, epoch, metrics, {key: result[key] for key in PLACE})
+                self._console.trial_reported(record, epoch, result["epochs"], metrics)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended by itself, or was stopped."""

@@ -10,6 +10,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianSt
 
 from tuner.config import SchedulerConfig
 from tuner.journal import SearchRecord, TrialRecord, Unsaved
+from tuner.trial import epochs_of
 
 # `epoch` never restarts; Tune's training_iteration does, with every restart of a trial's actor.
 CLOCK = "epoch"
@@ -40,7 +41,8 @@ class ReplayingScheduler(Unsaved, TrialScheduler):
         """Decide after an epoch. The last one never stops a trial: killing what ends by itself costs seconds."""
         if CLOCK not in result:
             return TrialScheduler.CONTINUE
-        decision: str = self._inner.on_trial_result(tune_controller, trial, result)
+        for epoch, metrics in epochs_of(result):
+            decision: str = self._inner.on_trial_result(tune_controller, trial, {**metrics, CLOCK: epoch})
         if decision == TrialScheduler.STOP and result[CLOCK] < result["epochs"]:
             self.stopped.add(trial.config["trial_id"])
             return decision

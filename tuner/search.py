@@ -141,7 +141,7 @@ class _Search:
             f"search {search.id} of {search.experiment}: {due} of {search.planned} trials to run, "
             f"{describe(self.layout)}; Ray's own log: {self.log}"
         )
-        tracker = Tracker(search.tracking_uri, search.experiment, self.directory.parents[2] / "mlartifacts")
+        tracker = Tracker(search.tracking_uri, search.experiment)
         try:
             tracker.start_search(
                 search.id,
@@ -173,7 +173,9 @@ class _Search:
         cluster.remove_placement_groups(set(self.search.jobs[:-1]))
         scheduler = ReplayingScheduler(config.scheduler, self.search, self.experiment.max_epochs)
         recorder = Recorder(self.experiment, self.journal, tracker, self.console, scheduler, self.stop)
-        waiting = 1 if config.overlap else 0
+        # One more trial than there are slots starts its processes and waits for a slot. Where there are slots left
+        # over, because max_concurrent is lower, it would not wait.
+        waiting = 1 if config.overlap and self.concurrency >= self.layout.slots else 0
         tuner = Tuner(
             ray.tune.with_resources(trainable(self.experiment, self.directory, self.layout.resources), TRIAL_ACTOR),
             tune_config=TuneConfig(

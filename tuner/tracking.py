@@ -37,13 +37,12 @@ def ui_command(uri: str) -> str:
 class Tracker:
     """Writes one search into MLflow."""
 
-    def __init__(self, uri: str, experiment: str, artifacts: Path) -> None:
+    def __init__(self, uri: str, experiment: str) -> None:
         """Connect, make the database and the experiment where they are missing, and start the writing thread.
 
         Args:
             uri: of the tracking server or database.
             experiment: its name in MLflow.
-            artifacts: where a database without a server keeps its artifacts.
 
         Raises:
             SearchError: MLflow cannot be reached or refuses.
@@ -59,9 +58,10 @@ class Tracker:
             mlflow.set_tracking_uri(uri)
             self.client = mlflow.MlflowClient(tracking_uri=uri)
             found = self.client.get_experiment_by_name(experiment)
-            location = None if uri.startswith("http") else (artifacts / experiment).resolve().as_uri()
             self.experiment_id = (
-                found.experiment_id if found else self.client.create_experiment(experiment, artifact_location=location)
+                found.experiment_id
+                if found
+                else self.client.create_experiment(experiment, artifact_location=_artifacts(uri, experiment))
             )
         except MlflowException as error:
             raise SearchError(f"MLflow at {uri}: {error.message.splitlines()[0]}") from error
@@ -197,19 +197,19 @@ class Tracker:
                 try:
                     write()
                     break
-                except Exception:
-                    # MLflow raises whatever its store raises. The write is kept and tried again, in order; what
-                    # is at stake is a record that the journal has as well, never the search.
-                    logging.getLogger(__name__).exception("MLflow did not take a write; trying again")
+                except Exception as error:
+                    # MLflow raises whatever its store raises. What is at stake is a record that the journal has as
+                    # well, never the search: a write that may succeed later is tried again, in order, others are lost.
+                    logging.getLogger(__name__).exception("MLflow did not take a write")
                     since = self._closing_since
-                    if since is not None and time.monotonic() - since > PATIENCE_SECONDS:
+                    if not _is_passing(error) or (since and time.monotonic() - since > PATIENCE_SECONDS):
                         self._undelivered += 1
                         break
                     time.sleep(RETRY_SECONDS)
 
     def _find_or_create(self, tag: str, value: str, name: str, tags: Mapping[str, str]) -> str:
-        found = self.client.search_runs([self.experiment_id], f"tags.`{tag}` = '{value}'", max_results=2)
-        found = [run for run in found if tag == "trial_id" or PARENT_TAG not in run.data.tags]
+        runs = self.client.search_runs([self.experiment_id], f"tags.`{tag}` = '{value}'")
+        found = [run for run in runs if tag == "trial_id" or PARENT_TAG not in run.data.tags]
         if found:
             run_id: str = found[0].info.run_id
             self.client.set_terminated(run_id, "RUNNING")
@@ -225,6 +225,33 @@ class Tracker:
         from mlflow.entities import Param
 
         self.client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
+
+
+def _artifacts(uri: str, experiment: str) -> str | None:
+    """Beside a SQLite file, wherever the search was started; a server knows its own place."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts" / experiment).as_uri()
+
+
+def _is_passing(error: Exception) -> bool:
+    """Whether the same write may succeed later: a server that is gone or a locked database, not a refusal."""
+    from mlflow.exceptions import MlflowException
+
+    passing = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED")
+    return isinstance(error, ConnectionError) or (isinstance(error, MlflowException) and error.error_code in passing)
+
+
+def trial_of_run(run_id: str, uri: str) -> str | None:
+    """The trial_id of an MLflow run; None where there is no such run or it is not a trial's."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        tags: dict[str, str] = mlflow.MlflowClient(tracking_uri=uri).get_run(run_id).data.tags
+    except MlflowException:
+        return None
+    return tags.get("trial_id")
 
 
 def register_model(run_id: str, tracking_uri: str, *, name: str, model: Any, example: Any, metadata: dict[str, Any]) -> None:

@@ -7,6 +7,9 @@ Ray's workers (tuner/trial.py), the tests and this command line all consume the 
 Shapes   B videos in the batch   C classes   N training videos
 """
 
+import argparse
+import json
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -22,8 +25,8 @@ from models.fused_mlp import FusedMLPConfig
 from models.losses import LossConfig
 from models.optimizers import OptimizerConfig
 from tuner import checkpoint
-from tuner.dataset import Dataset
-from tuner.errors import TrialDiverged
+from tuner.dataset import Dataset, open_dataset
+from tuner.errors import TrialDiverged, main
 from tuner.evaluate import evaluate
 from tuner.precision import Precision, autocast
 
@@ -82,14 +85,17 @@ class TrainingState:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     bootstrap: torch.Generator
-    epoch: int = 0  # finished epochs
-    metrics: dict[str, float] = field(default_factory=dict)  # of the last of them
+    history: list[dict[str, float]] = field(default_factory=list)  # the metrics of each finished epoch
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs are finished."""
+        return len(self.history)
 
     def save(self, directory: Path, trial: TrialConfig) -> None:
         """Write the state into `directory`, whole or not at all."""
         position = {
-            "epoch": self.epoch,
-            "metrics": self.metrics,
+            "history": self.history,
             "optimizer": self.optimizer.state_dict(),
             "bootstrap": self.bootstrap.get_state(),
             "rng": torch.get_rng_state(),
@@ -110,8 +116,7 @@ class TrainingState:
         torch.set_rng_state(position["rng"])
         if position["rng_cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(position["rng_cuda"])
-        self.epoch = position["epoch"]
-        self.metrics = position["metrics"]
+        self.history = position["history"]
 
 
 def train(
@@ -138,7 +143,7 @@ def train(
     )
     if resume_from is not None:
         state.load(resume_from, trial)
-        yield Progress(epoch=state.epoch, metrics=state.metrics, state=state, repeated=True)
+        yield Progress(epoch=state.epoch, metrics=state.history[-1], state=state, repeated=True)
 
     config = trial.training
     batches = data.train_batches(config.batch_size, seed, device)
@@ -150,10 +155,9 @@ def train(
         loss_train = step.run_epoch(batches.epoch(state.epoch), state.epoch)
         trained = time.monotonic()
         scores = evaluate(model, validation, precision=config.precision)
-        state.epoch += 1
-        state.metrics = {
+        metrics = {
             "gap": scores["gap"],
-            "gap_best": max(scores["gap"], state.metrics.get("gap_best", 0.0)),
+            "gap_best": max([scores["gap"], *(past["gap"] for past in state.history)]),
             "hit_at_1": scores["hit_at_1"],
             "perr": scores["perr"],
             "map": scores["map"],
@@ -164,8 +168,15 @@ def train(
             "seconds": time.monotonic() - start,
         }
         if device.type == "cuda":
-            state.metrics["gpu_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
-        yield Progress(epoch=state.epoch, metrics=state.metrics, state=state)
+            metrics["gpu_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+        state.history.append(metrics)
+        yield Progress(epoch=state.epoch, metrics=metrics, state=state)
+
+
+def trial_seed(trial: TrialConfig, number: int) -> int:
+    """The seed of trial `number`: the same for all (paired comparison) unless training.seed is `per_trial`."""
+    seed = trial.training.seed
+    return 1 + number if seed == "per_trial" else seed
 
 
 class _Step:
@@ -245,3 +256,53 @@ class _Step:
         if self.trial.loss.bootstrap == "per_batch":
             return losses.per_batch_bootstrap_weights(len(batch.rows), self.state.bootstrap, self.device)
         return None
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """The command line: one trial here and now, without Ray and MLflow."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tuner.train", description="Train one trial without Ray: to debug, to profile, to replay."
+    )
+    parser.add_argument("experiment", nargs="?", metavar="EXPERIMENT", help="its defaults (trial 0) are trained")
+    parser.add_argument("--file", type=Path, metavar="YAML", help="experiments.yaml, here or the project's")
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="replace a setting or a distribution")
+    parser.add_argument("--trial", metavar="RUN_ID", help="replay a trial: its MLflow run or its trial_id, with its settings and seed")
+    parser.add_argument("--storage", type=Path, metavar="DIR", help="where --trial looks; without: storage/ beside the yaml")
+    parser.add_argument("--tracking-uri", metavar="URI", help="where --trial looks for an MLflow run")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--save", type=Path, metavar="DIR", help="write the last checkpoint there")
+    options = parser.parse_args(arguments)
+    if options.trial and (options.experiment or options.set):
+        parser.error("--trial brings its own settings; leave EXPERIMENT and --set out")
+
+    # Imported here: the generator above runs where pydantic and yaml are missing.
+    from tuner import config, paths
+
+    file = paths.experiments_file(options.file)
+    if options.trial:
+        from tuner.replay import find
+
+        storage = options.storage or paths.default_storage(file)
+        experiment, values, number = find(options.trial, storage, options.tracking_uri, file)
+    else:
+        experiment = config.load(file, options.experiment, options.set)
+        values, number = experiment.space.defaults(), 0
+    trial = experiment.trial_config(values)
+    data = open_dataset(experiment.data)
+    print(f"{experiment.name}: {data.train.num_videos:,} videos, {data.validate.num_videos:,} to validate, on {options.device}")
+    print(json.dumps(trial.settings))
+    started = time.monotonic()
+    for progress in train(trial, data, device=torch.device(options.device), seed=trial_seed(trial, number)):
+        metrics = progress.metrics
+        print(
+            f"epoch {progress.epoch}/{trial.training.epochs}  loss {metrics['loss_train']:.4f}  "
+            f"validate {metrics['loss_validate']:.4f}  GAP {metrics['gap']:.4f}  best {metrics['gap_best']:.4f}  "
+            f"{metrics['videos_per_second']:,.0f} videos/s"
+        )
+        if options.save is not None:
+            progress.state.save(options.save, trial)
+    print(json.dumps({**progress.metrics, "seconds": round(time.monotonic() - started, 3)}))
+
+
+if __name__ == "__main__":
+    sys.exit(main(run))

@@ -8,7 +8,7 @@ loss that diverged, a damaged shard) is a report with the key `error`, and the t
 
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -35,7 +35,7 @@ from tuner.config import Experiment
 from tuner.dataset import DataConfig, open_dataset
 from tuner.errors import TunerError
 from tuner.resources import Resources
-from tuner.train import TrialConfig, train
+from tuner.train import TrialConfig, train, trial_seed
 
 # What a report holds beside metrics.
 PLACE = ("host", "device")
@@ -118,7 +118,8 @@ def run(
 ) -> None:
     """Train one trial and report every epoch; `report(metrics, save)` is Ray's, or a test's.
 
-    The first report after a resume repeats the checkpoint's epoch: a driver that died may not have heard of it.
+    The first report after a resume has the `history` of the checkpoint's epochs: a driver that died may not have heard
+    of the last ones.
     """
     place = {
         "host": socket.gethostname(),
@@ -127,21 +128,25 @@ def run(
     try:
         data = open_dataset(job.data)
         for progress in train(job.trial, data, device=device, seed=job.seed, resume_from=resume_from):
-            save = None if progress.repeated else partial(progress.state.save, trial=job.trial)
-            report({"epoch": progress.epoch, "epochs": job.trial.training.epochs, **place, **progress.metrics}, save)
+            metrics = {"epoch": progress.epoch, "epochs": job.trial.training.epochs, **place, **progress.metrics}
+            if progress.repeated:
+                report(metrics | {"history": progress.state.history}, None)
+            else:
+                report(metrics, partial(progress.state.save, trial=job.trial))
     except (TunerError, DataError) as error:
         report({"error": f"{type(error).__name__}: {error}"}, None)
+
+
+def epochs_of(result: Mapping[str, Any]) -> list[tuple[int, Mapping[str, Any]]]:
+    """The epochs that a report tells of, with their metrics: its own, or after a resume all so far."""
+    if "history" in result:
+        return list(enumerate(result["history"], start=1))
+    return [(result["epoch"], result)]
 
 
 def checkpoint_name(epoch: int) -> str:
     """The directory of an epoch's checkpoint, below `trials/<trial_id>`."""
     return f"epoch-{epoch:04d}"
-
-
-def trial_seed(trial: TrialConfig, number: int) -> int:
-    """The seed of trial `number`: the same for all (paired comparison) unless training.seed is `per_trial`."""
-    seed = trial.training.seed
-    return 1 + number if seed == "per_trial" else seed
 
 
 def _report(metrics: dict[str, Any], save: Save | None) -> None:
