@@ -12,14 +12,24 @@ def run() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("experiment", nargs="?", metavar="EXPERIMENT", help="of the file; without: its default")
     parser.add_argument("--file", type=Path, metavar="YAML", help="experiments.yaml, here or beside this program")
-    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="replace a setting, as in model.hidden=600")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="replace a setting, as in model.hidden=600"
+    )
     parser.add_argument("--trials", type=int, metavar="N", help="short for --set search.trials=N")
-    parser.add_argument("--storage", type=Path, metavar="DIR", help="where searches live; without: storage/ beside the yaml")
-    parser.add_argument("--tracking-uri", metavar="URI", help="of MLflow; without: MLFLOW_TRACKING_URI, or mlflow.db beside the yaml")
+    parser.add_argument(
+        "--storage", type=Path, metavar="DIR", help="where searches live; without: storage/ beside the yaml"
+    )
+    parser.add_argument(
+        "--tracking-uri", metavar="URI", help="of MLflow; without: MLFLOW_TRACKING_URI, or mlflow.db beside the yaml"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the newest search of the experiment")
     parser.add_argument("--extend", type=int, default=0, metavar="N", help="add N trials to the newest search")
     parser.add_argument("--dry-run", action="store_true", help="check file, space, shards and resources; train nothing")
-    parser.add_argument("--address", metavar="auto|local|HOST:PORT", help="of a running Ray; without: RAY_ADDRESS, or the cluster that this machine heads, or a private Ray")
+    parser.add_argument(
+        "--address",
+        metavar="auto|local|HOST:PORT",
+        help="of a running Ray; without: RAY_ADDRESS, or the cluster that this machine heads, or a private Ray",
+    )
     options = parser.parse_args()
     if options.extend < 0 or (options.trials is not None and options.trials < 1):
         parser.error("--trials and --extend take a number of trials, at least 1")
@@ -28,23 +38,24 @@ def run() -> int:
     from tuner import config, paths
     from tuner.console import Console
 
-    overrides = options.set + ([f"search.trials={options.trials}"] if options.trials is not None else [])
+    overrides = (*options.set, *([f"search.trials={options.trials}"] if options.trials is not None else []))
     file = paths.experiments_file(options.file)
-    experiment = config.load(file, options.experiment, overrides)
     console = Console()
     if options.dry_run:
         from tuner.dry_run import dry_run
 
-        dry_run(experiment, console, address=options.address)
+        dry_run(config.load(file, options.experiment, overrides), console, address=options.address)
         return 0
 
     from tuner import search, tracking
 
     return search.run(
-        experiment,
+        file,
+        options.experiment,
         search.Options(
             storage=options.storage or paths.default_storage(file),
             tracking_uri=options.tracking_uri or tracking.default_uri(file.parent),
+            overrides=overrides,
             address=options.address,
             resume=options.resume,
             extend=options.extend,

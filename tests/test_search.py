@@ -60,8 +60,9 @@ def assert_nothing_was_lost(place: Workplace, planned: int) -> None:
 
 def assert_equals_the_uninterrupted(place: Workplace, number: int) -> None:
     """A trial that was resumed has the numbers of one that was not."""
-    experiment = config.load(place.folder / "experiments.yaml", "tiny")
-    trial = list(search_of(place).trials.values())[number]
+    search = search_of(place)
+    experiment = config.load(place.folder / "experiments.yaml", "tiny", search.overrides)
+    trial = list(search.trials.values())[number]
     settings = experiment.trial_config(trial.values)
     torch.set_num_threads(1)
     data = open_dataset(experiment.data)
@@ -142,7 +143,7 @@ def test_a_search_ends_with_a_model_that_scores_what_it_says(workplace: Workplac
 
 @pytest.mark.fault
 def test_a_killed_driver_is_resumed_where_its_trials_stood(workplace: Workplace) -> None:
-    driver = workplace.start()
+    driver = workplace.start("--set", "model.hidden=12")
     workplace.wait_for_line(driver, "trial 001  epoch 3/")
     driver.kill()
     driver.wait()

@@ -4,7 +4,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,12 +14,13 @@ from ray.util import placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 
 from tuner.errors import SearchError
+from tuner.journal import Attempt
 from tuner.resources import Node
 
 # Objects of a search are configurations and reports, never data: the decoded shards are memory-mapped files.
 OBJECT_STORE_BYTES = 128 * 2**20
-# A placement group's id ends with that of the job that made it.
-JOB_ID_DIGITS = 8
+# Short: the paths of Ray's sockets lie below it, and may have 107 characters.
+SCRATCH_PREFIX = "ray-"
 # What `ray up` leaves on the machine that heads a cluster.
 BOOTSTRAP_FILE = Path("~/ray_bootstrap_config.yaml")
 
@@ -49,14 +50,17 @@ def resolve_address(address: str | None) -> str:
 
 
 @contextmanager
-def connect(address: str) -> Iterator[None]:
-    """Join the Ray at `address`, or start a private one that ends with the block.
+def connect(address: str) -> Iterator[Attempt]:
+    """Join the Ray at `address`, or start a private one that ends with the block; nothing of ours stays behind.
+
+    Yields:
+        What to clean up after this driver, should it be killed.
 
     Raises:
         SearchError: nothing answers there.
     """
     os.environ.update({name: os.environ.get(name, value) for name, value in SETTINGS.items()})
-    temporary = Path(tempfile.mkdtemp(prefix="ray-")) if address == "local" else None
+    temporary = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX)) if address == "local" else None
     try:
         if temporary is not None:
             _start_private(temporary)
@@ -65,8 +69,13 @@ def connect(address: str) -> Iterator[None]:
                 ray.init(address=address, log_to_driver=True)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise SearchError(f"no Ray answers at {address}: {str(error).splitlines()[0]}") from error
-        yield
-        remove_placement_groups({ray.get_runtime_context().get_job_id()})
+        attempt = Attempt(
+            cluster=ray.get_runtime_context().get_session_name(),
+            job=ray.get_runtime_context().get_job_id(),
+            scratch=str(temporary) if temporary else None,
+        )
+        yield attempt
+        _remove_placement_groups(attempt.job)
     finally:
         ray.shutdown()
         if temporary is not None:
@@ -109,20 +118,19 @@ def nodes() -> list[Node]:
     ]
 
 
-def remove_placement_groups(jobs: set[str]) -> int:
-    """Free what these Ray jobs hold: a driver that was killed, or a trial that was stopped, can leave some behind.
+def clean_up(earlier: Sequence[Attempt], now: Attempt) -> None:
+    """Remove what drivers that were killed left behind: placement groups on this cluster, folders on this machine."""
+    for attempt in earlier:
+        if attempt.cluster == now.cluster:
+            _remove_placement_groups(attempt.job)
+        elif attempt.scratch is not None and Path(attempt.scratch).name.startswith(SCRATCH_PREFIX):
+            shutil.rmtree(attempt.scratch, ignore_errors=True)
 
-    Returns:
-        How many there were.
-    """
-    stale = [
-        key
-        for key, group in placement_group_table().items()
-        if group["state"] != "REMOVED" and key[-JOB_ID_DIGITS:] in jobs
-    ]
-    for key in stale:
-        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(key))))
-    return len(stale)
+
+def _remove_placement_groups(job: str) -> None:
+    for key, group in placement_group_table().items():
+        if group["state"] != "REMOVED" and key.endswith(job):  # its id ends with that of the job that made it
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(key))))
 
 
 def _free_port() -> int:

@@ -166,7 +166,9 @@ def describe_epoch(trial: TrialRecord, epoch: int, epochs: int, metrics: Mapping
 
 def describe_values(values: Mapping[str, Any]) -> str:
     """A suggestion on one line."""
-    return "  ".join(f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items())
+    return "  ".join(
+        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items()
+    )
 
 
 def describe_seconds(seconds: float) -> str:

@@ -26,7 +26,7 @@ VALIDATION_SEED = 0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleConfig:
-    """Sample shards that are written where they are missing: a pure function of these numbers, so alike on every node."""
+    """Sample shards, written where they are missing: a pure function of these numbers, so alike on every node."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 

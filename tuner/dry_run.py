@@ -8,7 +8,7 @@ from rich.table import Table
 
 from data.cache import find_shards
 from data.tfrecord import decode_shard
-from tuner import cluster
+from tuner import cluster, vocabulary
 from tuner.config import Experiment
 from tuner.console import Console
 from tuner.dataset import write_sample
@@ -24,7 +24,7 @@ def dry_run(experiment: Experiment, console: Console, address: str | None) -> No
 
     Raises:
         DataError: a glob matches nothing, or the first shard of a split does not hold what the experiment asks for.
-        ConfigError: the cluster cannot hold a trial.
+        ConfigError: the cluster cannot hold a trial, or the vocabulary is not one.
         SearchError: no Ray answers at `address`.
     """
     space, config = experiment.space, experiment.search
@@ -33,6 +33,8 @@ def dry_run(experiment: Experiment, console: Console, address: str | None) -> No
         f"{len(space.names())} parameters"
     )
     _check_shards(experiment, console)
+    if experiment.data.vocabulary is not None:
+        vocabulary.read(experiment.data.vocabulary, experiment.data.num_classes)
     console.print(describe(plan(experiment.resources, _nodes(cluster.resolve_address(address)))))
     for sentence in space.unsupported_by(config.sampler.kind):
         console.print(sentence)

@@ -52,6 +52,15 @@ class TrialRecord:
         return next((epoch for epoch, report in sorted(self.reports.items()) if report["gap"] == score), None)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One driver of a search, by what it may leave behind when it is killed."""
+
+    cluster: str  # the Ray it ran on
+    job: str  # its job there: placement groups
+    scratch: str | None  # the folder of a Ray of its own
+
+
 @dataclass(slots=True, kw_only=True)
 class SearchRecord:
     """A search, as its journal tells it."""
@@ -61,8 +70,9 @@ class SearchRecord:
     fingerprint: str  # of the data
     planned: int  # trials, extensions included
     tracking_uri: str
+    overrides: tuple[str, ...] = ()  # settings of the command line that it was started with
     trials: dict[str, TrialRecord] = field(default_factory=dict)  # by id, in order of suggestion
-    jobs: list[str] = field(default_factory=list)  # Ray jobs of its drivers so far
+    attempts: list["Attempt"] = field(default_factory=list)  # its drivers so far
     study_state: dict[str, Any] = field(default_factory=dict)  # what the sampler stored with the study
     ended: str | None = None  # why it ended: planned, time_budget, plateau, failures; None: it can be resumed
     baseline: float = 0.0  # GAP of giving every video the most frequent labels, on the validation sample
@@ -115,11 +125,11 @@ class Journal:
 
     def append(self, type: str, **fields: Any) -> None:
         """Write one record, on the disk when this returns, and apply it to `search`."""
-        record = {"type": type, "time": round(time.time(), 3), **fields}
-        self._file.write(json.dumps(record) + "\n")
+        line = json.dumps({"type": type, "time": round(time.time(), 3), **fields})
+        self._file.write(line + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
-        self.search = _apply(self.search, record)
+        self.search = _apply(self.search, json.loads(line))  # what a replay will see
 
     def close(self) -> None:
         """Let another driver have it."""
@@ -147,6 +157,12 @@ def read(directory: Path) -> SearchRecord:
     if record is None:
         raise SearchError(f"{path}: no journal of a search")
     return record
+
+
+def exists(directory: Path) -> bool:
+    """Whether a search began there."""
+    path = directory / "journal.jsonl"
+    return path.exists() and path.stat().st_size > 0
 
 
 def searches(storage: Path, experiment: str) -> list[Path]:
@@ -201,7 +217,7 @@ def _apply(search: SearchRecord | None, record: dict[str, Any]) -> SearchRecord:
         if record["version"] != VERSION:
             raise SearchError(f"a journal of version {record['version']}, but this program reads version {VERSION}")
         fields = ("id", "experiment", "fingerprint", "planned", "tracking_uri", "baseline")
-        return SearchRecord(**{name: record[name] for name in fields})
+        return SearchRecord(overrides=tuple(record["overrides"]), **{name: record[name] for name in fields})
     if search is None:
         raise KeyError("the first record of a journal is the search itself")
     match kind:
@@ -218,7 +234,7 @@ def _apply(search: SearchRecord | None, record: dict[str, Any]) -> SearchRecord:
             trial.stopped_by, trial.error = record.get("stopped_by"), record.get("error")
             trial.sampler_state |= record.get("sampler_state", {})
         case "attempt":
-            search.jobs.append(record["job"])
+            search.attempts.append(Attempt(cluster=record["cluster"], job=record["job"], scratch=record["scratch"]))
             search.ended = None
         case "extended":
             search.planned += record["trials"]

@@ -61,7 +61,9 @@ class Recorder(Unsaved, Callback):
         self._tracker.start_trial(record, params=flatten(settings.settings), tags=tags)
         self._console.trial_started(record, describe_values(record.values))
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         """An epoch is over, or the trial says what ended it."""
         record = self._search.trials[trial.config["trial_id"]]
         if "error" in result:

@@ -4,9 +4,11 @@ A resumed search is a new Tuner with a new scheduler. Each trial's journaled epo
 of successive halving compares a trial of today with those of yesterday.
 """
 
+from collections import defaultdict
+from statistics import fmean, median
 from typing import Any
 
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from tuner.config import SchedulerConfig
 from tuner.journal import SearchRecord, TrialRecord, Unsaved
@@ -14,10 +16,12 @@ from tuner.trial import epochs_of
 
 # `epoch` never restarts; Tune's training_iteration does, with every restart of a trial's actor.
 CLOCK = "epoch"
+# Trials that the median is taken of, at the least.
+FEWEST_OTHERS = 3
 
 
 class ReplayingScheduler(Unsaved, TrialScheduler):
-    """A scheduler of Tune's that is told the journal's epochs first, and lets a trial in its last epoch end by itself."""
+    """A scheduler of Tune's that is told the journal's epochs first; a trial in its last epoch ends by itself."""
 
     def __init__(self, config: SchedulerConfig, search: SearchRecord, max_epochs: int) -> None:
         """Make the scheduler and replay the trials that are over."""
@@ -41,11 +45,12 @@ class ReplayingScheduler(Unsaved, TrialScheduler):
         """Decide after an epoch. The last one never stops a trial: killing what ends by itself costs seconds."""
         if CLOCK not in result:
             return TrialScheduler.CONTINUE
+        decision = TrialScheduler.CONTINUE
         for epoch, metrics in epochs_of(result):
-            decision: str = self._inner.on_trial_result(tune_controller, trial, {**metrics, CLOCK: epoch})
+            decision = self._inner.on_trial_result(tune_controller, trial, {**metrics, CLOCK: epoch})
         if decision == TrialScheduler.STOP and result[CLOCK] < result["epochs"]:
             self.stopped.add(trial.config["trial_id"])
-            return decision
+            return TrialScheduler.STOP
         return TrialScheduler.CONTINUE
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
@@ -83,6 +88,35 @@ class ReplayingScheduler(Unsaved, TrialScheduler):
             self._inner.on_trial_result(None, trial, {CLOCK: epoch, **metrics})
 
 
+class MedianRule(FIFOScheduler):
+    """Stops a trial whose best epoch is below the median of what the others averaged up to the same epoch.
+
+    The rule of Golovin et al. (Google Vizier, 2017, section 3.2.2), as Tune's MedianStoppingRule has it. Tune's asks
+    the controller to pause trials while there are few, and fails on an epoch told twice: neither can be replayed.
+    """
+
+    def __init__(self, grace: int) -> None:
+        """Every trial gets `grace` epochs."""
+        super().__init__()
+        self._grace = grace
+        self._gaps: dict[str, dict[int, float]] = defaultdict(dict)  # by trial and epoch
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Decide after an epoch, by the epochs that others told so far."""
+        id, now = trial.config["trial_id"], result[CLOCK]
+        self._gaps[id][now] = result["gap"]
+        if now < self._grace:
+            return TrialScheduler.CONTINUE
+        averages = [
+            fmean(gap for epoch, gap in gaps.items() if self._grace <= epoch <= now)
+            for other, gaps in self._gaps.items()
+            if other != id and max(gaps) >= now
+        ]
+        if len(averages) < FEWEST_OTHERS or max(self._gaps[id].values()) >= median(averages):
+            return TrialScheduler.CONTINUE
+        return TrialScheduler.STOP
+
+
 class _Past:
     """A trial that is over, as far as a scheduler looks at it."""
 
@@ -103,8 +137,6 @@ def _build(config: SchedulerConfig, max_epochs: int) -> TrialScheduler:
                 reduction_factor=config.reduction,
             )
         case "median":
-            return MedianStoppingRule(
-                time_attr=CLOCK, metric="gap", mode="max", grace_period=config.grace, min_samples_required=3
-            )
+            return MedianRule(config.grace)
         case _:
             return FIFOScheduler()

@@ -7,7 +7,8 @@ screen.
 """
 
 import shutil
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import ray
@@ -17,12 +18,13 @@ from ray.tune import RunConfig, TuneConfig, Tuner
 
 from data.batches import Batches
 from data.cache import Cache
+from data.errors import DataError
 from models.metrics import Accumulator
-from tuner import cluster, export, journal
+from tuner import cluster, config, export, journal, vocabulary
 from tuner.config import Experiment
 from tuner.console import Console, describe_values, quiet
 from tuner.dataset import Dataset, open_dataset
-from tuner.errors import SearchError
+from tuner.errors import ConfigError, SearchError, TunerError
 from tuner.evaluate import BATCH_SIZE, evaluate
 from tuner.journal import Journal, SearchRecord
 from tuner.recorder import Recorder
@@ -45,67 +47,80 @@ class Options:
 
     storage: Path
     tracking_uri: str
+    overrides: tuple[str, ...] = ()  # `path=value` settings of the command line
     address: str | None = None  # None: as cluster.resolve_address settles it
     resume: bool = False
     extend: int = 0  # further trials for the newest search
 
 
-def run(experiment: Experiment, options: Options, console: Console) -> int:
-    """Run, resume or extend a search of `experiment`; returns the exit code.
+def run(file: Path, name: str | None, options: Options, console: Console) -> int:
+    """Run, resume or extend a search of an experiment; returns the exit code.
 
     Raises:
+        ConfigError: the file is wrong, has changed since a search began that is to be resumed, or asks for more than
+            the cluster can hold.
         SearchError: nothing to resume, another driver runs it, or Ray or MLflow cannot be reached.
-        ConfigError: the cluster cannot hold a trial, or a resumed search's yaml has changed.
         DataError: the shards are missing or damaged.
     """
-    directory, experiment = _directory(experiment, options)
-    record = Journal(directory)
+    if options.resume or options.extend:
+        directory, experiment = _earlier(file, name, options)
+    else:
+        experiment = config.load(file, name, options.overrides)
+        directory = options.storage / experiment.name / journal.new_search_id()
+    if experiment.data.vocabulary is not None:
+        vocabulary.read(experiment.data.vocabulary, experiment.data.num_classes)  # an export needs it, days later
+    data = open_dataset(experiment.data, console.decoding)
     try:
-        data = open_dataset(experiment.data, console.decoding)
-        with quiet(directory / LOG):
-            _begin(record, experiment, options, data)
-            with cluster.connect(cluster.resolve_address(options.address)):
-                layout = plan(experiment.resources, cluster.nodes())
+        with quiet(directory / LOG), cluster.connect(cluster.resolve_address(options.address)) as attempt:
+            layout = plan(experiment.resources, cluster.nodes())
+            with closing(Journal(directory)) as record:
+                search = _begin(record, experiment, options, data)
+                cluster.clean_up(search.attempts, attempt)
+                record.append("attempt", **asdict(attempt))
                 return _Search(experiment, record, data, layout, console).run()
-    finally:
-        record.close()
+    except (TunerError, DataError):
+        if not journal.exists(directory):
+            shutil.rmtree(directory)  # it never began
+        raise
 
 
-def _directory(experiment: Experiment, options: Options) -> tuple[Path, Experiment]:
-    """The search's folder, and the experiment as the search runs it: a resumed one keeps its stored yaml."""
-    if not (options.resume or options.extend):
-        return options.storage / experiment.name / journal.new_search_id(), experiment
-    known = journal.searches(options.storage, experiment.name)
+def _earlier(file: Path, name: str | None, options: Options) -> tuple[Path, Experiment]:
+    """The newest search of the experiment, and the experiment as it runs it: from the yaml that was stored with it."""
+    name = config.load(file, name, options.overrides).name
+    known = journal.searches(options.storage, name)
     if not known:
-        raise SearchError(f"no search of {experiment.name} in {options.storage}: there is nothing to go on with")
+        raise SearchError(f"no search of {name} in {options.storage}: there is nothing to go on with")
     directory = known[-1]
-    stored = Experiment.from_yaml((directory / "experiment.yaml").read_text(), experiment.name, experiment.file)
-    changed = stored.differences(experiment)
-    if changed:
-        raise SearchError(
-            f"{experiment.file} has changed since search {directory.name} began:\n  "
-            + "\n  ".join(changed)
-            + "\nput these back to go on with it (--extend N adds trials), or leave --resume out to start a new search"
-        )
     record = journal.read(directory)
     if record.ended and not options.extend:
         raise SearchError(
             f"search {directory.name} has ended ({record.ended}) with {len(record.finished)} finished trials; "
             "--extend N adds trials to it"
         )
+    stored = Experiment.from_yaml((directory / "experiment.yaml").read_text(), name, file)
+    today = config.load(file, name, options.overrides or record.overrides)
+    changed = stored.differences(today)
+    if changed:
+        raise ConfigError(
+            f"{file} has changed since search {directory.name} began:\n  "
+            + "\n  ".join(changed)
+            + "\nput these back to go on with it (--extend N adds trials), or leave --resume out to start a new search"
+        )
     return directory, stored
 
 
-def _begin(record: Journal, experiment: Experiment, options: Options, data: Dataset) -> None:
+def _begin(record: Journal, experiment: Experiment, options: Options, data: Dataset) -> SearchRecord:
     """Write what the search starts with, or check that a resumed one still has its data."""
     search = record.search
     if search is None:
         (record.directory / "experiment.yaml").write_text(experiment.to_yaml())
+        export.keep_statistics(record.directory, data.statistics)
         record.append(
             "search",
             version=journal.VERSION,
             id=record.directory.name,
             experiment=experiment.name,
+            overrides=options.overrides,
             fingerprint=data.fingerprint,
             planned=experiment.search.trials,
             tracking_uri=options.tracking_uri,
@@ -118,6 +133,8 @@ def _begin(record: Journal, experiment: Experiment, options: Options, data: Data
         )
     if options.extend:
         record.append("extended", trials=options.extend)
+    assert record.search is not None
+    return record.search
 
 
 class _Search:
@@ -129,13 +146,13 @@ class _Search:
         self.search: SearchRecord = record.search
         self.directory = record.directory
         self.log = self.directory / LOG
-        config = experiment.search
-        self.concurrency = layout.slots if config.max_concurrent == "auto" else config.max_concurrent
+        most = experiment.search.max_concurrent
+        self.concurrency = layout.slots if most == "auto" else most
         self.stop = StopRule(experiment, self.search)
 
     def run(self) -> int:
         """Train what is due, then score the winner."""
-        console, search, config = self.console, self.search, self.experiment.search
+        console, search, settings = self.console, self.search, self.experiment.search
         due = search.planned - len(search.trials) + len(search.unfinished)
         console.print(
             f"search {search.id} of {search.experiment}: {due} of {search.planned} trials to run, "
@@ -146,7 +163,11 @@ class _Search:
             tracker.start_search(
                 search.id,
                 tags={"data_fingerprint": search.fingerprint, **environment_tags(self.experiment.file.parent)},
-                params={"trials": search.planned, "sampler": config.sampler.kind, "scheduler": config.scheduler.kind},
+                params={
+                    "trials": search.planned,
+                    "sampler": settings.sampler.kind,
+                    "scheduler": settings.scheduler.kind,
+                },
                 yaml=self.experiment.to_yaml(),
             )
             for name, cache in (("train", self.data.train), ("validate", self.data.validate)):
@@ -168,19 +189,17 @@ class _Search:
 
     def _fit(self, tracker: Tracker) -> None:
         """Hand the search to Tune."""
-        config = self.experiment.search
-        self.journal.append("attempt", job=ray.get_runtime_context().get_job_id())
-        cluster.remove_placement_groups(set(self.search.jobs[:-1]))
-        scheduler = ReplayingScheduler(config.scheduler, self.search, self.experiment.max_epochs)
+        settings = self.experiment.search
+        scheduler = ReplayingScheduler(settings.scheduler, self.search, self.experiment.max_epochs)
         recorder = Recorder(self.experiment, self.journal, tracker, self.console, scheduler, self.stop)
         # One more trial than there are slots starts its processes and waits for a slot. Where there are slots left
         # over, because max_concurrent is lower, it would not wait.
-        waiting = 1 if config.overlap and self.concurrency >= self.layout.slots else 0
+        waiting = 1 if settings.overlap and self.concurrency >= self.layout.slots else 0
         tuner = Tuner(
             ray.tune.with_resources(trainable(self.experiment, self.directory, self.layout.resources), TRIAL_ACTOR),
             tune_config=TuneConfig(
-                metric=config.metric,
-                mode=config.mode,
+                metric=settings.metric,
+                mode=settings.mode,
                 num_samples=-1,  # the searcher knows when the planned trials are out
                 max_concurrent_trials=self.concurrency + waiting,
                 search_alg=JournaledSearch(self.experiment, self.journal, self.concurrency + waiting),
@@ -188,10 +207,10 @@ class _Search:
                 reuse_actors=False,
             ),
             run_config=RunConfig(
-                name=f"attempt-{len(self.search.jobs)}",
+                name=f"attempt-{len(self.search.attempts)}",
                 storage_path=str(self.directory / "tune"),
                 callbacks=[recorder],
-                failure_config=ray.tune.FailureConfig(max_failures=config.failures.per_trial),
+                failure_config=ray.tune.FailureConfig(max_failures=settings.failures.per_trial),
                 stop=self.stop,
                 verbose=0,
             ),

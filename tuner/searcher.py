@@ -83,13 +83,13 @@ class JournaledSearch(Unsaved, OptunaSearch):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell Optuna a trial's score: the best GAP of its epochs. A failed trial has none; it is not a bad score."""
-        failed = error or result is None or "error" in result or self.metric not in result
+        score = None if error or not result or "error" in result else result.get(self.metric)
         if trial_id in self._ot_trials and trial_id not in self._completed_trials:
             frozen = self._ot_trials[trial_id]
-            if failed:
+            if score is None:
                 self._ot_study.tell(frozen.number, state=TrialState.FAIL)
             else:
-                self._ot_study.tell(frozen.number, result[self.metric])
+                self._ot_study.tell(frozen.number, score)
             self._completed_trials.add(trial_id)
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
@@ -97,7 +97,9 @@ class JournaledSearch(Unsaved, OptunaSearch):
 
     def _frozen(self, record: TrialRecord) -> optuna.trial.FrozenTrial:
         """A trial of the journal as Optuna stores it."""
-        state = {"running": TrialState.RUNNING, "failed": TrialState.FAIL, "finished": TrialState.COMPLETE}[record.status]
+        state = {"running": TrialState.RUNNING, "failed": TrialState.FAIL, "finished": TrialState.COMPLETE}[
+            record.status
+        ]
         if state == TrialState.COMPLETE and record.score is None:
             state = TrialState.FAIL
         return optuna.trial.create_trial(

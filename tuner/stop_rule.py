@@ -48,7 +48,10 @@ class StopRule(Unsaved, Stopper):
         if config.plateau is not None:
             over = [t for t in search.trials.values() if t.status == "finished" and t.score is not None]
             before, recent = over[: -config.plateau.trials], over[-config.plateau.trials :]
-            if before and max(t.score or 0 for t in recent) < max(t.score or 0 for t in before) + config.plateau.min_gain:
+            if (
+                before
+                and max(t.score or 0 for t in recent) < max(t.score or 0 for t in before) + config.plateau.min_gain
+            ):
                 return "plateau"
         return None
 

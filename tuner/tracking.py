@@ -254,7 +254,9 @@ def trial_of_run(run_id: str, uri: str) -> str | None:
     return tags.get("trial_id")
 
 
-def register_model(run_id: str, tracking_uri: str, *, name: str, model: Any, example: Any, metadata: dict[str, Any]) -> None:
+def register_model(
+    run_id: str, tracking_uri: str, *, name: str, model: Any, example: Any, metadata: dict[str, Any]
+) -> None:
     """Log `model` (torch.export format, no pickle) into the run and register it as the newest `name`@best.
 
     Args:

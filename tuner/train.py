@@ -265,9 +265,15 @@ def run(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("experiment", nargs="?", metavar="EXPERIMENT", help="its defaults (trial 0) are trained")
     parser.add_argument("--file", type=Path, metavar="YAML", help="experiments.yaml, here or the project's")
-    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="replace a setting or a distribution")
-    parser.add_argument("--trial", metavar="RUN_ID", help="replay a trial: its MLflow run or its trial_id, with its settings and seed")
-    parser.add_argument("--storage", type=Path, metavar="DIR", help="where --trial looks; without: storage/ beside the yaml")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="replace a setting or a distribution"
+    )
+    parser.add_argument(
+        "--trial", metavar="RUN_ID", help="replay a trial: its MLflow run or its trial_id, with its settings and seed"
+    )
+    parser.add_argument(
+        "--storage", type=Path, metavar="DIR", help="where --trial looks; without: storage/ beside the yaml"
+    )
     parser.add_argument("--tracking-uri", metavar="URI", help="where --trial looks for an MLflow run")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--save", type=Path, metavar="DIR", help="write the last checkpoint there")
@@ -289,7 +295,10 @@ def run(arguments: list[str] | None = None) -> None:
         values, number = experiment.space.defaults(), 0
     trial = experiment.trial_config(values)
     data = open_dataset(experiment.data)
-    print(f"{experiment.name}: {data.train.num_videos:,} videos, {data.validate.num_videos:,} to validate, on {options.device}")
+    print(
+        f"{experiment.name} on {options.device}: {data.train.num_videos:,} videos, "
+        f"{data.validate.num_videos:,} to validate"
+    )
     print(json.dumps(trial.settings))
     started = time.monotonic()
     for progress in train(trial, data, device=torch.device(options.device), seed=trial_seed(trial, number)):
