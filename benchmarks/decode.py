@@ -1,6 +1,6 @@
 """Decoding shards: ours with every CRC checked, beside the `tfrecord` package's loader, which checks none.
 
-    python benchmarks/decode.py [--data '../shared/data/yt8m/train/*.tfrecord'] [--repeats 7]
+    python benchmarks/decode.py [--data '../shared/data/yt8m/train/*.tfrecord'] [--rounds 7]
 
 Both read the same files (in the page cache), one shard after the other, on one core. Ours ends in ids, float32
 features [N, D] and labels of the shard; theirs in the arrays of each record, which a user has yet to stack. Rounds
@@ -9,18 +9,16 @@ alternate between the two; the least CPU time of each counts, all threads includ
 
 import argparse
 import glob
-import json
 import os
-import platform
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core each; before numpy
+os.environ["OMP_NUM_THREADS"] = "1"  # before numpy starts its threads
 
 import numpy as np
+from card import show
 from numpy.typing import NDArray
 from tfrecord.reader import tfrecord_loader
 
@@ -28,6 +26,7 @@ from data.sample import write_splits
 from data.schema import Schema
 from data.tfrecord import decode_shard
 
+AIM = 5
 Shard = tuple[list[bytes], NDArray[np.float32], list[list[int]]]  # ids, features_ND, labels of each video
 
 
@@ -68,56 +67,51 @@ def cpu_seconds(read: Callable[[str, Schema], int], paths: list[str], schema: Sc
     return time.process_time() - start
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python benchmarks/decode.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--data", metavar="GLOB", help="shards (default: four sample shards in a temporary folder)")
-    parser.add_argument("--repeats", type=int, default=7)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", metavar="GLOB", help="shards; default: sample shards")
+    parser.add_argument("--videos", type=int, default=4000, help="of the sample shards (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=7, help="measurements of each, in turns (default: %(default)s)")
     arguments = parser.parse_args()
     schema = Schema()
     with tempfile.TemporaryDirectory() as scratch:
         if arguments.data is None:
-            write_splits(scratch, num_videos={"train": 4000}, num_shards=4, num_classes=64)
+            write_splits(scratch, num_videos={"train": arguments.videos}, num_shards=4, num_classes=64)
         pattern = arguments.data or str(Path(scratch, "*.tfrecord"))
         paths = sorted(glob.glob(pattern))
         if not paths:
-            print(f"error: {pattern} matches no file", file=sys.stderr)
-            return 2
+            parser.error(f"{pattern} matches no file")
         for path in paths:
             check_same_values(path, schema)
         records = sum(ours(path, schema) for path in paths)
         size = sum(Path(path).stat().st_size for path in paths)
         readers = {"ours": ours, "theirs": theirs_bare}
         seconds = {name: float("inf") for name in readers}
-        for repeat in range(arguments.repeats):
-            for name in sorted(readers, reverse=repeat % 2 == 1):
+        for turn in range(arguments.rounds):
+            for name in sorted(readers, reverse=turn % 2 == 1):
                 seconds[name] = min(seconds[name], cpu_seconds(readers[name], paths, schema))
 
     ratio = seconds["theirs"] / seconds["ours"]
-    print(f"{records} videos in {len(paths)} shards, {size / 1e6:.1f} MB; the same ids, features and labels from both")
-    print(f"{'one core':<34}{'videos/s':>12}{'MB/s':>8}   CRCs")
-    for name, label in {"theirs": "tfrecord.tfrecord_loader", "ours": "data.tfrecord.decode_shard"}.items():
-        crcs = "both" if name == "ours" else "none"
-        print(f"{label:<34}{records / seconds[name]:>12,.0f}{size / seconds[name] / 1e6:>8,.0f}   {crcs}")
-    print(f"{ratio:.1f} times as fast")
-    print(
-        json.dumps(
-            {
-                "benchmark": "decode",
-                "ratio": round(ratio, 2),
-                "videos_per_second": round(records / seconds["ours"]),
-                "videos_per_second_tfrecord": round(records / seconds["theirs"]),
-                "videos": records,
-                "shards": len(paths),
-                "data": arguments.data or "sample",
-                "repeats": arguments.repeats,
-                "cpu": platform.processor() or platform.machine(),
-                "python": platform.python_version(),
-                "numpy": np.__version__,
-            }
-        )
-    )
-    return 0
+    speeds = {name: records / least for name, least in seconds.items()}
+    table = [["one core", "videos/s", "MB/s", "CRCs"]]
+    for name, label, crcs in (
+        ("theirs", "tfrecord.tfrecord_loader", "none"),
+        ("ours", "data.tfrecord.decode_shard", "both"),
+    ):
+        table.append([label, f"{speeds[name]:,.0f}", f"{size / seconds[name] / 1e6:,.0f}", crcs])
+    report = {
+        "ratio": round(ratio, 2),
+        "aim": AIM,
+        "videos_per_second": round(speeds["ours"]),
+        "tfrecord_videos_per_second": round(speeds["theirs"]),
+        "videos": records,
+        "shards": len(paths),
+        "data": arguments.data or "sample",
+        "rounds": arguments.rounds,
+    }
+    title = f"decoding {records:,} videos in {len(paths)} shards, {size / 1e6:.1f} MB, to the same values"
+    show("decode", title, table, [f"ratio {ratio:.2f} (aim {AIM})"], report)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -10,7 +10,6 @@ one JSON object; `ratio` is the quotient of the videos per second.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 import time
@@ -26,12 +25,14 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch and numpy start their thread
 
 import numpy as np
 import torch
+from card import show
 from tfrecord.torch.dataset import TFRecordDataset
 from torch import Tensor
 from torch.utils.data import ChainDataset, DataLoader
 
 from data.batches import Batches
 from data.cache import Cache, find_shards, open_cache
+from data.errors import DataError
 from data.sample import write_shards
 from data.schema import NUM_CLASSES, Schema
 
@@ -50,15 +51,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if options.data is None:
             write_shards(folder, num_videos=options.videos, num_shards=8, num_classes=NUM_CLASSES, seed=1)
-        shards = find_shards(options.data or str(Path(folder) / "*.tfrecord"))
         began = time.perf_counter()
-        cache = open_cache(shards, Schema(), Path(folder) / "cache", workers=1)
+        try:
+            shards = find_shards(options.data or str(Path(folder) / "*.tfrecord"))
+            cache = open_cache(shards, Schema(), Path(folder) / "cache", workers=1)
+        except DataError as error:
+            parser.error(str(error))
         build_seconds = time.perf_counter() - began
         report = measure(cache, shards, options.batch_size, options.rounds)
     report |= {"build_videos_per_second": round(cache.num_videos / build_seconds)}
-    report |= {"num_videos": cache.num_videos, "batch_size": options.batch_size, "rounds": options.rounds}
-    print_card(report)
-    print(json.dumps(report))
+    report |= {"videos": cache.num_videos, "data": options.data or "sample"}
+    report |= {"batch_size": options.batch_size, "rounds": options.rounds}
+    tell(report)
 
 
 def measure(cache: Cache, shards: list[str], batch_size: int, rounds: int) -> dict[str, Any]:
@@ -71,7 +75,6 @@ def measure(cache: Cache, shards: list[str], batch_size: int, rounds: int) -> di
         peers.append(seconds_per_epoch(partial(from_tfrecord, shards, batch_size), repeats=1))
     ratios = [peer / our for our, peer in zip(ours, peers, strict=True)]
     return {
-        "benchmark": "feed",
         "ratio": round(median(ratios), 1),
         "ratio_lowest": round(min(ratios), 1),
         "aim": AIM,
@@ -126,12 +129,15 @@ def same_values(ours: Iterator[tuple[Tensor, Tensor, Tensor]], peers: Iterator[t
     assert feature_sums_D.abs().max() < 1.0, "the two feeds differ by more than float16 rounds"
 
 
-def print_card(report: dict[str, Any]) -> None:
-    print(f"feeding {report['num_videos']:,} videos in batches of {report['batch_size']}, one core")
-    print(f"  TFRecordDataset + DataLoader, every epoch  {report['tfrecord_videos_per_second']:>12,} videos/s")
-    print(f"  the cache, every epoch                     {report['videos_per_second']:>12,} videos/s")
-    print(f"  building the cache, once                   {report['build_videos_per_second']:>12,} videos/s")
-    print(f"  ratio {report['ratio']} (lowest round {report['ratio_lowest']}; aim {report['aim']})")
+def tell(report: dict[str, Any]) -> None:
+    speeds = {
+        "TFRecordDataset + DataLoader, every epoch": report["tfrecord_videos_per_second"],
+        "the cache, every epoch": report["videos_per_second"],
+        "building the cache, once": report["build_videos_per_second"],
+    }
+    table = [["one core", "videos/s"], *([name, f"{speed:,}"] for name, speed in speeds.items())]
+    title = f"feeding {report['videos']:,} videos in batches of {report['batch_size']}"
+    show("feed", title, table, [f"ratio {report['ratio']} (lowest round {report['ratio_lowest']}; aim {AIM})"], report)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ those in which logits are made, and by how much the process grew. The last line 
 
 import argparse
 import heapq
-import json
 import os
 import random
 import resource
@@ -25,6 +24,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch and numpy start their thread
 
 import numpy as np
 import torch
+from card import show
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -47,8 +47,7 @@ def main() -> None:
     torch.set_num_threads(1)
     streamed = stream(options.stream) if options.stream else {}  # first: a peak that was, hides a growth that comes
     report = compare(options.videos, options.rounds) | streamed
-    print_card(report)
-    print(json.dumps({"benchmark": "gap", **report}))
+    tell(report)
 
 
 def compare(num_videos: int, rounds: int) -> dict[str, float]:
@@ -230,18 +229,22 @@ def stream(num_videos: int) -> dict[str, float]:
     }
 
 
-def print_card(report: dict[str, float]) -> None:
-    print(f"metrics of {report['videos']:,} videos x {NUM_CLASSES:,} classes, one core, equal to 1e-6")
-    print(f"  published form, GAP alone                  {report['published_gap_videos_per_second']:>10,} videos/s")
-    print(f"  published form, GAP, mAP, Hit@1, PERR      {report['published_all_videos_per_second']:>10,} videos/s")
-    print(f"  ours: all of it                            {report['videos_per_second']:>10,} videos/s")
-    print(f"  ours: all of it and the loss               {report['videos_per_second_with_loss']:>10,} videos/s")
-    print(f"  ratio {report['ratio']} (aim {AIM}); to GAP alone {report['ratio_to_gap_alone']}")
+def tell(report: dict[str, float]) -> None:
+    speeds = {
+        "published form, GAP alone": report["published_gap_videos_per_second"],
+        "published form, GAP, mAP, Hit@1, PERR": report["published_all_videos_per_second"],
+        "ours, all of it": report["videos_per_second"],
+        "ours, all of it and the loss": report["videos_per_second_with_loss"],
+    }
+    table = [["one core", "videos/s"], *([name, f"{speed:,}"] for name, speed in speeds.items())]
+    notes = [f"ratio {report['ratio']} (aim {AIM}); to GAP alone {report['ratio_to_gap_alone']}"]
     if "stream_videos" in report:
-        print(
-            f"  {report['stream_videos']:,} videos batch by batch: {report['stream_seconds']} s, "
+        notes.append(
+            f"{report['stream_videos']:,} videos batch by batch: {report['stream_seconds']} s, "
             f"{report['stream_growth_mib']} MiB more at the peak"
         )
+    title = f"metrics of {report['videos']:,} videos x {NUM_CLASSES:,} classes, equal to 1e-6"
+    show("gap", title, table, notes, report)
 
 
 if __name__ == "__main__":

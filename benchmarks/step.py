@@ -1,0 +1,299 @@
+"""A training step: tuner.train's own from the cache, against the plain PyTorch loop that a user would write.
+
+    python benchmarks/step.py [--device cpu|cuda] [--threads 2]
+
+Both train the published fused MLP with Adam on the same sample videos from the same weights, batches of 1024 in a new
+order every epoch. The plain loop: a map-style Dataset over float32 arrays (normalised beforehand) that writes every
+target out as zeros and ones, a DataLoader without workers, torch's layers, loss and optimizer, float32. Ours: float16
+rows of the cache, normalised in the model, sparse labels; once in float32 and once in the precision that `auto` means
+here. Each also with weights of the positives and an l2 penalty. A step is everything from asking for the batch to the
+moved weights. Whole epochs are timed, all ways in turns; the ratio is the median of the rounds' ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from card import show
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import models
+from data.schema import NUM_CLASSES
+from models.fused_mlp import FusedMLPConfig
+from models.losses import LossConfig, positive_weights, sigmoid_cross_entropy
+from models.optimizers import OptimizerConfig
+from models.optimizers import build as build_optimizer
+from tuner.dataset import DataConfig, Dataset, SampleConfig, open_dataset
+from tuner.precision import Precision, uses_bf16
+from tuner.train import TrainingConfig, TrainingState, TrialConfig, _Step
+
+AIM = {"bf16": 2.5, "fp32": 1.0}
+CAPABILITIES = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16")  # those that decide about matrix products
+LEARNING_RATE, DROPOUT, L2, POS_WEIGHT_POWER = 1e-3, 0.5, 1.0, 0.5
+PRECISIONS: tuple[Precision, ...] = ("fp32", "auto")  # of ours
+Way = tuple[str, bool]  # "plain" or a precision of ours; with weights of the positives and l2?
+WAYS: list[Way] = [(name, weighted) for weighted in (False, True) for name in ("plain", *PRECISIONS)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: %(default)s")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
+    parser.add_argument("--batch-size", type=int, default=1024, help="default: %(default)s")
+    parser.add_argument("--videos", type=int, default=6 * 1024, help="of the sample (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each, in turns (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, help="in each of these (default: 1 on a CPU, 10 on a GPU)")
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no CUDA device here")
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    epochs = options.epochs or (10 if device.type == "cuda" else 1)
+    with tempfile.TemporaryDirectory() as folder:
+        sample = SampleConfig(directory=folder, train=options.videos, validate=100)
+        config = DataConfig(
+            sample=sample, train=f"{folder}/train*.tfrecord", validate=f"{folder}/validate*.tfrecord", cache=folder
+        )
+        milliseconds, shares = measure(open_dataset(config), options.batch_size, device, options.rounds, epochs)
+    cpu = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    precision = "bf16" if uses_bf16(device, "auto") else "fp32"
+    report = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": options.threads,
+        "capabilities": [name for name in CAPABILITIES if cpu.get(name)],
+        "auto": precision,
+        "batch_size": options.batch_size,
+        "rounds": options.rounds,
+        "aim": AIM[precision],
+        "aim_fp32": AIM["fp32"],
+    }
+    tell(milliseconds, shares, report)
+
+
+def measure(
+    data: Dataset, batch_size: int, device: torch.device, rounds: int, epochs: int
+) -> tuple[dict[Way, list[float]], dict[str, float]]:
+    """Milliseconds per step by way and round, and the share of a step that goes into its batch."""
+    trainers: dict[Way, Ours | Plain] = {}
+    for weighted in (False, True):
+        plain = Plain(data, batch_size, device, weighted=weighted)
+        ours = {precision: Ours(data, batch_size, device, precision, weighted=weighted) for precision in PRECISIONS}
+        check_same_loss(ours["fp32"], plain)
+        trainers["plain", weighted] = plain
+        trainers.update({(precision, weighted): way for precision, way in ours.items()})
+    milliseconds: dict[Way, list[float]] = {way: [] for way in WAYS}
+    steps = {way: epochs * len(trainer) for way, trainer in trainers.items()}
+    for trainer in trainers.values():
+        trainer.run_epoch()  # warm: buffers, kernels, the optimizer's state
+    for turn in range(rounds):
+        for way in WAYS if turn % 2 == 0 else reversed(WAYS):
+            milliseconds[way].append(timed(trainers[way].run_epoch, epochs, device) / steps[way])
+    shares = {}
+    for name in ("plain", "auto"):
+        alone = min(timed(trainers[name, False].read_epoch, epochs, device) for _ in range(3))
+        shares[name] = alone / steps[name, False] / median(milliseconds[name, False])
+    return milliseconds, shares
+
+
+def timed(epoch: Callable[[], None], epochs: int, device: torch.device) -> float:
+    """Milliseconds that so many epochs take, until the device has done all of it."""
+    synchronize(device)
+    began = time.perf_counter()
+    for _ in range(epochs):
+        epoch()
+    synchronize(device)
+    return 1000 * (time.perf_counter() - began)
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class Ours:
+    """What `tuner.train.train` does between two validations."""
+
+    def __init__(
+        self, data: Dataset, batch_size: int, device: torch.device, precision: Precision, *, weighted: bool
+    ) -> None:
+        torch.manual_seed(1)
+        trial = TrialConfig(
+            model=FusedMLPConfig(towers={"mean_rgb": 2048, "mean_audio": 256}, hidden=1200, dropout=DROPOUT),
+            optimizer=OptimizerConfig(kind="adam", learning_rate=LEARNING_RATE),
+            loss=LossConfig(l2=L2, pos_weight_power=POS_WEIGHT_POWER) if weighted else LossConfig(),
+            training=TrainingConfig(batch_size=batch_size, precision=precision),
+        )
+        self.model = models.build(trial.model, data.sizes, data.statistics).to(device)
+        optimizer = build_optimizer(trial.optimizer, self.model.parameters())
+        state = TrainingState(
+            model=self.model, optimizer=optimizer, bootstrap=torch.Generator(device=device).manual_seed(1)
+        )
+        self.batches = data.train_batches(batch_size, 1, device)
+        self.step = _Step(trial, data, state, device=device, seed=1, examples_per_epoch=len(self.batches) * batch_size)
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def run_epoch(self) -> None:
+        """Train."""
+        self.model.train()
+        self.step.run_epoch(self.batches.epoch(self.epoch), self.epoch)
+        self.epoch += 1
+
+    def read_epoch(self) -> None:
+        """The batches alone."""
+        for _ in self.batches.epoch(self.epoch):
+            pass
+        self.epoch += 1
+
+
+class Videos(torch.utils.data.Dataset[tuple[NDArray[np.float32], Tensor]]):
+    """A user's map-style data set: float32 features and a target of zeros and ones per video."""
+
+    def __init__(self, features_ND: NDArray[np.float32], labels: list[NDArray[np.int64]]) -> None:
+        self.features_ND, self.labels = features_ND, labels
+
+    def __len__(self) -> int:
+        return len(self.features_ND)
+
+    def __getitem__(self, video: int) -> tuple[NDArray[np.float32], Tensor]:
+        target_C = torch.zeros(NUM_CLASSES)
+        target_C[self.labels[video]] = 1.0
+        return self.features_ND[video], target_C
+
+
+class PlainMLP(nn.Module):
+    """The published model from torch's own layers, its parameters in the order of ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        def block(inputs: int, units: int) -> nn.Sequential:
+            return nn.Sequential(nn.Linear(inputs, units), nn.BatchNorm1d(units), nn.Tanh())
+
+        self.rgb, self.audio = block(1024, 2048), block(128, 256)
+        self.dropout = nn.Dropout(DROPOUT)
+        self.joint = block(2048 + 256, 1200)
+        self.head = nn.Linear(1200, NUM_CLASSES)
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        """[B, 1152] -> [B, C]."""
+        rgb, audio = features_BD[:, :1024], features_BD[:, 1024:]
+        towers = torch.cat([self.rgb(rgb), self.audio(audio)], dim=1)
+        logits_BC: Tensor = self.head(self.joint(self.dropout(towers)))
+        return logits_BC
+
+
+class Plain:
+    """The loop that a user writes."""
+
+    def __init__(self, data: Dataset, batch_size: int, device: torch.device, *, weighted: bool) -> None:
+        torch.manual_seed(1)
+        mean_D, variance_D = data.statistics.mean_D.numpy(), data.statistics.variance_D.numpy()
+        features_ND = (data.train.features_ND.astype(np.float32) - mean_D) / np.sqrt(variance_D + 1e-12)
+        labels = np.split(data.train.label_indices.astype(np.int64), data.train.label_offsets[1:-1])
+        batch_size = min(batch_size, len(features_ND))
+        self.loader: DataLoader[Any] = DataLoader(
+            Videos(features_ND, labels), batch_size=batch_size, shuffle=True, num_workers=0, drop_last=True
+        )
+        self.device, self.weighted = device, weighted
+        self.model = PlainMLP().to(device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=LEARNING_RATE)
+        statistics, pos_weights_C = data.statistics, None
+        if weighted:
+            pos_weights_C = positive_weights(statistics.label_counts_C, statistics.num_videos, POS_WEIGHT_POWER)
+        self.cross_entropy = nn.BCEWithLogitsLoss(reduction="sum", pos_weight=pos_weights_C).to(device)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def run_epoch(self) -> None:
+        """Train."""
+        self.model.train()
+        for features_BD, targets_BC in self.loader:
+            features_BD, targets_BC = features_BD.to(self.device), targets_BC.to(self.device)
+            loss = self.cross_entropy(self.model(features_BD), targets_BC) / len(features_BD)
+            if self.weighted:
+                for layer in self.model.modules():
+                    if isinstance(layer, nn.Linear):
+                        loss = loss + L2 / 2 * layer.weight.square().mean()
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+
+    def read_epoch(self) -> None:
+        """The batches alone."""
+        for features_BD, targets_BC in self.loader:
+            features_BD, targets_BC = features_BD.to(self.device), targets_BC.to(self.device)
+
+
+@torch.no_grad()
+def check_same_loss(ours: Ours, plain: Plain) -> None:
+    """Gives the plain model the weights of ours; both must then have one loss, on every video."""
+    for mine, theirs in zip(ours.model.parameters(), plain.model.parameters(), strict=True):
+        theirs.copy_(mine)
+    totals = [0.0, 0.0]
+    ours.model.eval()
+    plain.model.eval()
+    for batch in ours.batches.epoch(0):
+        loss = sigmoid_cross_entropy(
+            ours.model(batch.features_BD),
+            batch.label_offsets,
+            batch.label_indices,
+            pos_weights_C=ours.step.pos_weights_C,
+        )
+        totals[0] += float(loss) * len(batch.rows)
+        videos = plain.loader.dataset
+        features, targets = zip(*(videos[row] for row in batch.rows.tolist()), strict=True)
+        features_BD, targets_BC = torch.from_numpy(np.stack(features)), torch.stack(targets)
+        logits_BC = plain.model(features_BD.to(plain.device))
+        totals[1] += float(plain.cross_entropy(logits_BC, targets_BC.to(plain.device)))
+    assert abs(totals[0] / totals[1] - 1) < 1e-4, f"the two losses differ: {totals}"
+
+
+def tell(milliseconds: dict[Way, list[float]], shares: dict[str, float], report: dict[str, Any]) -> None:
+    names = {"plain": "plain PyTorch, float32", "fp32": "ours, float32", "auto": f"ours, auto ({report['auto']})"}
+    table = [["batches of " + str(report["batch_size"]), "ms/step", "videos/s", "ratio"]]
+    ratios = {}
+    for name, weighted in WAYS:
+        rounds = milliseconds[name, weighted]
+        ratios[name, weighted] = median(p / o for p, o in zip(milliseconds["plain", weighted], rounds, strict=True))
+        speed = 1000 * report["batch_size"] / median(rounds)
+        label = names[name] + (", pos weights + l2" if weighted else "")
+        table.append([label, f"{median(rounds):.1f}", f"{speed:,.0f}", f"{ratios[name, weighted]:.2f}"])
+    device = f"{report['threads']} threads" if report["device"] == "cpu" else report["device"]
+    notes = [
+        f"ratio {ratios['auto', False]:.2f} (aim {report['aim']}), in float32 {ratios['fp32', False]:.2f} "
+        f"(aim {AIM['fp32']})",
+        f"of a step, its batch takes {shares['auto']:.1%} of ours (auto) and {shares['plain']:.1%} of the plain one",
+    ]
+    suffix = {False: "", True: "_weighted"}
+    numbers = {
+        "ratio": round(ratios["auto", False], 2),
+        **{
+            f"ratio_{n}{suffix[w]}": round(r, 2)
+            for (n, w), r in ratios.items()
+            if n != "plain" and (n, w) != ("auto", False)
+        },
+        "ratio_fp32_lowest": round(
+            min(p / o for p, o in zip(milliseconds["plain", False], milliseconds["fp32", False], strict=True)), 2
+        ),
+        **{f"milliseconds_{n}{suffix[w]}": round(median(r), 3) for (n, w), r in milliseconds.items()},
+        "data_share": round(shares["auto"], 4),
+        "data_share_plain": round(shares["plain"], 4),
+    }
+    show("step", f"a training step of the published fused MLP with Adam, {device}", table, notes, numbers | report)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Every benchmark runs from the project's root, compares what it says, and ends in one JSON line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from workplace import PROJECT
+
+pytestmark = pytest.mark.bench
+
+TINY = {
+    "decode": ["--videos", "200", "--rounds", "1"],
+    "feed": ["--videos", "200", "--rounds", "1", "--batch-size", "64"],
+    "gap": ["--videos", "1024", "--rounds", "1", "--stream", "2048"],
+    "step": ["--videos", "128", "--rounds", "1", "--batch-size", "64"],
+}
+
+
+def run(name: str, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, f"benchmarks/{name}.py", *options]
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_ends_in_one_json_line_with_its_ratio(name: str) -> None:
+    done = run(name, *TINY[name])
+    assert done.returncode == 0, done.stderr
+    *card, last = done.stdout.splitlines()
+    report: dict[str, Any] = json.loads(last)
+    assert report["benchmark"] == name
+    assert report["ratio"] > 0 and report["aim"] > 0
+    assert report["machine"]["torch"]
+    assert any(f"ratio {report['ratio']}" in line for line in card)
+
+
+def test_every_benchmark_is_tried_here() -> None:
+    scripts = {path.stem for path in Path(PROJECT, "benchmarks").glob("*.py")}
+    assert scripts - {"card", "trials"} == TINY.keys()  # trials: a search on Ray, minutes long
+
+
+@pytest.mark.parametrize("name", ["decode", "feed"])
+def test_an_empty_glob_is_one_sentence(name: str) -> None:
+    done = run(name, "--data", "nowhere/*.tfrecord")
+    assert done.returncode == 2
+    assert "nowhere/*.tfrecord" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
