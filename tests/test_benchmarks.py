@@ -15,7 +15,7 @@ TINY = {
     "decode": ["--videos", "200", "--rounds", "1"],
     "feed": ["--videos", "200", "--rounds", "1", "--batch-size", "64"],
     "gap": ["--videos", "1024", "--rounds", "1", "--stream", "2048"],
-    "step": ["--videos", "128", "--rounds", "1", "--batch-size", "64"],
+    "step": ["--videos", "128", "--rounds", "1", "--batch-size", "64", "--threads", "1"],
 }
 
 
