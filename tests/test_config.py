@@ -108,7 +108,8 @@ MISTAKES = [
     # ranges
     ("range", "{trials: 2}", "{trials: 0}", "14: tiny.search.trials: trials must be at least 1, but got 0"),
     ("range within", "mean_rgb: 8", "mean_rgb: 0", "7: tiny.model.towers.mean_rgb: towers.mean_rgb must be at least 1, but got 0"),
-    ("mode", "{trials: 2}", "{metric: loss_validate}", "14: tiny.search: mode must be min for loss_validate and max for the others, but got max"),
+    ("metric", "{trials: 2}", "{metric: map}", "14: tiny.search.metric: 'map' is not one of: gap_best"),
+    ("several workers", "{trials: 2}", "{trials: 2}\n    resources: {workers: 2}", "15: tiny.resources.workers: workers must be 1, but got 2: several workers a trial are not built yet"),
     ("duration", "{trials: 2}", "{time_budget: 4x}", "14: tiny.search.time_budget: must be a number of seconds, or a time such as 90s, 30m, 4h or 1h30m (got 4x)"),
     ("end of a range", "[0.2, 0.7]", "[0.2, 1.7]", "7: tiny.model.dropout: dropout must be in [0, 1), but got 1.7"),
     ("towers", "mean_audio: 8", "mean_adio: 8", "7: tiny.model.towers: must have a tower for each of data.features: mean_rgb, mean_audio (got mean_rgb, mean_adio)"),

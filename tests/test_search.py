@@ -194,7 +194,9 @@ def test_a_signal_ends_the_search_in_order_and_says_how_to_go_on(workplace: Work
 @pytest.mark.fault
 def test_a_trial_that_diverges_fails_and_the_search_goes_on(workplace: Workplace) -> None:
     file = workplace.folder / "experiments.yaml"
-    file.write_text(file.read_text().replace("{loguniform: [1.0e-3, 1.0e-2]}", "{choice: [1.0e-3, 1.0e+30], default: 1.0e+30}"))
+    file.write_text(
+        file.read_text().replace("{loguniform: [1.0e-3, 1.0e-2]}", "{choice: [1.0e-3, 1.0e+30], default: 1.0e+30}")
+    )
     code, printed = workplace.run("--set", "training.epochs=3")
     assert code == 0, printed
     search = search_of(workplace)

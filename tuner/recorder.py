@@ -98,7 +98,9 @@ class Recorder(Unsaved, Callback):
             self._journal.append("failed", id=record.id, error=error)
         else:
             self._journal.append("finished", id=record.id, stopped_by=stopped_by)
-        self._tracker.finish_trial(record)
+        search = self._search
+        best = search.finished[0].score if search.finished else None
+        self._tracker.finish_trial(record, len(search.finished) + len(search.failed), best)
         self._console.trial_ended(record)
         export.discard_training_states(self._journal.directory, record)
 

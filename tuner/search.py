@@ -27,6 +27,7 @@ from tuner.dataset import Dataset, open_dataset
 from tuner.errors import ConfigError, SearchError, TunerError
 from tuner.evaluate import BATCH_SIZE, evaluate
 from tuner.journal import Journal, SearchRecord
+from tuner.paths import PROJECT
 from tuner.recorder import Recorder
 from tuner.resources import Plan, describe, plan
 from tuner.scheduler import ReplayingScheduler
@@ -158,11 +159,11 @@ class _Search:
             f"search {search.id} of {search.experiment}: {due} of {search.planned} trials to run, "
             f"{describe(self.layout)}; Ray's own log: {self.log}"
         )
-        tracker = Tracker(search.tracking_uri, search.experiment)
+        tracker = Tracker(search.tracking_uri, search.experiment, environment_tags(PROJECT))
         try:
             tracker.start_search(
                 search.id,
-                tags={"data_fingerprint": search.fingerprint, **environment_tags(self.experiment.file.parent)},
+                tags={"data_fingerprint": search.fingerprint},
                 params={
                     "trials": search.planned,
                     "sampler": settings.sampler.kind,

@@ -73,7 +73,7 @@ class FailuresConfig:
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     per_trial: int = 2  # times that a trial goes on from its last checkpoint after its worker died
-    per_search: int = 10  # failed trials, then the search ends
+    per_search: int = 10  # failed trials that are put up with; one more ends the search
 
     def __post_init__(self) -> None:
         for name in ("per_trial", "per_search"):
@@ -87,8 +87,8 @@ class SearchConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    metric: Literal["gap_best", "gap", "hit_at_1", "perr", "map", "loss_validate"] = "gap_best"
-    mode: Literal["max", "min"] = "max"
+    metric: Literal["gap_best"] = "gap_best"  # a trial's score: the best GAP of its epochs
+    mode: Literal["max"] = "max"
     trials: int = 20
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
@@ -101,8 +101,6 @@ class SearchConfig:
     def __post_init__(self) -> None:
         if self.trials < 1:
             raise ValueError(f"trials must be at least 1, but got {self.trials}")
-        if (self.mode == "min") != (self.metric == "loss_validate"):
-            raise ValueError(f"mode must be min for loss_validate and max for the others, but got {self.mode}")
         if self.time_budget is not None and not self.time_budget > 0:
             raise ValueError(f"time_budget must be above 0 seconds, but got {self.time_budget}")
         if self.max_concurrent != "auto" and self.max_concurrent < 1:
@@ -117,12 +115,12 @@ class ResourcesConfig:
 
     gpu: Literal["auto"] | float = "auto"  # GPUs of a worker; auto: one where the cluster has GPUs or may start some
     cpu: Literal["auto"] | float = "auto"  # CPUs of a worker; auto: the node's CPUs over the trials on it, at least 1
-    workers: int = 1  # of a trial
+    workers: int = 1  # of a trial; more than one is not built yet
 
     def __post_init__(self) -> None:
         if self.gpu != "auto" and self.gpu < 0:
             raise ValueError(f"gpu must not be negative, but got {self.gpu}")
         if self.cpu != "auto" and not self.cpu > 0:
             raise ValueError(f"cpu must be above 0, but got {self.cpu}")
-        if self.workers < 1:
-            raise ValueError(f"workers must be at least 1, but got {self.workers}")
+        if self.workers != 1:
+            raise ValueError(f"workers must be 1, but got {self.workers}: several workers a trial are not built yet")

@@ -180,10 +180,10 @@ class _AskTrial:
             drawn = self.trial.suggest_float(
                 name, distribution.low, distribution.high, step=distribution.step, log=distribution.log
             )
-        return drawn  # type: ignore[no-any-return]
+        return drawn
 
     def category(self, name: str, labels: Sequence[str]) -> str:
-        return self.trial.suggest_categorical(name, labels)  # type: ignore[no-any-return]
+        return self.trial.suggest_categorical(name, labels)
 
 
 def _descend(spec: Spec, pick: Pick) -> Node:

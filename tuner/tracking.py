@@ -22,6 +22,9 @@ MAX_RUNS = 10_000
 # Seconds between two attempts to reach a server that does not answer, and how long to go on trying at the end.
 RETRY_SECONDS, PATIENCE_SECONDS = 2.0, 120.0
 PARENT_TAG = "mlflow.parentRunId"
+# Opens the UI on runs and metrics, not on traces of language models.
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+SQLITE = "sqlite:///"  # what the URI of a database file begins with
 
 
 def default_uri(folder: Path) -> str:
@@ -37,12 +40,13 @@ def ui_command(uri: str) -> str:
 class Tracker:
     """Writes one search into MLflow."""
 
-    def __init__(self, uri: str, experiment: str) -> None:
+    def __init__(self, uri: str, experiment: str, tags: Mapping[str, str]) -> None:
         """Connect, make the database and the experiment where they are missing, and start the writing thread.
 
         Args:
             uri: of the tracking server or database.
             experiment: its name in MLflow.
+            tags: of every run, such as `environment_tags`.
 
         Raises:
             SearchError: MLflow cannot be reached or refuses.
@@ -53,7 +57,7 @@ class Tracker:
 
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        self.uri = uri
+        self.uri, self._tags = uri, dict(tags)
         try:
             mlflow.set_tracking_uri(uri)
             self.client = mlflow.MlflowClient(tracking_uri=uri)
@@ -61,7 +65,7 @@ class Tracker:
             self.experiment_id = (
                 found.experiment_id
                 if found
-                else self.client.create_experiment(experiment, artifact_location=_artifacts(uri, experiment))
+                else self.client.create_experiment(experiment, _artifacts(uri, experiment), EXPERIMENT_TAGS)
             )
         except MlflowException as error:
             raise SearchError(f"MLflow at {uri}: {error.message.splitlines()[0]}") from error
@@ -133,8 +137,9 @@ class Tracker:
 
         self._work.put(write)
 
-    def finish_trial(self, trial: TrialRecord) -> None:
-        """Close the trial's run."""
+    def finish_trial(self, trial: TrialRecord, num_ended: int, best: float | None) -> None:
+        """Close the trial's run; the parent run shows the best score after that many trials."""
+        now = int(time.time() * 1000)
 
         def write() -> None:
             run_id = self._runs[trial.id]
@@ -143,6 +148,8 @@ class Tracker:
             if trial.error:
                 self.client.set_tag(run_id, "error", trial.error[:5000])
             self.client.set_terminated(run_id, "FAILED" if trial.status == "failed" else "FINISHED")
+            if best is not None:
+                self.client.log_metric(self.parent_id, "gap_best", best, now, num_ended)
 
         self._work.put(write)
 
@@ -214,7 +221,7 @@ class Tracker:
             run_id: str = found[0].info.run_id
             self.client.set_terminated(run_id, "RUNNING")
             return run_id
-        run = self.client.create_run(self.experiment_id, run_name=name, tags=dict(tags))
+        run = self.client.create_run(self.experiment_id, run_name=name, tags={**self._tags, **tags})
         return str(run.info.run_id)
 
     def _children(self) -> list[Any]:
@@ -229,9 +236,9 @@ class Tracker:
 
 def _artifacts(uri: str, experiment: str) -> str | None:
     """Beside a SQLite file, wherever the search was started; a server knows its own place."""
-    if not uri.startswith("sqlite:///"):
+    if not uri.startswith(SQLITE):
         return None
-    return (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts" / experiment).as_uri()
+    return (Path(uri.removeprefix(SQLITE)).resolve().parent / "mlartifacts" / experiment).as_uri()
 
 
 def _is_passing(error: Exception) -> bool:
@@ -247,6 +254,8 @@ def trial_of_run(run_id: str, uri: str) -> str | None:
     import mlflow
     from mlflow.exceptions import MlflowException
 
+    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
+        return None  # MLflow would make the database to look into it
     try:
         tags: dict[str, str] = mlflow.MlflowClient(tracking_uri=uri).get_run(run_id).data.tags
     except MlflowException:
@@ -295,13 +304,18 @@ def register_model(
 
 
 def environment_tags(folder: Path) -> dict[str, str]:
-    """What a run was made with: git commit, dirty flag and versions."""
+    """What a run was made with: program, user, git commit, dirty flag and versions."""
     from importlib.metadata import version
 
-    tags = {f"version.{name}": version(name) for name in ("torch", "ray", "optuna", "mlflow", "numpy")}
+    tags = {
+        "mlflow.source.name": "tune.py",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": os.environ.get("USER") or str(os.getuid()),
+    }
+    tags |= {f"version.{name}": version(name) for name in ("torch", "ray", "optuna", "mlflow", "numpy")}
     commit = _git(folder, "rev-parse", "HEAD")
     if commit:
-        tags["git_commit"] = commit
+        tags["git_commit"] = tags["mlflow.source.git.commit"] = commit
         tags["git_dirty"] = str(bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))).lower()
     return tags
 
