@@ -105,6 +105,7 @@ def build(folder: Path) -> FinishedSearch:
         fingerprint=data.fingerprint,
         planned=4,
         tracking_uri="sqlite:///mlflow.db",
+        overrides=[],
         baseline=0.25,
     )
     for number, values in enumerate((SLOW, FAST, SLOW, SLOW)):

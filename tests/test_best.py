@@ -45,7 +45,7 @@ def refused(capsys: Printed, *arguments: str | Path) -> str:
 def add_search(storage: Path, experiment: str, id: str, *failures: str) -> None:
     """A search in which every trial failed, and one more was suggested."""
     opened = Journal(storage / experiment / id)
-    facts = {"fingerprint": "f", "planned": 3, "tracking_uri": "http://server", "baseline": 0.1}
+    facts = {"fingerprint": "f", "planned": 3, "tracking_uri": "http://server", "overrides": [], "baseline": 0.1}
     opened.append("search", version=journal.VERSION, id=id, experiment=experiment, **facts)
     for number, failure in enumerate((*failures, None)):
         trial = f"t{number}"

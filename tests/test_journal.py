@@ -24,6 +24,7 @@ FIRST: dict[str, Any] = {
     "fingerprint": "f",
     "planned": 4,
     "tracking_uri": "sqlite:///mlflow.db",
+    "overrides": [],
     "baseline": 0.2,
 }
 DRIVER = """
@@ -92,7 +93,7 @@ def write(opened: Journal, event: tuple[Any, ...]) -> None:
                 "suggested", number=number, id=f"t{number}", values=state, sampler_state=state, study_state=state
             )
         case "attempt", job:
-            opened.append("attempt", job=job)
+            opened.append("attempt", cluster="local", job=job, scratch=None)
         case "extended", trials:
             opened.append("extended", trials=trials)
         case "ended", reason:
