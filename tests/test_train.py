@@ -1,0 +1,366 @@
+"""One trial: the numbers that it must give, twice, after a resume, and as they were recorded."""
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from finished import FinishedSearch
+from torch import Tensor, nn
+from workplace import PROJECT, Workplace
+
+import models
+from data.batches import Batches
+from data.sample import write_splits
+from models import losses
+from models.fused_mlp import FusedMLPConfig
+from models.losses import LossConfig
+from models.optimizers import ClipConfig, OptimizerConfig, ScheduleConfig, learning_rate_at
+from tuner import errors
+from tuner import train as command
+from tuner.dataset import DataConfig, Dataset, open_dataset
+from tuner.errors import CheckpointError, TrialDiverged
+from tuner.train import Progress, TrainingConfig, TrialConfig, train, trial_seed
+
+GOLDEN = PROJECT / "tests" / "golden" / "fused_mlp_cpu.txt"
+CPU = torch.device("cpu")
+# What the clock says, and not the seed.
+TIMES = ("seconds", "videos_per_second")
+
+CLIPPED = ClipConfig(kind="global", norm=0.5)
+STEADY = ScheduleConfig(kind="constant")
+COSINE = ScheduleConfig(kind="cosine", warmup=0.1)
+ADAM = OptimizerConfig(kind="adam", learning_rate=0.01, schedule=COSINE)
+OPTIMIZERS = {
+    "adam": ADAM,
+    "rmsprop_tf": OptimizerConfig(kind="rmsprop_tf", learning_rate=0.003, momentum=0.5, schedule=COSINE, clip=CLIPPED),
+    "sgd": OptimizerConfig(kind="sgd", learning_rate=0.1, momentum=0.9, nesterov=True, schedule=COSINE),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums in one order: how many cores a machine has must not show in the numbers."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    folder = tmp_path_factory.mktemp("train")
+    features = {"rgb": 24, "audio": 8}
+    write_splits(
+        folder / "shards", num_videos={"train": 300, "validate": 90}, num_shards=2, num_classes=12, features=features
+    )
+    return open_dataset(
+        DataConfig(
+            train=f"{folder}/shards/train*",
+            validate=f"{folder}/shards/validate*",
+            features=features,
+            num_classes=12,
+            cache=str(folder / "cache"),
+        )
+    )
+
+
+def trial(optimizer: OptimizerConfig = ADAM, *, dropout: float = 0.4, **settings: Any) -> TrialConfig:
+    """A small trial; what is not the optimizer's is training's or the loss's."""
+    training = {name: settings.pop(name) for name in ("batch_size", "epochs", "precision", "seed") if name in settings}
+    return TrialConfig(
+        model=FusedMLPConfig(kind="fused_mlp", towers={"rgb": 12, "audio": 6}, hidden=16, dropout=dropout),
+        optimizer=optimizer,
+        loss=LossConfig(**settings),
+        training=TrainingConfig(**({"batch_size": 64, "epochs": 3, "precision": "fp32"} | training)),
+    )
+
+
+def numbers(progress: Progress) -> dict[str, float]:
+    return {key: value for key, value in progress.metrics.items() if key not in TIMES}
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """Weights and buffers, as they are now."""
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Bit for bit, not-a-numbers too."""
+    assert found.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_array_equal(found[name].numpy(), expected[name].numpy(), err_msg=name)
+
+
+def run(config: TrialConfig, data: Dataset, **arguments: Any) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+    """The numbers of every epoch, and the weights in the end."""
+    epochs = []
+    for progress in train(config, data, device=CPU, seed=1, **arguments):
+        epochs.append(numbers(progress))
+    return epochs, weights(progress.state.model)
+
+
+def losses_of_steps(config: TrialConfig, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The training loss of every step, the data term."""
+    seen: list[float] = []
+    original = losses.sigmoid_cross_entropy
+
+    def spy(*arguments: Any, **options: Any) -> Tensor:
+        loss = original(*arguments, **options)
+        seen.append(loss.item())
+        return loss
+
+    monkeypatch.setattr(losses, "sigmoid_cross_entropy", spy)
+    run(config, data)
+    return seen
+
+
+def test_training_follows_the_recorded_losses(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Without dropout: torch draws its masks differently on different processors.
+    optimizer = OptimizerConfig(kind="rmsprop_tf", learning_rate=0.003, schedule=COSINE, clip=CLIPPED)
+    config = trial(optimizer, dropout=0.0, batch_size=30, epochs=1, l2=10.0, pos_weight_power=0.25, bootstrap="fixed")
+    golden = dict(line.split() for line in GOLDEN.read_text().splitlines() if not line.startswith("#"))
+    found = losses_of_steps(config, data, monkeypatch)
+    assert {str(step): loss for step, loss in enumerate(found, start=1)} == pytest.approx(
+        {step: float(loss) for step, loss in golden.items()}, rel=1e-3
+    ), "\n".join(f"{step} {loss:.6f}" for step, loss in enumerate(found, start=1))
+
+
+def test_the_same_trial_twice_gives_the_same_numbers(data: Dataset) -> None:
+    config = trial(bootstrap="per_batch")
+    (first, first_weights), (second, second_weights) = run(config, data), run(config, data)
+    assert first == second
+    assert_same(second_weights, first_weights)
+
+
+def test_another_seed_gives_other_numbers(data: Dataset) -> None:
+    (one,), (other,) = ([numbers(p) for p in train(trial(epochs=1), data, device=CPU, seed=seed)] for seed in (1, 2))
+    assert one["loss_train"] != other["loss_train"]
+
+
+def test_training_learns(data: Dataset) -> None:
+    epochs, _ = run(trial(epochs=8), data)
+    assert epochs[-1]["loss_validate"] < 0.8 * epochs[0]["loss_validate"]
+    assert epochs[-1]["gap"] > 1.3 * epochs[0]["gap"]
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("bootstrap", ["per_batch", "fixed"])
+def test_a_resumed_trial_equals_the_uninterrupted_one(data: Dataset, tmp_path: Path, kind: str, bootstrap: str) -> None:
+    config = trial(OPTIMIZERS[kind], bootstrap=bootstrap, l1=0.1, l2=1.0, pos_weight_power=0.25)
+    expected = []
+    for progress in train(config, data, device=CPU, seed=1):
+        expected.append(numbers(progress))
+        progress.state.save(tmp_path / f"epoch-{progress.epoch}", config)
+    expected_weights = weights(progress.state.model)
+    for epoch in (1, 2, 3):
+        torch.manual_seed(99)  # another process has other random numbers
+        found, found_weights = run(config, data, resume_from=tmp_path / f"epoch-{epoch}")
+        assert found == expected[epoch - 1 :]  # its own epoch is told once more
+        assert_same(found_weights, expected_weights)
+
+
+def test_a_resumed_trial_knows_its_past(data: Dataset, tmp_path: Path) -> None:
+    config = trial()
+    steps = train(config, data, device=CPU, seed=1)
+    history = [next(steps).metrics]
+    progress = next(steps)
+    progress.state.save(tmp_path / "two", config)
+    history.append(progress.metrics)
+    first, *rest = train(config, data, device=CPU, seed=1, resume_from=tmp_path / "two")
+    assert first.repeated and first.epoch == 2
+    assert first.state.history[:2] == history
+    assert [later.epoch for later in rest] == [3] and not rest[0].repeated
+
+
+def test_a_checkpoint_of_other_settings_is_refused(data: Dataset, tmp_path: Path) -> None:
+    config = trial(epochs=1)
+    for progress in train(config, data, device=CPU, seed=1):
+        progress.state.save(tmp_path / "one", config)
+    with pytest.raises(CheckpointError, match=r"training\.epochs: 1 -> 2"):
+        next(train(trial(epochs=2), data, device=CPU, seed=1, resume_from=tmp_path / "one"))
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_loss_that_is_not_finite_fails_the_trial_and_moves_no_weight(data: Dataset, kind: str) -> None:
+    steps = train(trial(OPTIMIZERS[kind], l2=1.0), data, device=CPU, seed=1)
+    state = next(steps).state
+    with torch.no_grad():
+        next(iter(state.model.parameters()))[0, 0] = math.nan
+    before = {name: value.detach().clone() for name, value in state.model.named_parameters()}
+    moments = [{k: v.clone() for k, v in one.items() if torch.is_tensor(v)} for one in state.optimizer.state.values()]
+    with pytest.raises(TrialDiverged, match=r"the loss is not finite in epoch 2 by step 1 \(learning rate .*left as"):
+        next(steps)
+    assert_same({name: value.detach() for name, value in state.model.named_parameters()}, before)
+    for found, expected in zip(state.optimizer.state.values(), moments, strict=True):
+        assert_same({name: found[name] for name in expected}, expected)
+    assert state.epoch == 1  # the epoch is not one
+
+
+def test_a_far_too_large_learning_rate_diverges(data: Dataset) -> None:
+    wild = OptimizerConfig(kind="adam", learning_rate=1e38, schedule=STEADY)
+    with pytest.raises(TrialDiverged, match=r"learning rate 1e\+38"):
+        run(trial(wild), data)
+
+
+class TestWhatActsInTrainingOnly:
+    """Bootstrap, positive weights and penalties: one step on all videos against its definition."""
+
+    VARIANTS = (
+        {},
+        {"bootstrap": "fixed"},
+        {"bootstrap": "per_batch"},
+        {"pos_weight_power": 0.5},
+        {"pos_weight_power": 0.5, "pos_weight_max": 2.0},
+        {"l1": 1.0, "l2": 100.0},
+    )
+
+    @pytest.mark.parametrize("settings", VARIANTS, ids=str)
+    def test_the_validation_loss_is_the_plain_one(self, data: Dataset, settings: dict[str, Any]) -> None:
+        (progress,) = train(trial(epochs=1, **settings), data, device=CPU, seed=1)
+        features_ND, labels_NC = dense(data.validate_batches(90, CPU))
+        with torch.no_grad():
+            logits_NC = progress.state.model.eval()(features_ND)
+        plain = nn.functional.binary_cross_entropy_with_logits(logits_NC, labels_NC, reduction="none")
+        assert progress.metrics["loss_validate"] == pytest.approx(plain.sum(1).mean().item(), rel=1e-5)
+
+    @pytest.mark.parametrize("settings", VARIANTS, ids=str)
+    def test_the_training_loss_is_the_weighted_one(self, data: Dataset, settings: dict[str, Any]) -> None:
+        config = trial(epochs=1, dropout=0.0, batch_size=300, **settings)
+        (progress,) = train(config, data, device=CPU, seed=1)
+        torch.manual_seed(1)
+        model = models.build(config.model, data.sizes, data.statistics).train()
+        features_ND, labels_NC = dense(Batches(data.train, batch_size=300, shuffle=False))
+        with torch.no_grad():
+            logits_NC = model(features_ND)
+        counts_C = labels_NC.sum(0).clamp(1, 299)
+        ratio_C = (300 / counts_C - 1) ** settings.get("pos_weight_power", 0.0)
+        loss_NC = nn.functional.binary_cross_entropy_with_logits(
+            logits_NC, labels_NC, reduction="none", pos_weight=ratio_C.clamp(max=settings.get("pos_weight_max", 1e9))
+        )
+        drawn_N = torch.ones(300)
+        if settings.get("bootstrap") == "fixed":
+            drawn_N = torch.from_numpy(np.random.default_rng(1).multinomial(300, [1 / 300] * 300)).float()
+        if settings.get("bootstrap") == "per_batch":  # drawn for the places in the batch
+            drawn_N = losses.per_batch_bootstrap_weights(300, torch.Generator().manual_seed(1))
+            order = next(iter(data.train_batches(300, 1, CPU).epoch(0))).rows
+            loss_NC = loss_NC[order]
+        assert progress.metrics["loss_train"] == pytest.approx((loss_NC.sum(1) * drawn_N).mean().item(), rel=1e-5)
+
+
+def dense(batches: Batches) -> tuple[Tensor, Tensor]:
+    """The one batch of a split: features [N, D] and labels [N, C] of 0 and 1."""
+    (batch,) = batches.epoch(0)
+    labels_NC = torch.zeros(len(batch.rows), 12)
+    rows = torch.repeat_interleave(batch.label_offsets.diff())
+    labels_NC[rows, batch.label_indices] = 1
+    return batch.features_BD.float(), labels_NC
+
+
+def test_bf16_trains_as_well_as_fp32(data: Dataset) -> None:
+    exact, _ = run(trial(epochs=2), data)
+    rounded, found_weights = run(trial(epochs=2, precision="bf16"), data)
+    assert all(math.isfinite(value) for epoch in rounded for value in epoch.values())
+    assert rounded != exact
+    assert rounded[-1]["loss_validate"] == pytest.approx(exact[-1]["loss_validate"], rel=0.05)
+    assert {value.dtype for value in found_weights.values() if value.is_floating_point()} == {torch.float32}
+
+
+@pytest.mark.parametrize("kind", ["cosine", "staircase", "constant"])
+def test_the_schedule_reaches_its_end_with_the_last_step(data: Dataset, kind: Any) -> None:
+    schedule = ScheduleConfig(kind=kind, decay=0.5, decay_examples=256, final=0.1, warmup=0.1)
+    optimizer = OptimizerConfig(kind="adam", learning_rate=0.01, schedule=schedule)
+    epochs, _ = run(trial(optimizer, epochs=4), data)
+    in_all = 4 * 4 * 64  # four epochs of four whole batches
+    for epoch, metrics in enumerate(epochs, start=1):
+        expected = learning_rate_at(optimizer, epoch * in_all // 4 - 64, in_all)
+        assert metrics["learning_rate"] == pytest.approx(expected)
+    end = {"cosine": 0.1, "staircase": 0.125, "constant": 1.0}[kind]
+    assert epochs[-1]["learning_rate"] == pytest.approx(0.01 * end, rel=0.12)  # the last step is one before the end
+
+
+def test_a_batch_larger_than_the_data_is_all_of_it(data: Dataset) -> None:
+    optimizer = OptimizerConfig(kind="adam", learning_rate=0.01, schedule=ScheduleConfig(kind="cosine"))
+    epochs, _ = run(trial(optimizer, epochs=2, batch_size=1000), data)
+    assert epochs[1]["learning_rate"] == pytest.approx(0.005)  # half of the examples are seen
+
+
+def test_the_best_epoch_so_far_is_told_with_each(data: Dataset) -> None:
+    epochs, _ = run(trial(epochs=4), data)
+    for epoch, metrics in enumerate(epochs, start=1):
+        assert metrics["gap_best"] == max(past["gap"] for past in epochs[:epoch])
+
+
+def test_seeds_of_trials_are_equal_unless_they_are_per_trial() -> None:
+    assert [trial_seed(trial(seed=7), number) for number in (0, 3)] == [7, 7]
+    assert [trial_seed(trial(seed="per_trial"), number) for number in (0, 3)] == [1, 4]
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
+    command.run(list(arguments))
+    return capsys.readouterr().out.splitlines()
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert errors.main(partial(command.run, list(arguments))) == 2
+    return capsys.readouterr().err
+
+
+def test_the_command_prints_epochs_and_ends_with_json(workplace: Workplace) -> None:
+    ran = workplace.python(
+        "-m", "tuner.train", "tiny", "--set", "training.epochs=2", "--device", "cpu", "--save", "kept"
+    )
+    assert ran.returncode == 0, ran.stderr
+    head, settings, *epochs, last = ran.stdout.splitlines()
+    assert head == "tiny on cpu: 300 videos, 100 to validate"
+    assert json.loads(settings)["training"]["epochs"] == 2
+    assert [line.split("  ")[0] for line in epochs] == ["epoch 1/2", "epoch 2/2"]
+    assert json.loads(last)["gap_best"] > 0
+    assert (workplace.folder / "kept" / "checkpoint.json").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("tinny",), "there is no experiment 'tinny'; did you mean 'tiny'?"),
+        (("--set", "optimizer.momentun=1"), "tiny.optimizer.momentun: unknown key; did you mean 'momentum'?"),
+        (("--set", "data.train=nothing*"), "nothing*"),
+        (("--trial", "no-such-trial"), "no trial no-such-trial"),
+        (("--file", "absent.yaml"), "absent.yaml"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(
+    workplace: Workplace,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    monkeypatch.chdir(workplace.folder)
+    error = refused(capsys, *arguments)
+    assert message in error and error.count("\n") == 1
+
+
+def test_a_replayed_trial_brings_its_own_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        command.run(["tiny", "--trial", "t"])
+    assert "--trial brings its own settings" in capsys.readouterr().err
+
+
+def test_a_replay_by_trial_id_gives_the_numbers_of_the_search(
+    finished_search: FinishedSearch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(finished_search.folder / "experiments.yaml", tmp_path)  # another place, the same storage
+    file, storage = str(tmp_path / "experiments.yaml"), str(finished_search.storage)
+    *_, last = told(capsys, "--trial", "trial-1", "--file", file, "--storage", storage, "--device", "cpu")
+    journaled = finished_search.search.trials["trial-1"].reports[2]
+    replayed = json.loads(last)
+    # The search had another number of threads.
+    expected = {key: value for key, value in journaled.items() if key not in TIMES}
+    assert {key: replayed[key] for key in expected} == pytest.approx(expected, rel=1e-4)
