@@ -130,7 +130,7 @@ def run(
         for progress in train(job.trial, data, device=device, seed=job.seed, resume_from=resume_from):
             metrics = {"epoch": progress.epoch, "epochs": job.trial.training.epochs, **place, **progress.metrics}
             if progress.repeated:
-                report(metrics | {"history": progress.state.history}, None)
+                report(metrics | {"history": list(progress.state.history)}, None)  # the state lives on
             else:
                 report(metrics, partial(progress.state.save, trial=job.trial))
     except (TunerError, DataError) as error:
