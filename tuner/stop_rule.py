@@ -50,7 +50,7 @@ class StopRule(Unsaved, Stopper):
             before, recent = over[: -config.plateau.trials], over[-config.plateau.trials :]
             if (
                 before
-                and max(t.score or 0 for t in recent) < max(t.score or 0 for t in before) + config.plateau.min_gain
+                and max(t.score or 0 for t in recent) <= max(t.score or 0 for t in before) + config.plateau.min_gain
             ):
                 return "plateau"
         return None
