@@ -3,8 +3,8 @@
     python benchmarks/feed.py [--data 'shards/train*.tfrecord'] [--videos 20000]
 
 Both give shuffled batches of float32 features [B, 1152] and the labels in the form that their loss takes: offsets and
-indices here, a dense [B, 3862] target there. One core. Without --data it writes sample shards first. The last line is
-one JSON object; `ratio` is the quotient of the videos per second.
+indices here, a dense [B, 3862] target there. One core, in CPU time. Without --data it writes sample shards first. The
+last line is one JSON object; `ratio` is the quotient of the videos per second.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if options.data is None:
             write_shards(folder, num_videos=options.videos, num_shards=8, num_classes=NUM_CLASSES, seed=1)
-        began = time.perf_counter()
+        began = time.process_time()
         try:
             shards = find_shards(options.data or str(Path(folder) / "*.tfrecord"))
             cache = open_cache(shards, Schema(), Path(folder) / "cache", workers=1)
         except DataError as error:
             parser.error(str(error))
-        build_seconds = time.perf_counter() - began
+        build_seconds = time.process_time() - began
         report = measure(cache, shards, options.batch_size, options.rounds)
     report |= {"build_videos_per_second": round(cache.num_videos / build_seconds)}
     report |= {"videos": cache.num_videos, "data": options.data or "sample"}
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def measure(cache: Cache, shards: list[str], batch_size: int, rounds: int) -> dict[str, Any]:
-    """Epochs of both in turns, so that a busy machine slows both; the median round of each."""
+    """Epochs of both in turns; the median round of each."""
     batches = Batches(cache, batch_size=batch_size, shuffle=True, seed=1)
     ours, peers = [], []
     same_values(from_cache(batches, 0), from_tfrecord(shards, batch_size))
@@ -107,10 +107,10 @@ def collate(videos: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
 
 
 def seconds_per_epoch(epoch: Callable[[], Iterator[Any]], repeats: int) -> float:
-    began = time.perf_counter()
+    began = time.process_time()
     for _ in chain.from_iterable(epoch() for _ in range(repeats)):
         pass
-    return (time.perf_counter() - began) / repeats
+    return (time.process_time() - began) / repeats
 
 
 def same_values(ours: Iterator[tuple[Tensor, Tensor, Tensor]], peers: Iterator[tuple[Tensor, Tensor]]) -> None:

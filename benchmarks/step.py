@@ -7,7 +7,8 @@ order every epoch. The plain loop: a map-style Dataset over float32 arrays (norm
 target out as zeros and ones, a DataLoader without workers, torch's layers, loss and optimizer, float32. Ours: float16
 rows of the cache, normalised in the model, sparse labels; once in float32 and once in the precision that `auto` means
 here. Each also with weights of the positives and an l2 penalty. A step is everything from asking for the batch to the
-moved weights. Whole epochs are timed, all ways in turns; the ratio is the median of the rounds' ratios.
+moved weights. Whole epochs are timed, all ways in turns; the ratio is the median of the rounds' ratios. The clock is
+the wall's, which wants a quiet machine; but with --threads 1 on a CPU it is CPU time. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from models.optimizers import OptimizerConfig
 from models.optimizers import build as build_optimizer
 from tuner.dataset import DataConfig, Dataset, SampleConfig, open_dataset
 from tuner.precision import Precision, uses_bf16
-from tuner.train import TrainingConfig, TrainingState, TrialConfig, _Step
+from tuner.train import Step, TrainingState
+from tuner.trial_config import TrainingConfig, TrialConfig
 
 AIM = {"bf16": 2.5, "fp32": 1.0}
 CAPABILITIES = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16")  # those that decide about matrix products
@@ -69,6 +71,7 @@ def main() -> None:
     report = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": options.threads,
+        "clock": "cpu" if clock_of(device) is time.process_time else "wall",
         "capabilities": [name for name in CAPABILITIES if cpu.get(name)],
         "auto": precision,
         "batch_size": options.batch_size,
@@ -94,24 +97,30 @@ def measure(
     steps = {way: epochs * len(trainer) for way, trainer in trainers.items()}
     for trainer in trainers.values():
         trainer.run_epoch()  # warm: buffers, kernels, the optimizer's state
+    clock = clock_of(device)
     for turn in range(rounds):
         for way in WAYS if turn % 2 == 0 else reversed(WAYS):
-            milliseconds[way].append(timed(trainers[way].run_epoch, epochs, device) / steps[way])
+            milliseconds[way].append(timed(trainers[way].run_epoch, epochs, device, clock) / steps[way])
     shares = {}
     for name in ("plain", "auto"):
-        alone = min(timed(trainers[name, False].read_epoch, epochs, device) for _ in range(3))
+        alone = min(timed(trainers[name, False].read_epoch, epochs, device, clock) for _ in range(3))
         shares[name] = alone / steps[name, False] / median(milliseconds[name, False])
     return milliseconds, shares
 
 
-def timed(epoch: Callable[[], None], epochs: int, device: torch.device) -> float:
+def timed(epoch: Callable[[], None], epochs: int, device: torch.device, clock: Callable[[], float]) -> float:
     """Milliseconds that so many epochs take, until the device has done all of it."""
     synchronize(device)
-    began = time.perf_counter()
+    began = clock()
     for _ in range(epochs):
         epoch()
     synchronize(device)
-    return 1000 * (time.perf_counter() - began)
+    return 1000 * (clock() - began)
+
+
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """CPU time where it tells the truth: threads that wait for each other burn it, and a GPU uses none."""
+    return time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
 
 
 def synchronize(device: torch.device) -> None:
@@ -138,7 +147,7 @@ class Ours:
             model=self.model, optimizer=optimizer, bootstrap=torch.Generator(device=device).manual_seed(1)
         )
         self.batches = data.train_batches(batch_size, 1, device)
-        self.step = _Step(trial, data, state, device=device, seed=1, examples_per_epoch=len(self.batches) * batch_size)
+        self.step = Step(trial, data, state, device=device, seed=1, examples_per_epoch=len(self.batches) * batch_size)
         self.epoch = 0
 
     def __len__(self) -> int:
