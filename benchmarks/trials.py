@@ -1,9 +1,9 @@
 """Seconds lost between trials: from the last epoch of one to the first step of the next.
 
-    python benchmarks/trials.py [--trials 6] [--no-overlap]
+    python benchmarks/trials.py [--trials 6]
 
-Runs a search of short trials (3 epochs of about 2 s) with one slot, as `python tune.py` does, reads from its journal when epochs
-ended, and watches Ray's processes appear to say where the seconds go. The last line is one JSON object.
+Runs a search of short trials (3 epochs of about 2 s) with one slot, as `python tune.py` does, reads from its journal
+when epochs ended, and watches Ray's processes appear to say where the seconds go. The last line is one JSON object.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -47,6 +48,7 @@ class Watcher(threading.Thread):
         self.stop = threading.Event()
 
     def run(self) -> None:
+        """Look twenty times a second."""
         while not self.stop.wait(0.05):
             for process in psutil.process_iter(["cmdline", "create_time"]):
                 title = " ".join(process.info["cmdline"] or [])
@@ -83,7 +85,7 @@ def lost_seconds(records: list[dict]) -> tuple[list[float], list[float]]:
         if record["type"] == "report":
             reports.setdefault(record["id"], []).append((record["time"], record["metrics"]["seconds"]))
     spans = sorted((epochs[0][0] - epochs[0][1], epochs[-1][0]) for epochs in reports.values())
-    return [after[0] - before[1] for before, after in zip(spans, spans[1:], strict=False)], [span[0] for span in spans]
+    return [after[0] - before[1] for before, after in pairwise(spans)], [span[0] for span in spans]
 
 
 def breakdown(watcher: Watcher, first_steps: list[float]) -> dict[str, float]:

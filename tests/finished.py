@@ -11,7 +11,7 @@ from tuner import config, export, journal
 from tuner.config import Experiment
 from tuner.dataset import Dataset, open_dataset
 from tuner.journal import Journal, SearchRecord, TrialRecord
-from tuner.train import train, trial_seed
+from tuner.train import train
 
 EXPERIMENTS = """\
 default: tiny
@@ -113,7 +113,7 @@ def build(folder: Path) -> FinishedSearch:
         record.append("suggested", number=number, id=f"trial-{number}", values=values, **states)
     for number, (id, values) in enumerate({"trial-0": SLOW, "trial-1": FAST}.items()):
         settings = experiment.trial_config(values)
-        for progress in train(settings, data, device=torch.device("cpu"), seed=trial_seed(settings, number)):
+        for progress in train(settings, data, device=torch.device("cpu"), seed=settings.seed(number)):
             progress.state.save(made.directory / "trials" / id / f"epoch-{progress.epoch:04d}", settings)
             record.append("report", id=id, epoch=progress.epoch, metrics=progress.metrics)
         record.append("finished", id=id, stopped_by=None)

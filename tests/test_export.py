@@ -23,7 +23,7 @@ from data.batches import Batches
 from tuner import checkpoint, config, errors, evaluate, export, model_card, predict, vocabulary
 from tuner.dataset import open_dataset
 from tuner.errors import CheckpointError, ConfigError, ModelFolderError, NothingToExport, SearchError
-from tuner.train import train, trial_seed
+from tuner.train import train
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -109,7 +109,7 @@ def test_trial_yaml_is_an_experiment_that_trains_the_same_model_again(
     trial = again.trial_config({})
     assert trial == replace(settings, training=replace(settings.training, seed=2))
     assert again.data == finished_search.experiment.data
-    *_, last = train(trial, open_dataset(again.data), device=CPU, seed=trial_seed(trial, 0))
+    *_, last = train(trial, open_dataset(again.data), device=CPU, seed=trial.seed(0))
     assert last.metrics["gap"] == finished_search.best.score
 
 

@@ -26,7 +26,8 @@ from tuner import errors
 from tuner import train as command
 from tuner.dataset import DataConfig, Dataset, open_dataset
 from tuner.errors import CheckpointError, TrialDiverged
-from tuner.train import Progress, TrainingConfig, TrialConfig, train, trial_seed
+from tuner.train import Progress, train
+from tuner.trial_config import TrainingConfig, TrialConfig
 
 GOLDEN = PROJECT / "tests" / "golden" / "fused_mlp_cpu.txt"
 CPU = torch.device("cpu")
@@ -298,8 +299,8 @@ def test_the_best_epoch_so_far_is_told_with_each(data: Dataset) -> None:
 
 
 def test_seeds_of_trials_are_equal_unless_they_are_per_trial() -> None:
-    assert [trial_seed(trial(seed=7), number) for number in (0, 3)] == [7, 7]
-    assert [trial_seed(trial(seed="per_trial"), number) for number in (0, 3)] == [1, 4]
+    assert [trial(seed=7).seed(number) for number in (0, 3)] == [7, 7]
+    assert [trial(seed="per_trial").seed(number) for number in (0, 3)] == [1, 4]
 
 
 def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:

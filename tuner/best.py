@@ -5,15 +5,15 @@ Reads the search's folder alone, so it works while the search runs, and without 
 
 import argparse
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tuner import journal, paths
 from tuner.errors import NothingToExport, SearchError, main
 from tuner.journal import SearchRecord, TrialRecord
+from tuner.space import flatten
 
 if TYPE_CHECKING:  # `--help` needs no torch
     from rich.console import Console
@@ -124,17 +124,9 @@ def _nearest(name: str, known: list[str]) -> str:
 
 def searched_paths(experiment: "Experiment") -> list[str]:
     """The settings that differ between trials, by yaml path: a conditional parameter under the path of its choice."""
-    corners = [_flat(experiment.space.resolve(corner)) for corner in experiment.space.corners()]
+    corners = [flatten(experiment.space.resolve(corner)) for corner in experiment.space.corners()]
     found = dict.fromkeys(path for corner in corners for path in corner)
     return [path for path in found if any(corner.get(path) != corners[0].get(path) for corner in corners)]
-
-
-def _flat(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        name = f"{path}.{key}" if path else key
-        flat |= _flat(value, name) if isinstance(value, Mapping) else {name: value}
-    return flat
 
 
 def _show(
@@ -152,7 +144,7 @@ def _show(
     searched = searched_paths(experiment)
     trials = []
     for trial in search.finished[:top]:
-        settings = _flat(experiment.space.resolve(trial.values))
+        settings = flatten(experiment.space.resolve(trial.values))
         trials.append(replace(trial, values={path: settings[path] for path in searched if path in settings}))
     score = winner.score or 0.0
     state = f"ended: {search.ended}" if search.ended else "not ended: it runs, or was interrupted"

@@ -32,7 +32,7 @@ from tuner.settings import (
     SearchConfig,
 )
 from tuner.space import Space, Values
-from tuner.train import TrialConfig
+from tuner.trial_config import TrialConfig
 from tuner.yaml_tree import Node, Problems, dump, expand, join, parse, read, shown
 
 __all__ = [

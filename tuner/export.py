@@ -242,12 +242,11 @@ def _config(experiment: Experiment, search: SearchRecord, trial: TrialRecord, ep
 
 def _trial_yaml(experiment: Experiment, trial: TrialRecord) -> str:
     """The trial as an experiment without distributions, with the seed that it had."""
-    from tuner.train import trial_seed
     from tuner.yaml_tree import dump
 
     trial_config = experiment.trial_config(trial.values)
     settings = trial_config.settings
-    settings["training"]["seed"] = trial_seed(trial_config, trial.number)
+    settings["training"]["seed"] = trial_config.seed(trial.number)
     blocks = {"data": asdict(experiment.data), "pipeline": experiment.pipeline, **settings}
     plain = json.loads(json.dumps(blocks))  # lists for tuples, as yaml has them
     return dump({"default": experiment.name, "experiments": {experiment.name: plain}})

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from tuner.dataset import DataConfig
 from tuner.distributions import DISTRIBUTIONS
 from tuner.settings import ResourcesConfig, SearchConfig
-from tuner.train import TrialConfig
+from tuner.trial_config import TrialConfig
 from tuner.yaml_tree import Node, Problems, join, shown
 
 T = TypeVar("T")

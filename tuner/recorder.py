@@ -1,6 +1,5 @@
 """Takes down what trials do: journal first, then MLflow, then the screen. The one Tune callback of a search."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from ray.tune import Callback
@@ -10,9 +9,9 @@ from tuner.config import Experiment
 from tuner.console import Console, describe_values
 from tuner.journal import Journal, TrialRecord, Unsaved
 from tuner.scheduler import ReplayingScheduler
+from tuner.space import flatten
 from tuner.stop_rule import StopRule
 from tuner.tracking import Tracker
-from tuner.train import trial_seed
 from tuner.trial import PLACE, epochs_of
 
 METRICS = (
@@ -57,7 +56,7 @@ class Recorder(Unsaved, Callback):
             return
         self._started.add(record.id)
         settings = self._experiment.trial_config(record.values)
-        tags = {"data_fingerprint": self._search.fingerprint, "seed": str(trial_seed(settings, record.number))}
+        tags = {"data_fingerprint": self._search.fingerprint, "seed": str(settings.seed(record.number))}
         self._tracker.start_trial(record, params=flatten(settings.settings), tags=tags)
         self._console.trial_started(record, describe_values(record.values))
 
@@ -103,18 +102,6 @@ class Recorder(Unsaved, Callback):
         self._tracker.finish_trial(record, len(search.finished) + len(search.failed), best)
         self._console.trial_ended(record)
         export.discard_training_states(self._journal.directory, record)
-
-
-def flatten(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Nested settings by yaml path: `optimizer.learning_rate`."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        name = f"{path}.{key}" if path else key
-        if isinstance(value, Mapping):
-            flat |= flatten(value, name)
-        else:
-            flat[name] = value
-    return flat
 
 
 def _last_line(error: Exception | None) -> str:

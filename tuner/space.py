@@ -168,6 +168,15 @@ class Space:
         return values
 
 
+def flatten(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested settings by yaml path, as MLflow and tables show them: `optimizer.learning_rate`."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = f"{path}.{key}" if path else key
+        flat |= flatten(value, name) if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
 @dataclass(frozen=True, slots=True)
 class _AskTrial:
     trial: Any  # an optuna.Trial

@@ -12,60 +12,24 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import models
 from models import losses, optimizers
-from models.fused_mlp import FusedMLPConfig
-from models.losses import LossConfig
-from models.optimizers import OptimizerConfig
 from tuner import checkpoint
 from tuner.dataset import Dataset, open_dataset
 from tuner.errors import TrialDiverged, main
 from tuner.evaluate import evaluate
-from tuner.precision import Precision, autocast
+from tuner.precision import autocast
+from tuner.trial_config import TrialConfig
 
 # Steps between two looks at the divergence flag on CUDA: each look makes the host wait for the device.
 STEPS_BETWEEN_CHECKS = 100
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingConfig:
-    """How long and how a trial trains."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
-    batch_size: int = 1024  # videos a step
-    epochs: int = 20  # passes over the training videos
-    precision: Precision = "auto"  # of the matrix products; auto: bf16 where the hardware has it
-    seed: int | Literal["per_trial"] = 1  # of weights, order, dropout and bootstrap; per_trial: seed 1 + trial number
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, but got {getattr(self, name)}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrialConfig:
-    """Everything that shapes one trial beside its data."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
-    model: FusedMLPConfig
-    optimizer: OptimizerConfig
-    loss: LossConfig = field(default_factory=LossConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The same as a plain nested dict: what checkpoints, exports and MLflow store."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +112,7 @@ def train(
     config = trial.training
     batches = data.train_batches(config.batch_size, seed, device)
     validation = data.validate_batches(config.batch_size, device)
-    step = _Step(trial, data, state, device=device, seed=seed, examples_per_epoch=len(batches) * batches.batch_size)
+    step = Step(trial, data, state, device=device, seed=seed, examples_per_epoch=len(batches) * batches.batch_size)
     while state.epoch < config.epochs:
         start = time.monotonic()
         model.train()
@@ -173,13 +137,7 @@ def train(
         yield Progress(epoch=state.epoch, metrics=metrics, state=state)
 
 
-def trial_seed(trial: TrialConfig, number: int) -> int:
-    """The seed of trial `number`: the same for all (paired comparison) unless training.seed is `per_trial`."""
-    seed = trial.training.seed
-    return 1 + number if seed == "per_trial" else seed
-
-
-class _Step:
+class Step:
     """The step of a trial: everything that stays the same from batch to batch, prepared once."""
 
     def __init__(
@@ -301,7 +259,7 @@ def run(arguments: list[str] | None = None) -> None:
     )
     print(json.dumps(trial.settings))
     started = time.monotonic()
-    for progress in train(trial, data, device=torch.device(options.device), seed=trial_seed(trial, number)):
+    for progress in train(trial, data, device=torch.device(options.device), seed=trial.seed(number)):
         metrics = progress.metrics
         print(
             f"epoch {progress.epoch}/{trial.training.epochs}  loss {metrics['loss_train']:.4f}  "

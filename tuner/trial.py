@@ -35,7 +35,8 @@ from tuner.config import Experiment
 from tuner.dataset import DataConfig, open_dataset
 from tuner.errors import TunerError
 from tuner.resources import Resources
-from tuner.train import TrialConfig, train, trial_seed
+from tuner.train import train
+from tuner.trial_config import TrialConfig
 
 # What a report holds beside metrics.
 PLACE = ("host", "device")
@@ -68,7 +69,7 @@ def trainable(experiment: Experiment, directory: Path, resources: Resources) -> 
             trial_id=config["trial_id"],
             trial=settings,
             data=experiment.data,
-            seed=trial_seed(settings, config["number"]),
+            seed=settings.seed(config["number"]),
             resources=resources,
         )
         TorchTrainer(
