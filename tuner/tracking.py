@@ -67,8 +67,8 @@ class Tracker:
                 if found
                 else self.client.create_experiment(experiment, _artifacts(uri, experiment), EXPERIMENT_TAGS)
             )
-        except MlflowException as error:
-            raise SearchError(f"MLflow at {uri}: {error.message.splitlines()[0]}") from error
+        except (MlflowException, OSError) as error:
+            raise SearchError(f"MLflow at {uri}: {str(error).splitlines()[0]}") from error
         self.parent_id = ""
         self._runs: dict[str, str] = {}  # MLflow run by trial id
         self._logged: dict[str, set[int]] = {}  # epochs that MLflow already has, by trial id
@@ -231,7 +231,10 @@ class Tracker:
     def _log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
 
-        self.client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
+        # MLflow refuses to change a parameter, such as the number of trials of a search that was extended.
+        known = self.client.get_run(run_id).data.params
+        new = [Param(key, str(value)) for key, value in params.items() if key not in known]
+        self.client.log_batch(run_id, params=new)
 
 
 def _artifacts(uri: str, experiment: str) -> str | None:
