@@ -18,7 +18,7 @@ import pytest
 import torch
 from workplace import Workplace, wait_for
 
-from tuner import config, journal
+from tuner import cluster, config, journal
 from tuner.dataset import open_dataset
 from tuner.journal import SearchRecord
 from tuner.train import train
@@ -98,7 +98,7 @@ def long_lived_ray(folder: Path) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     scratch = tempfile.mkdtemp(prefix="ray-")
-    command = ["start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={address.split(':')[1]}"]
+    command = ["start", "--head", "--block", f"--port={address.split(':')[1]}"]
     command += ["--num-cpus=2", f"--temp-dir={scratch}", "--object-store-memory=100000000", "--dashboard-port=0"]
     with (folder / "head.txt").open("w") as file:
         head = subprocess.Popen([str(Path(sys.executable).parent / "ray"), *command], stdout=file, stderr=file)
@@ -211,6 +211,7 @@ def test_a_trial_that_diverges_fails_and_the_search_goes_on(workplace: Workplace
 @pytest.mark.fault
 def test_a_ray_that_outlives_the_driver_is_left_as_it_was(workplace: Workplace) -> None:
     import ray
+    from ray.util.state import list_actors
 
     with long_lived_ray(workplace.folder) as address:
         driver = workplace.start("--address", address)
@@ -220,10 +221,10 @@ def test_a_ray_that_outlives_the_driver_is_left_as_it_was(workplace: Workplace) 
         code, printed = workplace.run("--resume", "--address", address, output="resumed.txt")
         assert code == 0, printed
         assert_nothing_was_lost(workplace, planned=3)
-        ray.init(address=address, log_to_driver=False)
+        cluster._join(address)
         try:
             groups = ray.util.placement_group_table().values()
             assert {group["state"] for group in groups} <= {"REMOVED"}
-            wait_for(lambda: not list(ray.util.state.list_actors(filters=[("state", "!=", "DEAD")])), seconds=30)
+            wait_for(lambda: not list(list_actors(filters=[("state", "!=", "DEAD")])), seconds=30)
         finally:
             ray.shutdown()

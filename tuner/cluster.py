@@ -10,6 +10,7 @@ from pathlib import Path
 
 import ray
 from ray import PlacementGroupID
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray.util import placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 
@@ -65,10 +66,7 @@ def connect(address: str) -> Iterator[Attempt]:
         if temporary is not None:
             _start_private(temporary)
         else:
-            try:
-                ray.init(address=address, log_to_driver=True)
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                raise SearchError(f"no Ray answers at {address}: {str(error).splitlines()[0]}") from error
+            _join(address)
         attempt = Attempt(
             cluster=ray.get_runtime_context().get_session_name(),
             job=ray.get_runtime_context().get_job_id(),
@@ -80,6 +78,22 @@ def connect(address: str) -> Iterator[Attempt]:
         ray.shutdown()
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _join(address: str) -> None:
+    """Connect to a running Ray.
+
+    `ray start` asks for a token wherever this user has one; `ray.init` brings it along only after the same call that
+    `ray start` makes (an environment variable set now would come too late: Ray has read it).
+    """
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    try:
+        ray.init(address=address, log_to_driver=True)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise SearchError(
+            f"no Ray answers at {address}: {str(error).splitlines()[0]}; is it running, and is its token "
+            f"(`ray get-auth-token` there) in ~/.ray/auth_token here?"
+        ) from error
 
 
 def _start_private(temporary: Path) -> None:
