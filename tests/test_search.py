@@ -11,6 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -222,9 +223,11 @@ def test_a_ray_that_outlives_the_driver_is_left_as_it_was(workplace: Workplace) 
         assert code == 0, printed
         assert_nothing_was_lost(workplace, planned=3)
         cluster._join(address)
+        living = partial(list_actors, filters=[("state", "!=", "DEAD")])
         try:
             groups = ray.util.placement_group_table().values()
             assert {group["state"] for group in groups} <= {"REMOVED"}
-            wait_for(lambda: not list(list_actors(filters=[("state", "!=", "DEAD")])), seconds=30)
+            # Ray keeps its own coordinator of autoscaling, one for all who use the cluster.
+            wait_for(lambda: {actor.class_name for actor in living()} <= {"_AutoscalingCoordinatorActor"}, seconds=60)
         finally:
             ray.shutdown()

@@ -69,10 +69,13 @@ class Recorder(Unsaved, Callback):
             self._errors[record.id] = result["error"]
             return
         for epoch, metrics in epochs_of(result):
-            if epoch not in record.reports:
-                metrics = {key: value for key, value in metrics.items() if key in METRICS}
+            metrics = {key: value for key, value in metrics.items() if key in METRICS}
+            is_new = epoch not in record.reports
+            if is_new:
                 self._journal.append("report", id=record.id, epoch=epoch, metrics=metrics)
-                self._tracker.report(record.id, epoch, metrics, {key: result[key] for key in PLACE})
+            # MLflow knows what it has: a driver that was killed may have left it behind the journal.
+            self._tracker.report(record.id, epoch, metrics, {key: result[key] for key in PLACE})
+            if is_new:
                 self._console.trial_reported(record, epoch, result["epochs"], metrics)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
