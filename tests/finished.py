@@ -110,7 +110,14 @@ def build(folder: Path) -> FinishedSearch:
     )
     for number, values in enumerate((SLOW, FAST, SLOW, SLOW)):
         states: dict[str, Any] = {"sampler_state": {}, "study_state": {}}
-        record.append("suggested", number=number, id=f"trial-{number}", values=values, **states)
+        record.append(
+            "suggested",
+            number=number,
+            id=f"trial-{number}",
+            values=values,
+            settings=experiment.space.settings(values),
+            **states,
+        )
     for number, (id, values) in enumerate({"trial-0": SLOW, "trial-1": FAST}.items()):
         settings = experiment.trial_config(values)
         for progress in train(settings, data, device=torch.device("cpu"), seed=settings.seed(number)):

@@ -49,7 +49,7 @@ def add_search(storage: Path, experiment: str, id: str, *failures: str) -> None:
     opened.append("search", version=journal.VERSION, id=id, experiment=experiment, **facts)
     for number, failure in enumerate((*failures, None)):
         trial = f"t{number}"
-        opened.append("suggested", number=number, id=trial, values={}, sampler_state={}, study_state={})
+        opened.append("suggested", number=number, id=trial, values={}, settings={}, sampler_state={}, study_state={})
         if failure is not None:
             opened.append("failed", id=trial, error=failure)
     opened.close()
@@ -70,8 +70,9 @@ def test_a_conditional_parameter_shows_as_the_number_that_it_came_to(
 ) -> None:
     printed = told(capsys, "tiny", "--storage", finished_search.storage)
     assert "model.dropout=0.2  optimizer.learning_rate=0.03  loss.l2=5" in printed
-    header, *rows = (line.split() for line in printed[printed.index("trial     GAP") :].splitlines() if line)
-    assert header == ["trial", "GAP", "epoch", "ended", "model.dropout", "optimizer.learning_rate", "loss.l2"]
+    above, header, *rows = (line.split() for line in printed.splitlines()[-4:])
+    assert above == ["model.", "optimizer.", "loss."]
+    assert header == ["trial", "GAP", "epoch", "ended", "dropout", "learning_rate", "l2"]
     assert [row[0] for row in rows] == ["001", "000"]
     assert [row[-3:] for row in rows] == [["0.2", "0.03", "5"], ["0.5", "0.0001", "0"]]
 

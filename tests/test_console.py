@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,14 +16,16 @@ from rich.console import Console as RichConsole
 
 from data.cache import BuildProgress
 from tuner import console
-from tuner.console import Console, SearchView, describe_seconds, describe_values, leader_table, quiet
+from tuner.console import Console, SearchView, describe_seconds, describe_settings, leader_table, quiet
 from tuner.journal import SearchRecord, TrialRecord
 
 VALUES = {"model.dropout": 0.45, "optimizer.learning_rate": 0.00123456, "loss.l2": "0"}
 
 
 def trial(number: int, *gaps: float, status: Any = "running", **facts: Any) -> TrialRecord:
-    record = TrialRecord(number=number, id=f"s-{number}", values=VALUES, sampler_state={}, status=status, **facts)
+    record = TrialRecord(
+        number=number, id=f"s-{number}", values=VALUES, settings=VALUES, sampler_state={}, status=status, **facts
+    )
     record.reports = {epoch: metrics(gap) for epoch, gap in enumerate(gaps, start=1)}
     return record
 
@@ -49,7 +52,7 @@ def live(shown: Console, record: SearchRecord) -> None:
     """A small search from its start to its end."""
     first, second = trial(0, 0.5), trial(1, 0.6)
     with shown.searching(record):
-        shown.trial_started(first, describe_values(VALUES))
+        shown.trial_started(first, describe_settings(VALUES))
         record.trials[first.id] = first
         shown.trial_reported(first, 1, 3, metrics(0.5))
         first.status = "finished"
@@ -140,19 +143,21 @@ def test_lines_are_written_as_they_are(plain: Shown) -> None:
 
 def test_decoding_is_a_line_without_a_terminal(plain: Shown) -> None:
     shown, printed = plain
-    for done in range(5):
-        shown.decoding(building(done))
-    assert printed() == "decoded 4 shards, 1,234 videos\n"
+    with shown.decoding() as show:
+        for done in range(5):
+            show(building(done))
+    assert printed() == "decoded 4 shards: 1,234 videos\n"
 
 
 def test_decoding_is_a_bar_in_a_terminal_and_leaves_nothing_running(in_terminal: Shown) -> None:
     shown, printed = in_terminal
-    shown.decoding(building(0, waiting=True))
-    for done in range(1, 5):
-        shown.decoding(building(done))
-    assert "decoding shards" in printed() and shown._build is None
-    shown.decoding(building(0))  # the next split
-    shown.decoding(building(4))
+    before = threading.active_count()
+    with pytest.raises(RuntimeError), shown.decoding() as show:
+        show(building(0, waiting=True))
+        for done in range(1, 5):
+            show(building(done))
+        raise RuntimeError  # a damaged shard
+    assert "decoding shards" in printed() and threading.active_count() == before
 
 
 def test_in_a_terminal_the_ends_of_trials_stay_and_epochs_are_the_views(in_terminal: Shown) -> None:
@@ -262,12 +267,13 @@ def test_the_leader_table_has_the_best_with_their_parameters() -> None:
         trial(0, 0.6, 0.65, 0.64, status="finished"),
         trial(2, 0.1, status="finished"),
     ]
-    trials[1].values = {"optimizer.learning_rate": 0.01}
+    trials[1].settings = {"optimizer.learning_rate": 0.01}
     recorder = RichConsole(width=120, file=io.StringIO(), record=True)
-    recorder.print(leader_table(trials, ["optimizer.learning_rate", "loss.l2"], most=2))
+    recorder.print(leader_table(trials[:2], ["optimizer.learning_rate", "loss.l2"]))
     rows = [line.split() for line in recorder.export_text().splitlines()]
     assert rows == [
-        ["trial", "GAP", "epoch", "ended", "optimizer.learning_rate", "loss.l2"],
+        ["optimizer.", "loss."],
+        ["trial", "GAP", "epoch", "ended", "learning_rate", "l2"],
         ["004", "0.7000", "2", "asha", "0.001235", "0"],
         ["000", "0.6500", "2", "by", "itself", "0.01", "-"],
     ]

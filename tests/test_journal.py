@@ -44,7 +44,9 @@ def begin(directory: Path) -> Journal:
 
 
 def suggest(opened: Journal, number: int) -> None:
-    opened.append("suggested", number=number, id=f"t{number}", values={"x": 0.5}, sampler_state={}, study_state={})
+    opened.append(
+        "suggested", number=number, id=f"t{number}", values={"x": 0.5}, settings={}, sampler_state={}, study_state={}
+    )
 
 
 def start_driver(directory: Path) -> "subprocess.Popen[str]":
@@ -90,7 +92,13 @@ def write(opened: Journal, event: tuple[Any, ...]) -> None:
     match event:
         case "suggested", number, state:
             opened.append(
-                "suggested", number=number, id=f"t{number}", values=state, sampler_state=state, study_state=state
+                "suggested",
+                number=number,
+                id=f"t{number}",
+                values=state,
+                settings=state,
+                sampler_state=state,
+                study_state=state,
             )
         case "attempt", job:
             opened.append("attempt", cluster="local", job=job, scratch=None)

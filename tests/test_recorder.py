@@ -42,7 +42,7 @@ class Driver:
             facts = {"fingerprint": "f", "planned": 1, "tracking_uri": "-", "overrides": [], "baseline": 0.1}
             self.journal.append("search", version=journal.VERSION, id="s", experiment="tiny", **facts)
             states: dict[str, Any] = {"sampler_state": {}, "study_state": {}}
-            self.journal.append("suggested", number=0, id=ID, values=experiment.space.defaults(), **states)
+            self.journal.append("suggested", number=0, id=ID, values=experiment.space.defaults(), settings={}, **states)
         search = self.journal.search
         assert search is not None
         self.told: list[Any] = []

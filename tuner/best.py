@@ -5,7 +5,6 @@ Reads the search's folder alone, so it works while the search runs, and without 
 
 import argparse
 import sys
-from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING
 from tuner import journal, paths
 from tuner.errors import NothingToExport, SearchError, main
 from tuner.journal import SearchRecord, TrialRecord
-from tuner.space import flatten
 
 if TYPE_CHECKING:  # `--help` needs no torch
     from rich.console import Console
@@ -122,13 +120,6 @@ def _nearest(name: str, known: list[str]) -> str:
     return f"{hint}there {'is' if len(known) == 1 else 'are'} {', '.join(known[-TOP:])}{more}"
 
 
-def searched_paths(experiment: "Experiment") -> list[str]:
-    """The settings that differ between trials, by yaml path: a conditional parameter under the path of its choice."""
-    corners = [flatten(experiment.space.resolve(corner)) for corner in experiment.space.corners()]
-    found = dict.fromkeys(path for corner in corners for path in corner)
-    return [path for path in found if any(corner.get(path) != corners[0].get(path) for corner in corners)]
-
-
 def _show(
     console: "Console",
     search: SearchRecord,
@@ -138,14 +129,9 @@ def _show(
     top: int,
     tracking_uri: str | None,
 ) -> None:
-    from tuner.console import describe_values, leader_table
+    from tuner.console import describe_settings, leader_table
     from tuner.tracking import ui_command
 
-    searched = searched_paths(experiment)
-    trials = []
-    for trial in search.finished[:top]:
-        settings = flatten(experiment.space.resolve(trial.values))
-        trials.append(replace(trial, values={path: settings[path] for path in searched if path in settings}))
     score = winner.score or 0.0
     state = f"ended: {search.ended}" if search.ended else "not ended: it runs, or was interrupted"
     console.print(
@@ -154,7 +140,7 @@ def _show(
     )
     epochs = f"in epoch {winner.best_epoch} of {len(winner.reports)}"
     console.print(f"best: trial {winner.number:03d}  GAP {score:.4f} {epochs}")
-    console.print(f"  {describe_values(trials[0].values) or 'the experiment searches no parameter'}")
+    console.print(f"  {describe_settings(winner.settings) or 'the experiment searches no parameter'}")
     console.print(f"  {_over_trial_0(search, score)}, {score - search.baseline:+.4f} over ranking by label frequency")
     for split, scores in whole_splits(search, winner).items():
         named = (f"{name} {scores[key]:.4f}" for key, name in METRIC_NAMES.items())
@@ -163,7 +149,7 @@ def _show(
     run = f"run 'trial {winner.number:03d}' below {search.id}, tag trial_id {winner.id}"
     console.print(f"  in MLflow: {run}; {ui_command(uri)}")
     console.print()
-    console.print(leader_table(trials, searched, top))
+    console.print(leader_table(search.finished[:top], experiment.space.searched()))
 
 
 def whole_splits(search: SearchRecord, trial: TrialRecord) -> dict[str, dict[str, float]]:

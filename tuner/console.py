@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ class Console:
         """Write to today's stdout, whatever is redirected later."""
         self._out = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
         self._rich = RichConsole(file=self._out, highlight=False, soft_wrap=True)
-        self._build: tuple[Progress, Any] | None = None
         self._view: SearchView | None = None
 
     @property
@@ -43,24 +42,22 @@ class Console:
         """One line that stays."""
         self._rich.print(line, markup=False)
 
-    def decoding(self, progress: BuildProgress) -> None:
-        """Progress of decoding shards: a bar in a terminal, a line at the end elsewhere."""
-        done = progress.shards_done == progress.shards_total
-        if not self.is_terminal:
-            if done:
-                self.print(f"decoded {progress.shards_total} shards, {progress.num_videos:,} videos")
-            return
-        if self._build is None:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            bar = Progress(*columns, console=self._rich, transient=True)
-            bar.start()
-            self._build = bar, bar.add_task("decoding shards")
-        bar, task = self._build
-        waiting = "another process decodes the shards" if progress.waiting_for_lock else "decoding shards"
-        bar.update(task, completed=progress.shards_done, total=progress.shards_total, description=waiting)
-        if done:
-            bar.stop()
-            self._build = None
+    @contextmanager
+    def decoding(self) -> Iterator[Callable[[BuildProgress], None]]:
+        """What the block calls shows how far shards are decoded: a bar in a terminal, a line at the end elsewhere."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        bar = Progress(*columns, console=self._rich, transient=True, disable=not self.is_terminal)
+        task = bar.add_task("decoding shards")
+
+        def show(progress: BuildProgress) -> None:
+            waiting = "another process decodes the shards" if progress.waiting_for_lock else "decoding shards"
+            bar.update(task, completed=progress.shards_done, total=progress.shards_total, description=waiting)
+            if progress.shards_done == progress.shards_total:
+                skipped = f", {progress.num_skipped} bad shards skipped" if progress.num_skipped else ""
+                self.print(f"decoded {progress.shards_total} shards: {progress.num_videos:,} videos{skipped}")
+
+        with bar:
+            yield show
 
     @contextmanager
     def searching(self, search: SearchRecord) -> Iterator[None]:
@@ -149,7 +146,7 @@ class SearchView:
         scored = [trial for trial in search.trials.values() if trial.score is not None]
         if scored:
             best = max(scored, key=lambda trial: trial.score or 0.0)
-            lines.append(Text("  " + describe_values(best.values), style="dim"))
+            lines.append(Text("  " + describe_settings(best.settings), style="dim"))
         lines += [Text(line) for line in list(self.epochs_now.values())[:MOST_RUNNING]]
         if running:
             lines.append(Text(f"{sum(self.videos_per_second.values()):,.0f} videos/s in training", style="dim"))
@@ -164,11 +161,9 @@ def describe_epoch(trial: TrialRecord, epoch: int, epochs: int, metrics: Mapping
     )
 
 
-def describe_values(values: Mapping[str, Any]) -> str:
-    """A suggestion on one line."""
-    return "  ".join(
-        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items()
-    )
+def describe_settings(settings: Mapping[str, Any]) -> str:
+    """A trial's settings on one line."""
+    return "  ".join(f"{path}={_cell(value)}" for path, value in settings.items())
 
 
 def describe_seconds(seconds: float) -> str:
@@ -178,17 +173,27 @@ def describe_seconds(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def leader_table(trials: list[TrialRecord], names: list[str], most: int) -> Table:
-    """The best trials with the parameters that were searched."""
+def settings_table(columns: Sequence[str], paths: Sequence[str]) -> Table:
+    """An empty table of trials: the columns, then one for each setting, its path broken after the dots."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, justify in (("trial", "right"), ("GAP", "right"), ("epoch", "right"), ("ended", "left")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for name in names:
-        table.add_column(name, justify="right", overflow="fold")
-    for trial in trials[:most]:
-        cells = [_cell(trial.values.get(name)) for name in names]
-        ended = trial.stopped_by or "by itself"
-        table.add_row(f"{trial.number:03d}", f"{trial.score:.4f}", str(trial.best_epoch), ended, *cells)
+    for name in columns:
+        table.add_column(name, justify="right")
+    for path in paths:
+        table.add_column(path.replace(".", ".\n"), justify="right", vertical="bottom")
+    return table
+
+
+def setting_cells(settings: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
+    """A trial's cells in the columns of its settings."""
+    return [_cell(settings.get(path)) for path in paths]
+
+
+def leader_table(trials: Sequence[TrialRecord], paths: Sequence[str]) -> Table:
+    """The trials, best first, with the settings that were searched."""
+    table = settings_table(("trial", "GAP", "epoch", "ended"), paths)
+    for trial in trials:
+        facts = f"{trial.number:03d}", f"{trial.score:.4f}", str(trial.best_epoch), trial.stopped_by or "by itself"
+        table.add_row(*facts, *setting_cells(trial.settings, paths))
     return table
 
 

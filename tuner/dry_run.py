@@ -10,7 +10,7 @@ from data.cache import find_shards
 from data.tfrecord import decode_shard
 from tuner import cluster, vocabulary
 from tuner.config import Experiment
-from tuner.console import Console
+from tuner.console import Console, setting_cells, settings_table
 from tuner.dataset import write_sample
 from tuner.resources import Node, describe, plan
 from tuner.searcher import make_sampler
@@ -66,10 +66,8 @@ def _nodes(address: str) -> list[Node]:
 
 
 def _samples(experiment: Experiment, number: int) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("trial", justify="right")
-    for name in experiment.space.names():
-        table.add_column(name, justify="right", overflow="fold")
+    paths = experiment.space.searched()
+    table = settings_table(("trial",), paths)
     study = optuna.create_study(direction="maximize")
     for trial in range(number):
         study.sampler = make_sampler(experiment.search.sampler, trial)
@@ -79,6 +77,5 @@ def _samples(experiment: Experiment, number: int) -> Table:
         values = experiment.space.optuna(asked)
         experiment.trial_config(values)
         study.tell(asked, 0.0)
-        cells = [values.get(name, "-") for name in experiment.space.names()]
-        table.add_row(str(trial), *(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells))
+        table.add_row(str(trial), *setting_cells(experiment.space.settings(values), paths))
     return table

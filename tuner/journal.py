@@ -32,6 +32,7 @@ class TrialRecord:
     number: int  # 0, 1, ... in order of suggestion; 0 is the untuned model
     id: str
     values: dict[str, Any]  # the suggestion, by parameter name
+    settings: dict[str, Any] = field(default_factory=dict)  # what it comes to, by yaml path: `loss.l2: 12.5`
     sampler_state: dict[str, Any]  # what the sampler stored with its suggestion
     status: Status = "running"
     reports: dict[int, dict[str, Any]] = field(default_factory=dict)  # metrics by epoch
@@ -224,7 +225,11 @@ def _apply(search: SearchRecord | None, record: dict[str, Any]) -> SearchRecord:
         case "suggested":
             search.study_state = record["study_state"]
             search.trials[record["id"]] = TrialRecord(
-                number=record["number"], id=record["id"], values=record["values"], sampler_state=record["sampler_state"]
+                number=record["number"],
+                id=record["id"],
+                values=record["values"],
+                settings=record["settings"],
+                sampler_state=record["sampler_state"],
             )
         case "report":
             search.trials[record["id"]].reports[record["epoch"]] = record["metrics"]

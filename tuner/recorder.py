@@ -6,7 +6,7 @@ from ray.tune import Callback
 
 from tuner import export
 from tuner.config import Experiment
-from tuner.console import Console, describe_values
+from tuner.console import Console, describe_settings
 from tuner.journal import Journal, TrialRecord, Unsaved
 from tuner.scheduler import ReplayingScheduler
 from tuner.space import flatten
@@ -54,11 +54,23 @@ class Recorder(Unsaved, Callback):
         record = self._search.trials[trial.config["trial_id"]]
         if record.id in self._started:
             return
+        self._open(record)
+        self._console.trial_started(record, describe_settings(record.settings))
+
+    def catch_up(self) -> None:
+        """Tell MLflow of the trials that ended before this driver: the one that was killed may not have got to it."""
+        for record in self._search.trials.values():
+            if record.status != "running":
+                self._open(record)
+                for epoch, metrics in record.reports.items():
+                    self._tracker.report(record.id, epoch, metrics, {})
+                self._close(record)
+
+    def _open(self, record: TrialRecord) -> None:
         self._started.add(record.id)
         settings = self._experiment.trial_config(record.values)
         tags = {"data_fingerprint": self._search.fingerprint, "seed": str(settings.seed(record.number))}
         self._tracker.start_trial(record, params=flatten(settings.settings), tags=tags)
-        self._console.trial_started(record, describe_values(record.values))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -100,11 +112,14 @@ class Recorder(Unsaved, Callback):
             self._journal.append("failed", id=record.id, error=error)
         else:
             self._journal.append("finished", id=record.id, stopped_by=stopped_by)
+        self._close(record)
+        self._console.trial_ended(record)
+        export.discard_training_states(self._journal.directory, record)
+
+    def _close(self, record: TrialRecord) -> None:
         search = self._search
         best = search.finished[0].score if search.finished else None
         self._tracker.finish_trial(record, len(search.finished) + len(search.failed), best)
-        self._console.trial_ended(record)
-        export.discard_training_states(self._journal.directory, record)
 
 
 def _last_line(error: Exception | None) -> str:

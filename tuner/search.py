@@ -22,7 +22,7 @@ from data.errors import DataError
 from models.metrics import Accumulator
 from tuner import cluster, config, export, journal, vocabulary
 from tuner.config import Experiment
-from tuner.console import Console, describe_values, quiet
+from tuner.console import Console, describe_settings, quiet
 from tuner.dataset import Dataset, open_dataset
 from tuner.errors import ConfigError, SearchError, TunerError
 from tuner.evaluate import BATCH_SIZE, evaluate
@@ -70,7 +70,11 @@ def run(file: Path, name: str | None, options: Options, console: Console) -> int
         directory = options.storage / experiment.name / journal.new_search_id()
     if experiment.data.vocabulary is not None:
         vocabulary.read(experiment.data.vocabulary, experiment.data.num_classes)  # an export needs it, days later
-    data = open_dataset(experiment.data, console.decoding)
+    with console.decoding() as progress:
+        data = open_dataset(experiment.data, progress)
+    for name, cache in (("train", data.train), ("validate", data.validate)):
+        for path, reason in cache.skipped:
+            console.print(f"data.{name}: left out {path}: {reason}")
     try:
         with quiet(directory / LOG), cluster.connect(cluster.resolve_address(options.address)) as attempt:
             layout = plan(experiment.resources, cluster.nodes())
@@ -173,9 +177,12 @@ class _Search:
             )
             for name, cache in (("train", self.data.train), ("validate", self.data.validate)):
                 _log_data(tracker, name, cache, getattr(self.experiment.data, name))
+            scheduler = ReplayingScheduler(settings.scheduler, search, self.experiment.max_epochs)
+            recorder = Recorder(self.experiment, self.journal, tracker, console, scheduler, self.stop)
+            recorder.catch_up()
             with console.searching(search):
                 if due:
-                    self._fit(tracker)
+                    self._fit(scheduler, recorder)
                 if not self.stop.interrupted:
                     self.journal.append("ended", reason=self.stop.reason or "planned")
                     if search.finished:
@@ -188,11 +195,9 @@ class _Search:
             console.print(f"MLflow at {search.tracking_uri} never took {undelivered} writes: see {self.log}")
         return self._conclude()
 
-    def _fit(self, tracker: Tracker) -> None:
+    def _fit(self, scheduler: ReplayingScheduler, recorder: Recorder) -> None:
         """Hand the search to Tune."""
         settings = self.experiment.search
-        scheduler = ReplayingScheduler(settings.scheduler, self.search, self.experiment.max_epochs)
-        recorder = Recorder(self.experiment, self.journal, tracker, self.console, scheduler, self.stop)
         # One more trial than there are slots starts its processes and waits for a slot. Where there are slots left
         # over, because max_concurrent is lower, it would not wait.
         waiting = 1 if settings.overlap and self.concurrency >= self.layout.slots else 0
@@ -265,7 +270,7 @@ class _Search:
         score = best.score or 0.0
         gain = f", {score - first.score:+.4f} over trial 0 (the defaults)" if first.score is not None else ""
         console.print(f"best trial {best.number:03d}: GAP {score:.4f}{gain}, {_over(score, search.baseline)}")
-        console.print("  " + describe_values(best.values))
+        console.print("  " + describe_settings(best.settings))
         for split, scores in (search.winner or {}).get("metrics", {}).items():
             console.print(f"  on all of {split}: GAP {scores['gap']:.4f} over {scores['num_videos']:,.0f} videos")
         if self.stop.reason:

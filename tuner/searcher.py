@@ -73,6 +73,7 @@ class JournaledSearch(Unsaved, OptunaSearch):
             number=number,
             id=f"{search.id}-{number:04d}",
             values=values,
+            settings=self._experiment.space.settings(values),
             sampler_state=self._ot_study.get_trials(deepcopy=False)[number].system_attrs,
             study_state=self._study_state(),
         )

@@ -121,6 +121,21 @@ class Space:
         self.distributions(values)  # checks them
         return _descend(self._root, lambda name, distribution: values[name])
 
+    def searched(self) -> list[str]:
+        """The settings that differ between trials, by yaml path; a conditional one under the path of its choice."""
+        corners = [flatten(self.resolve(corner)) for corner in self.corners()]
+        found = dict.fromkeys(path for corner in corners for path in corner)
+        return [path for path in found if any(corner.get(path) != corners[0].get(path) for corner in corners)]
+
+    def settings(self, values: Values) -> dict[str, Any]:
+        """What a suggestion comes to, for people: the value of each searched setting, by yaml path.
+
+        Raises:
+            ConfigError: as `resolve`.
+        """
+        resolved = flatten(self.resolve(values))
+        return {path: resolved[path] for path in self.searched() if path in resolved}
+
     def corners(self) -> list[dict[str, Any]]:
         """Values to check a space by: both ends of every range under every combination of options.
 

@@ -22,6 +22,8 @@ MAX_RUNS = 10_000
 # Seconds between two attempts to reach a server that does not answer, and how long to go on trying at the end.
 RETRY_SECONDS, PATIENCE_SECONDS = 2.0, 120.0
 PARENT_TAG = "mlflow.parentRunId"
+# Of a run whose trial is over; KILLED is one that a resume goes on with.
+ENDED = ("FINISHED", "FAILED")
 # Opens the UI on runs and metrics, not on traces of language models.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 SQLITE = "sqlite:///"  # what the URI of a database file begins with
@@ -73,6 +75,7 @@ class Tracker:
         self._runs: dict[str, str] = {}  # MLflow run by trial id
         self._logged: dict[str, set[int]] = {}  # epochs that MLflow already has, by trial id
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._closed: set[str] = set()  # trials whose runs an earlier driver closed
         self._undelivered = 0
         self._closing_since: float | None = None
         self._thread = threading.Thread(target=self._write, name="mlflow-writer", daemon=True)
@@ -83,6 +86,8 @@ class Tracker:
 
         def write() -> None:
             self.parent_id = self._find_or_create("search_id", search_id, search_id, {"search_id": search_id, **tags})
+            children = self._children()
+            self._closed = {run.data.tags.get("trial_id", "") for run in children if run.info.status in ENDED}
             self._log_params(self.parent_id, params)
             self.client.log_text(self.parent_id, yaml, "experiment.yaml")
 
@@ -111,6 +116,8 @@ class Tracker:
         """Open the trial's run, or the one that it had before its search was interrupted."""
 
         def write() -> None:
+            if trial.id in self._closed:
+                return
             own = {"trial_id": trial.id, "trial_number": str(trial.number), PARENT_TAG: self.parent_id, **tags}
             run_id = self._find_or_create("trial_id", trial.id, f"trial {trial.number:03d}", own)
             self._runs[trial.id] = run_id
@@ -126,7 +133,7 @@ class Tracker:
         def write() -> None:
             from mlflow.entities import Metric, RunTag
 
-            if epoch in self._logged[trial_id]:
+            if trial_id in self._closed or epoch in self._logged[trial_id]:
                 return
             self.client.log_batch(
                 self._runs[trial_id],
@@ -142,6 +149,8 @@ class Tracker:
         now = int(time.time() * 1000)
 
         def write() -> None:
+            if trial.id in self._closed:
+                return
             run_id = self._runs[trial.id]
             if trial.stopped_by:
                 self.client.set_tag(run_id, "stopped_by", trial.stopped_by)

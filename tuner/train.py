@@ -112,7 +112,14 @@ def train(
     config = trial.training
     batches = data.train_batches(config.batch_size, seed, device)
     validation = data.validate_batches(config.batch_size, device)
-    step = Step(trial, data, state, device=device, seed=seed, examples_per_epoch=len(batches) * batches.batch_size)
+    step = Step(
+        trial,
+        data,
+        state,
+        device=device,
+        seed=seed,
+        examples_per_epoch=len(batches) * min(batches.batch_size, batches.num_videos),
+    )
     while state.epoch < config.epochs:
         start = time.monotonic()
         model.train()
