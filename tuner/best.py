@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from tuner import journal, paths
 from tuner.errors import NothingToExport, SearchError, main
 from tuner.journal import SearchRecord, TrialRecord
+from tuner.paths import program
 
 if TYPE_CHECKING:  # `--help` needs no torch
     from rich.console import Console
@@ -189,8 +190,8 @@ def _export(
         say=console.print,
     )
     console.print("next:")
-    console.print(f"  python -m tuner.evaluate {folder} --data 'GLOB'")
-    console.print(f"  python -m tuner.predict {folder} --data 'GLOB' --output predictions.csv")
+    console.print(f"  {program('python')} -m tuner.evaluate {folder} --data 'GLOB'")
+    console.print(f"  {program('python')} -m tuner.predict {folder} --data 'GLOB' --output predictions.csv")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""Where a command line looks when it is not told: the experiments' file, and the searches' folder."""
+"""Where a command line looks when it is not told: the experiments' file, the searches' folder, this environment."""
 
 import os
+import shutil
+import sys
 from pathlib import Path
 
 from tuner.errors import ConfigError
@@ -26,3 +28,11 @@ def experiments_file(given: Path | None) -> Path:
 def default_storage(file: Path) -> Path:
     """$TUNER_STORAGE where it is set, else the folder `storage` beside the experiments' file."""
     return Path(os.environ.get("TUNER_STORAGE") or file.resolve().parent / "storage")
+
+
+def program(name: str) -> str:
+    """What to type to run `name` of this environment: the name alone where the PATH leads there, else its path."""
+    own = Path(sys.executable).parent / name
+    if shutil.which(name) == str(own):
+        return name
+    return str(own.relative_to(Path.cwd()) if own.is_relative_to(Path.cwd()) else own)

@@ -27,7 +27,7 @@ from tuner.dataset import Dataset, open_dataset
 from tuner.errors import ConfigError, SearchError, TunerError
 from tuner.evaluate import BATCH_SIZE, evaluate
 from tuner.journal import Journal, SearchRecord
-from tuner.paths import PROJECT
+from tuner.paths import PROJECT, program
 from tuner.recorder import Recorder
 from tuner.resources import Plan, describe, plan
 from tuner.scheduler import ReplayingScheduler
@@ -254,12 +254,12 @@ class _Search:
 
     def _conclude(self) -> int:
         """The last lines."""
-        console, search, name = self.console, self.search, self.search.experiment
+        console, search, name, python = self.console, self.search, self.search.experiment, program("python")
         console.print()
         if self.stop.interrupted:
             console.print(
                 f"interrupted: {len(search.finished)} of {search.planned} trials are finished, "
-                f"{len(search.unfinished)} keep their last checkpoint\ngo on with: python tune.py {name} --resume"
+                f"{len(search.unfinished)} keep their last checkpoint\ngo on with: {python} tune.py {name} --resume"
             )
             return 130
         if not search.finished:
@@ -278,7 +278,7 @@ class _Search:
         if search.failed:
             console.print(f"  {len(search.failed)} trials failed, the first with: {search.failed[0].error}")
         console.print("next:")
-        console.print(f"  python -m tuner.best {name} --export")
+        console.print(f"  {python} -m tuner.best {name} --export")
         console.print(f"  {ui_command(search.tracking_uri)}")
         return 0
 

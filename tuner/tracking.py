@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tuner import paths
 from tuner.errors import SearchError
 from tuner.journal import TrialRecord
 
@@ -36,7 +37,7 @@ def default_uri(folder: Path) -> str:
 
 def ui_command(uri: str) -> str:
     """What to type to browse the results."""
-    return f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else f"open {uri}"
+    return f"{paths.program('mlflow')} ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else f"open {uri}"
 
 
 class Tracker:
