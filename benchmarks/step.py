@@ -280,7 +280,7 @@ def tell(milliseconds: dict[Way, list[float]], shares: dict[str, float], report:
         speed = 1000 * report["batch_size"] / median(rounds)
         label = names[name] + (", pos weights + l2" if weighted else "")
         table.append([label, f"{median(rounds):.1f}", f"{speed:,.0f}", f"{ratios[name, weighted]:.2f}"])
-    device = f"{report['threads']} threads" if report["device"] == "cpu" else report["device"]
+    device = f"CPU threads: {report['threads']}" if report["device"] == "cpu" else report["device"]
     notes = [
         f"ratio {ratios['auto', False]:.2f} (aim {report['aim']}), in float32 {ratios['fp32', False]:.2f} "
         f"(aim {AIM['fp32']})",
