@@ -1,8 +1,8 @@
 """Seconds lost between trials: from the last epoch of one to the first step of the next.
 
-    python benchmarks/trials.py [--trials 6]
+    python benchmarks/trials.py [--trials 6] [--epochs 10]
 
-Runs a search of short trials (3 epochs of about 2 s) with one slot, as `python tune.py` does, reads from its journal
+Runs a search of short trials (epochs of about 2 s) with one slot, as `python tune.py` does, reads from its journal
 when epochs ended, and watches Ray's processes appear to say where the seconds go. The last line is one JSON object.
 """
 
@@ -32,7 +32,7 @@ experiments:
       num_classes: 64
     model: {kind: fused_mlp, towers: {mean_rgb: 1024, mean_audio: 128}, hidden: {int: [900, 1100]}}
     optimizer: {kind: adam, learning_rate: {loguniform: [1.0e-4, 1.0e-3]}}
-    training: {batch_size: 64, epochs: 3, precision: fp32}
+    training: {batch_size: 64, epochs: EPOCHS, precision: fp32}
     search: {scheduler: {kind: none}}
 """
 # Ray's processes of a trial, in the order in which they appear: the trial's actor, its controller, its worker.
@@ -57,9 +57,9 @@ class Watcher(threading.Thread):
                     self.seen[process.pid] = stage, process.info["create_time"], time.time()
 
 
-def search(folder: Path, trials: int, overlap: bool) -> tuple[list[dict], Watcher]:
+def search(folder: Path, trials: int, epochs: int, overlap: bool) -> tuple[list[dict], Watcher]:
     """Run the search; returns its journal and what the watcher saw."""
-    (folder / "experiments.yaml").write_text(EXPERIMENT)
+    (folder / "experiments.yaml").write_text(EXPERIMENT.replace("EPOCHS", str(epochs)))
     command = [
         sys.executable,
         str(PROJECT / "tune.py"),
@@ -106,11 +106,17 @@ def breakdown(watcher: Watcher, first_steps: list[float]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=10)
     options = parser.parse_args()
-    card: dict[str, object] = {"benchmark": "trials", "cores": os.cpu_count(), "trials": options.trials}
+    card: dict[str, object] = {
+        "benchmark": "trials",
+        "cores": os.cpu_count(),
+        "trials": options.trials,
+        "epochs": options.epochs,
+    }
     for overlap in (True, False):
         with tempfile.TemporaryDirectory(prefix="bt-") as folder:
-            records, watcher = search(Path(folder), options.trials, overlap)
+            records, watcher = search(Path(folder), options.trials, options.epochs, overlap)
         lost, first_steps = lost_seconds(records)
         name = "overlap" if overlap else "one after the other"
         print(f"{name:<20} seconds lost between trials: {', '.join(f'{seconds:.1f}' for seconds in lost)}")

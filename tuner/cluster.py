@@ -27,7 +27,7 @@ BOOTSTRAP_FILE = Path("~/ray_bootstrap_config.yaml")
 
 SETTINGS = {
     # Tune hands the Train variables on to trials, controllers and workers.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the default of 2 s makes every epoch last at least 2 s
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # the default of 2 s makes every epoch last at least 2 s
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1000000",  # a trial that waits for its slot is not stuck
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",

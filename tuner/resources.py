@@ -29,7 +29,8 @@ class Plan:
     """How a search spreads over the cluster."""
 
     resources: Resources
-    slots: int  # workers that fit at once
+    slots: int  # workers that train at once
+    one_machine: bool  # whether all of them are the CPUs of one machine: its workers can take turns
 
 
 def plan(config: ResourcesConfig, nodes: Sequence[Node]) -> Plan:
@@ -53,7 +54,7 @@ def plan(config: ResourcesConfig, nodes: Sequence[Node]) -> Plan:
             f"resources: a worker needs {cpu:g} CPUs and {gpu:g} GPUs, but no node of the cluster can hold that "
             f"(it has {have}); lower resources.cpu or resources.gpu, or add nodes"
         )
-    return Plan(resources=Resources(gpu=gpu, cpu=cpu), slots=slots)
+    return Plan(resources=Resources(gpu=gpu, cpu=cpu), slots=slots, one_machine=not gpu and len(able) == 1)
 
 
 def _workers_on(node: Node, gpu: float, cpu: float) -> int:

@@ -20,7 +20,7 @@ from data.batches import Batches
 from data.cache import Cache
 from data.errors import DataError
 from models.metrics import Accumulator
-from tuner import cluster, config, export, journal, vocabulary
+from tuner import cluster, config, export, journal, slots, vocabulary
 from tuner.config import Experiment
 from tuner.console import Console, describe_settings, quiet
 from tuner.dataset import Dataset, open_dataset
@@ -197,18 +197,19 @@ class _Search:
 
     def _fit(self, scheduler: ReplayingScheduler, recorder: Recorder) -> None:
         """Hand the search to Tune."""
-        settings = self.experiment.search
+        settings, layout = self.experiment.search, self.layout
         # One more trial than there are slots starts its processes and waits for a slot. Where there are slots left
         # over, because max_concurrent is lower, it would not wait.
-        waiting = 1 if settings.overlap and self.concurrency >= self.layout.slots else 0
+        overlap = settings.overlap and self.concurrency >= layout.slots
+        turns = layout.slots if overlap and layout.one_machine else None
         tuner = Tuner(
-            ray.tune.with_resources(trainable(self.experiment, self.directory, self.layout.resources), TRIAL_ACTOR),
+            ray.tune.with_resources(trainable(self.experiment, self.directory, layout.resources, turns), TRIAL_ACTOR),
             tune_config=TuneConfig(
                 metric=settings.metric,
                 mode=settings.mode,
                 num_samples=-1,  # the searcher knows when the planned trials are out
-                max_concurrent_trials=self.concurrency + waiting,
-                search_alg=JournaledSearch(self.experiment, self.journal, self.concurrency + waiting),
+                max_concurrent_trials=self.concurrency + overlap,
+                search_alg=JournaledSearch(self.experiment, self.journal, self.concurrency + overlap),
                 scheduler=scheduler,
                 reuse_actors=False,
             ),
@@ -223,6 +224,7 @@ class _Search:
         )
         with self.stop.signals():
             tuner.fit()
+        slots.forget(self.search.id)
         shutil.rmtree(self.directory / "tune", ignore_errors=True)  # Tune's snapshots: the journal has it all
 
     def _score_winner(self, tracker: Tracker) -> None:

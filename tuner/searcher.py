@@ -33,7 +33,7 @@ class JournaledSearch(Unsaved, OptunaSearch):
         Args:
             experiment: its space and sampler.
             journal: of the search, open.
-            concurrency: trials at a time; TPE then keeps away from those still running.
+            concurrency: trials at a time; TPE keeps away from those still running.
         """
         self._experiment, self._journal = experiment, journal
         self._parallel = concurrency > 1

@@ -9,7 +9,7 @@ loss that diverged, a damaged shard) is a report with the key `error`, and the t
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from data.errors import DataError
+from tuner import slots
 from tuner.config import Experiment
 from tuner.dataset import DataConfig, open_dataset
 from tuner.errors import TunerError
@@ -52,16 +53,23 @@ class Job:
     data: DataConfig
     seed: int
     resources: Resources
+    turns: int | None = None  # slots of the machine whose workers take turns; None: a worker has a slot of its own
 
 
-def trainable(experiment: Experiment, directory: Path, resources: Resources) -> Callable[[dict[str, Any]], None]:
+def trainable(
+    experiment: Experiment, directory: Path, resources: Resources, turns: int | None = None
+) -> Callable[[dict[str, Any]], None]:
     """The function that Tune runs once per trial, in an actor of its own.
 
     Args:
         experiment: what is searched.
         directory: the search's; the trial's checkpoints go to `trials/<trial_id>` in it.
         resources: of the trial's worker.
+        turns: slots of the one machine whose workers take turns (tuner/slots.py); None: Ray alone hands them out.
     """
+    asked = {"CPU": resources.cpu if turns is None else resources.cpu * slots.SHARE}
+    if resources.gpu:
+        asked["GPU"] = resources.gpu
 
     def trial(config: dict[str, Any]) -> None:
         settings = experiment.trial_config(config["values"])
@@ -71,6 +79,7 @@ def trainable(experiment: Experiment, directory: Path, resources: Resources) -> 
             data=experiment.data,
             seed=settings.seed(config["number"]),
             resources=resources,
+            turns=turns,
         )
         TorchTrainer(
             work,
@@ -79,7 +88,7 @@ def trainable(experiment: Experiment, directory: Path, resources: Resources) -> 
             scaling_config=ScalingConfig(
                 num_workers=1,
                 use_gpu=resources.gpu > 0,
-                resources_per_worker={"CPU": resources.cpu} | ({"GPU": resources.gpu} if resources.gpu else {}),
+                resources_per_worker=asked,
             ),
             run_config=RunConfig(
                 # The same name in the same place: a run that died goes on from its last checkpoint.
@@ -110,8 +119,21 @@ def work(config: dict[str, Any]) -> None:
     device = ray.train.torch.get_device() if job.resources.gpu else torch.device("cpu")
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(job.resources.cpu)))
-    with _latest_checkpoint() as resume_from:
+    with _latest_checkpoint() as resume_from, _turn(job):
         run(job, device=device, resume_from=resume_from, report=_report)
+
+
+@contextmanager
+def _turn(job: Job) -> Iterator[None]:
+    """Wait for a slot, with everything at hand that takes time and no CPUs to speak of."""
+    if job.turns is None:
+        yield
+        return
+
+    with suppress(TunerError, DataError):
+        open_dataset(job.data)  # decoded, or found sound; what is wrong with it is told by `run`
+    with slots.turn(job.trial_id.rpartition("-")[0], job.turns):
+        yield
 
 
 def run(
