@@ -40,9 +40,7 @@ def run(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--export", nargs="?", const="", metavar="DIR", help="write the model; default: exports/EXPERIMENT-SEARCH"
     )
-    parser.add_argument(
-        "--storage", type=Path, metavar="DIR", help="default: $TUNER_STORAGE, or storage/ beside the yaml"
-    )
+    parser.add_argument("--storage", metavar="DIR", help="default: $TUNER_STORAGE, or storage/ beside the yaml")
     parser.add_argument("--file", type=Path, metavar="YAML", help="default: experiments.yaml, here or the project's")
     parser.add_argument("--tracking-uri", metavar="URI", help="of the MLflow to name; default: where the search logged")
     parser.add_argument("--top", type=int, default=TOP, metavar="N", help="trials in the table; default: %(default)s")
@@ -50,7 +48,7 @@ def run(arguments: list[str] | None = None) -> None:
     if options.top < 1:
         parser.error(f"--top takes a number of trials, at least 1, but got {options.top}")
 
-    storage = options.storage or paths.default_storage(paths.experiments_file(options.file))
+    storage = paths.storage(options.storage, options.file)
     directory = find_search(storage, options.experiment, options.search)
     search = journal.read(directory)
     winner = best_trial(search)

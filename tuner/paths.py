@@ -25,9 +25,19 @@ def experiments_file(given: Path | None) -> Path:
     raise ConfigError(f"no {FILE_NAME} in {Path.cwd()}; name one with --file")
 
 
-def default_storage(file: Path) -> Path:
-    """$TUNER_STORAGE where it is set, else the folder `storage` beside the experiments' file."""
-    return Path(os.environ.get("TUNER_STORAGE") or file.resolve().parent / "storage")
+def storage(given: str | None, file: Path | None) -> Path:
+    """Where searches live: as given, else $TUNER_STORAGE, else the folder `storage` beside the experiments' file.
+
+    Raises:
+        ConfigError: it is a URL other than file://, or there is no experiments' file to be beside of.
+    """
+    named = given or os.environ.get("TUNER_STORAGE")
+    if not named:
+        return experiments_file(file).resolve().parent / "storage"
+    named = named.removeprefix("file://")
+    if "://" in named:
+        raise ConfigError(f"--storage {named}: must be a folder, on one machine or shared; URLs are not built yet")
+    return Path(named)
 
 
 def program(name: str) -> str:

@@ -76,6 +76,10 @@ def run(file: Path, name: str | None, options: Options, console: Console) -> int
         for path, reason in cache.skipped:
             console.print(f"data.{name}: left out {path}: {reason}")
     try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SearchError(f"{directory}: cannot be written ({error.strerror}); choose another --storage") from error
+    try:
         with quiet(directory / LOG), cluster.connect(cluster.resolve_address(options.address)) as attempt:
             layout = plan(experiment.resources, cluster.nodes())
             with closing(Journal(directory)) as record:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def _turn(job: Job) -> Iterator[None]:
     if job.turns is None:
         yield
         return
-
+    import_module("torch._dynamo")  # 0.9 s; the first optimizer of a process imports it
     with suppress(TunerError, DataError):
         open_dataset(job.data)  # decoded, or found sound; what is wrong with it is told by `run`
     with slots.turn(job.trial_id.rpartition("-")[0], job.turns):
@@ -177,7 +178,7 @@ def _report(metrics: dict[str, Any], save: Save | None) -> None:
     if save is None:
         ray.train.report(metrics)
         return
-    directory = Path(tempfile.mkdtemp(prefix="checkpoint-")) / "state"
+    directory = Path(tempfile.mkdtemp(prefix="checkpoint-"))
     save(directory)
     ray.train.report(
         metrics,
