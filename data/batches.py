@@ -29,28 +29,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data import statistics
+
 _BATCHES_PER_WINDOW = 256  # labels are gathered for so many batches at once: ten kernels per window, one per batch
 _GPU_RESERVE = 2 << 30  # bytes left to the model, its optimizer and its activations when features move to the GPU
 
 
-class Columns(Protocol):
+class Columns(statistics.Columns, Protocol):
     """What batches read of a cache; `data.cache.Cache` fits, and so do a few arrays of a test."""
 
     @property
     def fingerprint(self) -> str:
         """Names the content: caches of one fingerprint share one copy on a GPU."""
-
-    @property
-    def features_ND(self) -> NDArray[Any]:
-        """float16 or float32 [N, D], C-contiguous, usually a read-only memory map."""
-
-    @property
-    def label_offsets(self) -> NDArray[np.int64]:
-        """int64 [N + 1]."""
-
-    @property
-    def label_indices(self) -> NDArray[np.int32]:
-        """int32 [number of labels]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
