@@ -48,11 +48,16 @@ def parse_record(data: bytes) -> tuple[dict[str, Values], dict[str, list[Values]
 
 
 def _map(fragments: list[bytes], parse: Callable[[list[bytes]], T]) -> dict[str, T]:
-    """The entries {key = 1, value = 2} in field 1 of all fragments; the last entry of a key wins."""
+    """The entries {key = 1, value = 2} in field 1 of all fragments; the last entry of a key wins.
+
+    An entry with anything else in it is set aside whole, as protobuf's own parser (upb) does.
+    """
     entries = {}
     for fragment in fragments:
         for entry in _messages(_fields(fragment), 1):
             fields = list(_fields(entry))
+            if any(number not in (1, 2) or wire != BYTES for number, wire, _ in fields):
+                continue
             key = (_messages(fields, 1) or [b""])[-1]
             try:
                 entries[key.decode()] = parse(_messages(fields, 2))
