@@ -168,6 +168,7 @@ class _Search:
             f"{describe(self.layout)}; Ray's own log: {self.log}"
         )
         tracker = Tracker(search.tracking_uri, search.experiment, environment_tags(PROJECT))
+        status = "KILLED"  # whatever ends it before its end: a resume goes on with it
         try:
             tracker.start_search(
                 search.id,
@@ -188,12 +189,13 @@ class _Search:
                 if due:
                     self._fit(scheduler, recorder)
                 if not self.stop.interrupted:
-                    self.journal.append("ended", reason=self.stop.reason or "planned")
                     if search.finished:
                         self._score_winner(tracker)
-                tracker.suspend_trials()
-                tracker.end_search("KILLED" if self.stop.interrupted else "FINISHED" if search.finished else "FAILED")
+                    self.journal.append("ended", reason=self.stop.reason or "planned")
+                    status = "FINISHED" if search.finished else "FAILED"
         finally:
+            tracker.suspend_trials()
+            tracker.end_search(status)
             undelivered = tracker.close()
         if undelivered:
             console.print(f"MLflow at {search.tracking_uri} never took {undelivered} writes: see {self.log}")
