@@ -157,7 +157,7 @@ def test_decoding_is_a_bar_in_a_terminal_and_leaves_nothing_running(in_terminal:
         for done in range(1, 5):
             show(building(done))
         raise RuntimeError  # a damaged shard
-    assert "decoding shards" in printed() and threading.active_count() == before
+    assert "decoding shards" in printed() and threading.active_count() <= before
 
 
 def test_in_a_terminal_the_ends_of_trials_stay_and_epochs_are_the_views(in_terminal: Shown) -> None:
