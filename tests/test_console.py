@@ -292,3 +292,11 @@ def test_the_leader_table_has_the_best_with_their_parameters() -> None:
 )
 def test_times_are_told_by_their_two_largest_units(seconds: float, told: str) -> None:
     assert describe_seconds(seconds) == told
+
+
+def test_what_others_print_does_not_get_above_the_view(in_terminal: Shown, capsys: pytest.CaptureFixture[str]) -> None:
+    shown, printed = in_terminal
+    with shown.searching(search()):
+        print("Ray says something")
+    assert "Ray says something" not in printed()
+    assert capsys.readouterr().out == "Ray says something\n"

@@ -63,7 +63,14 @@ class Console:
     def searching(self, search: SearchRecord) -> Iterator[None]:
         """Show the search while the block runs."""
         self._view = SearchView(search)
-        live = Live(self._view, console=self._rich, refresh_per_second=REFRESHES_PER_SECOND, transient=True)
+        live = Live(
+            self._view,
+            console=self._rich,
+            refresh_per_second=REFRESHES_PER_SECOND,
+            transient=True,
+            redirect_stdout=False,  # what others print goes where `quiet` sends it, not above the view
+            redirect_stderr=False,
+        )
         with live if self.is_terminal else nullcontext():
             yield
         self._view = None
