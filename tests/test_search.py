@@ -210,7 +210,9 @@ def test_a_trial_that_diverges_fails_and_the_search_goes_on(workplace: Workplace
 
 
 @pytest.mark.fault
-def test_a_ray_that_outlives_the_driver_is_left_as_it_was(workplace: Workplace) -> None:
+def test_a_ray_that_outlives_the_driver_is_left_as_it_was(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import ray
     from ray.util.state import list_actors
 
@@ -222,6 +224,7 @@ def test_a_ray_that_outlives_the_driver_is_left_as_it_was(workplace: Workplace) 
         code, printed = workplace.run("--resume", "--address", address, output="resumed.txt")
         assert code == 0, printed
         assert_nothing_was_lost(workplace, planned=3)
+        monkeypatch.setenv("RAY_ADDRESS", address)  # the State API asks for it where there are several Rays
         cluster._join(address)
         living = partial(list_actors, filters=[("state", "!=", "DEAD")])
         try:
