@@ -196,8 +196,7 @@ class Step:
         """One update of the weights, skipped (not waited for) where the loss is not finite; returns the loss."""
         state, loss_config = self.state, self.trial.loss
         self.learning_rate = optimizers.learning_rate_at(self.trial.optimizer, examples_seen, self.examples_in_all)
-        for group in state.optimizer.param_groups:
-            group["lr"] = self.learning_rate
+        optimizers.set_learning_rate(state.optimizer, self.learning_rate)
         with autocast(self.device, self.trial.training.precision):
             logits_BC = state.model(batch.features_BD)
         loss = losses.sigmoid_cross_entropy(
