@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import torch
 
-from .fused_mlp import FusedMLP, FusedMLPConfig
+from .fused_mlp import FusedEncoder, FusedMLP, FusedMLPConfig
 from .layers import FeatureStatistics, Sizes, Statistics
+from .logistic import Logistic, LogisticConfig
 
-ModelConfig = FusedMLPConfig  # a union once there are more
+ModelConfig = FusedMLPConfig | LogisticConfig
 
-CONFIGS: dict[str, type[ModelConfig]] = {"fused_mlp": FusedMLPConfig}
+CONFIGS: dict[str, type[ModelConfig]] = {"fused_mlp": FusedMLPConfig, "logistic": LogisticConfig}
 
 
 def build(
     config: ModelConfig, sizes: Sizes, statistics: Statistics, generator: torch.Generator | None = None
-) -> FusedMLP:
+) -> FusedMLP | Logistic:
     """The model that a configuration describes, on the CPU, in training mode.
 
     Args:
@@ -41,7 +42,21 @@ def build(
     ):
         if tuple(vector.shape) != (length,):
             raise ValueError(f"statistics.{name} must have {length} values, but got the shape {tuple(vector.shape)}")
+    if isinstance(config, LogisticConfig):
+        return Logistic(config, sizes, statistics, generator)
     return FusedMLP(config, sizes, statistics, generator)
 
 
-__all__ = ["CONFIGS", "FeatureStatistics", "FusedMLP", "FusedMLPConfig", "ModelConfig", "Sizes", "Statistics", "build"]
+__all__ = [
+    "CONFIGS",
+    "FeatureStatistics",
+    "FusedEncoder",
+    "FusedMLP",
+    "FusedMLPConfig",
+    "Logistic",
+    "LogisticConfig",
+    "ModelConfig",
+    "Sizes",
+    "Statistics",
+    "build",
+]

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from .layers import Dropout, Normalize, Sizes, Statistics, linear, prior_log_odds
+from .layers import BatchNorm, Dropout, Normalize, Sizes, Statistics, linear, prior_log_odds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,10 +26,11 @@ class FusedMLPConfig:
     towers: Mapping[str, int]  # width of the tower of each feature, by feature name (published: 2048 rgb, 256 audio)
     hidden: int = 1200  # units of the joint layer
     dropout: float = 0.5  # probability of zeroing a unit of the concatenated towers, in training only
+    norm: Literal["batch_norm", "layer_norm"] = "batch_norm"  # after each linear layer but the last; published: batch
     batch_norm_momentum: float = (
         0.1  # weight of a new batch in the running statistics; published: 0.001, for 100k steps
     )
-    batch_norm_epsilon: float = 1e-5  # added to the batch's variance
+    batch_norm_epsilon: float = 1e-5  # added to the variance, of the batch or the layer
     prior_bias: bool = True  # output biases start at the classes' log-odds instead of 0
 
     def __post_init__(self) -> None:
@@ -48,7 +49,7 @@ class FusedMLPConfig:
 
 
 class Block(nn.Module):
-    """Linear -> BatchNorm -> tanh.
+    """Linear -> BatchNorm (or LayerNorm) -> tanh.
 
     The linear layer keeps its bias, as published, although BatchNorm cancels it; but it stays 0. Its gradient is 0 but
     for rounding, which Adam scales up to whole steps: the bias would wander, the running mean lag behind it, and the
@@ -63,19 +64,20 @@ class Block(nn.Module):
         """Draws the weights from `generator`."""
         super().__init__()
         self.linear = linear(inputs, units, generator)
-        self.linear.bias.requires_grad_(False)
-        self.norm = nn.BatchNorm1d(units, eps=config.batch_norm_epsilon, momentum=config.batch_norm_momentum)
+        self.norm: nn.Module
+        if config.norm == "layer_norm":
+            self.norm = nn.LayerNorm(units, eps=config.batch_norm_epsilon)  # it does not cancel the bias
+        else:
+            self.linear.bias.requires_grad_(False)
+            self.norm = BatchNorm(units, eps=config.batch_norm_epsilon, momentum=config.batch_norm_momentum)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs] -> [B, units] in (-1, 1)."""
         return torch.tanh(self.norm(self.linear(x)))
 
 
-class FusedMLP(nn.Module):
-    """Normalize -> a tower per feature -> concatenation -> dropout -> joint layer -> logits.
-
-    9,543,494 parameters at the published widths and 3,862 classes.
-    """
+class FusedEncoder(nn.Module):
+    """Normalize -> a tower per feature -> concatenation -> dropout -> joint layer: the fused MLP without its output."""
 
     def __init__(
         self, config: FusedMLPConfig, sizes: Sizes, statistics: Statistics, generator: torch.Generator | None = None
@@ -106,6 +108,30 @@ class FusedMLP(nn.Module):
         )
         self.dropout = Dropout(config.dropout)
         self.joint = Block(sum(config.towers.values()), config.hidden, config, generator)
+
+    def encode(self, normalized_BD: Tensor) -> Tensor:
+        """What `normalize` gives (or a view of it) -> embeddings_BH in (-1, 1)."""
+        parts = normalized_BD.split(self.widths, dim=1)
+        towers_BT = torch.cat([tower(part) for tower, part in zip(self.towers, parts, strict=True)], dim=1)
+        embeddings_BH: Tensor = self.joint(self.dropout(towers_BT))
+        return embeddings_BH
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        """[B, D] of any float dtype, features side by side in the order of `sizes.features` -> embeddings_BH."""
+        return self.encode(self.normalize(features_BD))
+
+
+class FusedMLP(FusedEncoder):
+    """The encoder and one logit per class on top.
+
+    9,543,494 parameters at the published widths and 3,862 classes.
+    """
+
+    def __init__(
+        self, config: FusedMLPConfig, sizes: Sizes, statistics: Statistics, generator: torch.Generator | None = None
+    ) -> None:
+        """As FusedEncoder."""
+        super().__init__(config, sizes, statistics, generator)
         self.head = linear(config.hidden, sizes.num_classes, generator)
         if config.prior_bias:
             with torch.no_grad():
@@ -113,12 +139,10 @@ class FusedMLP(nn.Module):
 
     @property
     def regularized(self) -> list[Tensor]:
-        """The weight matrices under l1 and l2: towers, joint, head; no bias, nothing of BatchNorm."""
+        """The weight matrices under l1 and l2: towers, joint, head; no bias, nothing of the norms."""
         return [m.weight for m in self.modules() if isinstance(m, nn.Linear)]
 
     def forward(self, features_BD: Tensor) -> Tensor:
         """[B, D] of any float dtype, features side by side in the order of `sizes.features` -> logits_BC."""
-        parts = self.normalize(features_BD).split(self.widths, dim=1)
-        towers_BT = torch.cat([tower(part) for tower, part in zip(self.towers, parts, strict=True)], dim=1)
-        logits_BC: Tensor = self.head(self.joint(self.dropout(towers_BT)))  # the loss owns the sigmoid
+        logits_BC: Tensor = self.head(super().forward(features_BD))  # the loss owns the sigmoid
         return logits_BC

@@ -130,6 +130,35 @@ class Dropout(nn.Module):
         return x * kept.to(x.dtype).mul_(65536 / (65536 - dropped))
 
 
+class BatchNorm(nn.BatchNorm1d):
+    """BatchNorm whose batch statistics may be taken over groups of the batch: row b belongs to group b % groups.
+
+    With groups = 1 it is torch's. With more, a row is normalised by its own group alone, as on that many GPUs without
+    synchronisation; the running statistics move once, by the mean over the groups (SplitBatchNorm of MoCo's
+    single-GPU notebook). In evaluation there are no groups.
+    """
+
+    groups = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, units] -> [B, units]; in training B must be a multiple of `groups`, with two rows in each."""
+        if not self.training or self.groups == 1:
+            return super().forward(x)
+        batch, units = x.shape
+        if batch % self.groups or batch < 2 * self.groups:
+            raise ValueError(f"a batch of {batch} rows has no {self.groups} equal groups of at least 2 rows")
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        # A row of the view is one row of every group, side by side: each group has columns of its own.
+        means, variances = self.running_mean.repeat(self.groups), self.running_var.repeat(self.groups)
+        weight, bias = self.weight.repeat(self.groups), self.bias.repeat(self.groups)
+        momentum = 0.1 if self.momentum is None else self.momentum
+        normed = F.batch_norm(x.view(-1, units * self.groups), means, variances, weight, bias, True, momentum, self.eps)
+        self.running_mean.copy_(means.view(self.groups, units).mean(dim=0))
+        self.running_var.copy_(variances.view(self.groups, units).mean(dim=0))
+        self.num_batches_tracked.add_(1)
+        return normed.view(batch, units)
+
+
 def prior_log_odds(label_counts_C: Any, num_videos: int) -> Tensor:
     """log((n_c + 1/2) / (N - n_c + 1/2)): output biases that predict each class at its frequency.
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import models
-from models import FeatureStatistics, FusedMLPConfig, Sizes
+from models import FeatureStatistics, FusedMLPConfig, LogisticConfig, Sizes
 from models.layers import Dropout, Normalize, linear, prior_log_odds
 from models.losses import sigmoid_cross_entropy
 
@@ -16,6 +16,7 @@ SIZES = Sizes(features={"mean_rgb": 24, "mean_audio": 8}, num_classes=11)
 YT8M = Sizes(features={"mean_rgb": 1024, "mean_audio": 128}, num_classes=3862)
 SMALL = {  # one small configuration of every kind
     "fused_mlp": FusedMLPConfig(towers={"mean_rgb": 16, "mean_audio": 6}, hidden=10, dropout=0.3),
+    "logistic": LogisticConfig(),
 }
 
 
