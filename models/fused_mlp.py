@@ -102,6 +102,7 @@ class FusedEncoder(nn.Module):
                 )
             )
         self.widths = list(sizes.features.values())  # where a row is cut, in the row's order
+        self.width = config.hidden  # of an embedding
         self.normalize = Normalize(statistics.mean_D, statistics.variance_D)
         self.towers = nn.ModuleList(
             Block(width, config.towers[name], config, generator) for name, width in sizes.features.items()

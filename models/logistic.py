@@ -56,3 +56,9 @@ class Logistic(nn.Module):
         """The weights [C, D] and biases [C] of the one linear layer on raw features that gives the same logits."""
         weight_CD = self.head.weight * self.normalize.scale_D
         return weight_CD, self.head.bias - weight_CD @ self.normalize.mean_D
+
+    @torch.no_grad()
+    def unfold(self, weight_CD: Tensor, bias_C: Tensor) -> None:
+        """Take the weights for which `folded` gives these."""
+        self.head.weight.copy_(weight_CD / self.normalize.scale_D)
+        self.head.bias.copy_(bias_C + weight_CD @ self.normalize.mean_D)

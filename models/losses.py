@@ -86,7 +86,7 @@ class _SigmoidCrossEntropy(torch.autograd.Function):
         pos_weights_C: Tensor | None,
         example_weights_B: Tensor | None,
     ) -> Tensor:
-        rows = _rows_of_labels(label_offsets, label_indices)
+        rows = label_rows(label_offsets, label_indices)
         ctx.save_for_backward(logits_BC, rows, label_indices, pos_weights_C, example_weights_B)
         dtype = torch.promote_types(logits_BC.dtype, torch.float32)
         logits_L = logits_BC[rows, label_indices].to(dtype)  # L: labels of the batch
@@ -126,7 +126,7 @@ def softplus_sums(logits_BC: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.cat([softplus(part.to(dtype)).sum(dim=1) for part in parts])
 
 
-def _rows_of_labels(label_offsets: Tensor, label_indices: Tensor) -> Tensor:
+def label_rows(label_offsets: Tensor, label_indices: Tensor) -> Tensor:
     """The row of the batch that each label belongs to; the known output size spares CUDA a synchronisation."""
     return torch.repeat_interleave(label_offsets.diff(), output_size=len(label_indices))
 

@@ -1,4 +1,4 @@
-"""TF-style RMSProp, Adam and SGD; learning rates by examples seen; gradient clipping; a step that may be skipped."""
+"""TF-style RMSProp, Adam, AdamW and SGD; learning rates by examples seen; gradient clipping; a step that may be skipped."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 # What each kind reads, with the published (rmsprop_tf) or usual defaults.
 SETTINGS: dict[str, dict[str, float]] = {
     "rmsprop_tf": {"decay": 0.9, "momentum": 0.0, "epsilon": 1e-10},
     "adam": {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8},
-    "sgd": {"momentum": 0.0},
+    "adamw": {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 0.01},
+    "sgd": {"momentum": 0.0, "weight_decay": 0.0},
 }
 
 
@@ -25,9 +26,11 @@ class ScheduleConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    kind: Literal["constant", "staircase", "cosine"] = "constant"
+    kind: Literal["constant", "staircase", "cosine", "step"] = "constant"
     decay: float = 0.95  # staircase: factor of every stair
     decay_examples: int = 4_000_000  # staircase: examples from stair to stair
+    milestones: tuple[float, ...] = (0.6, 0.8)  # step: fractions of all examples at which the rate falls (MoCo v1)
+    factor: float = 0.1  # step: to this share of what it was
     final: float = 0.0  # cosine: fraction of the peak that is left at the end
     warmup: float = 0.0  # fraction of all examples over which the rate rises linearly from 0
 
@@ -37,6 +40,10 @@ class ScheduleConfig:
             raise ValueError(f"decay must be in (0, 1], but got {self.decay}")
         if self.decay_examples < 1:
             raise ValueError(f"decay_examples must be at least 1, but got {self.decay_examples}")
+        if any(not 0 < milestone < 1 for milestone in self.milestones):
+            raise ValueError(f"milestones must be in (0, 1), but got {', '.join(map(str, self.milestones))}")
+        if not 0 < self.factor <= 1:
+            raise ValueError(f"factor must be in (0, 1], but got {self.factor}")
         if not 0 <= self.final <= 1:
             raise ValueError(f"final must be in [0, 1], but got {self.final}")
         if not 0 <= self.warmup < 1:
@@ -64,14 +71,15 @@ class OptimizerConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    kind: Literal["rmsprop_tf", "adam", "sgd"]
+    kind: Literal["rmsprop_tf", "adam", "adamw", "sgd"]
     learning_rate: float  # the schedule's peak
     decay: float | None = None  # rmsprop_tf: of the running mean square
     momentum: float | None = None  # rmsprop_tf, sgd
     nesterov: bool = False  # sgd with momentum
-    epsilon: float | None = None  # rmsprop_tf (inside the root), adam (outside)
-    beta1: float | None = None  # adam: decay of the mean
-    beta2: float | None = None  # adam: decay of the mean square
+    epsilon: float | None = None  # rmsprop_tf (inside the root), adam and adamw (outside)
+    beta1: float | None = None  # adam, adamw: decay of the mean
+    beta2: float | None = None  # adam, adamw: decay of the mean square
+    weight_decay: float | None = None  # of weight matrices alone; adamw: times the rate, sgd: added to the gradient
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     clip: ClipConfig = field(default_factory=ClipConfig)
 
@@ -81,7 +89,7 @@ class OptimizerConfig:
             raise ValueError(f"kind must be one of {', '.join(SETTINGS)}, but got {self.kind!r}")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be positive and finite, but got {self.learning_rate}")
-        for name in ("decay", "momentum", "epsilon", "beta1", "beta2"):
+        for name in ("decay", "momentum", "epsilon", "beta1", "beta2", "weight_decay"):
             value = getattr(self, name)
             if value is None:
                 continue
@@ -91,7 +99,9 @@ class OptimizerConfig:
                 )
             if name == "epsilon" and not value > 0:
                 raise ValueError(f"epsilon must be positive, but got {value}")
-            if name != "epsilon" and not 0 <= value < 1:
+            if name == "weight_decay" and not value >= 0:
+                raise ValueError(f"weight_decay must not be negative, but got {value}")
+            if name not in ("epsilon", "weight_decay") and not 0 <= value < 1:
                 raise ValueError(f"{name} must be in [0, 1), but got {value}")
         if self.nesterov and not (self.kind == "sgd" and self.momentum):
             raise ValueError(f"nesterov needs sgd with a momentum, but got {self.kind} with momentum {self.momentum}")
@@ -108,6 +118,7 @@ def learning_rate_at(config: OptimizerConfig, examples_seen: int, total_examples
     constant:   peak
     staircase:  peak * decay ** floor(examples_seen / decay_examples)
     cosine:     peak * (final + (1 - final) * (1 + cos(pi t)) / 2), t = progress from 0 to 1 after the warm-up
+    step:       peak * factor ** (milestones that lie behind)
 
     all of it times examples_seen / (warmup * total_examples) during the warm-up. Past the end the rate stays.
     """
@@ -124,6 +135,8 @@ def learning_rate_at(config: OptimizerConfig, examples_seen: int, total_examples
         progress = (examples_seen - warmup_examples) / (total_examples - warmup_examples)
         half_wave = (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0))) / 2
         rate *= schedule.final + (1 - schedule.final) * half_wave
+    elif schedule.kind == "step":
+        rate *= schedule.factor ** sum(examples_seen >= m * total_examples for m in schedule.milestones)
     return rate * min(examples_seen / warmup_examples, 1.0) if warmup_examples else rate
 
 
@@ -141,13 +154,30 @@ def build(config: OptimizerConfig, parameters: Iterable[Tensor]) -> Optimizer:
     if config.kind == "adam":
         betas = (config.setting("beta1"), config.setting("beta2"))
         return Adam(parameters, lr=config.learning_rate, betas=betas, eps=config.setting("epsilon"), fused=True)
+    groups = _decayed(parameters, config.setting("weight_decay"))
+    if config.kind == "adamw":
+        betas = (config.setting("beta1"), config.setting("beta2"))
+        return AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.setting("epsilon"), fused=True)
     momentum = config.setting("momentum")
-    sgd = SGD(parameters, lr=config.learning_rate, momentum=momentum, nesterov=config.nesterov, fused=True)
+    sgd = SGD(groups, lr=config.learning_rate, momentum=momentum, nesterov=config.nesterov, fused=True)
     if momentum:
         # Torch makes the buffers uninitialised at the first step and relies on it to fill them; it may be skipped.
         for parameter in parameters:
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return sgd
+
+
+def _decayed(parameters: list[Tensor], weight_decay: float) -> list[dict[str, Any]]:
+    """Groups of parameters, with and without decay.
+
+    NOTE: MoCo v1 and v2 decay every parameter; v3 and most since leave out biases and gains, and so do we.
+    """
+    if not weight_decay:
+        return [{"params": parameters, "weight_decay": 0.0}]
+    matrices = [p for p in parameters if p.ndim > 1]
+    others = [p for p in parameters if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
 def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:

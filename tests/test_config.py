@@ -91,9 +91,9 @@ MISTAKES = [
     ("missing within", "{trials: 2}", "{plateau: {min_gain: 0.1}}", "14: tiny.search.plateau.trials: is missing"),
     ("twice", "train: t", "train: s*\n      train: t", "6: experiments.tiny.data.train: this key stands twice (first in line 5)"),
     # words
-    ("kind", "kind: fused_mlp", "kind: mooc", "7: tiny.model.kind: 'mooc' is not one of: fused_mlp"),
-    ("kind of no word", "kind: adam", "kind: 3", "9: tiny.optimizer.kind: must be one of: rmsprop_tf, adam, sgd (got 3)"),
-    ("pipeline", "search: {trials: 2}", "pipeline: contrast", "14: tiny.pipeline: 'contrast' is not one of: supervised"),
+    ("kind", "kind: fused_mlp", "kind: mooc", "7: tiny.model.kind: 'mooc' is not one of: fused_mlp, logistic"),
+    ("kind of no word", "kind: adam", "kind: 3", "9: tiny.optimizer.kind: must be one of: rmsprop_tf, adam, adamw, sgd (got 3)"),
+    ("pipeline", "search: {trials: 2}", "pipeline: contrast", "14: tiny.pipeline: 'contrast' is not one of: supervised, contrastive"),
     # types
     ("text", "batch_size: 16", "batch_size: '16'", "13: tiny.training.batch_size: must be a whole number (got '16')"),
     ("bool", "batch_size: 16", "batch_size: true", "13: tiny.training.batch_size: must be a whole number (got true)"),
@@ -164,7 +164,7 @@ def test_all_mistakes_of_an_experiment_are_told_at_once_in_the_order_of_the_file
         ("[0.5, 0.9]", "[0.5, 1.5]", "13: tiny.optimizer.momentum: momentum must be in [0, 1), but got 1.5"),
         ("[0.5, 0.9]", "[0.9]", "13: tiny.optimizer.sgd.momentum: uniform takes [low, high] (got [0.9])"),
         ("learning_rate: 0.1", "learning_rate: -1", "12: tiny.optimizer.learning_rate: learning_rate must be positive and finite, but got -1.0"),
-        ("kind: sgd", "kind: sdg", "11: tiny.optimizer.kind: 'sdg' is not one of: rmsprop_tf, adam, sgd"),
+        ("kind: sgd", "kind: sdg", "11: tiny.optimizer.kind: 'sdg' is not one of: rmsprop_tf, adam, adamw, sgd"),
     ],
 )  # fmt: skip
 def test_a_mistake_inside_an_option_finds_its_line(load_text: Load, old: str, new: str, line: str) -> None:
@@ -249,7 +249,7 @@ def test_what_is_dumped_is_read_back(value: Any) -> None:
 
 def test_an_anchor_may_be_merged_and_the_own_keys_win(load_text: Load) -> None:
     text = VALID.replace("    search: {trials: 2}", "    search: &mine {trials: 2, overlap: false}") + (
-        "  other:\n    data: {train: a, validate: b}\n    model: {towers: {mean_rgb: 8, mean_audio: 8}}\n"
+        "  other:\n    data: {train: a, validate: b}\n    model: {kind: fused_mlp, towers: {mean_rgb: 8, mean_audio: 8}}\n"
         "    optimizer: {kind: adam, learning_rate: 1}\n    search: {<<: *mine, trials: 3}\n"
     )
     assert load_text(text, "other").search == SearchConfig(trials=3, overlap=False)
@@ -457,7 +457,10 @@ EXPERIMENTS = st.fixed_dictionaries(
     {
         "data": st.just({"train": "/t*", "validate": ["/v*", "/w*"]}),
         "model": st.fixed_dictionaries(
-            {"towers": st.fixed_dictionaries({"mean_rgb": whole(2, 8), "mean_audio": whole(1, 4)})},
+            {
+                "kind": st.just("fused_mlp"),
+                "towers": st.fixed_dictionaries({"mean_rgb": whole(2, 8), "mean_audio": whole(1, 4)}),
+            },
             optional={"dropout": drawn(0.1, 0.7), "prior_bias": st.just({"choice": [True, False]})},
         ),
         "optimizer": ADAM | SGD | st.builds(lambda adam, sgd: {"choice": [adam, sgd]}, ADAM, SGD),
@@ -493,7 +496,7 @@ class OtherConfig:
 
 
 def test_a_block_of_several_kinds_is_read_by_its_kind(load_text: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(reading.SEARCHABLE, "model", (FusedMLPConfig, OtherConfig))
+    monkeypatch.setitem(reading.SEARCHABLE["supervised"], "model", (FusedMLPConfig, OtherConfig))
     other = VALID.replace(
         "{kind: fused_mlp, towers: {mean_rgb: 8, mean_audio: 8}, dropout: {uniform: [0.2, 0.7]}}", "MODEL"
     )
@@ -523,7 +526,7 @@ class ThirdConfig:
 def test_a_kind_may_be_searched_where_the_settings_left_out_differ(
     load_text: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(reading.SEARCHABLE, "model", (OtherConfig, ThirdConfig))
+    monkeypatch.setitem(reading.SEARCHABLE["supervised"], "model", (OtherConfig, ThirdConfig))
     start, end = VALID.index("    model:"), VALID.index("    optimizer:")
     experiment = load_text(VALID[:start] + "    model: {kind: {choice: [other, third]}}\n" + VALID[end:])
     models = [experiment.trial_config(values).model for values in experiment.space.corners()]
@@ -531,9 +534,8 @@ def test_a_kind_may_be_searched_where_the_settings_left_out_differ(
 
 
 def test_every_settings_class_refuses_unknown_keys() -> None:
-    pending: list[Any] = [cls for classes in reading.SEARCHABLE.values() for cls in classes] + list(
-        reading.FIXED.values()
-    )
+    blocks = [*reading.SEARCHABLE["supervised"].values(), *reading.SEARCHABLE["contrastive"].values()]
+    pending: list[Any] = [cls for classes in blocks for cls in classes] + list(reading.FIXED.values())
     seen = set()
     while pending:
         cls = pending.pop()

@@ -312,7 +312,7 @@ def test_clipping_passes_over_parameters_without_a_gradient():
         ({"kind": "adam", "epsilon": 0.0}, "epsilon must be positive, but got 0.0"),
         ({"kind": "adam", "learning_rate": 0.0}, "learning_rate must be positive and finite, but got 0.0"),
         ({"kind": "adam", "learning_rate": math.nan}, "learning_rate must be positive and finite, but got nan"),
-        ({"kind": "lion"}, "kind must be one of rmsprop_tf, adam, sgd, but got 'lion'"),
+        ({"kind": "lion"}, "kind must be one of rmsprop_tf, adam, adamw, sgd, but got 'lion'"),
     ],
 )
 def test_settings_without_effect_or_out_of_range_are_refused(settings, message):

@@ -60,9 +60,10 @@ class Driver:
         self.recorder.on_trial_start(0, [], self.trial)
 
     def hear(self, epoch: int, history: list[float] | None = None) -> None:
-        result: dict[str, Any] = {"epoch": epoch, "epochs": 9, "host": "h", "device": "cpu", "pid": 1, **metrics(epoch)}
+        tags = {"host": "h", "device": "cpu"}
+        result: dict[str, Any] = {"epoch": epoch, "epochs": 9, "tags": tags, "pid": 1, **metrics(epoch)}
         if history is not None:
-            result["history"] = [metrics(past + 1) for past in range(len(history))]
+            result["history"] = [{"epoch": past + 1, **metrics(past + 1)} for past in range(len(history))]
         self.recorder.on_trial_result(0, [], self.trial, result)
 
     def complete(self) -> None:

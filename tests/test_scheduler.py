@@ -70,7 +70,7 @@ class Search:
     def repeat(self, number: int) -> str:
         """What a trial says first after its worker died: all of its epochs once more."""
         trial = self.record.trials[f"s-{number}"]
-        history = [trial.reports[epoch] for epoch in sorted(trial.reports)]
+        history = [{"epoch": epoch, **trial.reports[epoch]} for epoch in sorted(trial.reports)]
         result = {"epoch": len(history), "epochs": EPOCHS, **history[-1], "history": history}
         return self.scheduler.on_trial_result(None, self.running[number], result)
 

@@ -49,7 +49,7 @@ def test_every_epoch_is_reported_with_its_metrics_and_place(job: Job) -> None:
     assert [(metrics["epoch"], metrics["epochs"]) for metrics in told] == [(1, 2), (2, 2)]
     for metrics in told:
         assert {"gap", "gap_best", "hit_at_1", "perr", "map", "learning_rate", "videos_per_second"} <= metrics.keys()
-        assert metrics["device"] == "cpu" and metrics["host"]
+        assert metrics["tags"]["device"] == "cpu" and metrics["tags"]["host"]
         assert not {"history", "error"} & metrics.keys()
 
 
@@ -134,9 +134,9 @@ def test_a_job_travels_to_its_worker(job: Job) -> None:
 
 
 def test_a_report_tells_of_its_own_epoch_or_of_all_so_far() -> None:
-    one, two = {"gap": 0.1}, {"gap": 0.2}
-    assert epochs_of({"epoch": 2, **two}) == [(2, {"epoch": 2, **two})]
-    assert epochs_of({"epoch": 2, **two, "history": [one, two]}) == [(1, one), (2, two)]
+    one, two = {"epoch": 1, "gap": 0.1}, {"epoch": 2, "gap": 0.2}
+    assert epochs_of(two) == [(2, two)]
+    assert epochs_of({**two, "history": [one, two]}) == [(1, one), (2, two)]
 
 
 def test_checkpoints_sort_by_epoch() -> None:

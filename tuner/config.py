@@ -17,12 +17,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tuner.dataset import DataConfig
 from tuner.distributions import DISTRIBUTIONS, default_label, distribution_of, label, options
 from tuner.errors import ConfigError
-from tuner.reading import BLOCKS, FIXED, PIPELINES, SEARCHABLE, nearest, not_one_of, read_block, read_trial
+from tuner.reading import FIXED, SEARCHABLE, blocks_of, nearest, not_one_of, read_block, read_trial
 from tuner.settings import (
     FailuresConfig,
     PlateauConfig,
@@ -32,7 +32,7 @@ from tuner.settings import (
     SearchConfig,
 )
 from tuner.space import Space, Values
-from tuner.trial_config import TrialConfig
+from tuner.trial_config import PIPELINES, Trial
 from tuner.yaml_tree import Node, Problems, dump, expand, join, parse, read, shown
 
 __all__ = [
@@ -53,20 +53,20 @@ class Experiment:
 
     name: str
     data: DataConfig
-    pipeline: Literal["supervised"]
-    space: Space  # the blocks model, optimizer, loss and training
+    pipeline: str  # one of PIPELINES
+    space: Space  # the blocks that shape a trial of the pipeline
     search: SearchConfig
     resources: ResourcesConfig
     file: Path  # where it was read
 
-    def trial_config(self, values: Values) -> TrialConfig:
+    def trial_config(self, values: Values) -> Trial:
         """The configuration that `values` (by parameter name) stand for.
 
         Raises:
             ConfigError: a value is missing, out of its range or unknown, or the values do not go together.
         """
         problems = Problems(self.name)
-        config = read_trial(self.space.resolved(values), problems)
+        config = read_trial(self.pipeline, self.space.resolved(values), problems)
         problems.check()
         assert config is not None
         return config
@@ -74,7 +74,7 @@ class Experiment:
     @property
     def max_epochs(self) -> int:
         """The most epochs that a trial can have: the upper end where epochs are searched."""
-        return max(int(self.space.resolve(corner)["training"]["epochs"]) for corner in self.space.corners())
+        return max(self.trial_config(corner).epochs for corner in self.space.corners())
 
     def to_yaml(self) -> str:
         """The experiment as a yaml file of its own: everything spelled out, distributions as they were written."""
@@ -102,7 +102,7 @@ class Experiment:
     def _blocks(self) -> dict[str, Any]:
         fixed = {name: asdict(getattr(self, name)) for name in FIXED}
         blocks = {**fixed, "pipeline": self.pipeline, **self.space.tree.plain()}
-        return {name: _listed(blocks[name]) for name in BLOCKS}
+        return {name: _listed(blocks[name]) for name in blocks_of(self.pipeline)}
 
 
 def load(file: Path, name: str | None, overrides: Sequence[str] = ()) -> Experiment:
@@ -155,28 +155,32 @@ def _choose(tree: Node, name: str | None) -> tuple[str, Node]:
 
 def _build(node: Node, name: str, file: Path, problems: Problems) -> Experiment:
     """The experiment that `node` describes; raises all that `problems` has and what is found here."""
+    first = next(iter(PIPELINES))
+    chosen = node.entries.get("pipeline", node.graft(first))
+    pipeline = str(chosen.value)
+    if pipeline not in PIPELINES:
+        problems.add(chosen, "pipeline", not_one_of(chosen.plain(), PIPELINES))
+        pipeline = first
+    known = blocks_of(pipeline)
     for key, entry in node.entries.items():
-        if key not in BLOCKS:
-            problems.add(entry, key, f"unknown key; {nearest(key, BLOCKS)}")
-        elif key not in SEARCHABLE:
-            _refuse_distributions(entry, key, problems)
+        if key not in known:
+            problems.add(entry, key, _unknown_block(key, pipeline))
+        elif key not in SEARCHABLE[pipeline]:
+            _refuse_distributions(entry, key, tuple(SEARCHABLE[pipeline]), problems)
     empty = node.graft({})
-    blocks = {block: node.entries.get(block, empty) for block in BLOCKS if block != "pipeline"}
+    blocks = {block: node.entries.get(block, empty) for block in known if block != "pipeline"}
     # `loss:` with nothing below it, or only comments, is an empty block.
     blocks = {block: replace(entry, value={}) if entry.value is None else entry for block, entry in blocks.items()}
-    pipeline = node.entries.get("pipeline", node.graft(PIPELINES[0]))
-    if pipeline.value not in PIPELINES:
-        problems.add(pipeline, "pipeline", not_one_of(pipeline.plain(), PIPELINES))
     data = read_block(DataConfig, blocks["data"], "data", problems)
     search = read_block(SearchConfig, blocks["search"], "search", problems)
     resources = read_block(ResourcesConfig, blocks["resources"], "resources", problems)
 
-    tree = replace(empty, value={block: blocks[block] for block in SEARCHABLE})
+    tree = replace(empty, value={block: blocks[block] for block in SEARCHABLE[pipeline]})
     space = Space.build(tree, problems)
     classes: dict[str, set[type]] = {}
     for corner in space.corners():
         resolved = space.resolved(corner)
-        config = read_trial(resolved, problems)
+        config = read_trial(pipeline, resolved, problems)
         if config is not None:
             _note_classes(tree, config, "", corner, classes)
             if data is not None:
@@ -186,7 +190,7 @@ def _build(node: Node, name: str, file: Path, problems: Problems) -> Experiment:
     return Experiment(
         name=name,
         data=_with_absolute_paths(data, file.parent),
-        pipeline="supervised",
+        pipeline=pipeline,
         space=Space.build(_with_defaults(tree, "", classes)),
         search=search,
         resources=resources,
@@ -194,18 +198,25 @@ def _build(node: Node, name: str, file: Path, problems: Problems) -> Experiment:
     )
 
 
-def _refuse_distributions(node: Node, path: str, problems: Problems) -> None:
+def _unknown_block(key: str, pipeline: str) -> str:
+    others = [name for name in PIPELINES if key in SEARCHABLE[name]]
+    if others:
+        return f"belongs to pipeline: {others[0]}, and this is {pipeline}, which has {', '.join(SEARCHABLE[pipeline])}"
+    return f"unknown key; {nearest(key, blocks_of(pipeline))}"
+
+
+def _refuse_distributions(node: Node, path: str, searchable: Sequence[str], problems: Problems) -> None:
     found = distribution_of(node)
     if found:
         why = "trials on different data do not compare" if path.startswith("data") else "all trials share this"
-        problems.add(node, path, f"cannot be searched, {why}; {', '.join(SEARCHABLE)} can (got {found})")
+        problems.add(node, path, f"cannot be searched, {why}; {', '.join(searchable)} can (got {found})")
         problems.close(node)
         return
     for key, entry in node.entries.items():
-        _refuse_distributions(entry, join(path, key), problems)
+        _refuse_distributions(entry, join(path, key), searchable, problems)
 
 
-def _check_towers(resolved: Node, config: TrialConfig, data: DataConfig, problems: Problems) -> None:
+def _check_towers(resolved: Node, config: Trial, data: DataConfig, problems: Problems) -> None:
     """The two blocks must agree on the features; found here, before the shards are read."""
     towers = getattr(config.model, "towers", None)
     if towers is None or set(towers) == set(data.features):

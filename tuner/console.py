@@ -115,7 +115,7 @@ class SearchView:
     def reported(self, trial: TrialRecord, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
         """Remember the last line of a running trial."""
         self.epochs_now[trial.id] = describe_epoch(trial, epoch, epochs, metrics)
-        self.videos_per_second[trial.id] = metrics["videos_per_second"]
+        self.videos_per_second[trial.id] = metrics.get("videos_per_second", 0.0)
 
     def ended(self, trial: TrialRecord) -> None:
         """Forget a trial."""
@@ -161,11 +161,11 @@ class SearchView:
 
 
 def describe_epoch(trial: TrialRecord, epoch: int, epochs: int, metrics: Mapping[str, float]) -> str:
-    """One line with the numbers one acts on."""
-    return (
-        f"trial {trial.number:03d}  epoch {epoch}/{epochs}  loss {metrics['loss_train']:.3f}  GAP {metrics['gap']:.4f}"
-        f"  {metrics['videos_per_second']:,.0f} videos/s"
-    )
+    """One line with the numbers one acts on: an epoch of training, of pretraining, or the end of one done elsewhere."""
+    losses = {"loss_train": "loss", "loss_pretrain": "contrastive loss"}
+    loss = "".join(f"{name} {metrics[key]:.3f}  " for key, name in losses.items() if key in metrics)
+    rate = f"{metrics['videos_per_second']:,.0f} videos/s" if loss else "took the encoder of another trial"
+    return f"trial {trial.number:03d}  epoch {epoch}/{epochs}  {loss}GAP {metrics['gap']:.4f}  {rate}"
 
 
 def describe_settings(settings: Mapping[str, Any]) -> str:

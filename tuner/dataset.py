@@ -4,7 +4,7 @@ Runs without ray, mlflow, optuna, pydantic and yaml (design: a bare GPU machine,
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -13,15 +13,18 @@ import torch
 
 from data import cache as data_cache
 from data import sample
-from data.batches import Batches, sample_rows
+from data.batches import Batches, Columns, sample_rows
 from data.cache import BuildProgress, Cache
+from data.errors import DataError
 from data.schema import NUM_CLASSES, VIDEO_FEATURES, Schema
+from data.statistics import Statistics
 from models import FeatureStatistics, Sizes
+from models.losses import fixed_bootstrap_weights
 
 Patterns = str | tuple[str, ...]
 
-# One sample of the validation videos for every trial, every search and every machine.
-VALIDATION_SEED = 0
+# One sample of the validation videos, and one draw of the labelled ones, for every trial, search and machine.
+VALIDATION_SEED = LABEL_SEED = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +58,7 @@ class DataConfig:
     validate: Patterns
     test: Patterns | None = None  # scored once, for the winner only
     validate_fraction: float = 1.0  # of the validation videos, after each epoch; the winner is scored on all of them
+    label_fraction: float = 1.0  # of the training videos that keep their labels; pretraining sees all, without them
     features: Mapping[str, int] = field(default_factory=lambda: dict(VIDEO_FEATURES))  # widths by the shards' keys
     num_classes: int = NUM_CLASSES
     on_bad_shard: Literal["fail", "skip"] = "fail"
@@ -64,8 +68,9 @@ class DataConfig:
     sample: SampleConfig | None = None  # write these sample shards first
 
     def __post_init__(self) -> None:
-        if not 0 < self.validate_fraction <= 1:
-            raise ValueError(f"validate_fraction must be in (0, 1], but got {self.validate_fraction}")
+        for name in ("validate_fraction", "label_fraction"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in (0, 1], but got {getattr(self, name)}")
         if self.num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, but got {self.num_classes}")
         if not self.features:
@@ -115,17 +120,53 @@ class Dataset:
     train: Cache
     validate: Cache
     validate_rows: np.ndarray | None  # sorted rows of `validate` that are scored after each epoch; None: all
+    labelled_rows: np.ndarray | None  # sorted rows of `train` that have labels to learn from; None: all
     sizes: Sizes
-    statistics: FeatureStatistics  # of the training split only
+    statistics: FeatureStatistics  # moments of all training videos; label counts and number of the labelled ones
 
     @property
     def fingerprint(self) -> str:
         """Names the content of both splits; searches of different fingerprints are never ranked together."""
-        return f"{self.train.fingerprint[:16]}-{self.validate.fingerprint[:16]}"
+        labelled = "" if self.labelled_rows is None else f"-{len(self.labelled_rows)}-labelled"
+        return f"{self.train.fingerprint[:16]}-{self.validate.fingerprint[:16]}{labelled}"
 
     def train_batches(self, batch_size: int, seed: int, device: torch.device) -> Batches:
-        """Shuffled batches; the last, smaller one of an epoch is left out (BatchNorm needs company)."""
+        """Shuffled labelled videos; the last, smaller batch of an epoch is left out (BatchNorm needs company)."""
+        return Batches(
+            self.train,
+            batch_size=batch_size,
+            shuffle=True,
+            seed=seed,
+            rows=self.labelled_rows,
+            drop_last=True,
+            device=device,
+        )
+
+    def bootstrap_weights(self, seed: int) -> torch.Tensor:
+        """How often each video of `train` counts in a fixed bootstrap sample of the labelled ones, [rows] float32."""
+        weights_N = fixed_bootstrap_weights(self.statistics.num_videos, seed)
+        if self.labelled_rows is None:
+            return weights_N
+        weights = torch.zeros(self.train.num_videos)
+        weights[torch.from_numpy(self.labelled_rows)] = weights_N
+        return weights
+
+    def pretrain_batches(self, batch_size: int, seed: int, device: torch.device) -> Batches:
+        """Shuffled training videos, labelled or not; the last, smaller batch is left out.
+
+        Raises:
+            DataError: they do not fill one batch.
+        """
+        if self.train.num_videos < batch_size:
+            raise DataError(
+                f"data.train: {self.train.num_videos:,} videos do not fill one batch of pretraining; "
+                f"give pretrain.batch_size less than {batch_size:,}"
+            )
         return Batches(self.train, batch_size=batch_size, shuffle=True, seed=seed, drop_last=True, device=device)
+
+    def labelled_batches(self, batch_size: int, device: torch.device) -> Batches:
+        """The labelled training videos in cache order, every one once."""
+        return Batches(self.train, batch_size=batch_size, shuffle=False, rows=self.labelled_rows, device=device)
 
     def validate_batches(self, batch_size: int, device: torch.device) -> Batches:
         """The validation sample in cache order, every video once."""
@@ -165,19 +206,45 @@ def open_dataset(config: DataConfig, progress: Callable[[BuildProgress], None] |
             "data.validate: no video that is scored has a label, so every GAP would be 0; "
             "give other shards or a larger data.validate_fraction"
         )
-    statistics = train.statistics()
+    labelled_rows = None
+    if config.label_fraction < 1:
+        labelled_rows = sample_rows(train.num_videos, config.label_fraction, LABEL_SEED)
     return Dataset(
         train=train,
         validate=validate,
         validate_rows=rows,
+        labelled_rows=labelled_rows,
         sizes=config.sizes,
-        statistics=FeatureStatistics(
-            mean_D=torch.from_numpy(statistics.mean_D),
-            variance_D=torch.from_numpy(statistics.variance_D),
-            label_counts_C=torch.from_numpy(statistics.label_counts_C),
-            num_videos=statistics.num_videos,
-        ),
+        statistics=_statistics(train, labelled_rows, config.num_classes),
     )
+
+
+def _statistics(train: Cache, labelled_rows: np.ndarray | None, num_classes: int) -> FeatureStatistics:
+    """Of all training videos, but for the labels: these are counted where there are any to learn from."""
+    statistics = feature_statistics(train.statistics())
+    if labelled_rows is None:
+        return statistics
+    _, labels = take_labels(train, labelled_rows)
+    counts_C = torch.from_numpy(np.bincount(labels, minlength=num_classes))
+    return replace(statistics, num_videos=len(labelled_rows), label_counts_C=counts_C)
+
+
+def feature_statistics(statistics: Statistics) -> FeatureStatistics:
+    """The same as tensors."""
+    return FeatureStatistics(
+        num_videos=statistics.num_videos,
+        mean_D=torch.from_numpy(statistics.mean_D),
+        variance_D=torch.from_numpy(statistics.variance_D),
+        label_counts_C=torch.from_numpy(statistics.label_counts_C),
+    )
+
+
+def take_labels(columns: Columns, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The labels of some rows, in their order: offsets int64 [rows + 1] and classes int32."""
+    begins, ends = columns.label_offsets[rows], columns.label_offsets[rows + 1]
+    offsets = np.concatenate(([0], np.cumsum(ends - begins)))
+    positions = np.arange(offsets[-1]) + np.repeat(begins - offsets[:-1], ends - begins)
+    return offsets, columns.label_indices[positions]
 
 
 def _has_positive(cache: Cache, rows: np.ndarray | None) -> bool:

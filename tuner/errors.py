@@ -4,6 +4,7 @@
       ConfigError           experiments.yaml or a --set is wrong; a line per mistake, `file:line: path: message`.
       SearchError           a search cannot start, resume or be extended; says why and what to do.
       TrialDiverged         the loss of this trial is not finite: it failed, it is not bad; the search goes on.
+      TrialCollapsed        pretraining made one embedding of all videos: this trial failed; the search goes on.
       CheckpointError       a checkpoint is damaged, or belongs to other settings.
       NothingToExport       no finished trial; says how many failed and why.
       ModelFolderError      an exported model's folder is incomplete, damaged or too new.
@@ -32,6 +33,10 @@ class SearchError(TunerError):
 
 class TrialDiverged(TunerError):
     """A trial's loss is not finite; its weights were left as they were."""
+
+
+class TrialCollapsed(TunerError):
+    """A pretrained encoder gives all videos the same embedding."""
 
 
 class CheckpointError(TunerError):

@@ -17,19 +17,19 @@ from pydantic import TypeAdapter, ValidationError
 from tuner.dataset import DataConfig
 from tuner.distributions import DISTRIBUTIONS
 from tuner.settings import ResourcesConfig, SearchConfig
-from tuner.trial_config import TrialConfig
+from tuner.trial_config import PIPELINES, Trial
 from tuner.yaml_tree import Node, Problems, join, shown
 
 T = TypeVar("T")
 
-# The classes that each searchable block may become; where they are several, its `kind` says which.
-SEARCHABLE: dict[str, tuple[type[Any], ...]] = {
-    block.name: get_args(hint) or (hint,)
-    for block in fields(TrialConfig)
-    for hint in [get_type_hints(TrialConfig)[block.name]]
+# By pipeline, the classes that each searchable block may become; where they are several, its `kind` says which.
+SEARCHABLE: dict[str, dict[str, tuple[type[Any], ...]]] = {
+    pipeline: {
+        block.name: get_args(hint) or (hint,) for block in fields(cls) for hint in [get_type_hints(cls)[block.name]]
+    }
+    for pipeline, cls in PIPELINES.items()
 }
 FIXED: dict[str, type[Any]] = {"data": DataConfig, "search": SearchConfig, "resources": ResourcesConfig}
-PIPELINES = ("supervised",)
 # Pydantic's words, and those of a yaml file.
 _WORDS = {
     "a valid integer": "a whole number",
@@ -42,20 +42,24 @@ _WORDS = {
     "a valid dictionary": "a block",
     "an object": "a block",
 }
-BLOCKS = ("data", "pipeline", *SEARCHABLE, "search", "resources")
 
 
-def read_trial(tree: Node, problems: Problems) -> TrialConfig | None:
+def blocks_of(pipeline: str) -> tuple[str, ...]:
+    """The keys of an experiment of this pipeline."""
+    return ("data", "pipeline", *SEARCHABLE[pipeline], "search", "resources")
+
+
+def read_trial(pipeline: str, tree: Node, problems: Problems) -> Trial | None:
     """The searchable blocks, without a distribution left in them, as a configuration; None where they are none."""
     blocks: dict[str, Any] = {}
-    for name, classes in SEARCHABLE.items():
+    for name, classes in SEARCHABLE[pipeline].items():
         node = tree.entries[name]
         cls = classes[0] if len(classes) == 1 else _class_of_kind(classes, node, name, problems)
         blocks[name] = cls and read_block(cls, node, name, problems)
     if None in blocks.values():
         return None
     try:
-        return TrialConfig(**blocks)
+        return PIPELINES[pipeline](**blocks)
     except ValueError as error:  # blocks that do not go together
         node, path = _culprit(str(error), tree, "")
         problems.add(node, path, str(error))
@@ -215,5 +219,6 @@ def _paths() -> tuple[str, ...]:
             if nested:
                 yield from below(nested, join(path, setting.name))
 
-    blocks = {**{name: (cls,) for name, cls in FIXED.items()}, **SEARCHABLE}
-    return tuple(path for name, classes in blocks.items() for cls in classes for path in (name, *below(cls, name)))
+    blocks = [(name, cls) for name, cls in FIXED.items()]
+    blocks += [(name, cls) for block in SEARCHABLE.values() for name, classes in block.items() for cls in classes]
+    return tuple(dict.fromkeys(path for name, cls in blocks for path in (name, *below(cls, name))))

@@ -12,7 +12,7 @@ from tuner.scheduler import ReplayingScheduler
 from tuner.space import flatten
 from tuner.stop_rule import StopRule
 from tuner.tracking import Tracker
-from tuner.trial import PLACE, epochs_of
+from tuner.trial import epochs_of
 
 METRICS = (
     "gap",
@@ -22,6 +22,10 @@ METRICS = (
     "map",
     "loss_train",
     "loss_validate",
+    "loss_pretrain",
+    "contrastive_accuracy",
+    "embedding_std",
+    "ridge_penalty",
     "learning_rate",
     "videos_per_second",
     "seconds",
@@ -86,7 +90,7 @@ class Recorder(Unsaved, Callback):
             if is_new:
                 self._journal.append("report", id=record.id, epoch=epoch, metrics=metrics)
             # MLflow knows what it has: a driver that was killed may have left it behind the journal.
-            self._tracker.report(record.id, epoch, metrics, {key: result[key] for key in PLACE})
+            self._tracker.report(record.id, epoch, metrics, result["tags"])
             if is_new:
                 self._console.trial_reported(record, epoch, result["epochs"], metrics)
 

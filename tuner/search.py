@@ -7,9 +7,11 @@ screen.
 """
 
 import shutil
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 import ray.tune
@@ -20,7 +22,7 @@ from data.batches import Batches
 from data.cache import Cache
 from data.errors import DataError
 from models.metrics import Accumulator
-from tuner import cluster, config, export, journal, slots, vocabulary
+from tuner import cluster, config, encoders, export, journal, slots, vocabulary
 from tuner.config import Experiment
 from tuner.console import Console, describe_settings, quiet
 from tuner.dataset import Dataset, open_dataset
@@ -209,7 +211,7 @@ class _Search:
         overlap = settings.overlap and self.concurrency >= layout.slots
         turns = layout.slots if overlap and layout.one_machine else None
         tuner = Tuner(
-            ray.tune.with_resources(trainable(self.experiment, self.directory, layout.resources, turns), TRIAL_ACTOR),
+            ray.tune.with_resources(self._trainable(turns), TRIAL_ACTOR),
             tune_config=TuneConfig(
                 metric=settings.metric,
                 mode=settings.mode,
@@ -232,6 +234,10 @@ class _Search:
             tuner.fit()
         slots.forget(self.search.id)
         shutil.rmtree(self.directory / "tune", ignore_errors=True)  # Tune's snapshots: the journal has it all
+
+    def _trainable(self, turns: int | None) -> Callable[[dict[str, Any]], None]:
+        storage = self.directory.parent.parent
+        return trainable(self.experiment, self.directory, storage / encoders.FOLDER, self.layout.resources, turns)
 
     def _score_winner(self, tracker: Tracker) -> None:
         """Score the best trial on all of validate (and test), and register its model."""

@@ -11,16 +11,17 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 import models
-from models import losses, optimizers
+from data.batches import Batches
+from models import FeatureStatistics, Sizes, losses, optimizers
 from tuner import checkpoint
 from tuner.dataset import Dataset, open_dataset
 from tuner.errors import TrialDiverged, main
@@ -32,6 +33,24 @@ from tuner.trial_config import TrialConfig
 STEPS_BETWEEN_CHECKS = 100
 
 
+class TrainingData(Protocol):
+    """What training reads of its data; `tuner.dataset.Dataset` fits, and so do embeddings (tuner/embeddings.py)."""
+
+    @property
+    def sizes(self) -> Sizes:
+        """Widths of the features and number of classes."""
+
+    @property
+    def statistics(self) -> FeatureStatistics:
+        """Of the training videos."""
+
+    def train_batches(self, batch_size: int, seed: int, device: torch.device) -> Batches:
+        """Shuffled videos with their labels."""
+
+    def bootstrap_weights(self, seed: int) -> Tensor:
+        """How often each row counts in a fixed bootstrap sample."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
     """One finished epoch. `state` is the live training: save it before the generator is advanced."""
@@ -40,6 +59,7 @@ class Progress:
     metrics: dict[str, float]  # by the metric keys of MLflow
     state: "TrainingState"
     repeated: bool = False  # the checkpoint's own epoch, told once more after a resume
+    tags: Mapping[str, str] = field(default_factory=dict)  # of the trial's run in MLflow
 
 
 @dataclass(slots=True, kw_only=True)
@@ -56,31 +76,49 @@ class TrainingState:
         """How many epochs are finished."""
         return len(self.history)
 
-    def save(self, directory: Path, trial: TrialConfig) -> None:
-        """Write the state into `directory`, whole or not at all."""
-        position = {
+    def parts(self) -> dict[str, Any]:
+        """Everything but the weights, as tensors and plain values."""
+        return {
             "history": self.history,
             "optimizer": self.optimizer.state_dict(),
             "bootstrap": self.bootstrap.get_state(),
-            "rng": torch.get_rng_state(),
-            "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            **random_state(),
         }
-        checkpoint.save(directory, model=self.model.state_dict(), training=position, settings=trial.settings)
+
+    def restore(self, weights: dict[str, Tensor], parts: dict[str, Any]) -> None:
+        """Put weights and parts back, random numbers included."""
+        self.model.load_state_dict(weights)
+        self.optimizer.load_state_dict(parts["optimizer"])
+        self.bootstrap.set_state(parts["bootstrap"])
+        set_random_state(parts)
+        self.history = parts["history"]
+
+    def save(self, directory: Path, trial: TrialConfig) -> None:
+        """Write the state into `directory`, whole or not at all."""
+        checkpoint.save(directory, model=self.model.state_dict(), training=self.parts(), settings=trial.settings)
 
     def load(self, directory: Path, trial: TrialConfig) -> None:
-        """Put a saved state back, random numbers included.
+        """Put a saved state back.
 
         Raises:
             CheckpointError: the checkpoint is damaged, or other settings shaped it.
         """
-        weights, position = checkpoint.load(directory, settings=trial.settings)
-        self.model.load_state_dict(weights)
-        self.optimizer.load_state_dict(position["optimizer"])
-        self.bootstrap.set_state(position["bootstrap"])
-        torch.set_rng_state(position["rng"])
-        if position["rng_cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(position["rng_cuda"])
-        self.history = position["history"]
+        self.restore(*checkpoint.load(directory, settings=trial.settings))
+
+
+def random_state() -> dict[str, Any]:
+    """Where torch's own random number generators stand."""
+    return {
+        "rng": torch.get_rng_state(),
+        "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put them back where `random_state` found them."""
+    torch.set_rng_state(state["rng"])
+    if state["rng_cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["rng_cuda"])
 
 
 def train(
@@ -98,20 +136,44 @@ def train(
     Raises:
         TrialDiverged: the loss is not finite; the weights are left as they were before that step.
     """
+    state = begin(trial, data, device=device, seed=seed)
+    if resume_from is not None:
+        state.load(resume_from, trial)
+        yield Progress(epoch=state.epoch, metrics=state.history[-1], state=state, repeated=True)
+    validation = data.validate_batches(trial.training.batch_size, device)
+    yield from epochs(
+        trial,
+        data,
+        state,
+        device=device,
+        seed=seed,
+        score=lambda model: evaluate(model, validation, precision=trial.training.precision),
+    )
+
+
+def begin(trial: TrialConfig, data: TrainingData, *, device: torch.device, seed: int) -> TrainingState:
+    """The state before the first step."""
     torch.manual_seed(seed)
     model = models.build(trial.model, data.sizes, data.statistics).to(device)
-    state = TrainingState(
+    return TrainingState(
         model=model,
         optimizer=optimizers.build(trial.optimizer, model.parameters()),
         bootstrap=torch.Generator(device=device).manual_seed(seed),
     )
-    if resume_from is not None:
-        state.load(resume_from, trial)
-        yield Progress(epoch=state.epoch, metrics=state.history[-1], state=state, repeated=True)
 
+
+def epochs(
+    trial: TrialConfig,
+    data: TrainingData,
+    state: TrainingState,
+    *,
+    device: torch.device,
+    seed: int,
+    score: Callable[[nn.Module], dict[str, float]],
+) -> Iterator[Progress]:
+    """The epochs that `state` has not behind it yet; `score` validates the model after each."""
     config = trial.training
     batches = data.train_batches(config.batch_size, seed, device)
-    validation = data.validate_batches(config.batch_size, device)
     step = Step(
         trial,
         data,
@@ -122,26 +184,37 @@ def train(
     )
     while state.epoch < config.epochs:
         start = time.monotonic()
-        model.train()
+        state.model.train()
         loss_train = step.run_epoch(batches.epoch(state.epoch), state.epoch)
         trained = time.monotonic()
-        scores = evaluate(model, validation, precision=config.precision)
         metrics = {
-            "gap": scores["gap"],
-            "gap_best": max([scores["gap"], *(past["gap"] for past in state.history)]),
-            "hit_at_1": scores["hit_at_1"],
-            "perr": scores["perr"],
-            "map": scores["map"],
+            "epoch": state.epoch + 1,
+            **validated(score(state.model), state.history),
             "loss_train": loss_train,
-            "loss_validate": scores["loss"],
             "learning_rate": step.learning_rate,
             "videos_per_second": step.examples_per_epoch / (trained - start),
             "seconds": time.monotonic() - start,
+            **device_metrics(device),
         }
-        if device.type == "cuda":
-            metrics["gpu_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
         state.history.append(metrics)
         yield Progress(epoch=state.epoch, metrics=metrics, state=state)
+
+
+def validated(scores: dict[str, float], history: list[dict[str, float]]) -> dict[str, float]:
+    """What an epoch tells of its validation; `gap_best` is the best so far."""
+    return {
+        "gap": scores["gap"],
+        "gap_best": max([scores["gap"], *(past["gap"] for past in history)]),
+        "hit_at_1": scores["hit_at_1"],
+        "perr": scores["perr"],
+        "map": scores["map"],
+        "loss_validate": scores["loss"],
+    }
+
+
+def device_metrics(device: torch.device) -> dict[str, float]:
+    """The most memory that a GPU has held so far; nothing on a CPU."""
+    return {"gpu_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30} if device.type == "cuda" else {}
 
 
 class Step:
@@ -150,7 +223,7 @@ class Step:
     def __init__(
         self,
         trial: TrialConfig,
-        data: Dataset,
+        data: TrainingData,
         state: TrainingState,
         *,
         device: torch.device,
@@ -171,7 +244,7 @@ class Step:
             self.pos_weights_C = weights_C.to(device)
         self.fixed_weights_N: Tensor | None = None
         if loss.bootstrap == "fixed":
-            self.fixed_weights_N = torch.as_tensor(losses.fixed_bootstrap_weights(num_videos, seed)).to(device).float()
+            self.fixed_weights_N = data.bootstrap_weights(seed).to(device)
 
     def run_epoch(self, batches: Iterator[Any], epoch: int) -> float:
         """Step through the batches of one epoch; return the mean of their losses (the data term, without penalty)."""
@@ -243,8 +316,8 @@ def run(arguments: list[str] | None = None) -> None:
     if options.trial and (options.experiment or options.set):
         parser.error("--trial brings its own settings; leave EXPERIMENT and --set out")
 
-    # Imported here: the generator above runs where pydantic and yaml are missing.
-    from tuner import config, paths
+    # Imported here: the generator above runs where pydantic and yaml are missing, and is a part of the pipelines.
+    from tuner import config, paths, pipelines
 
     file = paths.experiments_file(options.file)
     if options.trial:
@@ -263,10 +336,12 @@ def run(arguments: list[str] | None = None) -> None:
     )
     print(json.dumps(trial.settings))
     started = time.monotonic()
-    for progress in train(trial, data, device=torch.device(options.device), seed=trial.seed(number)):
+    for progress in pipelines.run(trial, data, device=torch.device(options.device), seed=trial.seed(number)):
         metrics = progress.metrics
+        names = {"loss_train": "loss", "loss_pretrain": "contrastive loss"}
+        loss = "".join(f"{name} {metrics[key]:.4f}  " for key, name in names.items() if key in metrics)
         print(
-            f"epoch {progress.epoch}/{trial.training.epochs}  loss {metrics['loss_train']:.4f}  "
+            f"epoch {progress.epoch}/{trial.epochs}  {loss}"
             f"validate {metrics['loss_validate']:.4f}  GAP {metrics['gap']:.4f}  best {metrics['gap_best']:.4f}  "
             f"{metrics['videos_per_second']:,.0f} videos/s"
         )

@@ -32,16 +32,14 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from data.errors import DataError
-from tuner import slots
+from tuner import pipelines, slots
 from tuner.config import Experiment
 from tuner.dataset import DataConfig, open_dataset
+from tuner.encoders import Shelf
 from tuner.errors import TunerError
 from tuner.resources import Resources
-from tuner.train import train
-from tuner.trial_config import TrialConfig
+from tuner.trial_config import Trial
 
-# What a report holds beside metrics.
-PLACE = ("host", "device")
 Save = Callable[[Path], None]  # writes the trial's state into the directory
 
 
@@ -50,21 +48,23 @@ class Job:
     """One trial, as it travels from the driver to its worker."""
 
     trial_id: str
-    trial: TrialConfig
+    trial: Trial
     data: DataConfig
     seed: int
     resources: Resources
+    shelf: Shelf | None = None  # of pretrained encoders
     turns: int | None = None  # slots of the machine whose workers take turns; None: a worker has a slot of its own
 
 
 def trainable(
-    experiment: Experiment, directory: Path, resources: Resources, turns: int | None = None
+    experiment: Experiment, directory: Path, encoders: Path, resources: Resources, turns: int | None = None
 ) -> Callable[[dict[str, Any]], None]:
     """The function that Tune runs once per trial, in an actor of its own.
 
     Args:
         experiment: what is searched.
         directory: the search's; the trial's checkpoints go to `trials/<trial_id>` in it.
+        encoders: where pretrained encoders are kept, for all searches.
         resources: of the trial's worker.
         turns: slots of the one machine whose workers take turns (tuner/slots.py); None: Ray alone hands them out.
     """
@@ -80,6 +80,7 @@ def trainable(
             data=experiment.data,
             seed=settings.seed(config["number"]),
             resources=resources,
+            shelf=Shelf(directory=encoders, trial_id=config["trial_id"]),
             turns=turns,
         )
         TorchTrainer(
@@ -142,8 +143,8 @@ def run(
 ) -> None:
     """Train one trial and report every epoch; `report(metrics, save)` is Ray's, or a test's.
 
-    The first report after a resume has the `history` of the checkpoint's epochs: a driver that died may not have heard
-    of the last ones.
+    A report holds the metrics of an epoch, the place, and the `tags` of the trial's run. The first one after a resume
+    has the `history` of the checkpoint's epochs: a driver that died may not have heard of the last ones.
     """
     place = {
         "host": socket.gethostname(),
@@ -151,8 +152,10 @@ def run(
     }
     try:
         data = open_dataset(job.data)
-        for progress in train(job.trial, data, device=device, seed=job.seed, resume_from=resume_from):
-            metrics = {"epoch": progress.epoch, "epochs": job.trial.training.epochs, **place, **progress.metrics}
+        for progress in pipelines.run(
+            job.trial, data, device=device, seed=job.seed, resume_from=resume_from, shelf=job.shelf
+        ):
+            metrics = {**progress.metrics, "epochs": job.trial.epochs, "tags": {**place, **progress.tags}}
             if progress.repeated:
                 report(metrics | {"history": list(progress.state.history)}, None)  # the state lives on
             else:
@@ -164,7 +167,7 @@ def run(
 def epochs_of(result: Mapping[str, Any]) -> list[tuple[int, Mapping[str, Any]]]:
     """The epochs that a report tells of, with their metrics: its own, or after a resume all so far."""
     if "history" in result:
-        return list(enumerate(result["history"], start=1))
+        return [(metrics["epoch"], metrics) for metrics in result["history"]]
     return [(result["epoch"], result)]
 
 

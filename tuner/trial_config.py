@@ -1,12 +1,21 @@
-"""What shapes a trial beside its data: the settings of model, optimizer, loss and training, all frozen."""
+"""What shapes a trial beside its data, all frozen: one class for each pipeline.
 
-from dataclasses import asdict, dataclass, field
+TrialConfig         supervised: a model learns from labelled videos
+ContrastiveConfig   an encoder learns from videos without labels, then a classifier on top of it from labels
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
-from models.fused_mlp import FusedMLPConfig
+from models import FusedMLPConfig, LogisticConfig
 from models.losses import LossConfig
-from models.optimizers import OptimizerConfig
+from models.moco import METHODS, CrossModalConfig, MethodConfig
+from models.optimizers import OptimizerConfig, ScheduleConfig
+from models.views import ViewsConfig
 from tuner.precision import Precision
+
+Seed = int | Literal["per_trial"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,24 +27,27 @@ class TrainingConfig:
     batch_size: int = 1024  # videos a step
     epochs: int = 20  # passes over the training videos
     precision: Precision = "auto"  # of the matrix products; auto: bf16 where the hardware has it
-    seed: int | Literal["per_trial"] = 1  # of weights, order, dropout and bootstrap; per_trial: 1 + the trial's number
+    seed: Seed = 1  # of weights, order, dropout and bootstrap; per_trial: 1 + the trial's number
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, but got {getattr(self, name)}")
+        _check_at_least_1(self, "batch_size", "epochs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialConfig:
-    """Everything that shapes one trial beside its data."""
+    """Everything that shapes one supervised trial beside its data."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    model: FusedMLPConfig
+    model: FusedMLPConfig | LogisticConfig
     optimizer: OptimizerConfig
     loss: LossConfig = field(default_factory=LossConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs the trial has."""
+        return self.training.epochs
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -44,4 +56,163 @@ class TrialConfig:
 
     def seed(self, number: int) -> int:
         """The seed of trial `number`: the same for all (paired comparison) unless training.seed is `per_trial`."""
-        return 1 + number if self.training.seed == "per_trial" else self.training.seed
+        return _seed(self.training.seed, number)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PretrainConfig:
+    """The first half of a contrastive trial. None means the method's published default (models/moco.py)."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    kind: Literal["moco_v1", "moco_v2", "moco_v3"]
+    temperature: float | None = None  # the similarities are divided by it
+    dimension: int | None = None  # width of queries and keys
+    queue: int | None = None  # moco_v1, moco_v2: keys of earlier batches that are kept as negatives
+    momentum: float | None = None  # of the key encoder; moco_v3: where its rise to 1 begins
+    hidden: int | None = None  # moco_v3: units of projector and predictor
+    batch_norm_groups: int | None = None  # a batch's BatchNorm statistics are those of so many groups, keys shuffled
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    cross_modal: CrossModalConfig | None = None  # a further loss between the towers of the features
+    optimizer: OptimizerConfig | None = None  # None: the method's published one, its rate scaled to the batch
+    batch_size: int = 1024  # videos a step
+    epochs: int = 20  # passes over the training videos, labelled or not
+
+    def __post_init__(self) -> None:
+        _check_at_least_1(self, "batch_size", "epochs")
+        groups = self.method.batch_norm_groups
+        if self.batch_size % groups or self.batch_size < 2 * groups:
+            raise ValueError(
+                f"batch_size must be a multiple of batch_norm_groups, at least 2 videos for each, "
+                f"but got {self.batch_size} and {groups}"
+            )
+
+    @property
+    def method(self) -> MethodConfig:
+        """The settings of the method alone.
+
+        Raises:
+            ValueError: a setting is out of its range, or one is given that the method does not have.
+        """
+        cls = METHODS[self.kind]
+        known = {setting.name for setting in fields(cls)}
+        given = {name: getattr(self, name) for name in METHOD_SETTINGS if getattr(self, name) is not None}
+        for name, value in given.items():
+            if name not in known:
+                has = ", ".join(setting for setting in METHOD_SETTINGS if setting in known)
+                raise ValueError(f"{name} has no effect on {self.kind}, which has {has}, but got {value}")
+        return cls(**given)
+
+    @property
+    def chosen_optimizer(self) -> OptimizerConfig:
+        """The optimizer that is given, else the published one of the method.
+
+        NOTE: MoCo v3's is LARS for ResNets and AdamW for transformers; the latter, with a tenth of the epochs to warm
+        up, stands here for both.
+        """
+        if self.optimizer is not None:
+            return self.optimizer
+        scale = self.batch_size / 256
+        if self.kind == "moco_v3":
+            schedule = ScheduleConfig(kind="cosine", warmup=0.1)
+            return OptimizerConfig(kind="adamw", learning_rate=1.5e-4 * scale, weight_decay=0.1, schedule=schedule)
+        schedule = ScheduleConfig(kind="step" if self.kind == "moco_v1" else "cosine")
+        return OptimizerConfig(
+            kind="sgd", learning_rate=0.03 * scale, momentum=0.9, weight_decay=1e-4, schedule=schedule
+        )
+
+
+METHOD_SETTINGS = ("temperature", "dimension", "queue", "momentum", "hidden", "batch_norm_groups")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeConfig:
+    """The second half of a contrastive trial: a classifier on the pretrained encoder."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    kind: Literal["linear", "fine_tune"] = "linear"  # on the frozen encoder; or the whole of it learns on
+    start: Literal["ridge", "prior"] = "ridge"  # its first weights: the closed-form probe's, or none but the prior's
+    optimizer: OptimizerConfig
+    loss: LossConfig = field(default_factory=LossConfig)
+    batch_size: int = 1024  # videos a step
+    epochs: int = 20  # passes over the labelled videos
+
+    def __post_init__(self) -> None:
+        _check_at_least_1(self, "batch_size", "epochs")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BothHalvesConfig:
+    """What the two halves of a contrastive trial share."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    precision: Precision = "auto"  # of the matrix products; auto: bf16 where the hardware has it
+    seed: Seed = 1  # of weights, order, views, dropout and bootstrap; per_trial: 1 + the trial's number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContrastiveConfig:
+    """Everything that shapes one contrastive trial beside its data. Its epochs count through both halves."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    model: FusedMLPConfig  # the encoder is all of it but the output layer, which is the probe
+    pretrain: PretrainConfig
+    probe: ProbeConfig
+    training: BothHalvesConfig = field(default_factory=BothHalvesConfig)
+
+    def __post_init__(self) -> None:
+        if self.model.norm == "batch_norm" and self.pretrain.kind != "moco_v3":
+            if self.pretrain.method.batch_norm_groups == 1:
+                raise ValueError(
+                    "pretrain.batch_norm_groups must be at least 2 with model.norm batch_norm, for statistics of the "
+                    "whole batch give the keys away; or take layer_norm"
+                )
+        if self.pretrain.cross_modal is not None and len(self.model.towers) < 2:
+            raise ValueError("pretrain.cross_modal needs two features, but model.towers has one")
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs both halves have together."""
+        return self.pretrain.epochs + self.probe.epochs
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The same as a plain nested dict: what checkpoints and exports store."""
+        return asdict(self)
+
+    def seed(self, number: int) -> int:
+        """The seed of trial `number`: the same for all (paired comparison) unless training.seed is `per_trial`."""
+        return _seed(self.training.seed, number)
+
+    @property
+    def second_half(self) -> TrialConfig:
+        """The probe as the supervised trial that it is: of the embeddings, or of the whole model."""
+        probe, training = self.probe, self.training
+        return TrialConfig(
+            model=self.model if probe.kind == "fine_tune" else LogisticConfig(),
+            optimizer=probe.optimizer,
+            loss=probe.loss,
+            training=TrainingConfig(
+                batch_size=probe.batch_size, epochs=probe.epochs, precision=training.precision, seed=training.seed
+            ),
+        )
+
+
+Trial = TrialConfig | ContrastiveConfig
+PIPELINES: Mapping[str, type[TrialConfig] | type[ContrastiveConfig]] = {
+    "supervised": TrialConfig,
+    "contrastive": ContrastiveConfig,
+}
+
+
+def _seed(seed: Seed, number: int) -> int:
+    return 1 + number if seed == "per_trial" else seed
+
+
+def _check_at_least_1(config: Any, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, but got {getattr(config, name)}")

@@ -1,0 +1,231 @@
+"""A contrastive trial, both halves, as a generator of Progress: plain PyTorch, no Ray.
+
+    pretraining     an encoder learns without labels; after every epoch a closed-form probe tells its GAP
+    probe           a linear layer on the frozen encoder learns from labels, or the whole model does (fine_tune)
+
+Epochs count through both halves. The model of an epoch is always the whole classifier, encoder and linear layer in one
+fused MLP: after pretraining's epochs the layer is the closed-form probe's. So every epoch can be exported and scored,
+and `gap_best` compares like with like.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import models
+from data.batches import Batches
+from models import FusedMLP, Logistic
+from tuner import checkpoint, closed_form, encoders, pretrain
+from tuner.closed_form import LinearProbe
+from tuner.dataset import Dataset
+from tuner.embeddings import embed
+from tuner.encoders import Shelf
+from tuner.errors import TunerError
+from tuner.evaluate import evaluate
+from tuner.pretrain import Pretraining
+from tuner.train import Progress, TrainingState, begin, device_metrics, epochs, validated
+from tuner.trial_config import ContrastiveConfig
+
+HEAD = "head."  # what the names of the linear layer's weights begin with; all others are the encoder's
+
+
+@dataclass(slots=True, kw_only=True)
+class State:
+    """What a contrastive trial needs to go on exactly where it stands."""
+
+    classifier: FusedMLP
+    history: list[dict[str, float]]
+    half: Pretraining | TrainingState | None  # which is under way; None: the probe, which has not begun
+
+    def save(self, directory: Path, trial: ContrastiveConfig) -> None:
+        """Write the state into `directory`, whole or not at all."""
+        training: dict[str, Any] = {"history": self.history, "pretraining": None, "probe": None}
+        if isinstance(self.half, Pretraining):
+            training["pretraining"] = self.half.parts()
+        elif self.half is not None:
+            training["probe"] = {"weights": self.half.model.state_dict(), **self.half.parts()}
+        checkpoint.save(directory, model=self.classifier.state_dict(), training=training, settings=trial.settings)
+
+
+def train(
+    trial: ContrastiveConfig,
+    data: Dataset,
+    *,
+    device: torch.device,
+    seed: int,
+    resume_from: Path | None = None,
+    shelf: Shelf | None = None,
+) -> Iterator[Progress]:
+    """Pretrain, probe, and yield after each epoch of either, first validating.
+
+    Args:
+        trial: the settings.
+        data: the decoded splits and the statistics of the training split.
+        device: where models and batches live.
+        seed: of both halves; the same seed gives the same numbers on the same machine.
+        resume_from: a checkpoint of this trial; its epoch is the last one not repeated.
+        shelf: where pretrained encoders are looked for and kept; None: this trial makes its own. A trial that finds its
+            encoder there begins with the last epoch of pretraining.
+
+    Raises:
+        TrialDiverged: a loss is not finite.
+        TrialCollapsed: the pretrained encoder makes one embedding of all videos.
+        CheckpointError: `resume_from` is damaged, or other settings shaped it.
+    """
+    run = _Run(trial, data, device, seed, shelf)
+    if resume_from is not None:
+        run.resume(resume_from)
+        yield run.progress(repeated=True)
+    elif run.take_from_shelf():
+        yield run.progress()
+    for _ in run.pretrain():
+        yield run.progress()
+    for _ in run.probe():
+        yield run.progress()
+
+
+class _Run:
+    """One trial under way: its classifier, what it is measured on, and what was measured."""
+
+    def __init__(
+        self, trial: ContrastiveConfig, data: Dataset, device: torch.device, seed: int, shelf: Shelf | None
+    ) -> None:
+        self.trial, self.data, self.device, self.seed, self.shelf = trial, data, device, seed, shelf
+        self.precision = trial.training.precision
+        self.history: list[dict[str, float]] = []
+        self.half: Pretraining | TrainingState | None = None
+        self.saved_probe: dict[str, Any] | None = None  # where a resumed trial's probe was left
+        self.tags: dict[str, str] = {}
+        # A generator of its own: the halves seed torch's when they begin.
+        classifier = models.build(trial.model, data.sizes, data.statistics, torch.Generator().manual_seed(seed))
+        assert isinstance(classifier, FusedMLP)
+        self.classifier = classifier.to(device).eval()
+        self.validation: Batches = data.validate_batches(trial.probe.batch_size, device)
+
+    @property
+    def epoch(self) -> int:
+        """The last finished one, through both halves."""
+        return int(self.history[-1]["epoch"]) if self.history else 0
+
+    def progress(self, repeated: bool = False) -> Progress:
+        """What the last epoch came to."""
+        state = State(classifier=self.classifier, history=self.history, half=self.half)
+        return Progress(
+            epoch=self.epoch, metrics=self.history[-1], state=state, repeated=repeated, tags=dict(self.tags)
+        )
+
+    def resume(self, directory: Path) -> None:
+        """Go back to where a checkpoint was written."""
+        weights, saved = checkpoint.load(directory, settings=self.trial.settings)
+        self.classifier.load_state_dict(weights)
+        self.history, self.saved_probe = saved["history"], saved["probe"]
+        if saved["pretraining"] is not None:
+            self.half = pretrain.begin(self.trial, self.data, device=self.device, seed=self.seed)
+            self.half.restore(saved["pretraining"])
+
+    def take_from_shelf(self) -> bool:
+        """Whether another trial has made this trial's encoder; then it is taken, and what it is worth is noted."""
+        if self.shelf is None:
+            return False
+        shaped_by = encoders.shaped_by(self.trial, self.data, self.seed)
+        found = self.shelf.find(shaped_by)
+        made_by = found[1] if found else self.shelf.trial_id
+        self.tags = {"encoder": encoders.key(shaped_by), "encoder_made_by": made_by}
+        if found is not None:
+            self._judge(found[0], self.trial.pretrain.epochs, {}, time.monotonic())
+        return found is not None
+
+    def pretrain(self) -> Iterator[None]:
+        """The epochs of the first half that are still due."""
+        if self.epoch < self.trial.pretrain.epochs:
+            state = self.half or pretrain.begin(self.trial, self.data, device=self.device, seed=self.seed)
+            assert isinstance(state, Pretraining)
+            self.half = state
+            start = time.monotonic()
+            for metrics in pretrain.epochs(self.trial, self.data, state, device=self.device, seed=self.seed):
+                self._judge(state.encoder.state_dict(), state.epoch, metrics, start)
+                yield
+                start = time.monotonic()
+        if isinstance(self.half, Pretraining) and self.shelf is not None:
+            self.shelf.keep(self.half.encoder, encoders.shaped_by(self.trial, self.data, self.seed))
+
+    def _judge(self, encoder: dict[str, Tensor], epoch: int, metrics: dict[str, float], start: float) -> None:
+        """Put the closed-form probe on an encoder and note what both are worth after an epoch of pretraining."""
+        self.classifier.load_state_dict(self.classifier.state_dict() | encoder)
+        probe = self.closed_form()
+        self._set_head(probe.weight_CH, probe.bias_C)
+        self.history.append(
+            {
+                "epoch": epoch,
+                **validated(evaluate(self.classifier, self.validation, self.precision), self.history),
+                **metrics,
+                "ridge_penalty": probe.penalty,
+                "seconds": time.monotonic() - start,
+                **device_metrics(self.device),
+            }
+        )
+
+    def closed_form(self) -> LinearProbe:
+        """The closed-form probe of the classifier's encoder."""
+        return closed_form.fit(self.classifier, self.data, device=self.device, precision=self.precision)
+
+    def probe(self) -> Iterator[None]:
+        """The epochs of the second half that are still due."""
+        trial, second = self.trial, self.trial.second_half
+        frozen = trial.probe.kind == "linear"
+        data = embed(self.classifier, self.data, device=self.device, precision=self.precision) if frozen else self.data
+        state = begin(second, data, device=self.device, seed=self.seed)
+        if self.saved_probe is not None:
+            state.restore(self.saved_probe["weights"], self.saved_probe)
+        else:
+            self._start(state.model)
+        self.half = state
+        before = {name: tensor.clone() for name, tensor in self._encoder().items()}
+
+        def score(model: torch.nn.Module) -> dict[str, float]:
+            """Of the whole classifier on raw features, as an export is scored."""
+            if isinstance(model, Logistic):
+                self._set_head(*model.folded())
+            else:
+                self.classifier.load_state_dict(model.state_dict())
+            return evaluate(self.classifier, self.validation, self.precision)
+
+        for progress in epochs(second, data, state, device=self.device, seed=self.seed, score=score):
+            epoch = trial.pretrain.epochs + progress.epoch
+            best = max([progress.metrics["gap"], *(past["gap"] for past in self.history)])
+            self.history.append({**progress.metrics, "epoch": epoch, "gap_best": best})
+            if frozen and progress.epoch == trial.probe.epochs:
+                _check_frozen(before, self._encoder())
+            yield
+
+    def _start(self, model: torch.nn.Module) -> None:
+        """The probe's first weights: the pretrained encoder's, and those of the closed-form probe where asked for."""
+        probe = self.closed_form() if self.trial.probe.start == "ridge" else None
+        if isinstance(model, Logistic):
+            if probe is not None:
+                model.unfold(probe.weight_CH, probe.bias_C)
+            return
+        head = {} if probe is None else {f"{HEAD}weight": probe.weight_CH, f"{HEAD}bias": probe.bias_C}
+        model.load_state_dict(model.state_dict() | self._encoder() | head)
+
+    def _encoder(self) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in self.classifier.state_dict().items() if not name.startswith(HEAD)}
+
+    def _set_head(self, weight_CH: Tensor, bias_C: Tensor) -> None:
+        with torch.no_grad():
+            self.classifier.head.weight.copy_(weight_CH)
+            self.classifier.head.bias.copy_(bias_C)
+
+
+def _check_frozen(before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
+    """The probe must have left the encoder as it was, bit for bit (as MoCo's own linear evaluation checks)."""
+    changed = [name for name, tensor in before.items() if not torch.equal(tensor, after[name])]
+    if changed:
+        raise TunerError(f"the encoder changed while its probe was trained ({', '.join(changed)}): nothing of it counts")
