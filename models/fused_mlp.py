@@ -112,7 +112,7 @@ class FusedEncoder(nn.Module):
 
     def encode(self, normalized_BD: Tensor) -> Tensor:
         """What `normalize` gives (or a view of it) -> embeddings_BH in (-1, 1)."""
-        parts = normalized_BD.split(self.widths, dim=1)
+        parts = torch.split(normalized_BD, self.widths, dim=1)
         towers_BT = torch.cat([tower(part) for tower, part in zip(self.towers, parts, strict=True)], dim=1)
         embeddings_BH: Tensor = self.joint(self.dropout(towers_BT))
         return embeddings_BH
@@ -122,7 +122,7 @@ class FusedEncoder(nn.Module):
         return self.encode(self.normalize(features_BD))
 
 
-class FusedMLP(FusedEncoder):
+class FusedMLP(nn.Module):
     """The encoder and one logit per class on top.
 
     9,543,494 parameters at the published widths and 3,862 classes.
@@ -132,7 +132,8 @@ class FusedMLP(FusedEncoder):
         self, config: FusedMLPConfig, sizes: Sizes, statistics: Statistics, generator: torch.Generator | None = None
     ) -> None:
         """As FusedEncoder."""
-        super().__init__(config, sizes, statistics, generator)
+        super().__init__()
+        self.encoder = FusedEncoder(config, sizes, statistics, generator)
         self.head = linear(config.hidden, sizes.num_classes, generator)
         if config.prior_bias:
             with torch.no_grad():
@@ -145,5 +146,5 @@ class FusedMLP(FusedEncoder):
 
     def forward(self, features_BD: Tensor) -> Tensor:
         """[B, D] of any float dtype, features side by side in the order of `sizes.features` -> logits_BC."""
-        logits_BC: Tensor = self.head(super().forward(features_BD))  # the loss owns the sigmoid
+        logits_BC: Tensor = self.head(self.encoder(features_BD))  # the loss owns the sigmoid
         return logits_BC

@@ -31,6 +31,8 @@ from .layers import BatchNorm, linear
 from .losses import softplus
 from .views import ViewsConfig, check, mix, view
 
+TIE = 1e-6  # cosines as near as this are equal: their difference is that of two ways to sum in float32
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MocoV1Config:
@@ -173,7 +175,8 @@ def info_nce(
         temperature: T.
 
     Returns:
-        The loss, and the fraction of queries to which their own key is nearer than all others (a tie is an error).
+        The loss, and the fraction of queries to which their own key is nearer than all others. A tie is an error, and
+        so is what may be one but for rounding.
 
     Raises:
         ValueError: there is no other key.
@@ -193,7 +196,8 @@ def info_nce(
             others_BK = queries_BF @ negatives_KF.float().T
         # -log(e^p / (e^p + e^n)) = log(1 + e^(n - p)): without one more [B, K] in which both stand side by side.
         loss = softplus(others_BK.logsumexp(dim=1) - own_B).mean()
-        correct = (own_B > others_BK.detach().amax(dim=1)).float().mean()
+        margin_B = own_B.detach() - others_BK.detach().amax(dim=1)
+        correct = (margin_B > TIE / temperature).float().mean()
     return loss, correct
 
 

@@ -1,4 +1,4 @@
-"""TF-style RMSProp, Adam, AdamW and SGD; learning rates by examples seen; gradient clipping; a step that may be skipped."""
+"""TF-style RMSProp, Adam(W) and SGD; learning rates by examples seen; gradient clipping; a step that may be skipped."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def test_other_settings_are_named_with_both_values(saved: Path) -> None:
 
 def test_a_checkpoint_of_a_newer_version_is_refused(saved: Path) -> None:
     (saved / "checkpoint.json").write_text(json.dumps({"version": 99}))
-    with pytest.raises(CheckpointError, match="version 99, but this program reads version 1"):
+    with pytest.raises(CheckpointError, match="version 99, but this program reads version 2"):
         checkpoint.load(saved, settings=SETTINGS)
 
 

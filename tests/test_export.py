@@ -227,7 +227,7 @@ def test_an_export_that_gives_other_logits_is_refused(
         bias.sub_(1e-3)
 
     monkeypatch.setattr(export, "_write_model", write_another)
-    with pytest.raises(ModelFolderError, match=r"model\.safetensors gives other logits .* nothing was exported"):
+    with pytest.raises(ModelFolderError, match=r"model\.safetensors: other logits .* nothing was exported"):
         finished_search.export(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -304,7 +304,7 @@ DAMAGE: list[tuple[str, Callable[[Path], None], str]] = [
     ("config.json", Path.unlink, r"no exported model \(config.json: No such file"),
     ("config.json", flip, "config.json: damaged"),
     ("config.json", cut, "config.json: damaged"),
-    ("config.json", newer, "written in format 99, but this program reads format 1"),
+    ("config.json", newer, "written in format 99, but this program reads format 2"),
     ("config.json", empty_list, "config.json: damaged, or no exported model's"),
     ("model.safetensors", Path.unlink, "model.safetensors: missing"),
     ("model.safetensors", flip, "model.safetensors: damaged"),

@@ -202,8 +202,8 @@ def test_fused_mlp_is_what_its_docstring_says():
 
     stats = statistics()
     x = (features().double() - stats.mean_D) / stats.variance_D.double().sqrt()
-    towers = torch.cat([block("towers.0", x[:, :24]), block("towers.1", x[:, 24:])], dim=1)
-    expected = block("joint", towers) @ state["head.weight"].T + state["head.bias"]
+    towers = torch.cat([block("encoder.towers.0", x[:, :24]), block("encoder.towers.1", x[:, 24:])], dim=1)
+    expected = block("encoder.joint", towers) @ state["head.weight"].T + state["head.bias"]
     torch.testing.assert_close(model(features()).double(), expected, rtol=1e-5, atol=1e-5)
 
 

@@ -74,9 +74,11 @@ class TestEveryView:
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.3, 0.6])
-def test_the_share_of_corrupted_values_is_the_rate(rate):
-    x = numbered(400, 300)
-    share = (corrupt(x, [300], rate, drawn()) != x).double().mean().item()
+@pytest.mark.parametrize(("num_videos", "width"), [(400, 300), (2, 60_000)])
+def test_the_share_of_corrupted_values_is_the_rate(num_videos, width, rate):
+    """Of two videos too: a value that is replaced by itself would be missed."""
+    x = numbered(num_videos, width)
+    share = (corrupt(x, [width], rate, drawn()) != x).double().mean().item()
     assert share == pytest.approx(rate, abs=5 * math.sqrt(rate * (1 - rate) / x.numel()))
 
 
@@ -89,13 +91,11 @@ def test_every_feature_has_its_own_rate():
 
 @pytest.mark.parametrize("num_videos", [2, 3, 50])
 def test_a_corrupted_value_is_that_of_the_same_column_of_another_video(num_videos):
-    x = numbered(num_videos, 40)
-    y = corrupt(x, [30, 10], 0.5, drawn()).long()
-    rows, columns = y // 40, y % 40
-    assert torch.equal(columns, torch.arange(40).expand(num_videos, 40))
+    y = corrupt(numbered(num_videos, 41), [30, 11], 0.5, drawn()).long()
+    rows, columns = y // 41, y % 41
+    assert torch.equal(columns, torch.arange(41).expand(num_videos, 41))
     assert rows.min() >= 0 and rows.max() < num_videos
-    own = torch.arange(num_videos)[:, None]
-    assert 0.3 < (rows != own).double().mean() < 0.7  # an own value in place of a corrupted one would lower it for two
+    assert 0.3 < (rows != torch.arange(num_videos)[:, None]).double().mean() < 0.7
 
 
 def test_the_corrupted_values_of_a_video_come_from_many_others():

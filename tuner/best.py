@@ -137,7 +137,7 @@ def _show(
         f"{search.experiment}, search {search.id} ({state}): {len(search.finished)} of {search.planned} trials finished"
         + (f", {len(search.failed)} failed, the first with: {search.failed[0].error}" if search.failed else "")
     )
-    epochs = f"in epoch {winner.best_epoch} of {len(winner.reports)}"
+    epochs = f"in epoch {winner.best_epoch} of {winner.last_epoch}"
     console.print(f"best: trial {winner.number:03d}  GAP {score:.4f} {epochs}")
     console.print(f"  {describe_settings(winner.settings) or 'the experiment searches no parameter'}")
     console.print(f"  {_over_trial_0(search, score)}, {score - search.baseline:+.4f} over ranking by label frequency")

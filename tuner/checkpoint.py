@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tuner.errors import CheckpointError
 
-VERSION = 1
+VERSION = 2
 WEIGHTS, TRAINING, MANIFEST = "model.safetensors", "training.pt", "checkpoint.json"
 
 

@@ -96,7 +96,7 @@ class Console:
         elif trial.score is not None:
             why = f"  stopped by {trial.stopped_by}" if trial.stopped_by else ""
             self.print(
-                f"trial {trial.number:03d}  GAP {trial.score:.4f} in epoch {trial.best_epoch} of {len(trial.reports)}"
+                f"trial {trial.number:03d}  GAP {trial.score:.4f} in epoch {trial.best_epoch} of {trial.last_epoch}"
                 f"{why}  {self._view.best()}"
             )
 

@@ -10,6 +10,7 @@ and `gap_best` compares like with like.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,15 +26,13 @@ from models import FusedMLP, Logistic
 from tuner import checkpoint, closed_form, encoders, pretrain
 from tuner.closed_form import LinearProbe
 from tuner.dataset import Dataset
-from tuner.embeddings import embed
+from tuner.embeddings import Embeddings, embed
 from tuner.encoders import Shelf
 from tuner.errors import TunerError
 from tuner.evaluate import evaluate
 from tuner.pretrain import Pretraining
 from tuner.train import Progress, TrainingState, begin, device_metrics, epochs, validated
 from tuner.trial_config import ContrastiveConfig
-
-HEAD = "head."  # what the names of the linear layer's weights begin with; all others are the encoder's
 
 
 @dataclass(slots=True, kw_only=True)
@@ -158,7 +157,7 @@ class _Run:
 
     def _judge(self, encoder: dict[str, Tensor], epoch: int, metrics: dict[str, float], start: float) -> None:
         """Put the closed-form probe on an encoder and note what both are worth after an epoch of pretraining."""
-        self.classifier.load_state_dict(self.classifier.state_dict() | encoder)
+        self.classifier.encoder.load_state_dict(encoder)
         probe = self.closed_form()
         self._set_head(probe.weight_CH, probe.bias_C)
         self.history.append(
@@ -174,20 +173,20 @@ class _Run:
 
     def closed_form(self) -> LinearProbe:
         """The closed-form probe of the classifier's encoder."""
-        return closed_form.fit(self.classifier, self.data, device=self.device, precision=self.precision)
+        return closed_form.fit(self.classifier.encoder, self.data, device=self.device, precision=self.precision)
 
     def probe(self) -> Iterator[None]:
         """The epochs of the second half that are still due."""
         trial, second = self.trial, self.trial.second_half
         frozen = trial.probe.kind == "linear"
-        data = embed(self.classifier, self.data, device=self.device, precision=self.precision) if frozen else self.data
+        data = self._embeddings() if frozen else self.data
         state = begin(second, data, device=self.device, seed=self.seed)
         if self.saved_probe is not None:
             state.restore(self.saved_probe["weights"], self.saved_probe)
         else:
             self._start(state.model)
         self.half = state
-        before = {name: tensor.clone() for name, tensor in self._encoder().items()}
+        before = copy.deepcopy(self.classifier.encoder.state_dict())
 
         def score(model: torch.nn.Module) -> dict[str, float]:
             """Of the whole classifier on raw features, as an export is scored."""
@@ -202,30 +201,28 @@ class _Run:
             best = max([progress.metrics["gap"], *(past["gap"] for past in self.history)])
             self.history.append({**progress.metrics, "epoch": epoch, "gap_best": best})
             if frozen and progress.epoch == trial.probe.epochs:
-                _check_frozen(before, self._encoder())
+                _check_frozen(before, self.classifier.encoder.state_dict())
             yield
 
     def _start(self, model: torch.nn.Module) -> None:
         """The probe's first weights: the pretrained encoder's, and those of the closed-form probe where asked for."""
         probe = self.closed_form() if self.trial.probe.start == "ridge" else None
-        if isinstance(model, Logistic):
+        if isinstance(model, Logistic) and probe is not None:
+            model.unfold(probe.weight_CH, probe.bias_C)
+        if isinstance(model, FusedMLP):
+            model.encoder.load_state_dict(self.classifier.encoder.state_dict())
             if probe is not None:
-                model.unfold(probe.weight_CH, probe.bias_C)
-            return
-        head = {} if probe is None else {f"{HEAD}weight": probe.weight_CH, f"{HEAD}bias": probe.bias_C}
-        model.load_state_dict(model.state_dict() | self._encoder() | head)
+                model.head.load_state_dict({"weight": probe.weight_CH, "bias": probe.bias_C})
 
-    def _encoder(self) -> dict[str, Tensor]:
-        return {name: tensor for name, tensor in self.classifier.state_dict().items() if not name.startswith(HEAD)}
+    def _embeddings(self) -> Embeddings:
+        return embed(self.classifier.encoder, self.data, device=self.device, precision=self.precision)
 
     def _set_head(self, weight_CH: Tensor, bias_C: Tensor) -> None:
-        with torch.no_grad():
-            self.classifier.head.weight.copy_(weight_CH)
-            self.classifier.head.bias.copy_(bias_C)
+        self.classifier.head.load_state_dict({"weight": weight_CH, "bias": bias_C})
 
 
 def _check_frozen(before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
     """The probe must have left the encoder as it was, bit for bit (as MoCo's own linear evaluation checks)."""
     changed = [name for name, tensor in before.items() if not torch.equal(tensor, after[name])]
     if changed:
-        raise TunerError(f"the encoder changed while its probe was trained ({', '.join(changed)}): nothing of it counts")
+        raise TunerError(f"the encoder changed while its probe was trained ({', '.join(changed)}): it does not count")

@@ -87,8 +87,7 @@ def embedded(encoder: FusedEncoder, batches: Batches, precision: Precision) -> I
     encoder.eval()
     for batch in batches.epoch(0):
         with torch.inference_mode(), autocast(batch.features_BD.device, precision):
-            # Not `encoder(...)`: that of a whole model would give logits.
-            embeddings_BH = FusedEncoder.forward(encoder, batch.features_BD)
+            embeddings_BH = encoder(batch.features_BD)
         yield embeddings_BH, batch
     encoder.train(was_training)
 

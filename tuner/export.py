@@ -2,6 +2,8 @@
 
     model.safetensors        weights and buffers
     model.pt2                the same model by torch.export: runs on PyTorch alone, any number of videos at a time
+    encoder.safetensors  encoder.pt2    of a contrastive trial: the encoder alone, features -> embeddings
+    probe.safetensors        and the linear layer on it, embeddings -> logits; model.* is both in one
     config.json              what `load_model` needs to build it again, and where it comes from
     statistics.safetensors   mean, variance and label counts of the training videos
     trial.yaml               the trial as an experiment: `python -m tuner.train --file trial.yaml` trains it again
@@ -38,7 +40,7 @@ from data.cache import BuildProgress, Cache
 from data.errors import DataError
 from data.schema import Schema
 from data.tfrecord import read_examples
-from models import FeatureStatistics, Sizes
+from models import FeatureStatistics, FusedMLP, Sizes
 from tuner import checkpoint, model_card, vocabulary
 from tuner.errors import CheckpointError, ModelFolderError, NothingToExport, SearchError, TunerError
 from tuner.journal import SearchRecord, TrialRecord
@@ -47,8 +49,9 @@ from tuner.precision import Precision
 if TYPE_CHECKING:  # a folder is loaded without pydantic and yaml
     from tuner.config import Experiment
 
-VERSION = 1
+VERSION = 2
 WEIGHTS, PROGRAM, CONFIG, STATISTICS = "model.safetensors", "model.pt2", "config.json", "statistics.safetensors"
+ENCODER, ENCODER_PROGRAM, PROBE = "encoder.safetensors", "encoder.pt2", "probe.safetensors"
 TRIAL, CLASSES, METRICS, CARD, CHECKSUMS = "trial.yaml", "classes.csv", "metrics.json", "README.md", "SHA256SUMS"
 
 # How far two forms of one model may differ, relative to the largest logit: float32 sums in another order.
@@ -173,6 +176,9 @@ def write(
         config = _config(experiment, search, trial, epoch)
         scores = {**metrics, "training": {"epoch": epoch, **trial.reports[epoch]}}
         _write_model(staging, model, experiment.data.schema.width)
+        if config["pipeline"] == "contrastive":
+            assert isinstance(model, FusedMLP)
+            _write_halves(staging, model, experiment.data.schema.width)
         save_file(_statistics(search_directory, experiment, search), staging / STATISTICS)
         _write_json(staging / CONFIG, config)
         _write_json(staging / METRICS, scores)
@@ -226,6 +232,7 @@ def _config(experiment: Experiment, search: SearchRecord, trial: TrialRecord, ep
     settings, data = experiment.trial_config(trial.values), experiment.data
     return {
         "format": VERSION,
+        "pipeline": experiment.pipeline,
         "model": asdict(settings.model),
         "features": [{"name": name, "width": width} for name, width in data.features.items()],  # in this order
         "num_classes": data.num_classes,
@@ -254,10 +261,32 @@ def _trial_yaml(experiment: Experiment, trial: TrialRecord) -> str:
 
 def _write_model(folder: Path, model: nn.Module, width: int) -> None:
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
+    _write_program(folder / PROGRAM, model, width)
+
+
+def _write_program(path: Path, model: nn.Module, width: int) -> None:
     batch = torch.export.Dim("batch", min=1)
     # Two rows to trace with: of a single one, torch.export would take the batch size for a constant.
     program = torch.export.export(model, (torch.zeros(2, width),), dynamic_shapes=({0: batch},))
-    torch.export.save(program, folder / PROGRAM)
+    torch.export.save(program, path)
+
+
+def _write_halves(folder: Path, model: FusedMLP, width: int) -> None:
+    """The encoder and the linear layer on it, each for itself.
+
+    Raises:
+        ModelFolderError: together they are not the model.
+    """
+    encoder = model.encoder
+    save_file({name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, folder / ENCODER)
+    save_file({name: tensor.contiguous() for name, tensor in model.head.state_dict().items()}, folder / PROBE)
+    _write_program(folder / ENCODER_PROGRAM, encoder, width)
+    probe = load_file(folder / PROBE)
+    features_BD = torch.randn(max(RANDOM_ROWS), width, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        embeddings_BH = torch.export.load(folder / ENCODER_PROGRAM).module()(features_BD)
+        own_BC = model(features_BD)
+        _difference(f"{ENCODER_PROGRAM} and {PROBE}", embeddings_BH @ probe["weight"].T + probe["bias"], own_BC)
 
 
 def _statistics(search_directory: Path, experiment: Experiment, search: SearchRecord) -> dict[str, Tensor]:
@@ -308,16 +337,25 @@ def _compare(folder: Path, model: nn.Module, experiment: Experiment) -> str:
         with torch.inference_mode():
             own_BC = model(features_BD)
             for name, form in ((WEIGHTS, weights), (PROGRAM, program)):
-                difference = float((form(features_BD) - own_BC).abs().max() / own_BC.abs().max())
-                if not difference <= TOLERANCE:
-                    raise ModelFolderError(
-                        f"{name} gives other logits than the trial's model, by {difference:.2g} of the largest "
-                        f"(at most {TOLERANCE:g} is rounding): nothing was exported"
-                    )
-                worst = max(worst, difference)
+                worst = max(worst, _difference(name, form(features_BD), own_BC))
     kinds = f"{sum(RANDOM_ROWS)} random" + (f" and {len(real)} real" if real is not None else "")
     found = f"give the trial's logits on {kinds} videos (largest relative difference {worst:.1g})"
     return f"read back: {WEIGHTS} and {PROGRAM} {found}"
+
+
+def _difference(name: str, logits_BC: Tensor, own_BC: Tensor) -> float:
+    """How far the logits of what was written are from the trial's own, relative to the largest.
+
+    Raises:
+        ModelFolderError: by more than the tolerance.
+    """
+    difference = float((logits_BC - own_BC).abs().max() / own_BC.abs().max())
+    if not difference <= TOLERANCE:
+        raise ModelFolderError(
+            f"{name}: other logits than the trial's model gives, by {difference:.2g} of the largest "
+            f"(at most {TOLERANCE:g} is rounding): nothing was exported"
+        )
+    return difference
 
 
 def _real_rows(experiment: Experiment) -> Tensor | None:

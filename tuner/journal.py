@@ -47,6 +47,11 @@ class TrialRecord:
         return max(float(report["gap"]) for report in self.reports.values())
 
     @property
+    def last_epoch(self) -> int:
+        """The last one it reported; a contrastive trial that took an encoder from another has none before it."""
+        return max(self.reports, default=0)
+
+    @property
     def best_epoch(self) -> int | None:
         """The first epoch that reached the score."""
         score = self.score

@@ -51,13 +51,24 @@ class TrainingData(Protocol):
         """How often each row counts in a fixed bootstrap sample."""
 
 
+class Saveable(Protocol):
+    """A training under way, of any pipeline."""
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """The metrics of each finished epoch."""
+
+    def save(self, directory: Path, trial: Any) -> None:
+        """Write it into `directory`, whole or not at all; `trial` is its configuration."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
     """One finished epoch. `state` is the live training: save it before the generator is advanced."""
 
     epoch: int  # finished epochs, from 1
     metrics: dict[str, float]  # by the metric keys of MLflow
-    state: "TrainingState"
+    state: Saveable
     repeated: bool = False  # the checkpoint's own epoch, told once more after a resume
     tags: Mapping[str, str] = field(default_factory=dict)  # of the trial's run in MLflow
 

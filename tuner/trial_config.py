@@ -164,12 +164,12 @@ class ContrastiveConfig:
     training: BothHalvesConfig = field(default_factory=BothHalvesConfig)
 
     def __post_init__(self) -> None:
-        if self.model.norm == "batch_norm" and self.pretrain.kind != "moco_v3":
-            if self.pretrain.method.batch_norm_groups == 1:
-                raise ValueError(
-                    "pretrain.batch_norm_groups must be at least 2 with model.norm batch_norm, for statistics of the "
-                    "whole batch give the keys away; or take layer_norm"
-                )
+        whole_batch = self.model.norm == "batch_norm" and self.pretrain.method.batch_norm_groups == 1
+        if whole_batch and self.pretrain.kind != "moco_v3":
+            raise ValueError(
+                "pretrain.batch_norm_groups must be at least 2 with model.norm batch_norm, for statistics of the "
+                "whole batch give the keys away; or take layer_norm"
+            )
         if self.pretrain.cross_modal is not None and len(self.model.towers) < 2:
             raise ValueError("pretrain.cross_modal needs two features, but model.towers has one")
 
