@@ -6,14 +6,15 @@ Source   lidalei/youtube-8m, mlp_fuse_rgb_audio.py
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from .layers import BatchNorm, Dropout, Normalize, Sizes, Statistics, linear, prior_log_odds
+from .layers import BatchNorm, Dropout, Normalize, Sizes, Statistics, linear, prior_log_odds, tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,9 @@ class FusedMLPConfig:
         0.1  # weight of a new batch in the running statistics; published: 0.001, for 100k steps
     )
     batch_norm_epsilon: float = 1e-5  # added to the variance, of the batch or the layer
+    # Standardised columns are multiplied by their deviation to this power. YouTube-8M's visual columns are principal
+    # components, whitened long ago on other videos: what variance they have here says what signal. 0, published: alike.
+    variance_power: float = 0.0
     prior_bias: bool = True  # output biases start at the classes' log-odds instead of 0
 
     def __post_init__(self) -> None:
@@ -44,6 +48,8 @@ class FusedMLPConfig:
             raise ValueError(f"dropout must be in [0, 1), but got {self.dropout}")
         if not 0 < self.batch_norm_momentum <= 1:
             raise ValueError(f"batch_norm_momentum must be in (0, 1], but got {self.batch_norm_momentum}")
+        if not 0 <= self.variance_power < math.inf:
+            raise ValueError(f"variance_power must be finite and not negative, but got {self.variance_power}")
         if not self.batch_norm_epsilon > 0:
             raise ValueError(f"batch_norm_epsilon must be positive, but got {self.batch_norm_epsilon}")
 
@@ -76,8 +82,22 @@ class Block(nn.Module):
         return torch.tanh(self.norm(self.linear(x)))
 
 
+def emphasis(variance_D: Any, widths: Sequence[int], power: float) -> Tensor:
+    """Variance ** (power / 2), over its root mean square among the columns of the same feature; [D] float32.
+
+    A column without variance counts 0, but for power 0, where all count 1.
+    """
+    parts = torch.split(tensor(variance_D).double() ** (power / 2), list(widths))
+    return torch.cat([part / part.square().mean().sqrt().clamp(min=1e-12) for part in parts]).float()
+
+
 class FusedEncoder(nn.Module):
-    """Normalize -> a tower per feature -> concatenation -> dropout -> joint layer: the fused MLP without its output."""
+    """Normalize -> emphasis of columns -> a tower per feature -> concatenation -> dropout -> joint layer.
+
+    The fused MLP without its output.
+    """
+
+    emphasis_D: Tensor
 
     def __init__(
         self, config: FusedMLPConfig, sizes: Sizes, statistics: Statistics, generator: torch.Generator | None = None
@@ -104,6 +124,7 @@ class FusedEncoder(nn.Module):
         self.widths = list(sizes.features.values())  # where a row is cut, in the row's order
         self.width = config.hidden  # of an embedding
         self.normalize = Normalize(statistics.mean_D, statistics.variance_D)
+        self.register_buffer("emphasis_D", emphasis(statistics.variance_D, self.widths, config.variance_power))
         self.towers = nn.ModuleList(
             Block(width, config.towers[name], config, generator) for name, width in sizes.features.items()
         )
@@ -112,7 +133,7 @@ class FusedEncoder(nn.Module):
 
     def encode(self, normalized_BD: Tensor) -> Tensor:
         """What `normalize` gives (or a view of it) -> embeddings_BH in (-1, 1)."""
-        parts = torch.split(normalized_BD, self.widths, dim=1)
+        parts = torch.split(normalized_BD * self.emphasis_D, self.widths, dim=1)
         towers_BT = torch.cat([tower(part) for tower, part in zip(self.towers, parts, strict=True)], dim=1)
         embeddings_BH: Tensor = self.joint(self.dropout(towers_BT))
         return embeddings_BH

@@ -23,7 +23,6 @@ class LogisticConfig:
 
     kind: Literal["logistic"] = "logistic"
     prior_bias: bool = True  # output biases start at the classes' log-odds instead of 0
-    zero_weights: bool = False  # weights start at 0 instead of a normal of std 1/sqrt(D)
 
 
 class Logistic(nn.Module):
@@ -36,10 +35,8 @@ class Logistic(nn.Module):
         super().__init__()
         self.normalize = Normalize(statistics.mean_D, statistics.variance_D)
         self.head = linear(sizes.width, sizes.num_classes, generator)
-        with torch.no_grad():
-            if config.zero_weights:
-                self.head.weight.zero_()
-            if config.prior_bias:
+        if config.prior_bias:
+            with torch.no_grad():
                 self.head.bias.copy_(prior_log_odds(statistics.label_counts_C, statistics.num_videos))
 
     @property

@@ -21,6 +21,7 @@ FRAMEWORKS = {
     "mlflow": {"tuner/tracking.py"},
     "pydantic": {"tuner/reading.py", "tuner/settings.py"},
     "yaml": {"tuner/yaml_tree.py"},
+    "pyarrow": {"tuner/embed.py"},
 }
 # Distributions that nothing here imports: Optuna does, for the samplers that are named in their comments.
 FOR_OPTUNA = {"cmaes", "scipy"}
@@ -105,6 +106,7 @@ COMMANDS = {
     "tune.py": ("tune.py", "--help"),
     "tuner.best": ("-m", "tuner.best", "--help"),
     "tuner.predict": ("-m", "tuner.predict", "--help"),
+    "tuner.embed": ("-m", "tuner.embed", "--help"),
     "tuner.evaluate": ("-m", "tuner.evaluate", "--help"),
     "data.cache": ("-m", "data.cache", "--help"),
     "data.inspect": ("-m", "data.inspect", "--help"),

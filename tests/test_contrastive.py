@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import models
+from data.errors import DataError
 from data.sample import write_splits
 from models import FusedMLP, FusedMLPConfig
 from models.losses import LossConfig
@@ -335,7 +336,8 @@ def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: 
 
 
 @pytest.mark.parametrize(
-    ("kind", "optimizer", "schedule"), [("moco_v1", "sgd", "step"), ("moco_v2", "sgd", "cosine"), ("moco_v3", "adamw", "cosine")]
+    ("kind", "optimizer", "schedule"),
+    [("moco_v1", "sgd", "step"), ("moco_v2", "sgd", "cosine"), ("moco_v3", "adamw", "cosine")],
 )
 def test_a_method_without_an_optimizer_has_its_published_one(kind: str, optimizer: str, schedule: str) -> None:
     chosen = PretrainConfig(kind=kind, batch_size=512).chosen_optimizer
@@ -344,9 +346,7 @@ def test_a_method_without_an_optimizer_has_its_published_one(kind: str, optimize
 
 
 def test_more_videos_in_a_batch_than_there_are_is_one_sentence(data: Dataset) -> None:
-    from data.errors import DataError
-
-    with pytest.raises(DataError, match=r"320 videos do not fill one batch of pretraining; give pretrain\.batch_size less"):
+    with pytest.raises(DataError, match=r"320 videos do not fill one batch of pretraining; give pretrain\.batch_size"):
         next(train(trial(batch_size=512), data, device=CPU, seed=1))
 
 

@@ -9,7 +9,7 @@ import torch
 
 import models
 from models import FeatureStatistics, FusedMLPConfig, LogisticConfig, Sizes
-from models.layers import Dropout, Normalize, linear, prior_log_odds
+from models.layers import BatchNorm, Dropout, Normalize, linear, prior_log_odds
 from models.losses import sigmoid_cross_entropy
 
 SIZES = Sizes(features={"mean_rgb": 24, "mean_audio": 8}, num_classes=11)
@@ -317,3 +317,83 @@ def test_dropout_follows_the_global_seed_and_is_off_in_evaluation():
     torch.manual_seed(1)
     assert torch.equal(dropout(x), first) and not torch.equal(dropout(x), first)
     assert torch.equal(dropout.eval()(x), x)
+
+
+class TestVariancePower:
+    def encoder(self, power):
+        config = FusedMLPConfig(towers={"mean_rgb": 16, "mean_audio": 6}, hidden=10, variance_power=power)
+        return models.build(config, SIZES, statistics(), torch.Generator().manual_seed(0)).encoder
+
+    def test_zero_leaves_every_column_as_it_is(self):
+        assert torch.equal(self.encoder(0.0).emphasis_D, torch.ones(32))
+
+    def test_columns_count_by_their_deviation_to_the_power(self):
+        deviation = statistics().variance_D.double().sqrt()
+        for part in (slice(0, 24), slice(24, 32)):
+            expected = deviation[part] ** 1.5
+            expected /= (expected**2).mean().sqrt()
+            torch.testing.assert_close(self.encoder(1.5).emphasis_D[part].double(), expected, rtol=1e-5, atol=0)
+
+    def test_power_one_is_centring_but_for_a_factor_for_each_feature(self):
+        encoder, stats = self.encoder(1.0), statistics()
+        seen = encoder.normalize(features()) * encoder.emphasis_D
+        centred = features() - stats.mean_D
+        for part in (slice(0, 24), slice(24, 32)):
+            ratio = seen[:, part] / centred[:, part]
+            torch.testing.assert_close(ratio, ratio[0, 0].expand_as(ratio), rtol=1e-4, atol=0)
+
+    def test_a_negative_one_is_refused(self):
+        with pytest.raises(ValueError, match="variance_power must be finite and not negative, but got -1"):
+            FusedMLPConfig(towers={"mean_rgb": 16}, variance_power=-1)
+
+
+class TestGroupedBatchNorm:
+    def test_each_group_has_statistics_of_its_own(self):
+        norm = BatchNorm(5)
+        norm.groups = 4
+        x = torch.randn(24, 5, generator=torch.Generator().manual_seed(1)) * 3 + 1
+        found = norm(x)
+        for group in range(4):
+            rows = x[group::4]
+            expected = (rows - rows.mean(dim=0)) / (rows.var(dim=0, correction=0) + norm.eps).sqrt()
+            torch.testing.assert_close(found[group::4], expected)
+
+    def test_running_statistics_move_once_by_the_mean_over_the_groups(self):
+        norm = BatchNorm(5)
+        norm.groups = 4
+        x = torch.randn(24, 5, generator=torch.Generator().manual_seed(1)) * 3 + 1
+        norm(x)
+        means = torch.stack([x[group::4].mean(dim=0) for group in range(4)])
+        variances = torch.stack([x[group::4].var(dim=0) for group in range(4)])
+        torch.testing.assert_close(norm.running_mean, 0.1 * means.mean(dim=0))
+        torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * variances.mean(dim=0))
+        assert norm.num_batches_tracked == 1
+
+    def test_without_groups_it_is_torchs(self):
+        ours, theirs = BatchNorm(5), torch.nn.BatchNorm1d(5)
+        x = torch.randn(24, 5, generator=torch.Generator().manual_seed(1))
+        assert torch.equal(ours(x), theirs(x)) and torch.equal(ours.running_var, theirs.running_var)
+
+    def test_in_evaluation_there_are_no_groups(self):
+        norm = BatchNorm(5).eval()
+        norm.groups = 4
+        assert norm(torch.randn(3, 5)).shape == (3, 5)
+
+    @pytest.mark.parametrize("batch", [22, 4])
+    def test_a_batch_without_equal_groups_is_refused(self, batch):
+        norm = BatchNorm(5)
+        norm.groups = 4
+        with pytest.raises(ValueError, match=f"a batch of {batch} rows has no 4 equal groups"):
+            norm(torch.randn(batch, 5))
+
+
+def test_logistic_is_one_linear_layer_on_raw_features():
+    model = build("logistic")
+    weight, bias = model.folded()
+    torch.testing.assert_close(model(features()), features() @ weight.T + bias, rtol=1e-4, atol=1e-4)
+
+
+def test_logistic_takes_the_weights_that_it_folds_to():
+    model, other = build("logistic"), build("logistic", seed=1)
+    other.unfold(*model.folded())
+    torch.testing.assert_close(other(features()), model(features()), rtol=1e-4, atol=1e-4)

@@ -15,7 +15,9 @@ KINDS = {
     "rmsprop_tf": OptimizerConfig(kind="rmsprop_tf", learning_rate=0.01),
     "rmsprop_tf with momentum": OptimizerConfig(kind="rmsprop_tf", learning_rate=0.01, momentum=0.9),
     "adam": OptimizerConfig(kind="adam", learning_rate=0.01),
+    "adamw": OptimizerConfig(kind="adamw", learning_rate=0.01, weight_decay=0.1),
     "sgd": OptimizerConfig(kind="sgd", learning_rate=0.01),
+    "sgd with decay": OptimizerConfig(kind="sgd", learning_rate=0.01, weight_decay=0.1),
     "sgd with momentum": OptimizerConfig(kind="sgd", learning_rate=0.01, momentum=0.9),
     "sgd with nesterov": OptimizerConfig(kind="sgd", learning_rate=0.01, momentum=0.9, nesterov=True),
 }

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 from finished import FinishedSearch
+from tfrecord import TFRecordWriter
 from torch import Tensor, nn
 from workplace import PROJECT, Workplace
 
 import models
 from data.batches import Batches
+from data.errors import DataError
 from data.sample import write_splits
 from models import losses
 from models.fused_mlp import FusedMLPConfig
@@ -55,21 +58,24 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+def shards(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     folder = tmp_path_factory.mktemp("train")
     features = {"rgb": 24, "audio": 8}
     write_splits(
         folder / "shards", num_videos={"train": 300, "validate": 90}, num_shards=2, num_classes=12, features=features
     )
-    return open_dataset(
-        DataConfig(
-            train=f"{folder}/shards/train*",
-            validate=f"{folder}/shards/validate*",
-            features=features,
-            num_classes=12,
-            cache=str(folder / "cache"),
-        )
+    return DataConfig(
+        train=f"{folder}/shards/train*",
+        validate=f"{folder}/shards/validate*",
+        features=features,
+        num_classes=12,
+        cache=str(folder / "cache"),
     )
+
+
+@pytest.fixture(scope="module")
+def data(shards: DataConfig) -> Dataset:
+    return open_dataset(shards)
 
 
 def trial(optimizer: OptimizerConfig = ADAM, *, dropout: float = 0.4, **settings: Any) -> TrialConfig:
@@ -365,3 +371,50 @@ def test_a_replay_by_trial_id_gives_the_numbers_of_the_search(
     # The search had another number of threads.
     expected = {key: value for key, value in journaled.items() if key not in TIMES}
     assert {key: replayed[key] for key in expected} == pytest.approx(expected, rel=1e-4)
+
+
+class TestLabelFraction:
+    @pytest.fixture
+    def few(self, data: Dataset) -> Dataset:
+        return data.with_labels_of(np.arange(0, 300, 5))
+
+    def test_training_sees_the_labelled_videos_alone(self, few: Dataset) -> None:
+        seen = [batch.rows for epoch in (0, 1) for batch in few.train_batches(16, 1, CPU).epoch(epoch)]
+        assert set(torch.cat(seen).tolist()) <= set(range(0, 300, 5))
+        assert len(torch.cat(seen)) == 2 * 48  # of 60, the last smaller batch is left out
+
+    def test_the_labels_are_counted_where_they_are_and_the_features_everywhere(
+        self, few: Dataset, data: Dataset
+    ) -> None:
+        dense = np.zeros((300, 12), np.int64)
+        for row in range(300):
+            begin, end = data.train.label_offsets[row : row + 2]
+            dense[row, data.train.label_indices[begin:end]] = 1
+        assert few.statistics.num_videos == 60
+        assert few.statistics.label_counts_C.tolist() == dense[::5].sum(axis=0).tolist()
+        assert torch.equal(few.statistics.mean_D, data.statistics.mean_D)
+
+    def test_a_fixed_bootstrap_draws_from_the_labelled_videos(self, few: Dataset) -> None:
+        weights = few.bootstrap_weights(3)
+        assert weights.sum() == 60 and not weights[torch.arange(300) % 5 != 0].any()
+        assert torch.equal(weights[::5], losses.fixed_bootstrap_weights(60, 3))
+
+    def test_data_of_another_share_is_other_data(self, few: Dataset, data: Dataset) -> None:
+        assert few.fingerprint != data.fingerprint and few.train.fingerprint == data.train.fingerprint
+
+    def test_shares_are_nested_and_the_same_for_every_trial(self, shards: DataConfig) -> None:
+        rows = [open_dataset(replace(shards, label_fraction=share)).labelled_rows for share in (0.1, 0.5, 0.1)]
+        assert rows[0] is not None and rows[1] is not None and rows[2] is not None
+        assert set(rows[0]) < set(rows[1]) and rows[0].tolist() == rows[2].tolist()
+
+    def test_a_share_without_a_label_is_one_sentence(self, data: Dataset, shards: DataConfig, tmp_path: Path) -> None:
+        features = {"rgb": np.zeros(24, np.float32), "audio": np.zeros(8, np.float32)}
+        writer = TFRecordWriter(str(tmp_path / "train.tfrecord"))
+        for number in range(4):
+            writer.write(
+                {"id": (str(number).encode(), "byte"), **{name: (x, "float") for name, x in features.items()}}
+                | {"labels": ([], "int")}
+            )
+        writer.close()
+        with pytest.raises(DataError, match=r"data\.train: none of the 4 videos to learn from has a label"):
+            open_dataset(replace(shards, train=str(tmp_path / "train.tfrecord")))

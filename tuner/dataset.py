@@ -130,6 +130,13 @@ class Dataset:
         labelled = "" if self.labelled_rows is None else f"-{len(self.labelled_rows)}-labelled"
         return f"{self.train.fingerprint[:16]}-{self.validate.fingerprint[:16]}{labelled}"
 
+    def with_labels_of(self, rows: np.ndarray) -> "Dataset":
+        """The same videos, but only those of these sorted rows of `train` have labels to learn from."""
+        _, labels = take_labels(self.train, rows)
+        counts_C = torch.from_numpy(np.bincount(labels, minlength=self.sizes.num_classes))
+        statistics = replace(self.statistics, num_videos=len(rows), label_counts_C=counts_C)
+        return replace(self, labelled_rows=rows, statistics=statistics)
+
     def train_batches(self, batch_size: int, seed: int, device: torch.device) -> Batches:
         """Shuffled labelled videos; the last, smaller batch of an epoch is left out (BatchNorm needs company)."""
         return Batches(
@@ -206,27 +213,22 @@ def open_dataset(config: DataConfig, progress: Callable[[BuildProgress], None] |
             "data.validate: no video that is scored has a label, so every GAP would be 0; "
             "give other shards or a larger data.validate_fraction"
         )
-    labelled_rows = None
-    if config.label_fraction < 1:
-        labelled_rows = sample_rows(train.num_videos, config.label_fraction, LABEL_SEED)
-    return Dataset(
+    data = Dataset(
         train=train,
         validate=validate,
         validate_rows=rows,
-        labelled_rows=labelled_rows,
+        labelled_rows=None,
         sizes=config.sizes,
-        statistics=_statistics(train, labelled_rows, config.num_classes),
+        statistics=feature_statistics(train.statistics()),
     )
-
-
-def _statistics(train: Cache, labelled_rows: np.ndarray | None, num_classes: int) -> FeatureStatistics:
-    """Of all training videos, but for the labels: these are counted where there are any to learn from."""
-    statistics = feature_statistics(train.statistics())
-    if labelled_rows is None:
-        return statistics
-    _, labels = take_labels(train, labelled_rows)
-    counts_C = torch.from_numpy(np.bincount(labels, minlength=num_classes))
-    return replace(statistics, num_videos=len(labelled_rows), label_counts_C=counts_C)
+    if config.label_fraction < 1:
+        data = data.with_labels_of(sample_rows(train.num_videos, config.label_fraction, LABEL_SEED))
+    if not data.statistics.label_counts_C.any():
+        raise data_cache.CacheError(
+            f"data.train: none of the {data.statistics.num_videos:,} videos to learn from has a label; "
+            "give other shards or a larger data.label_fraction"
+        )
+    return data
 
 
 def feature_statistics(statistics: Statistics) -> FeatureStatistics:

@@ -1,0 +1,154 @@
+"""Shards -> a parquet file of the embedding of every video, by the encoder of an exported model.
+
+    python -m tuner.embed MODEL_DIR --data 'GLOB' --output embeddings.parquet
+
+    id         string               of the video; what is not UTF-8 in it is written in hexadecimal digits
+    embedding  list of H float32    what the model's output layer stands on
+
+One row a video, in the order of shards and records. Shards are decoded one after the other, the next one while the
+encoder works on the last, and written one after the other, so their number does not matter; labels in them are not
+looked at. Where the encoder comes from stands in the file's metadata: `experiment`, `search`, and `trial`, its id.
+
+Shapes   N videos of a shard   H units of the embedding
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tuner.errors import ModelFolderError, TunerError, main
+from tuner.streaming import BATCH_SIZE, Count, decoded, positive, replacing
+
+if TYPE_CHECKING:  # `--help` needs no torch
+    import numpy as np
+    import pyarrow as pa
+    import torch
+    from numpy.typing import NDArray
+
+    from models import FusedEncoder
+    from tuner.export import Exported
+
+SUFFIX = ".parquet"
+# Videos of a row group, the least that a reader has to take into memory at once: 80 MB of H = 1200. A shard of fewer
+# videos is a row group of its own.
+ROW_GROUP = 16384
+
+
+def embed(
+    exported: Exported, shards: Sequence[str], *, device: torch.device, batch_size: int = BATCH_SIZE
+) -> Iterator[tuple[list[bytes], NDArray[np.float32]]]:
+    """The ids and the embeddings_NH of one shard after the other.
+
+    Raises:
+        ModelFolderError: the model has no encoder.
+        ShardError: a shard is damaged or does not fit the model.
+    """
+    import numpy as np
+    import torch
+
+    from tuner.precision import autocast
+
+    encoder = encoder_of(exported)
+    for ids, features_ND in decoded(shards, exported):
+        embeddings_NH = np.empty((len(ids), encoder.width), np.float32)
+        for first in range(0, len(ids), batch_size):
+            batch = slice(first, first + batch_size)
+            with torch.inference_mode(), autocast(device, exported.precision):
+                embeddings_BH = encoder(torch.from_numpy(features_ND[batch]).to(device))
+            embeddings_NH[batch] = embeddings_BH.float().cpu().numpy()
+        yield ids, embeddings_NH
+
+
+def encoder_of(exported: Exported) -> FusedEncoder:
+    """The part of the model that makes embeddings.
+
+    Raises:
+        ModelFolderError: it has none.
+    """
+    from models import FusedEncoder
+
+    encoder = getattr(exported.model, "encoder", None)
+    if not isinstance(encoder, FusedEncoder):
+        raise ModelFolderError(
+            f"a model of kind {exported.config['model']['kind']} has no encoder to embed videos with: "
+            "export a trial of a fused_mlp, supervised or contrastive, and give its folder"
+        )
+    return encoder
+
+
+def schema(exported: Exported) -> pa.Schema:
+    """The columns of the file, and where the encoder comes from.
+
+    Raises:
+        ModelFolderError: the model has no encoder.
+    """
+    import pyarrow as pa
+
+    config = exported.config
+    return pa.schema(
+        {"id": pa.string(), "embedding": pa.list_(pa.float32(), encoder_of(exported).width)},
+        metadata={"experiment": config["experiment"], "search": config["search"], "trial": config["trial"]["id"]},
+    )
+
+
+def _table(ids: Sequence[bytes], embeddings_NH: NDArray[np.float32], columns: pa.Schema) -> pa.Table:
+    """Without a copy of the embeddings."""
+    import pyarrow as pa
+
+    names = [id.decode(errors="backslashreplace") for id in ids]  # parquet holds no surrogates
+    values = pa.FixedSizeListArray.from_arrays(pa.array(embeddings_NH.ravel()), embeddings_NH.shape[1])
+    return pa.Table.from_arrays([pa.array(names, pa.string()), values], schema=columns)
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """The command line.
+
+    Raises:
+        ModelFolderError: MODEL_DIR cannot be used, or its model has no encoder.
+        DataError: no shard matches, or one is damaged or does not fit the model.
+        TunerError: the output cannot be written.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m tuner.embed",
+        description="Write the embedding of every video by the encoder of an exported model.",
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="a folder that tuner.best --export wrote")
+    parser.add_argument("--data", required=True, nargs="+", metavar="GLOB", help="shards; they need no labels")
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help=SUFFIX)
+    parser.add_argument("--batch-size", type=positive, default=BATCH_SIZE, metavar="B", help="default: %(default)s")
+    parser.add_argument("--device", metavar="cpu|cuda", help="default: cuda where there is one")
+    options = parser.parse_args(arguments)
+    if options.output.suffix != SUFFIX:
+        raise TunerError(f"--output must end in {SUFFIX}, which is what embeddings are written as: {options.output}")
+
+    from pyarrow.parquet import ParquetWriter
+
+    from data.cache import find_shards
+    from tuner.export import choose_device, load_model
+
+    device = choose_device(options.device)
+    exported = load_model(options.model, device)
+    columns_of_file = schema(exported)
+    shards = find_shards(options.data)
+    # Of numbers that hardly repeat, a dictionary only costs; split into first, second, ... bytes they take a sixth less
+    # room than plain, and those that bf16 rounded, two thirds.
+    encoding = {"use_dictionary": False, "use_byte_stream_split": ["embedding.list.element"], "compression": "zstd"}
+    with (
+        replacing(options.output) as unfinished,
+        unfinished.open("wb") as file,  # Python's own, which says what went wrong in the same words everywhere
+        ParquetWriter(file, columns_of_file, **encoding) as writer,
+        Count(options.output, len(shards)) as count,
+    ):
+        for ids, embeddings_NH in embed(exported, shards, device=device, batch_size=options.batch_size):
+            if ids:
+                writer.write_table(_table(ids, embeddings_NH, columns_of_file), row_group_size=ROW_GROUP)
+            count.shard(len(ids))
+    count.say()
+
+
+if __name__ == "__main__":
+    sys.exit(main(run))

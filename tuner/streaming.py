@@ -1,0 +1,113 @@
+"""What the commands share that write one row for every video: shards decoded ahead, output whole or not at all.
+
+Their number does not matter: one shard is scored and written while the next one is decoded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuner.errors import TunerError
+
+if TYPE_CHECKING:  # `--help` needs no torch
+    from numpy.typing import NDArray
+
+    from tuner.export import Exported
+
+BATCH_SIZE = 1024
+
+
+def decoded(shards: Sequence[str], exported: Exported) -> Iterator[tuple[list[bytes], NDArray[Any]]]:
+    """Ids and features of every shard, the next one decoded meanwhile."""
+    with ThreadPoolExecutor(1, thread_name_prefix="decode") as thread:
+        coming = thread.submit(_decode, shards[0], exported)
+        for following in shards[1:]:
+            shard = coming.result()
+            coming = thread.submit(_decode, following, exported)
+            yield shard
+        yield coming.result()
+
+
+def _decode(shard: str, exported: Exported) -> tuple[list[bytes], NDArray[Any]]:
+    import numpy as np
+
+    from data.tfrecord import decode_shard
+
+    videos = decode_shard(shard, exported.schema, require_labels=False)
+    with np.errstate(over="ignore"):  # found and named below
+        # Rounded as the cache rounds what the model was trained and is evaluated on.
+        features_ND = videos.features_ND.astype(exported.dtype)
+    if not np.isfinite(features_ND).all():
+        # Told the type, the decoder finds the record and the words.
+        decode_shard(shard, exported.schema, require_labels=False, out=features_ND)
+    return videos.ids.tolist(), features_ND
+
+
+@contextmanager
+def replacing(output: Path) -> Iterator[Path]:
+    """A file to write, that becomes `output` when the block ends well, and else vanishes.
+
+    Raises:
+        TunerError: it cannot be written there.
+    """
+    if output.is_dir() or not output.parent.is_dir():
+        reason = "is a folder" if output.is_dir() else f"there is no folder {output.parent}"
+        raise TunerError(f"{output}: cannot be written: {reason}")
+    unfinished = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        yield unfinished
+        with unfinished.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(unfinished, output)
+    except OSError as error:
+        raise TunerError(f"{output}: cannot be written: {error.strerror or error}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+class Count:
+    """Counts the videos that are written, with a bar of the shards on a terminal, and says in the end how fast."""
+
+    def __init__(self, output: Path, num_shards: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._output, self._start, self._num_videos = output, time.monotonic(), 0
+        stderr = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal)
+        self._task = self._bar.add_task("shards", total=num_shards)
+
+    def __enter__(self) -> Count:
+        """Show the bar."""
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Take the bar away."""
+        self._bar.stop()
+
+    def shard(self, num_videos: int) -> None:
+        """A shard is written."""
+        self._num_videos += num_videos
+        self._bar.update(self._task, advance=1, description=f"{self._num_videos:,} videos, shards")
+
+    def say(self) -> None:
+        """The last line."""
+        seconds = time.monotonic() - self._start
+        rate = self._num_videos / max(seconds, 1e-9)
+        print(f"{self._output}: {self._num_videos:,} videos in {seconds:.1f} s ({rate:,.0f} videos/s)")
+
+
+def positive(text: str) -> int:
+    """A whole number of the command line, at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, but got {text!r}")
+    return int(text)
