@@ -138,7 +138,7 @@ def test_the_model_of_every_epoch_scores_what_the_epoch_told(data: Dataset, tmp_
 CASES: dict[str, ContrastiveConfig] = {
     "moco_v1": trial(method="moco_v1"),
     "moco_v2": trial(probe={"loss": LossConfig(bootstrap="per_batch", l2=1.0)}),
-    "moco_v2 fine-tuned": trial(probe={"kind": "fine_tune", "start": "prior"}),
+    "moco_v2 fine-tuned": trial(probe={"kind": "fine_tune", "start": "prior", "dropout": 0.5}),
     "moco_v3": trial(method="moco_v3", views=ViewsConfig(corruption=0.1, drop=0.1, noise=0.1)),
     "across features": trial(cross_modal=CrossModalConfig(weight=0.5, mix=1.0)),
 }
@@ -327,6 +327,8 @@ def test_embeddings_are_those_of_the_labelled_videos_with_their_labels(data: Dat
         ({"batch_size": 66}, "batch_size must be a multiple of batch_norm_groups.* but got 66 and 4"),
         ({"batch_norm_groups": 1}, r"pretrain\.batch_norm_groups must be at least 2 with model\.norm batch_norm"),
         ({"temperature": 0.0}, "temperature must be positive"),
+        ({"probe": {"dropout": 0.5}}, "dropout has no effect on a linear probe, only on fine_tune, but got 0.5"),
+        ({"probe": {"kind": "fine_tune", "dropout": 1.0}}, r"dropout must be in \[0, 1\), but got 1.0"),
         ({"epochs": 0}, "epochs must be at least 1, but got 0"),
     ],
 )

@@ -19,7 +19,7 @@ import pytest
 import torch
 from workplace import Workplace, wait_for
 
-from tuner import cluster, config, journal
+from tuner import cluster, config, journal, pipelines
 from tuner.dataset import open_dataset
 from tuner.journal import SearchRecord
 from tuner.train import train
@@ -207,6 +207,64 @@ def test_a_trial_that_diverges_fails_and_the_search_goes_on(workplace: Workplace
     assert failed.number == 0 and "the loss is not finite" in (failed.error or "")
     statuses = {tags["trial_number"]: status for tags, status, _ in runs_of(workplace) if "trial_id" in tags}
     assert statuses["0"] == "FAILED"
+
+
+CONTRASTIVE = """\
+default: tiny
+experiments:
+  tiny:
+    data:
+      sample: {directory: shards, train: 300, validate: 100, shards: 2}
+      train: shards/train*.tfrecord
+      validate: shards/validate*.tfrecord
+      features: {mean_rgb: 32, mean_audio: 8}
+      num_classes: 20
+      label_fraction: 0.5
+    pipeline: contrastive
+    model: {kind: fused_mlp, towers: {mean_rgb: 16, mean_audio: 8}, hidden: 16, dropout: 0.1}
+    pretrain: {kind: moco_v2, queue: 100, momentum: 0.9, optimizer: {kind: adamw, learning_rate: 1e-3}, batch_size: 64, epochs: 6}
+    probe: {optimizer: {kind: adam, learning_rate: {loguniform: [1e-3, 1e-2]}}, batch_size: 32, epochs: 6}
+    training: {precision: fp32}
+    search: {trials: 2, scheduler: {kind: none}, max_concurrent: 1, overlap: false}
+    resources: {cpu: 1}
+"""  # noqa: E501
+
+
+@pytest.mark.fault
+def test_both_halves_of_a_contrastive_trial_survive_and_share_their_encoder(workplace: Workplace) -> None:
+    (workplace.folder / "experiments.yaml").write_text(CONTRASTIVE)
+    driver = workplace.start()
+    workplace.wait_for_line(driver, "trial 000  epoch 3/12  contrastive loss")
+    (worker,) = processes_of(workplace, "RayTrainWorker")
+    worker.kill()
+    workplace.wait_for_line(driver, "trial 000  epoch 9/12  loss")
+    driver.kill()
+    driver.wait()
+    code, printed = workplace.run("--resume", output="resumed.txt")
+    assert code == 0, printed
+    assert "contrastive loss" not in printed  # trial 0 goes on in its second half; trial 1 takes its encoder
+    assert "trial 001  epoch 6/12  GAP" in printed and "took the encoder of another trial" in printed
+
+    search = search_of(workplace)
+    first, second = search.trials.values()
+    assert list(first.reports) == list(range(1, 13)) and list(second.reports) == list(range(6, 13))
+    experiment = config.load(workplace.folder / "experiments.yaml", "tiny")
+    torch.set_num_threads(1)
+    data = open_dataset(experiment.data)
+    whole = pipelines.run(experiment.trial_config(first.values), data, device=torch.device("cpu"), seed=1)
+    expected = {progress.epoch: progress.metrics["gap"] for progress in whole}
+    assert {epoch: report["gap"] for epoch, report in first.reports.items()} == pytest.approx(expected)
+    tags = {found["trial_id"]: found for found, _, _ in runs_of(workplace) if "trial_id" in found}
+    assert {found["encoder_made_by"] for found in tags.values()} == {first.id}
+    assert {status for _, status, _ in runs_of(workplace)} == {"FINISHED"}
+
+    exported = workplace.python("-m", "tuner.best", "--export", "model")
+    assert exported.returncode == 0, exported.stderr
+    files = {path.name for path in (workplace.folder / "model").iterdir()}
+    assert {"encoder.safetensors", "encoder.pt2", "probe.safetensors", "model.pt2"} <= files
+    evaluated = workplace.python("-m", "tuner.evaluate", "model", "--data", "shards/validate*.tfrecord")
+    (gap,) = re.findall(r'"gap": ([0-9.]+)', evaluated.stdout)
+    assert float(gap) == pytest.approx(search.finished[0].score, abs=1e-6)
 
 
 @pytest.mark.fault

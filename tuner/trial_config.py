@@ -5,7 +5,7 @@ ContrastiveConfig   an encoder learns from videos without labels, then a classif
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
 from models import FusedMLPConfig, LogisticConfig
@@ -133,6 +133,7 @@ class ProbeConfig:
 
     kind: Literal["linear", "fine_tune"] = "linear"  # on the frozen encoder; or the whole of it learns on
     start: Literal["ridge", "prior"] = "ridge"  # its first weights: the closed-form probe's, or none but the prior's
+    dropout: float | None = None  # fine_tune: the model's from here on; None: as in pretraining
     optimizer: OptimizerConfig
     loss: LossConfig = field(default_factory=LossConfig)
     batch_size: int = 1024  # videos a step
@@ -140,6 +141,10 @@ class ProbeConfig:
 
     def __post_init__(self) -> None:
         _check_at_least_1(self, "batch_size", "epochs")
+        if self.dropout is not None and self.kind != "fine_tune":
+            raise ValueError(f"dropout has no effect on a {self.kind} probe, only on fine_tune, but got {self.dropout}")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), but got {self.dropout}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,8 +196,9 @@ class ContrastiveConfig:
     def second_half(self) -> TrialConfig:
         """The probe as the supervised trial that it is: of the embeddings, or of the whole model."""
         probe, training = self.probe, self.training
+        dropout = self.model.dropout if probe.dropout is None else probe.dropout
         return TrialConfig(
-            model=self.model if probe.kind == "fine_tune" else LogisticConfig(),
+            model=replace(self.model, dropout=dropout) if probe.kind == "fine_tune" else LogisticConfig(),
             optimizer=probe.optimizer,
             loss=probe.loss,
             training=TrainingConfig(
