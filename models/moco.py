@@ -390,7 +390,8 @@ class Contrast(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """(mean loss over the ordered pairs of features, keys to enqueue of each)."""
         mixed_BD = mix(normalized_BD, alpha, generator) if alpha else normalized_BD
-        parts = list(enumerate(torch.split(mixed_BD, self.encoder.widths, dim=1), start=1))
+        emphasised_BD = mixed_BD * self.encoder.emphasis_D  # as `encode` gives the towers their columns
+        parts = list(enumerate(torch.split(emphasised_BD, self.encoder.widths, dim=1), start=1))
         queries = {number: self._queries(number, part) for number, part in parts}
         keys = {number: self._keys(number, part, order_B) for number, part in parts}
         losses = [self._info_nce(queries[one], keys[other], other)[0] for one, other in permutations(queries, 2)]

@@ -549,7 +549,7 @@ def test_every_settings_class_refuses_unknown_keys() -> None:
 # This project's own file
 
 
-@pytest.mark.parametrize("name", ["quickstart", "fused_mlp", "yt8m_small"])
+@pytest.mark.parametrize("name", ["quickstart", "fused_mlp", "yt8m_small", "contrastive", "yt8m_small_contrastive"])
 def test_every_experiment_of_this_project_is_valid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("YT8M_DIR", "/shards")
     experiment = load(ROOT / "experiments.yaml", name)

@@ -329,6 +329,7 @@ def test_embeddings_are_those_of_the_labelled_videos_with_their_labels(data: Dat
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"probe": {"dropout": 0.5}}, "dropout has no effect on a linear probe, only on fine_tune, but got 0.5"),
         ({"probe": {"kind": "fine_tune", "dropout": 1.0}}, r"dropout must be in \[0, 1\), but got 1.0"),
+        ({"views": ViewsConfig(corruption={"rgb": 0.1})}, r"corruption must name every feature .*rgb, audio.* got rgb"),
         ({"epochs": 0}, "epochs must be at least 1, but got 0"),
     ],
 )

@@ -673,3 +673,29 @@ def test_configuration_survives_asdict_through_pydantic(config):
     assert adapter.validate_python(dataclasses.asdict(config)) == config
     with pytest.raises(pydantic.ValidationError, match="no_such_setting"):
         adapter.validate_python({"no_such_setting": 1})
+
+
+def test_towers_of_the_cross_modal_part_see_the_columns_that_the_encoder_gives_them():
+    config = FusedMLPConfig(towers={"mean_rgb": 16, "mean_audio": 6}, hidden=10, dropout=0.0, variance_power=3.0)
+    statistics = FeatureStatistics(
+        num_videos=10,
+        mean_D=torch.zeros(32),
+        variance_D=torch.linspace(0.1, 4.0, 32),
+        label_counts_C=torch.ones(3, dtype=torch.int64),
+    )
+    sizes = Sizes(features={"mean_rgb": 24, "mean_audio": 8}, num_classes=3)
+    encoder = FusedEncoder(config, sizes, statistics, torch.Generator().manual_seed(0))
+    contrast = Contrast(
+        MocoV2Config(queue=16, dimension=4, batch_norm_groups=2),
+        encoder,
+        sizes.features,
+        ViewsConfig(corruption=0.0),
+        CrossModalConfig(weight=0.5),
+        torch.Generator().manual_seed(0),
+    )
+    seen: dict[str, list[torch.Tensor]] = {"rgb": [], "audio": []}
+    for name, tower in zip(seen, encoder.towers, strict=True):
+        tower.register_forward_pre_hook(lambda module, inputs, name=name: seen[name].append(inputs[0].clone()))
+    contrast(torch.randn(8, 32, generator=torch.Generator().manual_seed(1)), 0.0, torch.Generator().manual_seed(2))
+    for inputs in seen.values():
+        assert len(inputs) == 2 and torch.equal(inputs[0], inputs[1])  # of the view, which changes nothing, and across

@@ -13,6 +13,7 @@ from models.losses import LossConfig
 from models.moco import METHODS, CrossModalConfig, MethodConfig
 from models.optimizers import OptimizerConfig, ScheduleConfig
 from models.views import ViewsConfig
+from models.views import check as check_views
 from tuner.precision import Precision
 
 Seed = int | Literal["per_trial"]
@@ -175,6 +176,7 @@ class ContrastiveConfig:
                 "pretrain.batch_norm_groups must be at least 2 with model.norm batch_norm, for statistics of the "
                 "whole batch give the keys away; or take layer_norm"
             )
+        check_views(self.pretrain.views, self.model.towers)
         if self.pretrain.cross_modal is not None and len(self.model.towers) < 2:
             raise ValueError("pretrain.cross_modal needs two features, but model.towers has one")
 
