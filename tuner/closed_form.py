@@ -17,7 +17,7 @@ from tuner.embeddings import BATCH_SIZE, embedded
 from tuner.precision import Precision
 
 # In units of the mean eigenvalue of the centred X'X.
-PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 # Labelled videos that leave-one-out scores are computed for, at the most.
 SAMPLE = 2 * BATCH_SIZE
 

@@ -6,6 +6,16 @@ from typing import Any
 # Metrics that the card shows, with their names for people.
 SHOWN = {"gap": "GAP@20", "hit_at_1": "Hit@1", "perr": "PERR", "map": "mAP", "num_videos": "videos"}
 
+# Of an encoder that was pretrained without labels and the layer on it.
+HALVES = """
+encoder.pt2 (weights alone: encoder.safetensors) gives embeddings of the same rows, probe.safetensors the linear layer
+that makes logits of these; model.* is both. Embeddings of whole shards, with the videos' ids:
+
+```sh
+python -m tuner.embed MODEL_DIR --data 'test*.tfrecord' --output embeddings.parquet
+```
+"""
+
 
 def render(
     config: Mapping[str, Any], metrics: Mapping[str, Mapping[str, float]], trial_yaml: str, *, has_names: bool
@@ -21,6 +31,7 @@ def render(
     features = config["features"]
     columns = " + ".join(f"{feature['name']} ({feature['width']})" for feature in features)
     width = sum(feature["width"] for feature in features)
+    halves = HALVES if config["pipeline"] == "contrastive" else ""
     names = "; their names are in classes.csv" if has_names else ""
     trial = config["trial"]
     return f"""\
@@ -57,7 +68,7 @@ model = torch.export.load("model.pt2").module()
 features = torch.zeros(8, {width})  # float32 [videos, {width}]
 probabilities = model(features).sigmoid()  # [videos, {config["num_classes"]}]
 ```
-
+{halves}
 `sha256sum -c SHA256SUMS` checks the files. Made with {_versions(config["versions"])}.
 
 ## Settings
