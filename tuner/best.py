@@ -148,7 +148,7 @@ def _show(
     run = f"run 'trial {winner.number:03d}' below {search.id}, tag trial_id {winner.id}"
     console.print(f"  in MLflow: {run}; {ui_command(uri)}")
     console.print()
-    console.print(leader_table(search.finished[:top], experiment.space.searched()))
+    console.print(leader_table(search.finished[:top], experiment.space.searched))
 
 
 def whole_splits(search: SearchRecord, trial: TrialRecord) -> dict[str, dict[str, float]]:

@@ -66,7 +66,7 @@ def _nodes(address: str) -> list[Node]:
 
 
 def _samples(experiment: Experiment, number: int) -> Table:
-    paths = experiment.space.searched()
+    paths = experiment.space.searched
     table = settings_table(("trial",), paths)
     study = optuna.create_study(direction="maximize")
     for trial in range(number):

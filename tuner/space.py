@@ -10,6 +10,7 @@ in as two functions.
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from typing import Any, Protocol
 
@@ -37,7 +38,7 @@ class Ask(Protocol):
         """One of the labels."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Space:
     """What a search may vary, and everything beside it in the same blocks."""
 
@@ -121,6 +122,7 @@ class Space:
         self.distributions(values)  # checks them
         return _descend(self._root, lambda name, distribution: values[name])
 
+    @cached_property  # of every suggestion, and every corner is resolved for it
     def searched(self) -> list[str]:
         """The settings that differ between trials, by yaml path; a conditional one under the path of its choice."""
         corners = [flatten(self.resolve(corner)) for corner in self.corners()]
@@ -134,7 +136,7 @@ class Space:
             ConfigError: as `resolve`.
         """
         resolved = flatten(self.resolve(values))
-        return {path: resolved[path] for path in self.searched() if path in resolved}
+        return {path: resolved[path] for path in self.searched if path in resolved}
 
     def corners(self) -> list[dict[str, Any]]:
         """Values to check a space by: both ends of every range under every combination of options.
