@@ -15,7 +15,15 @@ from rich.console import Console as RichConsole
 
 from data.cache import BuildProgress
 from tuner import console
-from tuner.console import Console, SearchView, describe_seconds, describe_settings, leader_table, quiet
+from tuner.console import (
+    Console,
+    SearchView,
+    describe_epoch,
+    describe_seconds,
+    describe_settings,
+    leader_table,
+    quiet,
+)
 from tuner.journal import SearchRecord, TrialRecord
 
 VALUES = {"model.dropout": 0.45, "optimizer.learning_rate": 0.00123456, "loss.l2": "0"}
@@ -300,3 +308,13 @@ def test_what_others_print_does_not_get_above_the_view(in_terminal: Shown, capsy
         print("Ray says something")
     assert "Ray says something" not in printed()
     assert capsys.readouterr().out == "Ray says something\n"
+
+
+def test_an_epoch_says_which_half_of_a_trial_it_belongs_to() -> None:
+    rate = {"gap": 0.5, "videos_per_second": 1234.0}
+    supervised = describe_epoch(trial(3), 2, 8, {**rate, "loss_train": 4.5})
+    assert supervised == "trial 003  epoch 2/8  loss 4.500  GAP 0.5000  1,234 videos/s"
+    pretraining = describe_epoch(trial(3), 2, 8, {**rate, "loss_pretrain": 5.5})
+    assert pretraining == "trial 003  epoch 2/8  contrastive loss 5.500  GAP 0.5000  1,234 videos/s"
+    taken = describe_epoch(trial(3), 6, 8, {"gap": 0.5})
+    assert taken == "trial 003  epoch 6/8  GAP 0.5000  took the encoder of another trial"

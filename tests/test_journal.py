@@ -226,6 +226,12 @@ def trial(number: int, *gaps: float, **changes: Any) -> TrialRecord:
     return TrialRecord(number=number, id=f"t{number}", values={}, sampler_state={}, reports=reports, **changes)
 
 
+def test_the_last_epoch_of_a_trial_is_not_the_number_of_its_reports() -> None:
+    taken = trial(0)
+    taken.reports = {6: {"gap": 0.3}, 7: {"gap": 0.4}}
+    assert (taken.last_epoch, taken.best_epoch, trial(0).last_epoch) == (7, 7, 0)
+
+
 def test_a_trial_scores_its_best_epoch_and_on_a_tie_the_first() -> None:
     assert (trial(0, 0.1, 0.5, 0.5, 0.3).score, trial(0, 0.1, 0.5, 0.5, 0.3).best_epoch) == (0.5, 2)
     assert (trial(0).score, trial(0).best_epoch) == (None, None)

@@ -29,7 +29,7 @@ from tuner.dataset import Dataset
 from tuner.embeddings import Embeddings, embed
 from tuner.encoders import Shelf
 from tuner.errors import TunerError
-from tuner.evaluate import evaluate
+from tuner.evaluate import BATCH_SIZE, evaluate
 from tuner.pretrain import Pretraining
 from tuner.train import Progress, TrainingState, begin, device_metrics, epochs, validated
 from tuner.trial_config import ContrastiveConfig
@@ -106,7 +106,7 @@ class _Run:
         classifier = models.build(trial.model, data.sizes, data.statistics, torch.Generator().manual_seed(seed))
         assert isinstance(classifier, FusedMLP)
         self.classifier = classifier.to(device).eval()
-        self.validation: Batches = data.validate_batches(trial.probe.batch_size, device)
+        self.validation: Batches = data.validate_batches(BATCH_SIZE, device)
 
     @property
     def epoch(self) -> int:

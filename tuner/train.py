@@ -25,7 +25,7 @@ from models import FeatureStatistics, Sizes, losses, optimizers
 from tuner import checkpoint
 from tuner.dataset import Dataset, open_dataset
 from tuner.errors import TrialDiverged, main
-from tuner.evaluate import evaluate
+from tuner.evaluate import BATCH_SIZE, evaluate
 from tuner.precision import autocast
 from tuner.trial_config import TrialConfig
 
@@ -151,7 +151,7 @@ def train(
     if resume_from is not None:
         state.load(resume_from, trial)
         yield Progress(epoch=state.epoch, metrics=state.history[-1], state=state, repeated=True)
-    validation = data.validate_batches(trial.training.batch_size, device)
+    validation = data.validate_batches(BATCH_SIZE, device)
     yield from epochs(
         trial,
         data,
