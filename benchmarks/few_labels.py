@@ -89,7 +89,13 @@ def run(arguments: list[str] | None = None) -> None:
         f"{TRIALS} trials on one seed for every cell, then {len(SEEDS)} seeds: mean and deviation",
         rows,
         [f"{describe_seconds(seconds)} in all, {describe_seconds(time.monotonic() - started)} of it now"],
-        {"cells": {f"{way}_{fraction:g}": found for (way, fraction), found in cells.items()}, "seconds": seconds},
+        {
+            "seconds": round(seconds),
+            "cells": {
+                f"{way}_{100 * fraction:g}": {key: found[key] for key in ("scores", "epoch", "values")}
+                for (way, fraction), found in cells.items()
+            },
+        },
     )
 
 
