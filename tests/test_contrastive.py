@@ -213,6 +213,15 @@ def test_an_encoder_that_its_probe_changed_fails_the_trial(data: Dataset, monkey
         next(steps)
 
 
+@pytest.mark.parametrize("kind", ["linear", "fine_tune"])
+def test_the_probe_starts_where_the_closed_form_ended(data: Dataset, kind: str) -> None:
+    still = {"kind": kind, "optimizer": OptimizerConfig(kind="sgd", learning_rate=1e-12)}
+    (_, ridge, first, _), _ = run(trial(probe=still), data)
+    assert first["gap"] == pytest.approx(ridge["gap"], abs=1e-3 if kind == "linear" else 0.1)
+    (_, _, other, _), _ = run(trial(probe=still | {"start": "prior"}), data)
+    assert other["gap"] < ridge["gap"] - 0.1
+
+
 def test_fine_tuning_moves_the_encoder(data: Dataset) -> None:
     steps = list(train(trial(probe={"kind": "fine_tune"}), data, device=CPU, seed=1))
     first, second = run(trial(), data)[1], steps[-1].state.classifier.state_dict()

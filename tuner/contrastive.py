@@ -24,7 +24,6 @@ import models
 from data.batches import Batches
 from models import FusedMLP, Logistic
 from tuner import checkpoint, closed_form, encoders, pretrain
-from tuner.closed_form import LinearProbe
 from tuner.dataset import Dataset
 from tuner.embeddings import Embeddings, embed
 from tuner.encoders import Shelf
@@ -158,7 +157,7 @@ class _Run:
     def _judge(self, encoder: dict[str, Tensor], epoch: int, metrics: dict[str, float], start: float) -> None:
         """Put the closed-form probe on an encoder and note what both are worth after an epoch of pretraining."""
         self.classifier.encoder.load_state_dict(encoder)
-        probe = self.closed_form()
+        probe = closed_form.fit(self.classifier.encoder, self.data, device=self.device, precision=self.precision)
         self._set_head(probe.weight_CH, probe.bias_C)
         self.history.append(
             {
@@ -170,10 +169,6 @@ class _Run:
                 **device_metrics(self.device),
             }
         )
-
-    def closed_form(self) -> LinearProbe:
-        """The closed-form probe of the classifier's encoder."""
-        return closed_form.fit(self.classifier.encoder, self.data, device=self.device, precision=self.precision)
 
     def probe(self) -> Iterator[None]:
         """The epochs of the second half that are still due."""
@@ -206,13 +201,13 @@ class _Run:
 
     def _start(self, model: torch.nn.Module) -> None:
         """The probe's first weights: the pretrained encoder's, and those of the closed-form probe where asked for."""
-        probe = self.closed_form() if self.trial.probe.start == "ridge" else None
-        if isinstance(model, Logistic) and probe is not None:
-            model.unfold(probe.weight_CH, probe.bias_C)
+        from_ridge = self.trial.probe.start == "ridge"  # pretraining ended with it as the classifier's head
+        if isinstance(model, Logistic) and from_ridge:
+            model.unfold(self.classifier.head.weight, self.classifier.head.bias)
         if isinstance(model, FusedMLP):
             model.encoder.load_state_dict(self.classifier.encoder.state_dict())
-            if probe is not None:
-                model.head.load_state_dict({"weight": probe.weight_CH, "bias": probe.bias_C})
+            if from_ridge:
+                model.head.load_state_dict(self.classifier.head.state_dict())
 
     def _embeddings(self) -> Embeddings:
         return embed(self.classifier.encoder, self.data, device=self.device, precision=self.precision)
