@@ -26,13 +26,14 @@ from torch import Tensor, nn
 
 from data.batches import sample_rows
 from models.layers import Normalize
-from tuner import closed_form, config, pipelines
+from tuner import closed_form, config
 from tuner.config import Experiment
 from tuner.console import describe_seconds
 from tuner.dataset import LABEL_SEED, Dataset, open_dataset
 from tuner.encoders import Shelf
 from tuner.errors import main
 from tuner.evaluate import BATCH_SIZE, evaluate
+from tuner.train import train as train_trial
 
 HERE = Path(__file__).resolve().parent
 WAYS = {
@@ -158,7 +159,7 @@ def train(experiment: Experiment, values: dict[str, Any], data: Dataset, seed: i
     if experiment.name.startswith("linear"):
         gaps[0] = ridge_gap(data)
     shelf = Shelf(directory=state / "encoders", trial_id=f"{experiment.name} seed {seed}")
-    for progress in pipelines.run(trial, data, device=CPU, seed=seed, shelf=shelf):
+    for progress in train_trial(trial, data, device=CPU, seed=seed, shelf=shelf):
         gaps[progress.epoch] = progress.metrics["gap"]
     return Run(gaps=gaps, seconds=time.monotonic() - started)
 

@@ -1,4 +1,4 @@
-"""A training step: tuner.train's own from the cache, against the plain PyTorch loop that a user would write.
+"""A training step: tuner.supervised's own from the cache, against the plain PyTorch loop that a user would write.
 
     python benchmarks/step.py [--device cpu|cuda] [--threads 2]
 
@@ -35,7 +35,7 @@ from models.optimizers import OptimizerConfig
 from models.optimizers import build as build_optimizer
 from tuner.dataset import DataConfig, Dataset, SampleConfig, open_dataset
 from tuner.precision import Precision, uses_bf16
-from tuner.train import Step, TrainingState
+from tuner.supervised import Step, TrainingState
 from tuner.trial_config import TrainingConfig, TrialConfig
 
 AIM = {"bf16": 2.5, "fp32": 1.0}
@@ -129,7 +129,7 @@ def synchronize(device: torch.device) -> None:
 
 
 class Ours:
-    """What `tuner.train.train` does between two validations."""
+    """What `tuner.supervised.epochs` does between two validations."""
 
     def __init__(
         self, data: Dataset, batch_size: int, device: torch.device, precision: Precision, *, weighted: bool

@@ -96,7 +96,7 @@ def test_a_trial_trains_where_ray_mlflow_optuna_pydantic_and_yaml_are_missing() 
     program = (
         "import sys\n"
         f"for name in {tuple(FRAMEWORKS)}: sys.modules[name] = None\n"
-        "import tuner.train, tuner.pipelines, tuner.evaluate, tuner.dataset, tuner.checkpoint, data.cache, data.batches\n"
+        "import tuner.train, tuner.evaluate, tuner.dataset, tuner.checkpoint, data.cache, data.batches\n"
         "assert callable(tuner.train.train)\n"
     )
     subprocess.run([sys.executable, "-c", program], cwd=PROJECT, check=True)

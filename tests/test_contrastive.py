@@ -28,7 +28,7 @@ from tuner.embeddings import embed
 from tuner.encoders import Shelf
 from tuner.errors import TrialCollapsed, TrialDiverged, TunerError
 from tuner.evaluate import evaluate
-from tuner.train import Progress
+from tuner.supervised import Progress
 from tuner.trial_config import BothHalvesConfig, ContrastiveConfig, PretrainConfig, ProbeConfig
 
 CPU = torch.device("cpu")

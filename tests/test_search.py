@@ -19,7 +19,7 @@ import pytest
 import torch
 from workplace import Workplace, wait_for
 
-from tuner import cluster, config, journal, pipelines
+from tuner import cluster, config, journal
 from tuner.dataset import open_dataset
 from tuner.journal import SearchRecord
 from tuner.train import train
@@ -251,7 +251,7 @@ def test_both_halves_of_a_contrastive_trial_survive_and_share_their_encoder(work
     experiment = config.load(workplace.folder / "experiments.yaml", "tiny")
     torch.set_num_threads(1)
     data = open_dataset(experiment.data)
-    whole = pipelines.run(experiment.trial_config(first.values), data, device=torch.device("cpu"), seed=1)
+    whole = train(experiment.trial_config(first.values), data, device=torch.device("cpu"), seed=1)
     expected = {progress.epoch: progress.metrics["gap"] for progress in whole}
     assert {epoch: report["gap"] for epoch, report in first.reports.items()} == pytest.approx(expected)
     tags = {found["trial_id"]: found for found, _, _ in runs_of(workplace) if "trial_id" in found}

@@ -29,7 +29,7 @@ from tuner import errors
 from tuner import train as command
 from tuner.dataset import DataConfig, Dataset, open_dataset
 from tuner.errors import CheckpointError, TrialDiverged
-from tuner.train import Progress, train
+from tuner.supervised import Progress, train
 from tuner.trial_config import TrainingConfig, TrialConfig
 
 GOLDEN = PROJECT / "tests" / "golden" / "fused_mlp_cpu.txt"

@@ -30,7 +30,7 @@ from tuner.encoders import Shelf
 from tuner.errors import TunerError
 from tuner.evaluate import BATCH_SIZE, evaluate
 from tuner.pretrain import Pretraining
-from tuner.train import Progress, TrainingState, begin, device_metrics, epochs, validated
+from tuner.supervised import Progress, TrainingState, begin, device_metrics, epochs, validated
 from tuner.trial_config import ContrastiveConfig
 
 
@@ -61,21 +61,9 @@ def train(
     resume_from: Path | None = None,
     shelf: Shelf | None = None,
 ) -> Iterator[Progress]:
-    """Pretrain, probe, and yield after each epoch of either, first validating.
+    """Pretrain, probe, and yield after each epoch of either; arguments and errors as `tuner.train.train` has them.
 
-    Args:
-        trial: the settings.
-        data: the decoded splits and the statistics of the training split.
-        device: where models and batches live.
-        seed: of both halves; the same seed gives the same numbers on the same machine.
-        resume_from: a checkpoint of this trial; its epoch is the last one not repeated.
-        shelf: where pretrained encoders are looked for and kept; None: this trial makes its own. A trial that finds its
-            encoder there begins with the last epoch of pretraining.
-
-    Raises:
-        TrialDiverged: a loss is not finite.
-        TrialCollapsed: the pretrained encoder makes one embedding of all videos.
-        CheckpointError: `resume_from` is damaged, or other settings shaped it.
+    A trial that finds its encoder on the shelf begins with the last epoch of pretraining.
     """
     run = _Run(trial, data, device, seed, shelf)
     if resume_from is not None:

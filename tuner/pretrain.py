@@ -17,7 +17,7 @@ from models.moco import Contrast
 from tuner.dataset import Dataset
 from tuner.errors import TrialCollapsed, TrialDiverged
 from tuner.precision import autocast
-from tuner.train import STEPS_BETWEEN_CHECKS, random_state, set_random_state
+from tuner.supervised import STEPS_BETWEEN_CHECKS, random_state, set_random_state
 from tuner.trial_config import ContrastiveConfig
 
 # Standard deviation of normalised embeddings, 1 where they are spread over the sphere, below which all are one.

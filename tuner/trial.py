@@ -32,12 +32,13 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from data.errors import DataError
-from tuner import pipelines, slots
+from tuner import slots
 from tuner.config import Experiment
 from tuner.dataset import DataConfig, open_dataset
 from tuner.encoders import Shelf
 from tuner.errors import TunerError
 from tuner.resources import Resources
+from tuner.train import train
 from tuner.trial_config import Trial
 
 Save = Callable[[Path], None]  # writes the trial's state into the directory
@@ -152,9 +153,7 @@ def run(
     }
     try:
         data = open_dataset(job.data)
-        for progress in pipelines.run(
-            job.trial, data, device=device, seed=job.seed, resume_from=resume_from, shelf=job.shelf
-        ):
+        for progress in train(job.trial, data, device=device, seed=job.seed, resume_from=resume_from, shelf=job.shelf):
             metrics = {**progress.metrics, "epochs": job.trial.epochs, "tags": {**place, **progress.tags}}
             if progress.repeated:
                 report(metrics | {"history": list(progress.state.history)}, None)  # the state lives on

@@ -1,0 +1,290 @@
+"""A supervised trial as a generator of Progress: plain PyTorch, no Ray.
+
+`begin` and `epochs` are its two parts; the second half of a contrastive trial (tuner/contrastive.py) uses them too.
+
+Shapes   B videos in the batch   C classes   N training videos
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+import models
+from data.batches import Batches
+from models import FeatureStatistics, Sizes, losses, optimizers
+from tuner import checkpoint
+from tuner.dataset import Dataset
+from tuner.errors import TrialDiverged
+from tuner.evaluate import BATCH_SIZE, evaluate
+from tuner.precision import autocast
+from tuner.trial_config import TrialConfig
+
+# Steps between two looks at the divergence flag on CUDA: each look makes the host wait for the device.
+STEPS_BETWEEN_CHECKS = 100
+
+
+class TrainingData(Protocol):
+    """What training reads of its data; `tuner.dataset.Dataset` fits, and so do embeddings (tuner/embeddings.py)."""
+
+    @property
+    def sizes(self) -> Sizes:
+        """Widths of the features and number of classes."""
+
+    @property
+    def statistics(self) -> FeatureStatistics:
+        """Of the training videos."""
+
+    def train_batches(self, batch_size: int, seed: int, device: torch.device) -> Batches:
+        """Shuffled videos with their labels."""
+
+    def bootstrap_weights(self, seed: int) -> Tensor:
+        """How often each row counts in a fixed bootstrap sample."""
+
+
+class Saveable(Protocol):
+    """A training under way, of any pipeline."""
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """The metrics of each finished epoch."""
+
+    def save(self, directory: Path, trial: Any) -> None:
+        """Write it into `directory`, whole or not at all; `trial` is its configuration."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """One finished epoch. `state` is the live training: save it before the generator is advanced."""
+
+    epoch: int  # finished epochs, from 1
+    metrics: dict[str, float]  # by the metric keys of MLflow
+    state: Saveable
+    repeated: bool = False  # the checkpoint's own epoch, told once more after a resume
+    tags: Mapping[str, str] = field(default_factory=dict)  # of the trial's run in MLflow
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainingState:
+    """What a trial needs to go on exactly where it stands: the parts of a checkpoint."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    bootstrap: torch.Generator
+    history: list[dict[str, float]] = field(default_factory=list)  # the metrics of each finished epoch
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs are finished."""
+        return len(self.history)
+
+    def parts(self) -> dict[str, Any]:
+        """Everything but the weights, as tensors and plain values."""
+        return {
+            "history": self.history,
+            "optimizer": self.optimizer.state_dict(),
+            "bootstrap": self.bootstrap.get_state(),
+            **random_state(),
+        }
+
+    def restore(self, weights: dict[str, Tensor], parts: dict[str, Any]) -> None:
+        """Put weights and parts back, random numbers included."""
+        self.model.load_state_dict(weights)
+        self.optimizer.load_state_dict(parts["optimizer"])
+        self.bootstrap.set_state(parts["bootstrap"])
+        set_random_state(parts)
+        self.history = parts["history"]
+
+    def save(self, directory: Path, trial: TrialConfig) -> None:
+        """Write the state into `directory`, whole or not at all."""
+        checkpoint.save(directory, model=self.model.state_dict(), training=self.parts(), settings=trial.settings)
+
+    def load(self, directory: Path, trial: TrialConfig) -> None:
+        """Put a saved state back.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged, or other settings shaped it.
+        """
+        self.restore(*checkpoint.load(directory, settings=trial.settings))
+
+
+def random_state() -> dict[str, Any]:
+    """Where torch's own random number generators stand."""
+    return {
+        "rng": torch.get_rng_state(),
+        "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put them back where `random_state` found them."""
+    torch.set_rng_state(state["rng"])
+    if state["rng_cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["rng_cuda"])
+
+
+def train(
+    trial: TrialConfig, data: Dataset, *, device: torch.device, seed: int, resume_from: Path | None = None
+) -> Iterator[Progress]:
+    """Train and yield after each epoch, first validating; arguments and errors as `tuner.train.train` has them."""
+    state = begin(trial, data, device=device, seed=seed)
+    if resume_from is not None:
+        state.load(resume_from, trial)
+        yield Progress(epoch=state.epoch, metrics=state.history[-1], state=state, repeated=True)
+    validation = data.validate_batches(BATCH_SIZE, device)
+    yield from epochs(
+        trial,
+        data,
+        state,
+        device=device,
+        seed=seed,
+        score=lambda model: evaluate(model, validation, precision=trial.training.precision),
+    )
+
+
+def begin(trial: TrialConfig, data: TrainingData, *, device: torch.device, seed: int) -> TrainingState:
+    """The state before the first step."""
+    torch.manual_seed(seed)
+    model = models.build(trial.model, data.sizes, data.statistics).to(device)
+    return TrainingState(
+        model=model,
+        optimizer=optimizers.build(trial.optimizer, model.parameters()),
+        bootstrap=torch.Generator(device=device).manual_seed(seed),
+    )
+
+
+def epochs(
+    trial: TrialConfig,
+    data: TrainingData,
+    state: TrainingState,
+    *,
+    device: torch.device,
+    seed: int,
+    score: Callable[[nn.Module], dict[str, float]],
+) -> Iterator[Progress]:
+    """The epochs that `state` has not behind it yet; `score` validates the model after each."""
+    config = trial.training
+    batches = data.train_batches(config.batch_size, seed, device)
+    step = Step(
+        trial,
+        data,
+        state,
+        device=device,
+        seed=seed,
+        examples_per_epoch=len(batches) * min(batches.batch_size, batches.num_videos),
+    )
+    while state.epoch < config.epochs:
+        start = time.monotonic()
+        state.model.train()
+        loss_train = step.run_epoch(batches.epoch(state.epoch), state.epoch)
+        trained = time.monotonic()
+        metrics = {
+            "epoch": state.epoch + 1,
+            **validated(score(state.model), state.history),
+            "loss_train": loss_train,
+            "learning_rate": step.learning_rate,
+            "videos_per_second": step.examples_per_epoch / (trained - start),
+            "seconds": time.monotonic() - start,
+            **device_metrics(device),
+        }
+        state.history.append(metrics)
+        yield Progress(epoch=state.epoch, metrics=metrics, state=state)
+
+
+def validated(scores: dict[str, float], history: list[dict[str, float]]) -> dict[str, float]:
+    """What an epoch tells of its validation; `gap_best` is the best so far."""
+    return {
+        "gap": scores["gap"],
+        "gap_best": max([scores["gap"], *(past["gap"] for past in history)]),
+        "hit_at_1": scores["hit_at_1"],
+        "perr": scores["perr"],
+        "map": scores["map"],
+        "loss_validate": scores["loss"],
+    }
+
+
+def device_metrics(device: torch.device) -> dict[str, float]:
+    """The most memory that a GPU has held so far; nothing on a CPU."""
+    return {"gpu_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30} if device.type == "cuda" else {}
+
+
+class Step:
+    """The step of a trial: everything that stays the same from batch to batch, prepared once."""
+
+    def __init__(
+        self,
+        trial: TrialConfig,
+        data: TrainingData,
+        state: TrainingState,
+        *,
+        device: torch.device,
+        seed: int,
+        examples_per_epoch: int,
+    ) -> None:
+        self.trial, self.state, self.device = trial, state, device
+        self.examples_per_epoch = examples_per_epoch
+        self.examples_in_all = examples_per_epoch * trial.training.epochs
+        self.learning_rate = 0.0
+        self.parameters = [p for p in state.model.parameters() if p.requires_grad]
+        self.regularized: list[nn.Parameter] = state.model.regularized  # type: ignore[assignment]
+        counts_C, num_videos = data.statistics.label_counts_C, data.statistics.num_videos
+        loss = trial.loss
+        self.pos_weights_C: Tensor | None = None
+        if loss.pos_weight_power:
+            weights_C = losses.positive_weights(counts_C, num_videos, loss.pos_weight_power, loss.pos_weight_max)
+            self.pos_weights_C = weights_C.to(device)
+        self.fixed_weights_N: Tensor | None = None
+        if loss.bootstrap == "fixed":
+            self.fixed_weights_N = data.bootstrap_weights(seed).to(device)
+
+    def run_epoch(self, batches: Iterator[Any], epoch: int) -> float:
+        """Step through the batches of one epoch; return the mean of their losses (the data term, without penalty)."""
+        total = torch.zeros((), device=self.device, dtype=torch.float64)
+        diverged = torch.zeros((), device=self.device, dtype=torch.bool)
+        steps = 0
+        for batch in batches:
+            loss = self.step(batch, epoch * self.examples_per_epoch + steps * self.trial.training.batch_size)
+            diverged |= ~torch.isfinite(loss)
+            total += loss
+            steps += 1
+            if (self.device.type == "cpu" or steps % STEPS_BETWEEN_CHECKS == 0) and bool(diverged):
+                break
+        if bool(diverged):
+            raise TrialDiverged(
+                f"the loss is not finite in epoch {epoch + 1} by step {steps} "
+                f"(learning rate {self.learning_rate:.3g}); the weights were left as they were"
+            )
+        return float(total) / max(steps, 1)
+
+    def step(self, batch: Any, examples_seen: int) -> Tensor:
+        """One update of the weights, skipped (not waited for) where the loss is not finite; returns the loss."""
+        state, loss_config = self.state, self.trial.loss
+        self.learning_rate = optimizers.learning_rate_at(self.trial.optimizer, examples_seen, self.examples_in_all)
+        optimizers.set_learning_rate(state.optimizer, self.learning_rate)
+        with autocast(self.device, self.trial.training.precision):
+            logits_BC = state.model(batch.features_BD)
+        loss = losses.sigmoid_cross_entropy(
+            logits_BC,
+            batch.label_offsets,
+            batch.label_indices,
+            pos_weights_C=self.pos_weights_C,
+            example_weights_B=self.example_weights(batch),
+        )
+        state.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        losses.add_penalty_gradients(self.regularized, loss_config.l1, loss_config.l2, loss_config.penalty)
+        optimizers.clip(self.parameters, self.trial.optimizer.clip)
+        optimizers.step(state.optimizer, skip=~torch.isfinite(loss.detach()))
+        return loss.detach()
+
+    def example_weights(self, batch: Any) -> Tensor | None:
+        """How often each video of the batch counts: bootstrap, in training only."""
+        if self.fixed_weights_N is not None:
+            return self.fixed_weights_N[batch.rows]
+        if self.trial.loss.bootstrap == "per_batch":
+            return losses.per_batch_bootstrap_weights(len(batch.rows), self.state.bootstrap, self.device)
+        return None
