@@ -611,3 +611,46 @@ def test_errors_import_nothing_heavy() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout == "[]\n"
+
+
+# The second pipeline
+
+
+@pytest.fixture
+def contrastive(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Experiment]:
+    return lambda *overrides: load(ROOT / "experiments.yaml", "contrastive", overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("pretrain.kind=moco_v4", "contrastive.pretrain.kind: 'moco_v4' is not one of: moco_v1, moco_v2, moco_v3"),
+        ("pretrain.temprature=0.3", "contrastive.pretrain.temprature: unknown key; did you mean 'temperature'?"),
+        ("training.epochs=3", "contrastive.training.epochs: unknown key; did you mean 'pretrain.epochs'?"),
+        ("loss.l2=3", "contrastive.loss: belongs to pipeline: supervised, and this is contrastive, which has model, "),
+        ("pretrain.views.corruption={mean_rgb: 0.1}", "contrastive.pretrain.views.corruption: pretrain.views.corrupt"),
+        ("pretrain.batch_norm_groups=1", "contrastive.pretrain.batch_norm_groups: pretrain.batch_norm_groups must be"),
+        ("probe.dropout=0.5", "contrastive.probe.dropout: dropout has no effect on a linear probe, only on fine_tune"),
+        ("model.kind=logistic", "contrastive.model.kind: 'logistic' is not one of: fused_mlp"),
+        ("data.label_fraction=0", "contrastive.data.label_fraction: label_fraction must be in (0, 1], but got 0"),
+    ],
+)
+def test_a_mistake_in_a_contrastive_experiment_is_told_at_its_place(
+    contrastive: Callable[..., Experiment], override: str, line: str
+) -> None:
+    with pytest.raises(ConfigError) as told:
+        contrastive(override)
+    (found,) = str(told.value).splitlines()
+    assert found.startswith(f"--set {override}: {line}")
+
+
+def test_epochs_of_a_contrastive_experiment_are_those_of_both_halves(contrastive: Callable[..., Experiment]) -> None:
+    assert contrastive("pretrain.epochs={int: [2, 5]}", "probe.epochs=3").max_epochs == 8
+
+
+def test_methods_of_pretraining_may_be_searched(contrastive: Callable[..., Experiment]) -> None:
+    both = "{choice: [{kind: moco_v2, queue: 100, epochs: 2}, {kind: moco_v3, hidden: 64, epochs: 3}]}"
+    experiment = contrastive(f"pretrain={both}")
+    kinds = {experiment.trial_config(corner).pretrain.kind for corner in experiment.space.corners()}
+    assert kinds == {"moco_v2", "moco_v3"} and experiment.max_epochs == 3 + 6
+    assert Experiment.from_yaml(experiment.to_yaml(), "contrastive", experiment.file) == experiment

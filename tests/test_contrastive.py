@@ -1,7 +1,6 @@
 """A contrastive trial: one clock through both halves, resumed anywhere, its encoder shared and never touched."""
 
 import copy
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,8 @@ from tuner.evaluate import evaluate
 from tuner.supervised import Progress
 from tuner.trial_config import BothHalvesConfig, ContrastiveConfig, PretrainConfig, ProbeConfig
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 FEATURES = {"rgb": 24, "audio": 8}
 TIMES = ("seconds", "videos_per_second")
@@ -40,15 +41,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "moco_v2": {"kind": "moco_v2", "queue": 100, "dimension": 16, "momentum": 0.9, "temperature": 0.5},
     "moco_v3": {"kind": "moco_v3", "dimension": 16, "hidden": 32, "momentum": 0.9},
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums in one order: how many cores a machine has must not show in the numbers."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +32,8 @@ from tuner.supervised import Progress, train
 from tuner.trial_config import TrainingConfig, TrialConfig
 
 GOLDEN = PROJECT / "tests" / "golden" / "fused_mlp_cpu.txt"
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 # What the clock says, and not the seed.
 TIMES = ("seconds", "videos_per_second")
@@ -46,15 +47,6 @@ OPTIMIZERS = {
     "rmsprop_tf": OptimizerConfig(kind="rmsprop_tf", learning_rate=0.003, momentum=0.5, schedule=COSINE, clip=CLIPPED),
     "sgd": OptimizerConfig(kind="sgd", learning_rate=0.1, momentum=0.9, nesterov=True, schedule=COSINE),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums in one order: how many cores a machine has must not show in the numbers."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

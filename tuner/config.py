@@ -202,7 +202,7 @@ def _unknown_block(key: str, pipeline: str) -> str:
     others = [name for name in PIPELINES if key in SEARCHABLE[name]]
     if others:
         return f"belongs to pipeline: {others[0]}, and this is {pipeline}, which has {', '.join(SEARCHABLE[pipeline])}"
-    return f"unknown key; {nearest(key, blocks_of(pipeline))}"
+    return f"unknown key; {nearest(key, blocks_of(pipeline), (pipeline,))}"
 
 
 def _refuse_distributions(node: Node, path: str, searchable: Sequence[str], problems: Problems) -> None:

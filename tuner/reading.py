@@ -127,7 +127,7 @@ class _Mistake:
                 key = found["loc"][-1]
                 path.append(key)
                 node = node.entries[key]
-                message = f"unknown key; {nearest(key, [setting.name for setting in fields(owner)] if owner else [])}"
+                message = f"unknown key; {nearest(key, _names(owner), _pipelines_of(root))}"
             case "value_error":
                 message = found["msg"].removeprefix("Value error, ")
                 node, dotted = _culprit(message, node, ".".join(path))
@@ -196,21 +196,32 @@ def not_one_of(value: Any, known: Iterable[str]) -> str:
     return f"must be one of: {', '.join(known)} (got {shown(value)})"
 
 
-def nearest(key: str, known: Sequence[str]) -> str:
-    """What may have been meant: a key of the same block, else a setting of that name elsewhere."""
+def nearest(key: str, known: Sequence[str], pipelines: tuple[str, ...]) -> str:
+    """What may have been meant: a key of the same block, else a setting of that name elsewhere in these pipelines."""
     close = difflib.get_close_matches(key, known, n=1)
-    elsewhere = [path for path in _paths() if path.rpartition(".")[2] == key]
+    paths = _paths(pipelines)
+    elsewhere = [path for path in paths if path.rpartition(".")[2] == key]
     if not close and not elsewhere:
-        last = {path.rpartition(".")[2]: path for path in reversed(_paths())}
+        last = {path.rpartition(".")[2]: path for path in reversed(paths)}
         elsewhere = [last[name] for name in difflib.get_close_matches(key, last, n=1, cutoff=0.8)]
     if close or elsewhere:
         return f"did you mean {(close or elsewhere)[0]!r}?"
     return f"known are {', '.join(known)}"
 
 
+def _names(cls: type | None) -> list[str]:
+    return [setting.name for setting in fields(cls)] if cls is not None and is_dataclass(cls) else []
+
+
+def _pipelines_of(cls: type[Any]) -> tuple[str, ...]:
+    """Those that have a block of this class; all, where it belongs to none in particular."""
+    having = [name for name, blocks in SEARCHABLE.items() if any(cls in classes for classes in blocks.values())]
+    return tuple(having or SEARCHABLE)
+
+
 @cache
-def _paths() -> tuple[str, ...]:
-    """Every setting there is, by its path."""
+def _paths(pipelines: tuple[str, ...]) -> tuple[str, ...]:
+    """Every setting that an experiment of these pipelines may have, by its path."""
 
     def below(cls: type, path: str) -> Iterator[str]:
         for setting in fields(cls):
@@ -219,6 +230,7 @@ def _paths() -> tuple[str, ...]:
             if nested:
                 yield from below(nested, join(path, setting.name))
 
-    blocks = [(name, cls) for name, cls in FIXED.items()]
-    blocks += [(name, cls) for block in SEARCHABLE.values() for name, classes in block.items() for cls in classes]
+    blocks = list(FIXED.items())
+    for pipeline in pipelines:
+        blocks += [(name, cls) for name, classes in SEARCHABLE[pipeline].items() for cls in classes]
     return tuple(dict.fromkeys(path for name, cls in blocks for path in (name, *below(cls, name))))

@@ -176,7 +176,10 @@ class ContrastiveConfig:
                 "pretrain.batch_norm_groups must be at least 2 with model.norm batch_norm, for statistics of the "
                 "whole batch give the keys away; or take layer_norm"
             )
-        check_views(self.pretrain.views, self.model.towers)
+        try:
+            check_views(self.pretrain.views, self.model.towers)
+        except ValueError as error:
+            raise ValueError(f"pretrain.views.{error}") from error
         if self.pretrain.cross_modal is not None and len(self.model.towers) < 2:
             raise ValueError("pretrain.cross_modal needs two features, but model.towers has one")
 
