@@ -386,6 +386,12 @@ class TestLabelFraction:
         assert few.statistics.label_counts_C.tolist() == dense[::5].sum(axis=0).tolist()
         assert torch.equal(few.statistics.mean_D, data.statistics.mean_D)
 
+    def test_a_sample_of_the_labelled_videos_is_one_of_them(self, few: Dataset, data: Dataset) -> None:
+        for source, step in ((few, 5), (data, 1)):
+            rows = torch.cat([batch.rows for batch in source.labelled_batches(16, CPU, most=40).epoch(0)]).tolist()
+            assert len(set(rows)) == len(rows) == 40 and all(row % step == 0 for row in rows)
+        assert few.labelled_batches(16, CPU, most=60).num_videos == few.labelled_batches(16, CPU).num_videos == 60
+
     def test_a_fixed_bootstrap_draws_from_the_labelled_videos(self, few: Dataset) -> None:
         weights = few.bootstrap_weights(3)
         assert weights.sum() == 60 and not weights[torch.arange(300) % 5 != 0].any()

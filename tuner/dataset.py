@@ -171,9 +171,13 @@ class Dataset:
             )
         return Batches(self.train, batch_size=batch_size, shuffle=True, seed=seed, drop_last=True, device=device)
 
-    def labelled_batches(self, batch_size: int, device: torch.device) -> Batches:
-        """The labelled training videos in cache order, every one once."""
-        return Batches(self.train, batch_size=batch_size, shuffle=False, rows=self.labelled_rows, device=device)
+    def labelled_batches(self, batch_size: int, device: torch.device, most: int | None = None) -> Batches:
+        """The labelled training videos in cache order, every one once; of more than `most`, a seeded sample."""
+        rows, num_videos = self.labelled_rows, self.statistics.num_videos
+        if most is not None and num_videos > most:
+            chosen = sample_rows(num_videos, most / num_videos, LABEL_SEED)
+            rows = chosen if rows is None else rows[chosen]
+        return Batches(self.train, batch_size=batch_size, shuffle=False, rows=rows, device=device)
 
     def validate_batches(self, batch_size: int, device: torch.device) -> Batches:
         """The validation sample in cache order, every video once."""
