@@ -1,6 +1,7 @@
 """`python tune.py --dry-run`: what is wrong is said before anything starts; nothing is trained."""
 
 import gzip
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from tuner import cluster, config
 from tuner.console import Console
 from tuner.dry_run import dry_run
 from tuner.errors import ConfigError
+from tuner.journal import Attempt
 from tuner.resources import Node
 
 
@@ -122,15 +124,26 @@ def test_what_no_machine_can_hold_is_told(here: Here, monkeypatch: pytest.Monkey
 
 
 def test_a_running_cluster_is_asked_for_its_nodes(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    from contextlib import nullcontext
-
-    monkeypatch.setattr(cluster, "connect", lambda address: nullcontext())
+    joined = Attempt(cluster="session", job="01", scratch=None)
+    monkeypatch.setattr(cluster, "connect", lambda address: nullcontext(joined))
     monkeypatch.setattr(cluster, "nodes", lambda: [Node(cpus=16, gpus=4)] * 2)
     experiment = config.load(here.place.folder / "experiments.yaml", "tiny", ["resources.cpu=auto"])
     shown = Console()
     with shown._out:
         dry_run(experiment, shown, address="10.0.0.1:6379")
     assert "8 trials at a time, each with 1 GPU and 4 CPU" in here.capfd.readouterr().out
+
+
+def test_what_an_autoscaler_may_start_counts_as_there(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    joined = Attempt(cluster="session", job="01", scratch=None)
+    monkeypatch.setattr(cluster, "connect", lambda address: nullcontext(joined))
+    monkeypatch.setattr(cluster, "nodes", lambda: [Node(cpus=4, gpus=0)])
+    told = ["resources={gpu: 1, startable: {nodes: 6, cpu: 8, gpu: 1}}"]
+    experiment = config.load(here.place.folder / "experiments.yaml", "tiny", told)
+    shown = Console()
+    with shown._out:
+        dry_run(experiment, shown, address="10.0.0.1:6379")
+    assert "6 trials at a time, each with 1 GPU and 8 CPU" in here.capfd.readouterr().out
 
 
 def test_a_vocabulary_that_is_none_is_told(here: Here) -> None:

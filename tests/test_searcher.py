@@ -54,7 +54,7 @@ class Driver:
             facts = {"fingerprint": "f", "tracking_uri": "-", "baseline": 0.1, "overrides": []}
             facts |= {"version": journal.VERSION, "planned": experiment.search.trials}
             self.journal.append("search", id=directory.name, experiment="tiny", **facts)
-        self.searcher = JournaledSearch(experiment, self.journal, concurrency)
+        self.searcher = JournaledSearch(experiment, self.journal, lambda: concurrency)
         self.asked = 0
 
     @property
@@ -212,9 +212,10 @@ def test_trial_0_is_the_untuned_model(drive: Drive, tmp_path: Path, sampler: str
 
 def test_a_suggestion_is_on_the_disk_before_anyone_hears_of_it(driver: Driver) -> None:
     for _ in range(3):
-        _, asked = driver.ask()
+        name, asked = driver.ask()
         on_disk = journal.read(driver.journal.directory).trials[asked["trial_id"]]
         assert (on_disk.number, on_disk.values, on_disk.status) == (asked["number"], asked["values"], "running")
+        driver.finish(name, asked)
 
 
 def test_a_driver_that_cannot_write_suggests_nothing(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +229,7 @@ def test_a_driver_that_cannot_write_suggests_nothing(driver: Driver, monkeypatch
 
 def test_unfinished_trials_come_first_as_who_they_were(drive: Drive, tmp_path: Path) -> None:
     experiment = experiment_of(tmp_path, "tpe", trials=6)
-    first = drive(tmp_path / "search", experiment, concurrency=3)
+    first = drive(tmp_path / "search", experiment, concurrency=4)
     asked = [first.ask() for _ in range(4)]
     first.finish(*asked[1])
     first.fail(*asked[2])
@@ -270,6 +271,17 @@ def test_the_score_is_the_best_epoch(driver: Driver) -> None:
         driver.journal.append("report", id=asked["trial_id"], epoch=epoch, metrics={"gap": gap})
     driver.searcher.on_trial_complete(name, {"gap": 0.5, "gap_best": 0.7})
     assert driver.study.trials[0].value == driver.trials[asked["trial_id"]].score == 0.7
+
+
+def test_where_there_is_no_room_nothing_is_suggested(drive: Drive, tmp_path: Path) -> None:
+    driver = drive(tmp_path / "search", experiment_of(tmp_path, "tpe", trials=6), concurrency=2)
+    first, second, none = (driver.ask() for _ in range(3))
+    assert none[1] is None and len(driver.trials) == 2
+    driver.fail(*first)
+    assert driver.ask()[1]["number"] == 2
+    assert driver.ask()[1] is None
+    driver.finish(*second)
+    assert driver.ask()[1]["number"] == 3
 
 
 def test_what_was_planned_is_suggested_and_then_no_more(driver: Driver) -> None:

@@ -4,9 +4,10 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray import PlacementGroupID
@@ -14,9 +15,11 @@ from ray._private.authentication.authentication_token_setup import maybe_enable_
 from ray.util import placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 
+from tuner import yaml_tree
 from tuner.errors import SearchError
 from tuner.journal import Attempt
-from tuner.resources import Node
+from tuner.resources import Node, still_startable
+from tuner.settings import StartableConfig
 
 # Objects of a search are configurations and reports, never data: the decoded shards are memory-mapped files.
 OBJECT_STORE_BYTES = 128 * 2**20
@@ -121,6 +124,39 @@ def _start_private(temporary: Path) -> None:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def capacity(attempt: Attempt, startable: StartableConfig | None) -> list[Node]:
+    """The nodes of the cluster: those that are alive, and those that its autoscaler may still start.
+
+    Args:
+        attempt: this driver; nobody starts nodes for a Ray of its own.
+        startable: what the experiment says of the autoscaler; None: what `ray up` was told, if it made this cluster.
+    """
+    alive, bootstrap = nodes(), BOOTSTRAP_FILE.expanduser()
+    if attempt.scratch is not None:
+        return alive
+    if startable is not None:
+        kind = Node(cpus=startable.cpu, gpus=startable.gpu)
+        return alive + still_startable(alive, [(kind, startable.nodes)], startable.nodes)
+    return alive + (startable_by(yaml_tree.read(bootstrap).plain(), alive) if bootstrap.exists() else [])
+
+
+def startable_by(bootstrap: Mapping[str, Any], alive: Sequence[Node]) -> list[Node]:
+    """What the autoscaler of `ray up` may start beside the nodes that are there.
+
+    Args:
+        bootstrap: the cluster file, complete, as `ray up` leaves it on the head.
+        alive: the nodes that are there, the head among them.
+    """
+    most = bootstrap.get("max_workers", 0)
+    kinds = []
+    for name, kind in bootstrap.get("available_node_types", {}).items():
+        resources = kind.get("resources", {})
+        if name != bootstrap.get("head_node_type") and "CPU" in resources:
+            node = Node(cpus=float(resources["CPU"]), gpus=float(resources.get("GPU", 0)))
+            kinds.append((node, kind.get("max_workers", most)))
+    return still_startable(alive, kinds, most - (len(alive) - 1))
 
 
 def nodes() -> list[Node]:

@@ -35,7 +35,7 @@ def dry_run(experiment: Experiment, console: Console, address: str | None) -> No
     _check_shards(experiment, console)
     if experiment.data.vocabulary is not None:
         vocabulary.read(experiment.data.vocabulary, experiment.data.num_classes)
-    console.print(describe(plan(experiment.resources, _nodes(cluster.resolve_address(address)))))
+    console.print(describe(plan(experiment.resources, _nodes(cluster.resolve_address(address), experiment))))
     for sentence in space.unsupported_by(config.sampler.kind):
         console.print(sentence)
     budget = f" or {config.time_budget:g} s" if config.time_budget is not None else ""
@@ -57,12 +57,12 @@ def _check_shards(experiment: Experiment, console: Console) -> None:
         console.print(f"data.{split}: {len(shards)} shards; the first holds {len(first.ids)} sound videos")
 
 
-def _nodes(address: str) -> list[Node]:
+def _nodes(address: str, experiment: Experiment) -> list[Node]:
     """The machines of the cluster; of a private Ray, which is not started for this, this one."""
     if address == "local":
         return [Node(cpus=float(os.cpu_count() or 1), gpus=float(torch.cuda.device_count()))]
-    with cluster.connect(address):
-        return cluster.nodes()
+    with cluster.connect(address) as attempt:
+        return cluster.capacity(attempt, experiment.resources.startable)
 
 
 def _samples(experiment: Experiment, number: int) -> Table:

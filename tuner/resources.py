@@ -47,19 +47,37 @@ def plan(config: ResourcesConfig, nodes: Sequence[Node]) -> Plan:
         cpu = min((max(1, node.cpus // math.floor(node.gpus / gpu)) if gpu else node.cpus for node in able), default=1)
     else:
         cpu = float(config.cpu)
-    slots = sum(_workers_on(node, gpu, cpu) for node in able)
+    resources = Resources(gpu=gpu, cpu=cpu)
+    slots = slots_on(nodes, resources)
     if slots == 0:
         have = ", ".join(f"{node.cpus:g} CPUs and {node.gpus:g} GPUs" for node in nodes) or "no node at all"
         raise ConfigError(
             f"resources: a worker needs {cpu:g} CPUs and {gpu:g} GPUs, but no node of the cluster can hold that "
             f"(it has {have}); lower resources.cpu or resources.gpu, or add nodes"
         )
-    return Plan(resources=Resources(gpu=gpu, cpu=cpu), slots=slots, one_machine=not gpu and len(able) == 1)
+    return Plan(resources=resources, slots=slots, one_machine=not gpu and len(able) == 1)
 
 
-def _workers_on(node: Node, gpu: float, cpu: float) -> int:
-    by_cpu = math.floor(node.cpus / cpu)
-    return min(by_cpu, math.floor(node.gpus / gpu)) if gpu else by_cpu
+def slots_on(nodes: Sequence[Node], resources: Resources) -> int:
+    """How many workers these nodes hold at once."""
+    return sum(_workers_on(node, resources) for node in nodes if node.cpus >= 1)
+
+
+def _workers_on(node: Node, resources: Resources) -> int:
+    by_cpu = math.floor(node.cpus / resources.cpu)
+    return min(by_cpu, math.floor(node.gpus / resources.gpu)) if resources.gpu else by_cpu
+
+
+def still_startable(alive: Sequence[Node], kinds: Sequence[tuple[Node, int]], most: int) -> list[Node]:
+    """What an autoscaler may start beside the nodes that are there.
+
+    Args:
+        alive: the nodes that are there; those like a kind are taken for nodes of it.
+        kinds: of nodes, with the most that there may be of each.
+        most: nodes of all kinds together that may still be started.
+    """
+    found = [node for node, number in kinds for _ in range(number - sum(one == node for one in alive))]
+    return found[: max(0, most)]
 
 
 def describe(plan: Plan) -> str:

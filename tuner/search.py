@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ from tuner.evaluate import BATCH_SIZE, evaluate
 from tuner.journal import Journal, SearchRecord
 from tuner.paths import PROJECT, program
 from tuner.recorder import Recorder
-from tuner.resources import Plan, describe, plan
+from tuner.resources import Node, Plan, describe, plan
+from tuner.room import Room
 from tuner.scheduler import ReplayingScheduler
 from tuner.searcher import JournaledSearch
 from tuner.stop_rule import StopRule
@@ -83,12 +85,13 @@ def run(file: Path, name: str | None, options: Options, console: Console) -> int
         raise SearchError(f"{directory}: cannot be written ({error.strerror}); choose another --storage") from error
     try:
         with quiet(directory / LOG), cluster.connect(cluster.resolve_address(options.address)) as attempt:
-            layout = plan(experiment.resources, cluster.nodes())
+            nodes = partial(cluster.capacity, attempt, experiment.resources.startable)
+            layout = plan(experiment.resources, nodes())
             with closing(Journal(directory)) as record:
                 search = _begin(record, experiment, options, data)
                 cluster.clean_up(search.attempts, attempt)
                 record.append("attempt", **asdict(attempt))
-                return _Search(experiment, record, data, layout, console).run()
+                return _Search(experiment, record, data, layout, nodes, console).run()
     except (TunerError, DataError):
         if not journal.exists(directory):
             shutil.rmtree(directory)  # it never began
@@ -151,14 +154,23 @@ def _begin(record: Journal, experiment: Experiment, options: Options, data: Data
 class _Search:
     """One driver's part of a search."""
 
-    def __init__(self, experiment: Experiment, record: Journal, data: Dataset, layout: Plan, console: Console) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        record: Journal,
+        data: Dataset,
+        layout: Plan,
+        nodes: Callable[[], list[Node]],
+        console: Console,
+    ) -> None:
         assert record.search is not None
         self.experiment, self.journal, self.data, self.layout, self.console = experiment, record, data, layout, console
         self.search: SearchRecord = record.search
         self.directory = record.directory
         self.log = self.directory / LOG
-        most = experiment.search.max_concurrent
-        self.concurrency = layout.slots if most == "auto" else most
+        settings = experiment.search
+        most = None if settings.max_concurrent == "auto" else settings.max_concurrent
+        self.room = Room(layout, most, settings.overlap, nodes, console.print)
         self.stop = StopRule(experiment, self.search)
 
     def run(self) -> int:
@@ -206,18 +218,15 @@ class _Search:
     def _fit(self, scheduler: ReplayingScheduler, recorder: Recorder) -> None:
         """Hand the search to Tune."""
         settings, layout = self.experiment.search, self.layout
-        # One more trial than there are slots starts its processes and waits for a slot. Where there are slots left
-        # over, because max_concurrent is lower, it would not wait.
-        overlap = settings.overlap and self.concurrency >= layout.slots
-        turns = layout.slots if overlap and layout.one_machine else None
+        private = self.search.attempts[-1].scratch is not None  # no other machine will join
+        turns = layout.slots if self.room.overlap and layout.one_machine and private else None
         tuner = Tuner(
             ray.tune.with_resources(self._trainable(turns), TRIAL_ACTOR),
             tune_config=TuneConfig(
                 metric=settings.metric,
                 mode=settings.mode,
                 num_samples=-1,  # the searcher knows when the planned trials are out
-                max_concurrent_trials=self.concurrency + overlap,
-                search_alg=JournaledSearch(self.experiment, self.journal, self.concurrency + overlap),
+                search_alg=JournaledSearch(self.experiment, self.journal, self.room),
                 scheduler=scheduler,
                 reuse_actors=False,
             ),

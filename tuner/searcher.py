@@ -8,6 +8,7 @@ are those the uninterrupted search would have made (with one trial at a time; se
 
 import warnings
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import optuna
@@ -27,16 +28,17 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 class JournaledSearch(Unsaved, OptunaSearch):
     """OptunaSearch over an experiment's space; configurations are {trial_id, number, values}."""
 
-    def __init__(self, experiment: Experiment, journal: Journal, concurrency: int) -> None:
+    def __init__(self, experiment: Experiment, journal: Journal, room: Callable[[], int]) -> None:
         """Fill the study from the journal.
 
         Args:
             experiment: its space and sampler.
             journal: of the search, open.
-            concurrency: trials at a time; TPE keeps away from those still running.
+            room: how many trials may be under way (tuner/room.py); TPE keeps away from those still running.
         """
-        self._experiment, self._journal = experiment, journal
-        self._parallel = concurrency > 1
+        self._experiment, self._journal, self._room = experiment, journal, room
+        self._parallel = room() > 1
+        self._under_way: set[str] = set()  # trials that were suggested and have not ended, by Tune's name
         config = experiment.search
         super().__init__(
             space=experiment.space.optuna,
@@ -55,8 +57,11 @@ class JournaledSearch(Unsaved, OptunaSearch):
         """The next configuration; `trial_id` is Tune's name for it, ours is in the configuration."""
         search = self._journal.search
         assert search is not None
+        if len(self._under_way) >= self._room():
+            return None  # Tune asks again
         if self._waiting:
             record = self._waiting.popleft()
+            self._under_way.add(trial_id)
             self._ot_trials[trial_id] = self._ot_study.trials[record.number]
             return _configuration(record)
         number = len(search.trials)
@@ -77,6 +82,7 @@ class JournaledSearch(Unsaved, OptunaSearch):
             sampler_state=self._ot_study.get_trials(deepcopy=False)[number].system_attrs,
             study_state=self._study_state(),
         )
+        self._under_way.add(trial_id)
         return _configuration(list(search.trials.values())[-1])
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -84,6 +90,7 @@ class JournaledSearch(Unsaved, OptunaSearch):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell Optuna a trial's score: the best GAP of its epochs. A failed trial has none; it is not a bad score."""
+        self._under_way.discard(trial_id)
         score = None if error or not result or "error" in result else result.get(self.metric)
         if trial_id in self._ot_trials and trial_id not in self._completed_trials:
             frozen = self._ot_trials[trial_id]

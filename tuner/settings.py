@@ -108,6 +108,21 @@ class SearchConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StartableConfig:
+    """Nodes of one kind that an autoscaler may start, where this program cannot read it from `ray up` (KubeRay)."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    nodes: int  # at the most
+    cpu: float  # of each
+    gpu: float = 0
+
+    def __post_init__(self) -> None:
+        if self.nodes < 1 or self.cpu < 1 or self.gpu < 0:
+            raise ValueError(f"needs nodes and cpu of at least 1, but got nodes {self.nodes} and cpu {self.cpu}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResourcesConfig:
     """What one trial holds of the cluster."""
 
@@ -116,6 +131,7 @@ class ResourcesConfig:
     gpu: Literal["auto"] | float = "auto"  # GPUs of a worker; auto: one where the cluster has GPUs or may start some
     cpu: Literal["auto"] | float = "auto"  # CPUs of a worker; auto: the node's CPUs over the trials on it, at least 1
     workers: int = 1  # of a trial; more than one is not built yet
+    startable: StartableConfig | None = None  # what counts as there although no node of it runs yet
 
     def __post_init__(self) -> None:
         if self.gpu != "auto" and self.gpu < 0:
