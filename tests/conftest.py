@@ -1,7 +1,9 @@
 """What every test gets: a scrubbed environment, and the places that tests share."""
 
+import json
+import os
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,6 +53,28 @@ def workplace(tmp_path: Path) -> Iterator[Workplace]:
         if process.poll() is None:
             process.kill()
             process.wait()
+
+
+@pytest.fixture
+def fault_row(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """A test of a fault says what it cost: `fault_row("kill -9 of the worker", lost_epochs=0, recovery_seconds=8.1)`.
+
+    One JSON line for benchmarks/faults.py, which names the file in $FAULT_ROWS; the test's docstring is the row's rest.
+    `recovery_seconds` is None where nothing had to recover.
+    """
+
+    def state(fault: str, *, lost_epochs: int, recovery_seconds: float | None) -> None:
+        if "FAULT_ROWS" in os.environ:
+            row = {
+                "test": request.node.nodeid,
+                "fault": fault,
+                "lost_epochs": lost_epochs,
+                "recovery_seconds": recovery_seconds,
+            }
+            with Path(os.environ["FAULT_ROWS"]).open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+    return state
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """What trials do goes into the journal, then to MLflow, then onto the screen: each epoch once, each end once."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -113,6 +114,9 @@ def test_epochs_told_once_more_are_journaled_and_shown_once(driver: Driver) -> N
     driver.hear(3, history=[0.1, 0.2, 0.3])  # the driver had not heard of the third
     assert list(driver.record.reports) == [1, 2, 3]
     assert [told[3] for told in driver.told if told[1] == "trial_reported"] == [3]
+    assert [told[3] for told in driver.told if told[1] == "trial_resumed"] == [3]
+    lines = [json.loads(line) for line in (driver.journal.directory / "journal.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if line["type"] == "resumed"] == [3]
 
 
 def test_mlflow_hears_of_epochs_that_a_killed_driver_only_journaled(driver: Driver, directory: Path) -> None:

@@ -34,11 +34,14 @@ class Workplace:
 
     folder: Path
     started: list[subprocess.Popen[str]] = field(default_factory=list)
+    variables: dict[str, str] = field(default_factory=dict)  # of the environment, beside those of the tests
 
     @property
     def environment(self) -> dict[str, str]:
         """Short paths (Ray's sockets), nobody's home, one thread."""
-        return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(PROJECT)}
+        return (
+            os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(PROJECT)} | self.variables
+        )
 
     def start(self, *arguments: str, output: str = "output.txt") -> subprocess.Popen[str]:
         """Start tune.py; what it prints goes to `output`."""
@@ -54,7 +57,7 @@ class Workplace:
         self.started.append(process)
         return process
 
-    def run(self, *arguments: str, output: str = "output.txt", timeout: float = 240) -> tuple[int, str]:
+    def run(self, *arguments: str, output: str = "output.txt", timeout: float = 600) -> tuple[int, str]:
         """Run tune.py to its end; returns its exit code and what it printed."""
         code = self.start(*arguments, output=output).wait(timeout)
         return code, self.printed(output)
@@ -81,9 +84,9 @@ class Workplace:
         return (self.folder / output).read_text()
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
-    """Wait until `condition` holds."""
+def wait_for(condition: Callable[[], object], seconds: float = 300, told: Callable[[], object] = str) -> None:
+    """Wait until `condition` holds; `told` says what is there instead."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited too long"
+        assert time.monotonic() < end, f"waited too long: {told()}"
         time.sleep(0.1)

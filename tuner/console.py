@@ -80,6 +80,11 @@ class Console:
         if not self.is_terminal:
             self.print(f"trial {trial.number:03d}  starts  {settings}")
 
+    def trial_resumed(self, trial: TrialRecord, epoch: int) -> None:
+        """A trial goes on from its checkpoint, after whatever ended its worker."""
+        if not self.is_terminal:
+            self.print(f"trial {trial.number:03d}  goes on after epoch {epoch}")
+
     def trial_reported(self, trial: TrialRecord, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
         """An epoch is over."""
         assert self._view is not None

@@ -238,6 +238,8 @@ def _apply(search: SearchRecord | None, record: dict[str, Any]) -> SearchRecord:
             )
         case "report":
             search.trials[record["id"]].reports[record["epoch"]] = record["metrics"]
+        case "resumed":
+            pass  # that the trial went on from the checkpoint of an epoch: for whoever asks what a fault cost
         case "finished" | "failed":
             trial = search.trials[record["id"]]
             trial.status = kind

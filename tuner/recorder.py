@@ -84,6 +84,9 @@ class Recorder(Unsaved, Callback):
         if "error" in result:
             self._errors[record.id] = result["error"]
             return
+        if "history" in result:
+            self._journal.append("resumed", id=record.id, epoch=result["epoch"])
+            self._console.trial_resumed(record, result["epoch"])
         for epoch, metrics in epochs_of(result):
             metrics = {key: value for key, value in metrics.items() if key in METRICS}
             is_new = epoch not in record.reports

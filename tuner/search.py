@@ -23,7 +23,7 @@ from data.batches import Batches
 from data.cache import Cache
 from data.errors import DataError
 from models.metrics import Accumulator
-from tuner import cluster, config, encoders, export, journal, slots, vocabulary
+from tuner import cluster, config, encoders, export, journal, lock, slots, vocabulary
 from tuner.config import Experiment
 from tuner.console import Console, describe_settings, quiet
 from tuner.dataset import Dataset, open_dataset
@@ -64,7 +64,8 @@ def run(file: Path, name: str | None, options: Options, console: Console) -> int
     Raises:
         ConfigError: the file is wrong, has changed since a search began that is to be resumed, or asks for more than
             the cluster can hold.
-        SearchError: nothing to resume, another driver runs it, or Ray or MLflow cannot be reached.
+        SearchError: nothing to resume, another driver is at work on the experiment in this storage, or Ray or MLflow
+            cannot be reached.
         DataError: the shards are missing or damaged.
     """
     if options.resume or options.extend:
@@ -72,6 +73,11 @@ def run(file: Path, name: str | None, options: Options, console: Console) -> int
     else:
         experiment = config.load(file, name, options.overrides)
         directory = options.storage / experiment.name / journal.new_search_id()
+    with lock.only_driver(directory.parent, directory.name):
+        return _run(directory, experiment, options, console)
+
+
+def _run(directory: Path, experiment: Experiment, options: Options, console: Console) -> int:
     if experiment.data.vocabulary is not None:
         vocabulary.read(experiment.data.vocabulary, experiment.data.num_classes)  # an export needs it, days later
     with console.decoding() as progress:
@@ -79,10 +85,6 @@ def run(file: Path, name: str | None, options: Options, console: Console) -> int
     for name, cache in (("train", data.train), ("validate", data.validate)):
         for path, reason in cache.skipped:
             console.print(f"data.{name}: left out {path}: {reason}")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SearchError(f"{directory}: cannot be written ({error.strerror}); choose another --storage") from error
     try:
         with quiet(directory / LOG), cluster.connect(cluster.resolve_address(options.address)) as attempt:
             nodes = partial(cluster.capacity, attempt, experiment.resources.startable)
