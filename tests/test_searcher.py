@@ -12,7 +12,7 @@ import pytest
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from tuner import config, journal
+from tuner import config, journal, recent_tpe
 from tuner.config import Experiment
 from tuner.journal import Journal, TrialRecord
 from tuner.searcher import JournaledSearch
@@ -191,6 +191,19 @@ def test_several_at_a_time_are_not_the_same_either(drive: Drive, tmp_path: Path,
         made.finish(*running.pop(1))
         running.append(made.ask())
     assert len({tuple(trial.values.items()) for trial in made.trials.values()}) == 12
+
+
+@pytest.mark.parametrize("text", [CONTINUOUS, CONDITIONAL], ids=["continuous", "conditional"])
+def test_a_search_longer_than_tpe_looks_back_goes_on_the_same(
+    drive: Drive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setattr(recent_tpe, "HISTORY", 4)
+    monkeypatch.setattr(recent_tpe, "BEST", 2)
+    experiment = experiment_of(tmp_path, "tpe", text, trials=18)
+    whole = drive(tmp_path / "search", experiment)
+    expected = whole.run()
+    *_, cut, _ = prefixes(tmp_path / "search", tmp_path, "suggested")
+    assert drive(cut, experiment).run() == expected[-2:]
 
 
 def test_another_seed_is_another_search(drive: Drive, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -116,24 +117,32 @@ class SearchView:
         self.epochs_now: dict[str, str] = {}
         self.videos_per_second: dict[str, float] = {}
         self.ended_here = 0
+        self._best = self._best_of_all()
 
     def reported(self, trial: TrialRecord, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
         """Remember the last line of a running trial."""
         self.epochs_now[trial.id] = describe_epoch(trial, epoch, epochs, metrics)
         self.videos_per_second[trial.id] = metrics.get("videos_per_second", 0.0)
+        if self._best is None or (trial.score or 0.0) > (self._best.score or 0.0):
+            self._best = trial
 
     def ended(self, trial: TrialRecord) -> None:
         """Forget a trial."""
         self.epochs_now.pop(trial.id, None)
         self.videos_per_second.pop(trial.id, None)
         self.ended_here += 1
+        if trial is self._best and trial.status == "failed":
+            self._best = self._best_of_all()
+
+    def _best_of_all(self) -> TrialRecord | None:
+        scored = [trial for trial in self.search.trials.values() if trial.score is not None]
+        return max(scored, key=lambda trial: trial.score or 0.0, default=None)
 
     def best(self) -> str:
         """The best GAP so far, of trials that still run too, and the gain over trial 0."""
-        scored = [trial for trial in self.search.trials.values() if trial.score is not None]
-        if not scored:
+        best = self._best
+        if best is None:
             return ""
-        best = max(scored, key=lambda trial: trial.score or 0.0)
         first = next(iter(self.search.trials.values()))
         gain = f" (+{(best.score or 0) - first.score:.4f} over trial 0)" if first.score is not None else ""
         return f"best {best.number:03d} GAP {best.score:.4f}{gain}"
@@ -142,23 +151,21 @@ class SearchView:
         """The time left, from the trials that ended since this driver started."""
         if not self.ended_here:
             return "time left: not known yet"
-        remaining = self.search.planned - len(self.search.finished) - len(self.search.failed)
+        remaining = self.search.planned - sum(trial.status != "running" for trial in self.search.trials.values())
         seconds = remaining * (time.monotonic() - self.started) / self.ended_here
         return f"about {describe_seconds(seconds)} left"
 
     def __rich__(self) -> RenderableType:
-        search = self.search
-        running = len(self.epochs_now)
+        search, running = self.search, len(self.epochs_now)
+        trials = Counter(trial.status for trial in search.trials.values())
         head = Text.assemble(
             (f"{search.experiment}  {search.id}", "bold"),
-            f"   {len(search.finished)} done  {len(search.unfinished)} running  {len(search.failed)} failed"
+            f"   {trials['finished']} done  {trials['running']} running  {trials['failed']} failed"
             f"  of {search.planned}   {describe_seconds(time.monotonic() - self.started)}, {self.left()}",
         )
         lines: list[RenderableType] = [head, Text(self.best() or "no epoch finished yet", style="green")]
-        scored = [trial for trial in search.trials.values() if trial.score is not None]
-        if scored:
-            best = max(scored, key=lambda trial: trial.score or 0.0)
-            lines.append(Text("  " + describe_settings(best.settings), style="dim"))
+        if self._best is not None:
+            lines.append(Text("  " + describe_settings(self._best.settings), style="dim"))
         lines += [Text(line) for line in list(self.epochs_now.values())[:MOST_RUNNING]]
         if running:
             lines.append(Text(f"{sum(self.videos_per_second.values()):,.0f} videos/s in training", style="dim"))

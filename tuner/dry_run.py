@@ -70,7 +70,7 @@ def _samples(experiment: Experiment, number: int) -> Table:
     table = settings_table(("trial",), paths)
     study = optuna.create_study(direction="maximize")
     for trial in range(number):
-        study.sampler = make_sampler(experiment.search.sampler, trial)
+        study.sampler = make_sampler(experiment, trial)
         if trial == 0:
             study.enqueue_trial(experiment.space.defaults())
         asked = study.ask()

@@ -80,6 +80,7 @@ class SearchRecord:
     trials: dict[str, TrialRecord] = field(default_factory=dict)  # by id, in order of suggestion
     attempts: list["Attempt"] = field(default_factory=list)  # its drivers so far
     study_state: dict[str, Any] = field(default_factory=dict)  # what the sampler stored with the study
+    num_ended: int = 0  # trials that finished or failed
     ended: str | None = None  # why it ended: planned, time_budget, plateau, failures; None: it can be resumed
     baseline: float = 0.0  # GAP of giving every video the most frequent labels, on the validation sample
     winner: dict[str, Any] | None = None  # {"trial": id, "metrics": by split}: the best trial, scored on whole splits
@@ -242,6 +243,7 @@ def _apply(search: SearchRecord | None, record: dict[str, Any]) -> SearchRecord:
             pass  # that the trial went on from the checkpoint of an epoch: for whoever asks what a fault cost
         case "finished" | "failed":
             trial = search.trials[record["id"]]
+            search.num_ended += trial.status == "running"
             trial.status = kind
             trial.stopped_by, trial.error = record.get("stopped_by"), record.get("error")
             trial.sampler_state |= record.get("sampler_state", {})

@@ -52,6 +52,7 @@ class Recorder(Unsaved, Callback):
         self._search = record.search
         self._started: set[str] = set()
         self._errors: dict[str, str] = {}
+        self._best = max((trial.score or 0.0 for trial in record.search.finished), default=None)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's actor runs, for the first time or once more."""
@@ -124,9 +125,9 @@ class Recorder(Unsaved, Callback):
         export.discard_training_states(self._journal.directory, record)
 
     def _close(self, record: TrialRecord) -> None:
-        search = self._search
-        best = search.finished[0].score if search.finished else None
-        self._tracker.finish_trial(record, len(search.finished) + len(search.failed), best)
+        if record.status == "finished" and record.score is not None:
+            self._best = max(record.score, self._best or 0.0)
+        self._tracker.finish_trial(record, self._search.num_ended, self._best)
 
 
 def _last_line(error: Exception | None) -> str:

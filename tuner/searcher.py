@@ -18,8 +18,9 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from tuner.config import Experiment, SamplerConfig
+from tuner.config import Experiment
 from tuner.journal import Journal, TrialRecord, Unsaved
+from tuner.recent_tpe import RecentTPE
 from tuner.space import Choice, Number
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -44,7 +45,7 @@ class JournaledSearch(Unsaved, OptunaSearch):
             space=experiment.space.optuna,
             metric=config.metric,
             mode=config.mode,
-            sampler=make_sampler(config.sampler, 0, parallel=self._parallel),
+            sampler=make_sampler(experiment, 0, parallel=self._parallel),
         )
         search = journal.search
         assert search is not None
@@ -62,28 +63,29 @@ class JournaledSearch(Unsaved, OptunaSearch):
         if self._waiting:
             record = self._waiting.popleft()
             self._under_way.add(trial_id)
-            self._ot_trials[trial_id] = self._ot_study.trials[record.number]
+            self._ot_trials[trial_id] = self._ot_study.get_trials(deepcopy=False)[record.number]
             return _configuration(record)
         number = len(search.trials)
         if number >= search.planned:
             return Searcher.FINISHED
-        self._ot_study.sampler = make_sampler(self._experiment.search.sampler, number, parallel=self._parallel)
+        self._ot_study.sampler = make_sampler(self._experiment, number, parallel=self._parallel)
         if number == 0:
             self._ot_study.enqueue_trial(self._experiment.space.defaults())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # samplers announce what they draw at random: --dry-run says it once
             values = super().suggest(trial_id)
+        id = f"{search.id}-{number:04d}"
         self._journal.append(
             "suggested",
             number=number,
-            id=f"{search.id}-{number:04d}",
+            id=id,
             values=values,
             settings=self._experiment.space.settings(values),
             sampler_state=self._ot_study.get_trials(deepcopy=False)[number].system_attrs,
             study_state=self._study_state(),
         )
         self._under_way.add(trial_id)
-        return _configuration(list(search.trials.values())[-1])
+        return _configuration(search.trials[id])
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing: Tune's scheduler alone stops trials, so Optuna's pruners have no use for epochs."""
@@ -131,18 +133,19 @@ class JournaledSearch(Unsaved, OptunaSearch):
             self._ot_study._storage.set_study_system_attr(self._ot_study._study_id, key, value)
 
 
-def make_sampler(config: SamplerConfig, number: int, *, parallel: bool = False) -> BaseSampler:
+def make_sampler(experiment: Experiment, number: int, *, parallel: bool = False) -> BaseSampler:
     """The sampler of suggestion `number`.
 
     All but QMC are seeded anew for each suggestion, so that it depends on the seed, the number and the results before
     it alone; QMC's seed is its scrambling, and must stay.
     """
+    config = experiment.search.sampler
     seed = (config.seed * 1_000_003 + number) % 2**32
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         match config.kind:
             case "tpe":
-                return optuna.samplers.TPESampler(seed=seed, constant_liar=parallel)
+                return RecentTPE(experiment.space.conditional_names(), seed=seed, constant_liar=parallel)
             case "random":
                 return optuna.samplers.RandomSampler(seed=seed)
             case "gp":

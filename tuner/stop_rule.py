@@ -22,6 +22,7 @@ class StopRule(Unsaved, Stopper):
         self._config, self._search = experiment.search, search
         self._started = time.monotonic()
         self._interrupted = threading.Event()
+        self._ended = -1  # trials that had ended when they were last looked at
         self.reason: str | None = None
 
     @property
@@ -43,6 +44,9 @@ class StopRule(Unsaved, Stopper):
         config, search = self._config, self._search
         if config.time_budget is not None and time.monotonic() - self._started > config.time_budget:
             return "time_budget"
+        if search.num_ended == self._ended:
+            return None  # Tune asks after every event, and of 10,000 trials few have just ended
+        self._ended = search.num_ended
         if len(search.failed) > config.failures.per_search:
             return "failures"
         if config.plateau is not None:
