@@ -17,7 +17,7 @@ FRAMEWORKS = {
     "ray": {
         f"tuner/{name}.py" for name in ("trial", "search", "scheduler", "searcher", "recorder", "stop_rule", "cluster")
     },
-    "optuna": {"tuner/searcher.py", "tuner/dry_run.py"},
+    "optuna": {"tuner/searcher.py", "tuner/recent_tpe.py", "tuner/dry_run.py"},
     "mlflow": {"tuner/tracking.py"},
     "pydantic": {"tuner/reading.py", "tuner/settings.py"},
     "yaml": {"tuner/yaml_tree.py"},
