@@ -15,7 +15,8 @@ PACKAGES = ("data", "models", "tuner")
 # What only `tuner` may know, and there only these files.
 FRAMEWORKS = {
     "ray": {
-        f"tuner/{name}.py" for name in ("trial", "search", "scheduler", "searcher", "recorder", "stop_rule", "cluster")
+        f"tuner/{name}.py"
+        for name in ("trial", "search", "scheduler", "searcher", "recorder", "stop_rule", "cluster", "shared_storage")
     },
     "optuna": {"tuner/searcher.py", "tuner/recent_tpe.py", "tuner/dry_run.py"},
     "mlflow": {"tuner/tracking.py"},

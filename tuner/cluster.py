@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from ray import PlacementGroupID
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray.util import placement_group_table, remove_placement_group
@@ -97,6 +98,9 @@ def _join(address: str) -> None:
             f"no Ray answers at {address}: {str(error).splitlines()[0]}; is it running, and is its token "
             f"(`ray get-auth-token` there) in ~/.ray/auth_token here?"
         ) from error
+    if os.environ.get("OMP_NUM_THREADS") == "1":
+        # `ray submit` and `ray job submit` export it to all they run: this driver scores the winner on these CPUs.
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
 
 
 def _start_private(temporary: Path) -> None:

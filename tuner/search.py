@@ -23,7 +23,7 @@ from data.batches import Batches
 from data.cache import Cache
 from data.errors import DataError
 from models.metrics import Accumulator
-from tuner import cluster, config, encoders, export, journal, lock, slots, vocabulary
+from tuner import cluster, config, encoders, export, journal, lock, shared_storage, slots, vocabulary
 from tuner.config import Experiment
 from tuner.console import Console, describe_settings, quiet
 from tuner.dataset import Dataset, open_dataset
@@ -87,6 +87,7 @@ def _run(directory: Path, experiment: Experiment, options: Options, console: Con
             console.print(f"data.{name}: left out {path}: {reason}")
     try:
         with quiet(directory / LOG), cluster.connect(cluster.resolve_address(options.address)) as attempt:
+            shared_storage.check_shared(directory)
             nodes = partial(cluster.capacity, attempt, experiment.resources.startable)
             layout = plan(experiment.resources, nodes())
             with closing(Journal(directory)) as record:
