@@ -98,6 +98,11 @@ MethodConfig = MocoV1Config | MocoV2Config | MocoV3Config
 METHODS: dict[str, type[MethodConfig]] = {"moco_v1": MocoV1Config, "moco_v2": MocoV2Config, "moco_v3": MocoV3Config}
 
 
+def leaks(config: MethodConfig, batch_norm: bool) -> bool:
+    """Whether an encoder's BatchNorm over the whole batch would tell which key is a query's own (v1 and v2)."""
+    return batch_norm and config.batch_norm_groups == 1 and not isinstance(config, MocoV3Config)
+
+
 def _check(config: MethodConfig) -> None:
     if not 0 < config.temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite, but got {config.temperature}")
@@ -320,7 +325,7 @@ class Contrast(nn.Module):
         if cross_modal is not None and len(features) < 2:
             raise ValueError(f"cross_modal must be left out for data with one feature, but got {', '.join(features)}")
         batch_norm = any(isinstance(module, BatchNorm) for module in encoder.modules())
-        if batch_norm and config.batch_norm_groups == 1 and not isinstance(config, MocoV3Config):
+        if leaks(config, batch_norm):
             raise ValueError(
                 f"batch_norm_groups must be at least 2 for {config.kind} on an encoder with BatchNorm: over the whole "
                 "batch its statistics leak which key is a query's own, but got 1"

@@ -44,11 +44,11 @@ def fit(encoder: FusedEncoder, data: Dataset, *, device: torch.device, precision
             sample.append((embeddings_BH.float(), batch.label_offsets, batch.label_indices))
     ridge = equations.decompose()
     embeddings_SH, offsets, indices = _joined(sample)
-    by_gap = {
-        _gap(_scores(ridge, penalty, embeddings_SH, offsets, indices), offsets, indices): penalty
-        for penalty in PENALTIES
-    }
-    penalty = by_gap[max(by_gap)]
+
+    def gap(penalty: float) -> float:
+        return _gap(_scores(ridge, penalty, embeddings_SH, offsets, indices), offsets, indices)
+
+    penalty = max(reversed(PENALTIES), key=gap)  # of equal ones the largest
     slope, shift = logistic_scale(_scores(ridge, penalty, embeddings_SH, offsets, indices), offsets, indices)
     weight_CH, bias_C = ridge.solve(penalty * ridge.scale)
     return LinearProbe(weight_CH=slope * weight_CH, bias_C=slope * bias_C + shift, penalty=penalty)

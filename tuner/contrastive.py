@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,24 +32,6 @@ from tuner.evaluate import BATCH_SIZE, evaluate
 from tuner.pretrain import Pretraining
 from tuner.supervised import Progress, TrainingState, begin, device_metrics, epochs, validated
 from tuner.trial_config import ContrastiveConfig
-
-
-@dataclass(slots=True, kw_only=True)
-class State:
-    """What a contrastive trial needs to go on exactly where it stands."""
-
-    classifier: FusedMLP
-    history: list[dict[str, float]]
-    half: Pretraining | TrainingState | None  # which is under way; None: the probe, which has not begun
-
-    def save(self, directory: Path, trial: ContrastiveConfig) -> None:
-        """Write the state into `directory`, whole or not at all."""
-        training: dict[str, Any] = {"history": self.history, "pretraining": None, "probe": None}
-        if isinstance(self.half, Pretraining):
-            training["pretraining"] = self.half.parts()
-        elif self.half is not None:
-            training["probe"] = {"weights": self.half.model.state_dict(), **self.half.parts()}
-        checkpoint.save(directory, model=self.classifier.state_dict(), training=training, settings=trial.settings)
 
 
 def train(
@@ -78,7 +60,7 @@ def train(
 
 
 class _Run:
-    """One trial under way: its classifier, what it is measured on, and what was measured."""
+    """One trial under way, as it is saved: its classifier, what it is measured on, and what was measured."""
 
     def __init__(
         self, trial: ContrastiveConfig, data: Dataset, device: torch.device, seed: int, shelf: Shelf | None
@@ -86,7 +68,7 @@ class _Run:
         self.trial, self.data, self.device, self.seed, self.shelf = trial, data, device, seed, shelf
         self.precision = trial.training.precision
         self.history: list[dict[str, float]] = []
-        self.half: Pretraining | TrainingState | None = None
+        self.half: Pretraining | TrainingState | None = None  # under way; None: the probe, which has not begun
         self.saved_probe: dict[str, Any] | None = None  # where a resumed trial's probe was left
         self.tags: dict[str, str] = {}
         # A generator of its own: the halves seed torch's when they begin.
@@ -100,12 +82,23 @@ class _Run:
         """The last finished one, through both halves."""
         return int(self.history[-1]["epoch"]) if self.history else 0
 
+    @cached_property
+    def shaped_by(self) -> dict[str, Any]:
+        """What shapes the trial's encoder."""
+        return encoders.shaped_by(self.trial, self.data, self.seed)
+
     def progress(self, repeated: bool = False) -> Progress:
         """What the last epoch came to."""
-        state = State(classifier=self.classifier, history=self.history, half=self.half)
-        return Progress(
-            epoch=self.epoch, metrics=self.history[-1], state=state, repeated=repeated, tags=dict(self.tags)
-        )
+        return Progress(epoch=self.epoch, metrics=self.history[-1], state=self, repeated=repeated, tags=dict(self.tags))
+
+    def save(self, directory: Path, trial: ContrastiveConfig) -> None:
+        """Write the trial into `directory`, whole or not at all."""
+        training: dict[str, Any] = {"history": self.history, "pretraining": None, "probe": None}
+        if isinstance(self.half, Pretraining):
+            training["pretraining"] = self.half.parts()
+        elif self.half is not None:
+            training["probe"] = {"weights": self.half.model.state_dict(), **self.half.parts()}
+        checkpoint.save(directory, model=self.classifier.state_dict(), training=training, settings=trial.settings)
 
     def resume(self, directory: Path) -> None:
         """Go back to where a checkpoint was written."""
@@ -120,10 +113,9 @@ class _Run:
         """Whether another trial has made this trial's encoder; then it is taken, and what it is worth is noted."""
         if self.shelf is None:
             return False
-        shaped_by = encoders.shaped_by(self.trial, self.data, self.seed)
-        found = self.shelf.find(shaped_by)
+        found = self.shelf.find(self.shaped_by)
         made_by = found[1] if found else self.shelf.trial_id
-        self.tags = {"encoder": encoders.key(shaped_by), "encoder_made_by": made_by}
+        self.tags = {"encoder": encoders.key(self.shaped_by), "encoder_made_by": made_by}
         if found is not None:
             self._judge(found[0], self.trial.pretrain.epochs, {}, time.monotonic())
         return found is not None
@@ -140,7 +132,7 @@ class _Run:
                 yield
                 start = time.monotonic()
         if isinstance(self.half, Pretraining) and self.shelf is not None:
-            self.shelf.keep(self.half.encoder, encoders.shaped_by(self.trial, self.data, self.seed))
+            self.shelf.keep(self.half.encoder, self.shaped_by)
 
     def _judge(self, encoder: dict[str, Tensor], epoch: int, metrics: dict[str, float], start: float) -> None:
         """Put the closed-form probe on an encoder and note what both are worth after an epoch of pretraining."""
@@ -169,7 +161,7 @@ class _Run:
         else:
             self._start(state.model)
         self.half = state
-        before = copy.deepcopy(self.classifier.encoder.state_dict())
+        before = copy.deepcopy(self.classifier.encoder.state_dict()) if frozen else {}
 
         def score(model: torch.nn.Module) -> dict[str, float]:
             """Of the whole classifier on raw features, as an export is scored."""

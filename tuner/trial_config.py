@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from models import FusedMLPConfig, LogisticConfig
 from models.losses import LossConfig
-from models.moco import METHODS, CrossModalConfig, MethodConfig
+from models.moco import METHODS, CrossModalConfig, MethodConfig, leaks
 from models.optimizers import OptimizerConfig, ScheduleConfig
 from models.views import ViewsConfig
 from models.views import check as check_views
@@ -170,8 +170,7 @@ class ContrastiveConfig:
     training: BothHalvesConfig = field(default_factory=BothHalvesConfig)
 
     def __post_init__(self) -> None:
-        whole_batch = self.model.norm == "batch_norm" and self.pretrain.method.batch_norm_groups == 1
-        if whole_batch and self.pretrain.kind != "moco_v3":
+        if leaks(self.pretrain.method, batch_norm=self.model.norm == "batch_norm"):
             raise ValueError(
                 "pretrain.batch_norm_groups must be at least 2 with model.norm batch_norm, for statistics of the "
                 "whole batch give the keys away; or take layer_norm"
