@@ -58,16 +58,16 @@ class Batches:
 
     Args:
         cache: the decoded columns.
-        batch_size: videos in a batch of this rank, at least 1.
+        batch_size: videos in a batch, on all ranks together; at least one for each rank.
         shuffle: a new order every epoch; else the order of `rows`.
         seed: of the orders. Two objects with the same seed and rows give the same batches, on any machine and device.
         rows: the rows of the cache to use, each at most once; None: all of them.
-        rank: which of `world_size` equal shares is ours. Shares are disjoint and cover everything but what
-            `drop_last` leaves out.
-        world_size: number of shares.
-        drop_last: leave out what does not fill a batch, so that every rank has equally many full batches. With fewer
-            videos than one batch, that one batch holds all of them (the same number on every rank). Without it the
-            last batch is smaller, and the ranks' batches may differ by one.
+        rank: which part of every batch is ours: its videos number rank, rank + world_size, ... A batch is the same
+            videos however many ranks there are, and each of them is one rank's.
+        world_size: number of ranks.
+        drop_last: leave out what does not fill a batch. With fewer videos than one batch, that one batch holds all of
+            them. Every rank then has equally many batches. Without it the last batch is smaller, and may leave nothing
+            to some of the ranks.
         device: where the batches are wanted.
         resident: keep all features on the device; None: where they fit in a GPU's free memory. A CPU always reads
             the memory map in place.
@@ -92,6 +92,8 @@ class Batches:
             raise ValueError(f"batch_size must be at least 1, but got {batch_size}")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must be in [0, world_size), but got {rank=} and {world_size=}")
+        if batch_size < world_size:
+            raise ValueError(f"batch_size must be at least 1 for each of {world_size} ranks, but got {batch_size}")
         if seed < 0:
             raise ValueError(f"seed must not be negative, but got {seed}")
         if rows is not None:
@@ -102,7 +104,7 @@ class Batches:
         self.seed = seed
         self.device = torch.empty(0, device=device).device  # with its index: "cuda" and "cuda:0" are one device
         self._rows = np.arange(num_rows) if rows is None else np.asarray(rows, np.int64)
-        self._share = slice(rank, None, world_size)
+        self._rank, self._world_size = rank, world_size
         self._shuffler = ThreadPoolExecutor(1, thread_name_prefix="shuffle")
         self._orders_ahead: dict[int, Future[NDArray[np.int64]]] = {}
         self._host_label_offsets = np.asarray(cache.label_offsets)
@@ -116,12 +118,16 @@ class Batches:
         self._label_offsets = _as_tensor(cache.label_offsets).to(self.device)
         self._label_indices = _as_tensor(cache.label_indices).to(self.device)
 
-        self.num_videos = len(self._rows[self._share])
+        self.num_videos = len(self._rows)  # of an epoch, on all ranks together
         if drop_last:
             if len(self._rows) < world_size:
                 raise ValueError(f"drop_last needs a video for each of {world_size} ranks, but got {len(self._rows)}")
-            equal_share = len(self._rows) // world_size
-            self.num_videos = (equal_share - equal_share % batch_size) or equal_share
+            self.num_videos = (self.num_videos - self.num_videos % batch_size) or self.num_videos
+        self._part_size = self._part_of(batch_size)
+
+    def _part_of(self, num_videos: int) -> int:
+        """How many of so many videos in a row are this rank's."""
+        return len(range(self._rank, num_videos, self._world_size))
 
     @property
     def resident(self) -> bool:
@@ -130,16 +136,21 @@ class Batches:
 
     def __len__(self) -> int:
         """Batches of one epoch for this rank."""
-        return -(-self.num_videos // self.batch_size)
+        whole, rest = divmod(self.num_videos, self.batch_size)
+        return whole + (self._part_of(rest) > 0)
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """The cache rows of this rank's videos in the order of that epoch, int64 [num_videos]."""
+        """The cache rows of this rank's videos in the order of that epoch, int64."""
         if epoch < 0:
             raise ValueError(f"epoch must not be negative, but got {epoch}")
         rows = self._rows
         if self.shuffle:
             rows = np.random.default_rng((self.seed, epoch)).permutation(rows)
-        return rows[self._share][: self.num_videos]
+        rows = rows[: self.num_videos]
+        if self._world_size == 1:
+            return rows
+        places = np.arange(self.num_videos) % self.batch_size
+        return rows[places % self._world_size == self._rank]
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         """Yields the batches of one epoch from `first_batch` on; exactly the tail of the whole epoch.
@@ -151,7 +162,7 @@ class Batches:
         if not 0 <= first_batch <= len(self):
             raise ValueError(f"first_batch must be in [0, {len(self)}], but got {first_batch}")
         order = self._order_and_next(epoch)
-        starts = range(first_batch * self.batch_size, len(order), self.batch_size)
+        starts = range(first_batch * self._part_size, len(order), self._part_size)
         labelled = self._windows(order, starts)
         if self.resident:
             # On a CPU this gather takes 0.2 ms per 1024 videos, on a training step of 100 ms: a thread that works
@@ -190,7 +201,7 @@ class Batches:
         for window in range(0, len(starts), _BATCHES_PER_WINDOW):
             window_starts = starts[window : window + _BATCHES_PER_WINDOW]
             origin = window_starts[0]
-            host_rows = order[origin : window_starts[-1] + self.batch_size]
+            host_rows = order[origin : window_starts[-1] + self._part_size]
             host_lengths = self._host_label_offsets[host_rows + 1] - self._host_label_offsets[host_rows]
             host_offsets = np.concatenate(([0], np.cumsum(host_lengths)))
             bounds = [*(start - origin for start in window_starts), len(host_rows)]
@@ -206,7 +217,7 @@ class Batches:
         pinned = self.device.type == "cuda"
 
         def gather(start: int) -> Tensor:
-            rows = torch.from_numpy(order[start : start + self.batch_size])
+            rows = torch.from_numpy(order[start : start + self._part_size])
             # torch gives a pinned block out again only after the copies from it have ended, so a fresh one is safe.
             features_BD = torch.empty(
                 (len(rows), self._features_ND.shape[1]), dtype=self._features_ND.dtype, pin_memory=pinned
@@ -217,7 +228,7 @@ class Batches:
             ahead: Future[Tensor] | None = None
             for start in starts:
                 current = ahead or thread.submit(gather, start)
-                following = start + self.batch_size
+                following = start + self._part_size
                 ahead = thread.submit(gather, following) if following < starts.stop else None
                 yield current.result()
 

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.autograd.function import once_differentiable
 
 NORMALIZE_EPSILON = 1e-12  # as published; far below any real variance
 
@@ -136,12 +137,18 @@ class BatchNorm(nn.BatchNorm1d):
     With groups = 1 it is torch's. With more, a row is normalised by its own group alone, as on that many GPUs without
     synchronisation; the running statistics move once, by the mean over the groups (SplitBatchNorm of MoCo's
     single-GPU notebook). In evaluation there are no groups.
+
+    With `over_ranks`, the batch is that of all ranks of torch.distributed, whose rows may differ in number: they train
+    as one process on all rows would. (torch's SyncBatchNorm does so on GPUs only.)
     """
 
     groups = 1
+    over_ranks = False
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, units] -> [B, units]; in training B must be a multiple of `groups`, with two rows in each."""
+        if self.training and self.over_ranks:
+            return self._over_ranks(x)
         if not self.training or self.groups == 1:
             return super().forward(x)
         batch, units = x.shape
@@ -157,6 +164,43 @@ class BatchNorm(nn.BatchNorm1d):
         self.running_var.copy_(variances.view(self.groups, units).mean(dim=0))
         self.num_batches_tracked.add_(1)
         return normed.view(batch, units)
+
+    def _over_ranks(self, x: Tensor) -> Tensor:
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        sums = _sum_over_ranks(torch.cat([wide.sum(dim=0), wide.new_full((1,), len(x))]))
+        rows = sums[-1].detach()
+        mean = sums[:-1] / rows
+        centred = wide - mean
+        variance = _sum_over_ranks(centred.square().sum(dim=0)) / rows
+        with torch.no_grad():
+            momentum = 0.1 if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(variance * (rows / (rows - 1)), momentum)
+            self.num_batches_tracked.add_(1)
+        return ((variance + self.eps).rsqrt() * centred * self.weight + self.bias).to(x.dtype)
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """Every rank gets the sum, so the gradient of each rank's part is the sum of the ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.clone()
+        distributed.all_reduce(total)
+        return total
+
+
+def _sum_over_ranks(x: Tensor) -> Tensor:
+    total: Tensor = _SumOverRanks.apply(x)  # type: ignore[no-untyped-call]
+    return total
 
 
 def prior_log_odds(label_counts_C: Any, num_videos: int) -> Tensor:

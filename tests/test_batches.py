@@ -1,11 +1,12 @@
 """Batches: every video once, in an order that is a pure function of (seed, epoch), the same on every device."""
 
+from itertools import chain
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import batches as module
@@ -51,6 +52,7 @@ def assert_holds(batch, cache):
     assert len(batch.label_offsets) == len(batch.rows) + 1
 
 
+@settings(deadline=None)
 @given(
     num_videos=st.integers(1, 40),
     batch_size=st.integers(1, 50),
@@ -59,37 +61,32 @@ def assert_holds(batch, cache):
     shuffle=st.booleans(),
     window=st.integers(1, 5),
 )
-def test_ranks_share_every_video_once_with_its_own_labels(
+def test_ranks_share_every_batch_of_one_process_each_video_once_with_its_own_labels(
     num_videos, batch_size, world_size, drop_last, shuffle, window
 ):
     cache = columns(num_videos)
-    if drop_last and num_videos < world_size:
+    if batch_size < world_size or (drop_last and num_videos < world_size):
         return
-    seen, counts, sizes = [], [], []
+    given = {"batch_size": batch_size, "shuffle": shuffle, "drop_last": drop_last}
+    alone = Batches(cache, **given)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_BATCHES_PER_WINDOW", window)
-        for rank in range(world_size):
-            batches = Batches(
-                cache,
-                batch_size=batch_size,
-                shuffle=shuffle,
-                rank=rank,
-                world_size=world_size,
-                drop_last=drop_last,
-            )
-            epoch = list(batches.epoch(3))
-            assert len(epoch) == len(batches)
-            assert sum(len(batch.rows) for batch in epoch) == batches.num_videos
-            for batch in epoch:
-                assert_holds(batch, cache)
-                seen += batch.rows.tolist()
-            counts.append(len(epoch))
-            sizes += [len(batch.rows) for batch in epoch]
-    assert len(seen) == len(set(seen))
+        ranks = [Batches(cache, rank=rank, world_size=world_size, **given) for rank in range(world_size)]
+        parts = [list(batches.epoch(3)) for batches in ranks]
+    assert [len(batches) for batches in ranks] == [len(epoch) for epoch in parts]
+    for batch in chain(*parts):
+        assert_holds(batch, cache)
+    wholes = [batch.rows.tolist() for batch in alone.epoch(3)]
+    for number, whole in enumerate(wholes):
+        shares = [epoch[number].rows.tolist() for epoch in parts if number < len(epoch)]
+        assert shares == [whole[rank::world_size] for rank in range(len(shares))]
+        assert sorted(chain(*shares)) == sorted(whole)
+        if drop_last:  # all step together
+            assert len(shares) == world_size and max(map(len, shares)) - min(map(len, shares)) <= 1
+    seen = list(chain(*wholes))
+    assert len(seen) == len(set(seen)) == alone.num_videos == ranks[-1].num_videos
     if drop_last:
-        assert len(set(counts)) == 1
-        assert len(set(sizes)) == 1
-        assert sizes[0] == min(batch_size, num_videos // world_size)
+        assert len(seen) == (num_videos - num_videos % batch_size or num_videos)
     else:
         assert sorted(seen) == list(range(num_videos))
 
@@ -198,12 +195,16 @@ def test_no_videos_give_no_batches():
     [
         ({"batch_size": 0}, "batch_size must be at least 1, but got 0"),
         ({"rank": 2, "world_size": 2}, "rank must be in"),
+        ({"world_size": 5}, "batch_size must be at least 1 for each of 5 ranks, but got 4"),
         ({"seed": -1}, "seed must not be negative"),
         ({"rows": np.array([0, 9])}, r"rows must be in \[0, 9\), but got 0 to 9"),
         ({"rows": np.array([1, 1])}, "rows must name no video twice"),
         ({"rows": np.array([0.5])}, "rows must be one list of integers, but got float64"),
         ({"rows": np.array([True, False])}, "rows must be one list of integers, but got bool"),
-        ({"world_size": 10, "drop_last": True}, "drop_last needs a video for each of 10 ranks, but got 9"),
+        (
+            {"batch_size": 10, "world_size": 10, "drop_last": True},
+            "drop_last needs a video for each of 10 ranks, but got 9",
+        ),
     ],
 )
 def test_a_setting_out_of_range_is_named(changes, message):

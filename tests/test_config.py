@@ -109,7 +109,11 @@ MISTAKES = [
     ("range", "{trials: 2}", "{trials: 0}", "14: tiny.search.trials: trials must be at least 1, but got 0"),
     ("range within", "mean_rgb: 8", "mean_rgb: 0", "7: tiny.model.towers.mean_rgb: towers.mean_rgb must be at least 1, but got 0"),
     ("metric", "{trials: 2}", "{metric: map}", "14: tiny.search.metric: 'map' is not one of: gap_best"),
-    ("several workers", "{trials: 2}", "{trials: 2}\n    resources: {workers: 2}", "15: tiny.resources.workers: workers must be 1, but got 2: several workers a trial are not built yet"),
+    ("no worker", "{trials: 2}", "{trials: 2}\n    resources: {workers: 0}", "15: tiny.resources.workers: workers must be at least 1, but got 0"),
+    ("elastic workers", "{trials: 2}", "{trials: 2}\n    resources: {workers: {min: 3, max: 2}}", "15: tiny.resources.workers.min: min must be from 1 to max, which is 2 (got 3)"),
+    ("half a worker", "{trials: 2}", "{trials: 2}\n    resources: {workers: 1.5}", "15: tiny.resources.workers: must be a whole number or a block of settings (got 1.5)"),
+    ("workers without a video", "{trials: 2}", "{trials: 2}\n    resources: {workers: {max: 2000}}", "15: tiny.resources.workers: training.batch_size 16 has no video for each of 2000 workers"),
+    ("more than one GPU but not two", "{trials: 2}", "{trials: 2}\n    resources: {gpu: 1.5}", "15: tiny.resources.gpu: gpu must be a share of one GPU or a whole number of them, but got 1.5"),
     ("duration", "{trials: 2}", "{time_budget: 4x}", "14: tiny.search.time_budget: must be a number of seconds, or a time such as 90s, 30m, 4h or 1h30m (got 4x)"),
     ("end of a range", "[0.2, 0.7]", "[0.2, 1.7]", "7: tiny.model.dropout: dropout must be in [0, 1), but got 1.7"),
     ("towers", "mean_audio: 8", "mean_adio: 8", "7: tiny.model.towers: must have a tower for each of data.features: mean_rgb, mean_audio (got mean_rgb, mean_adio)"),
@@ -557,6 +561,19 @@ def test_every_experiment_of_this_project_is_valid(name: str, monkeypatch: pytes
     assert experiment.trial_config(experiment.space.defaults())
 
 
+def test_workers_of_a_trial_are_a_number_or_a_range(load_text: Load) -> None:
+    several = load_text(VALID.replace("{trials: 2}", "{trials: 2}\n    resources: {workers: 4}"))
+    assert (several.resources.fewest_workers, several.resources.most_workers) == (4, 4)
+    elastic = load_text(VALID.replace("{trials: 2}", "{trials: 2}\n    resources: {workers: {min: 2, max: 4}}"))
+    assert (elastic.resources.fewest_workers, elastic.resources.most_workers) == (2, 4)
+    assert Experiment.from_yaml(elastic.to_yaml(), "tiny", elastic.file) == elastic
+    assert several.differences(elastic) == [
+        "resources.workers: 4 -> left out",
+        "resources.workers.min: left out -> 2",
+        "resources.workers.max: left out -> 4",
+    ]
+
+
 def test_the_design_names_of_the_conditional_penalties(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("YT8M_DIR", "/shards")
     names = load(ROOT / "experiments.yaml", "fused_mlp").space.names()
@@ -630,6 +647,10 @@ def contrastive(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Experiment]:
         ("loss.l2=3", "contrastive.loss: belongs to pipeline: supervised, and this is contrastive, which has model, "),
         ("pretrain.views.corruption={mean_rgb: 0.1}", "contrastive.pretrain.views.corruption: pretrain.views.corrupt"),
         ("pretrain.batch_norm_groups=1", "contrastive.pretrain.batch_norm_groups: pretrain.batch_norm_groups must be"),
+        (
+            "resources.workers=2",
+            "contrastive.resources.workers: pipeline: contrastive trains on one worker; set resources.",
+        ),
         ("probe.dropout=0.5", "contrastive.probe.dropout: dropout has no effect on a linear probe, only on fine_tune"),
         ("model.kind=logistic", "contrastive.model.kind: 'logistic' is not one of: fused_mlp"),
         ("data.label_fraction=0", "contrastive.data.label_fraction: label_fraction must be in (0, 1], but got 0"),

@@ -24,6 +24,7 @@ from tuner.distributions import DISTRIBUTIONS, default_label, distribution_of, l
 from tuner.errors import ConfigError
 from tuner.reading import FIXED, SEARCHABLE, blocks_of, nearest, not_one_of, read_block, read_trial
 from tuner.settings import (
+    ElasticConfig,
     FailuresConfig,
     PlateauConfig,
     ResourcesConfig,
@@ -32,10 +33,11 @@ from tuner.settings import (
     SearchConfig,
 )
 from tuner.space import Space, Values
-from tuner.trial_config import PIPELINES, Trial
+from tuner.trial_config import PIPELINES, ContrastiveConfig, Trial
 from tuner.yaml_tree import Node, Problems, dump, expand, join, parse, read, shown
 
 __all__ = [
+    "ElasticConfig",
     "Experiment",
     "FailuresConfig",
     "PlateauConfig",
@@ -185,6 +187,8 @@ def _build(node: Node, name: str, file: Path, problems: Problems) -> Experiment:
             _note_classes(tree, config, "", corner, classes)
             if data is not None:
                 _check_towers(resolved, config, data, problems)
+            if resources is not None:
+                _check_workers(blocks["resources"], config, resources.most_workers, problems)
     problems.check()
     assert data is not None and search is not None and resources is not None
     return Experiment(
@@ -224,6 +228,19 @@ def _check_towers(resolved: Node, config: Trial, data: DataConfig, problems: Pro
     node = resolved.entries["model"].entries["towers"]
     asked, given = ", ".join(data.features), ", ".join(towers)
     problems.add(node, "model.towers", f"must have a tower for each of data.features: {asked} (got {given})")
+
+
+def _check_workers(node: Node, config: Trial, workers: int, problems: Problems) -> None:
+    """Whether so many workers can share the trial's batches."""
+    if workers == 1:
+        return
+    node = node.entries["workers"]
+    if isinstance(config, ContrastiveConfig):
+        message = f"pipeline: contrastive trains on one worker; set resources.workers to 1 (got {workers})"
+        problems.add(node, "resources.workers", message)
+    elif config.training.batch_size < workers:
+        message = f"training.batch_size {config.training.batch_size} has no video for each of {workers} workers"
+        problems.add(node, "resources.workers", message)
 
 
 def _with_absolute_paths(data: DataConfig, folder: Path) -> DataConfig:

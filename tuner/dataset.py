@@ -20,6 +20,7 @@ from data.schema import NUM_CLASSES, VIDEO_FEATURES, Schema
 from data.statistics import Statistics
 from models import FeatureStatistics, Sizes
 from models.losses import fixed_bootstrap_weights
+from tuner.ranks import ALONE, Ranks
 
 Patterns = str | tuple[str, ...]
 
@@ -137,14 +138,19 @@ class Dataset:
         statistics = replace(self.statistics, num_videos=len(rows), label_counts_C=counts_C)
         return replace(self, labelled_rows=rows, statistics=statistics)
 
-    def train_batches(self, batch_size: int, seed: int, device: torch.device) -> Batches:
-        """Shuffled labelled videos; the last, smaller batch of an epoch is left out (BatchNorm needs company)."""
+    def train_batches(self, batch_size: int, seed: int, device: torch.device, ranks: Ranks = ALONE) -> Batches:
+        """Shuffled labelled videos; the last, smaller batch of an epoch is left out (BatchNorm needs company).
+
+        A batch of `batch_size` videos is split over the ranks, so that it is the same batch however many there are.
+        """
         return Batches(
             self.train,
             batch_size=batch_size,
             shuffle=True,
             seed=seed,
             rows=self.labelled_rows,
+            rank=ranks.rank,
+            world_size=ranks.size,
             drop_last=True,
             device=device,
         )
@@ -179,9 +185,12 @@ class Dataset:
             rows = chosen if rows is None else rows[chosen]
         return Batches(self.train, batch_size=batch_size, shuffle=False, rows=rows, device=device)
 
-    def validate_batches(self, batch_size: int, device: torch.device) -> Batches:
-        """The validation sample in cache order, every video once."""
-        return Batches(self.validate, batch_size=batch_size, shuffle=False, rows=self.validate_rows, device=device)
+    def validate_batches(self, batch_size: int, device: torch.device, ranks: Ranks = ALONE) -> Batches:
+        """The validation sample in cache order, every video once: a piece for each rank, one after the other."""
+        rows = self.validate_rows
+        if ranks.size > 1:
+            rows = ranks.share(np.arange(self.validate.num_videos) if rows is None else rows)
+        return Batches(self.validate, batch_size=batch_size, shuffle=False, rows=rows, device=device)
 
 
 def write_sample(config: DataConfig) -> None:

@@ -20,6 +20,7 @@ from models import FeatureStatistics, FusedEncoder, Sizes
 from models.losses import fixed_bootstrap_weights
 from tuner.dataset import Dataset, feature_statistics, take_labels
 from tuner.precision import Precision, autocast
+from tuner.ranks import ALONE, Ranks
 
 BATCH_SIZE = 1024
 # Larger embeddings go to a file that is mapped into memory: 4.9 million videos of 1,200 float16 are 11.8 GB.
@@ -46,9 +47,18 @@ class Embeddings:
         """Of every unit of the embedding, and of the labels."""
         return feature_statistics(Moments.of_columns(self, self.num_classes).statistics())
 
-    def train_batches(self, batch_size: int, seed: int, device: torch.device) -> Batches:
+    def train_batches(self, batch_size: int, seed: int, device: torch.device, ranks: Ranks = ALONE) -> Batches:
         """Shuffled; the last, smaller batch of an epoch is left out, as in `Dataset.train_batches`."""
-        return Batches(self, batch_size=batch_size, shuffle=True, seed=seed, drop_last=True, device=device)
+        return Batches(
+            self,
+            batch_size=batch_size,
+            shuffle=True,
+            seed=seed,
+            rank=ranks.rank,
+            world_size=ranks.size,
+            drop_last=True,
+            device=device,
+        )
 
     def bootstrap_weights(self, seed: int) -> torch.Tensor:
         """How often each video counts in a fixed bootstrap sample, [N] float32."""

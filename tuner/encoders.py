@@ -24,6 +24,7 @@ import models.optimizers
 import models.views
 import tuner.precision
 import tuner.pretrain
+import tuner.steps
 from models import FusedEncoder
 from tuner import checkpoint
 from tuner.dataset import Dataset
@@ -40,6 +41,7 @@ SHAPING = (
     models.views,
     tuner.precision,
     tuner.pretrain,
+    tuner.steps,
 )
 
 

@@ -20,21 +20,25 @@ if TYPE_CHECKING:  # `--help` needs no torch
 
     from data.batches import Batches
     from tuner.precision import Precision
+    from tuner.ranks import Ranks
 
 BATCH_SIZE = 1024
 
 
-def evaluate(model: nn.Module, batches: Batches, precision: Precision = "auto") -> dict[str, float]:
-    """Score `model` on every video of `batches`.
+def evaluate(
+    model: nn.Module, batches: Batches, precision: Precision = "auto", ranks: Ranks | None = None
+) -> dict[str, float]:
+    """Score `model` on every video of `batches`, on several ranks of all of theirs.
 
     Returns:
         gap, hit_at_1, perr, map, average_num_classes, precision, recall, loss (plain: unweighted and unpenalised)
-        and num_videos.
+        and num_videos; the same on every rank.
     """
     import torch
 
     from models.metrics import Accumulator
     from tuner.precision import autocast
+    from tuner.ranks import ALONE
 
     was_training = model.training
     model.eval()
@@ -46,6 +50,13 @@ def evaluate(model: nn.Module, batches: Batches, precision: Precision = "auto") 
             scores = scores or Accumulator(logits_BC.shape[1])
             scores.update(logits_BC, batch.label_offsets, batch.label_indices)
     model.train(was_training)
+    ranks = ranks or ALONE
+    if ranks.size > 1:
+        states = ranks.gather(None if scores is None else scores.state_dict())
+        first, *others = [Accumulator.from_state(state) for state in states if state is not None]
+        for other in others:
+            first.merge(other)
+        scores = first
     assert scores is not None, "a split without videos is refused when it is opened"
     return scores.compute()
 

@@ -10,14 +10,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from data.batches import Batches
+from data.batches import Batch, Batches
 from models import FusedEncoder, optimizers
-from models.moco import Contrast
+from models.moco import Contrast, Step
 from tuner.dataset import Dataset
-from tuner.errors import TrialCollapsed, TrialDiverged
+from tuner.errors import TrialCollapsed
 from tuner.precision import autocast
-from tuner.supervised import STEPS_BETWEEN_CHECKS, random_state, set_random_state
+from tuner.steps import Steps
+from tuner.supervised import random_state, set_random_state
 from tuner.trial_config import ContrastiveConfig
 
 # Standard deviation of normalised embeddings, 1 where they are spread over the sphere, below which all are one.
@@ -72,7 +74,7 @@ def begin(trial: ContrastiveConfig, data: Dataset, *, device: torch.device, seed
     ).to(device)
     return Pretraining(
         contrast=contrast,
-        optimizer=optimizers.build(pretrain.chosen_optimizer, _trained(contrast)),
+        optimizer=optimizers.build(pretrain.chosen_optimizer, [p for p in contrast.parameters() if p.requires_grad]),
         generator=torch.Generator(device=device).manual_seed(seed),
     )
 
@@ -87,43 +89,35 @@ def epochs(
         TrialCollapsed: all embeddings have become one.
         DataError: the training videos do not fill one batch.
     """
-    batches = data.pretrain_batches(trial.pretrain.batch_size, seed, device)
-    while state.epoch < trial.pretrain.epochs:
+    pretrain = trial.pretrain
+    batches = data.pretrain_batches(pretrain.batch_size, seed, device)
+    steps = Steps(
+        state.optimizer,
+        pretrain.chosen_optimizer,
+        batch_size=pretrain.batch_size,
+        examples_per_epoch=len(batches) * pretrain.batch_size,
+        epochs=pretrain.epochs,
+        device=device,
+        name="contrastive loss",
+    )
+    while state.epoch < pretrain.epochs:
         state.contrast.train()
-        yield _epoch(trial, state, batches, device)
+        yield _epoch(trial, state, steps, batches)
 
 
-def _epoch(trial: ContrastiveConfig, state: Pretraining, batches: Batches, device: torch.device) -> dict[str, float]:
-    pretrain, optimizer = trial.pretrain, trial.pretrain.chosen_optimizer
-    examples_per_epoch = len(batches) * pretrain.batch_size
-    examples_in_all = examples_per_epoch * pretrain.epochs
-    parameters = _trained(state.contrast)
+def _epoch(trial: ContrastiveConfig, state: Pretraining, steps: Steps, batches: Batches) -> dict[str, float]:
     start = time.monotonic()
-    loss_sum, correct_sum = (torch.zeros((), device=device, dtype=torch.float64) for _ in range(2))
-    diverged = torch.zeros((), device=device, dtype=torch.bool)
-    rate = 0.0
-    for step, batch in enumerate(batches.epoch(state.epoch)):
-        examples_seen = state.epoch * examples_per_epoch + step * pretrain.batch_size
-        rate = optimizers.learning_rate_at(optimizer, examples_seen, examples_in_all)
-        optimizers.set_learning_rate(state.optimizer, rate)
-        with autocast(device, trial.training.precision):
-            result = state.contrast(batch.features_BD, examples_seen / examples_in_all, state.generator)
-        state.optimizer.zero_grad(set_to_none=True)
-        result.loss.backward()
-        optimizers.clip(parameters, optimizer.clip)
-        loss = result.loss.detach()
-        optimizers.step(state.optimizer, skip=~torch.isfinite(loss))
-        diverged |= ~torch.isfinite(loss)
-        loss_sum += loss
-        correct_sum += result.correct
-        if (device.type == "cpu" or step % STEPS_BETWEEN_CHECKS == 0) and bool(diverged):
-            break
-    if bool(diverged):
-        raise TrialDiverged(
-            f"the contrastive loss is not finite in epoch {state.epoch + 1} by step {step + 1} "
-            f"(learning rate {rate:.3g}); the encoder was left as it was"
-        )
-    spread = float(result.spread)
+    correct_sum, last_spread = (torch.zeros((), device=steps.device, dtype=torch.float64) for _ in range(2))
+
+    def loss_of(batch: Batch, progress: float) -> Tensor:
+        with autocast(steps.device, trial.training.precision):
+            result: Step = state.contrast(batch.features_BD, progress, state.generator)
+        correct_sum.add_(result.correct)
+        last_spread.copy_(result.spread)
+        return result.loss
+
+    loss = steps.run_epoch(batches.epoch(state.epoch), state.epoch, loss_of)
+    spread = float(last_spread)
     if spread < COLLAPSED:
         raise TrialCollapsed(
             f"pretraining collapsed in epoch {state.epoch + 1}: the embeddings of different videos have become one "
@@ -132,13 +126,9 @@ def _epoch(trial: ContrastiveConfig, state: Pretraining, batches: Batches, devic
         )
     state.epoch += 1
     return {
-        "loss_pretrain": float(loss_sum) / len(batches),
+        "loss_pretrain": loss,
         "contrastive_accuracy": float(correct_sum) / len(batches),
         "embedding_std": spread,
-        "learning_rate": rate,
-        "videos_per_second": examples_per_epoch / (time.monotonic() - start),
+        "learning_rate": steps.learning_rate,
+        "videos_per_second": steps.examples_per_epoch / (time.monotonic() - start),
     }
-
-
-def _trained(contrast: Contrast) -> list[torch.nn.Parameter]:
-    return [parameter for parameter in contrast.parameters() if parameter.requires_grad]

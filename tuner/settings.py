@@ -125,20 +125,46 @@ class StartableConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ElasticConfig:
+    """Between how many workers a trial may have: it restarts from its checkpoint when nodes come or go."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    min: int = 1
+    max: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min <= self.max:
+            raise ValueError(f"min must be from 1 to max, which is {self.max}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResourcesConfig:
     """What one trial holds of the cluster."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     gpu: Literal["auto"] | float = "auto"  # GPUs of a worker; auto: one where the cluster has GPUs or may start some
-    cpu: Literal["auto"] | float = "auto"  # CPUs of a worker; auto: the node's CPUs over the trials on it, at least 1
-    workers: int = 1  # of a trial; more than one is not built yet
+    cpu: Literal["auto"] | float = "auto"  # CPUs of a worker; auto: the node's CPUs over the workers on it, at least 1
+    workers: int | ElasticConfig = 1  # of a trial, which share every batch; {min: 1, max: 4}: as nodes come and go
     startable: StartableConfig | None = None  # what counts as there although no node of it runs yet
 
     def __post_init__(self) -> None:
         if self.gpu != "auto" and self.gpu < 0:
             raise ValueError(f"gpu must not be negative, but got {self.gpu}")
+        if self.gpu != "auto" and self.gpu > 1 and self.gpu != int(self.gpu):
+            raise ValueError(f"gpu must be a share of one GPU or a whole number of them, but got {self.gpu}")
         if self.cpu != "auto" and not self.cpu > 0:
             raise ValueError(f"cpu must be above 0, but got {self.cpu}")
-        if self.workers != 1:
-            raise ValueError(f"workers must be 1, but got {self.workers}: several workers a trial are not built yet")
+        if self.fewest_workers < 1:
+            raise ValueError(f"workers must be at least 1, but got {self.workers}")
+
+    @property
+    def fewest_workers(self) -> int:
+        """With which a trial trains at all."""
+        return self.workers if isinstance(self.workers, int) else self.workers.min
+
+    @property
+    def most_workers(self) -> int:
+        """With which it trains where the cluster has room."""
+        return self.workers if isinstance(self.workers, int) else self.workers.max

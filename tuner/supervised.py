@@ -8,6 +8,7 @@ Shapes   B videos in the batch   C classes   N training videos
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,13 +20,11 @@ from data.batches import Batches
 from models import FeatureStatistics, Sizes, losses, optimizers
 from tuner import checkpoint
 from tuner.dataset import Dataset
-from tuner.errors import TrialDiverged
 from tuner.evaluate import BATCH_SIZE, evaluate
 from tuner.precision import autocast
+from tuner.ranks import ALONE, Ranks
+from tuner.steps import Steps
 from tuner.trial_config import TrialConfig
-
-# Steps between two looks at the divergence flag on CUDA: each look makes the host wait for the device.
-STEPS_BETWEEN_CHECKS = 100
 
 
 class TrainingData(Protocol):
@@ -39,8 +38,8 @@ class TrainingData(Protocol):
     def statistics(self) -> FeatureStatistics:
         """Of the training videos."""
 
-    def train_batches(self, batch_size: int, seed: int, device: torch.device) -> Batches:
-        """Shuffled videos with their labels."""
+    def train_batches(self, batch_size: int, seed: int, device: torch.device, ranks: Ranks = ALONE) -> Batches:
+        """Shuffled videos with their labels, of every batch the part of this rank."""
 
     def bootstrap_weights(self, seed: int) -> Tensor:
         """How often each row counts in a fixed bootstrap sample."""
@@ -128,21 +127,28 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def train(
-    trial: TrialConfig, data: Dataset, *, device: torch.device, seed: int, resume_from: Path | None = None
+    trial: TrialConfig,
+    data: Dataset,
+    *,
+    device: torch.device,
+    seed: int,
+    resume_from: Path | None = None,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Progress]:
     """Train and yield after each epoch, first validating; arguments and errors as `tuner.train.train` has them."""
     state = begin(trial, data, device=device, seed=seed)
     if resume_from is not None:
-        state.load(resume_from, trial)
+        ranks.together(partial(state.load, resume_from, trial))
         yield Progress(epoch=state.epoch, metrics=state.history[-1], state=state, repeated=True)
-    validation = data.validate_batches(BATCH_SIZE, device)
+    validation = data.validate_batches(BATCH_SIZE, device, ranks)
     yield from epochs(
         trial,
         data,
         state,
         device=device,
         seed=seed,
-        score=lambda model: evaluate(model, validation, precision=trial.training.precision),
+        score=lambda model: evaluate(model, validation, trial.training.precision, ranks),
+        ranks=ranks,
     )
 
 
@@ -165,29 +171,24 @@ def epochs(
     device: torch.device,
     seed: int,
     score: Callable[[nn.Module], dict[str, float]],
+    ranks: Ranks = ALONE,
 ) -> Iterator[Progress]:
     """The epochs that `state` has not behind it yet; `score` validates the model after each."""
     config = trial.training
-    batches = data.train_batches(config.batch_size, seed, device)
-    step = Step(
-        trial,
-        data,
-        state,
-        device=device,
-        seed=seed,
-        examples_per_epoch=len(batches) * min(batches.batch_size, batches.num_videos),
-    )
+    batches = data.train_batches(config.batch_size, seed, device, ranks)
+    step = Step(trial, data, state, device=device, seed=seed, examples_per_epoch=batches.num_videos, ranks=ranks)
     while state.epoch < config.epochs:
         start = time.monotonic()
         state.model.train()
+        ranks.seed(seed, state.epoch)
         loss_train = step.run_epoch(batches.epoch(state.epoch), state.epoch)
         trained = time.monotonic()
         metrics = {
             "epoch": state.epoch + 1,
             **validated(score(state.model), state.history),
             "loss_train": loss_train,
-            "learning_rate": step.learning_rate,
-            "videos_per_second": step.examples_per_epoch / (trained - start),
+            "learning_rate": step.steps.learning_rate,
+            "videos_per_second": batches.num_videos / (trained - start),
             "seconds": time.monotonic() - start,
             **device_metrics(device),
         }
@@ -224,12 +225,19 @@ class Step:
         device: torch.device,
         seed: int,
         examples_per_epoch: int,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.trial, self.state, self.device = trial, state, device
-        self.examples_per_epoch = examples_per_epoch
-        self.examples_in_all = examples_per_epoch * trial.training.epochs
-        self.learning_rate = 0.0
-        self.parameters = [p for p in state.model.parameters() if p.requires_grad]
+        self.trial, self.state, self.device, self.ranks = trial, state, device, ranks
+        self.model = ranks.parallel(state.model)
+        self.steps = Steps(
+            state.optimizer,
+            trial.optimizer,
+            batch_size=min(trial.training.batch_size, examples_per_epoch),
+            examples_per_epoch=examples_per_epoch,
+            epochs=trial.training.epochs,
+            device=device,
+            ranks=ranks,
+        )
         self.regularized: list[nn.Parameter] = state.model.regularized  # type: ignore[assignment]
         counts_C, num_videos = data.statistics.label_counts_C, data.statistics.num_videos
         loss = trial.loss
@@ -243,48 +251,31 @@ class Step:
 
     def run_epoch(self, batches: Iterator[Any], epoch: int) -> float:
         """Step through the batches of one epoch; return the mean of their losses (the data term, without penalty)."""
-        total = torch.zeros((), device=self.device, dtype=torch.float64)
-        diverged = torch.zeros((), device=self.device, dtype=torch.bool)
-        steps = 0
-        for batch in batches:
-            loss = self.step(batch, epoch * self.examples_per_epoch + steps * self.trial.training.batch_size)
-            diverged |= ~torch.isfinite(loss)
-            total += loss
-            steps += 1
-            if (self.device.type == "cpu" or steps % STEPS_BETWEEN_CHECKS == 0) and bool(diverged):
-                break
-        if bool(diverged):
-            raise TrialDiverged(
-                f"the loss is not finite in epoch {epoch + 1} by step {steps} "
-                f"(learning rate {self.learning_rate:.3g}); the weights were left as they were"
-            )
-        return float(total) / max(steps, 1)
+        return self.steps.run_epoch(batches, epoch, self.loss, self.add_penalty)
 
-    def step(self, batch: Any, examples_seen: int) -> Tensor:
-        """One update of the weights, skipped (not waited for) where the loss is not finite; returns the loss."""
-        state, loss_config = self.state, self.trial.loss
-        self.learning_rate = optimizers.learning_rate_at(self.trial.optimizer, examples_seen, self.examples_in_all)
-        optimizers.set_learning_rate(state.optimizer, self.learning_rate)
+    def loss(self, batch: Any, progress: float) -> Tensor:
+        """The data term of this rank's part of a batch."""
         with autocast(self.device, self.trial.training.precision):
-            logits_BC = state.model(batch.features_BD)
-        loss = losses.sigmoid_cross_entropy(
+            logits_BC = self.model(batch.features_BD)
+        return losses.sigmoid_cross_entropy(
             logits_BC,
             batch.label_offsets,
             batch.label_indices,
             pos_weights_C=self.pos_weights_C,
             example_weights_B=self.example_weights(batch),
         )
-        state.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        losses.add_penalty_gradients(self.regularized, loss_config.l1, loss_config.l2, loss_config.penalty)
-        optimizers.clip(self.parameters, self.trial.optimizer.clip)
-        optimizers.step(state.optimizer, skip=~torch.isfinite(loss.detach()))
-        return loss.detach()
+
+    def add_penalty(self) -> None:
+        """Its gradients: of the weights alone, so the same on every rank."""
+        loss = self.trial.loss
+        losses.add_penalty_gradients(self.regularized, loss.l1, loss.l2, loss.penalty)
 
     def example_weights(self, batch: Any) -> Tensor | None:
         """How often each video of the batch counts: bootstrap, in training only."""
         if self.fixed_weights_N is not None:
             return self.fixed_weights_N[batch.rows]
         if self.trial.loss.bootstrap == "per_batch":
-            return losses.per_batch_bootstrap_weights(len(batch.rows), self.state.bootstrap, self.device)
+            # All ranks draw the same for the whole batch, and each takes the places that data.batches gives it.
+            weights = losses.per_batch_bootstrap_weights(self.steps.batch_size, self.state.bootstrap, self.device)
+            return weights[self.ranks.rank :: self.ranks.size]
         return None

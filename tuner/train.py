@@ -17,7 +17,8 @@ import torch
 from tuner import contrastive, supervised
 from tuner.dataset import Dataset, open_dataset
 from tuner.encoders import Shelf
-from tuner.errors import main
+from tuner.errors import ConfigError, main
+from tuner.ranks import ALONE, Ranks
 from tuner.supervised import Progress
 from tuner.trial_config import ContrastiveConfig, Trial
 
@@ -30,6 +31,7 @@ def train(
     seed: int,
     resume_from: Path | None = None,
     shelf: Shelf | None = None,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Progress]:
     """Train and yield after each epoch, first validating.
 
@@ -40,15 +42,19 @@ def train(
         seed: of all that is drawn; the same seed gives the same numbers on the same machine.
         resume_from: a checkpoint of this trial; its epoch is the last one not repeated.
         shelf: where a contrastive trial looks for pretrained encoders and keeps its own; None: nowhere.
+        ranks: the processes that train it together, each calling this; they yield the same metrics but for the times.
 
     Raises:
         TrialDiverged: a loss is not finite; the weights are left as they were before that step.
         TrialCollapsed: a pretrained encoder makes one embedding of all videos.
         CheckpointError: `resume_from` is damaged, or other settings shaped it.
+        ConfigError: the pipeline trains on one rank only.
     """
     if isinstance(trial, ContrastiveConfig):
+        if ranks.size > 1:
+            raise ConfigError(f"pipeline: contrastive trains on one worker, but got {ranks.size}")
         return contrastive.train(trial, data, device=device, seed=seed, resume_from=resume_from, shelf=shelf)
-    return supervised.train(trial, data, device=device, seed=seed, resume_from=resume_from)
+    return supervised.train(trial, data, device=device, seed=seed, resume_from=resume_from, ranks=ranks)
 
 
 def run(arguments: list[str] | None = None) -> None:

@@ -1,9 +1,9 @@
 """What Ray calls: the worker side of a search.
 
-Tune starts `Trial` for every suggestion; it runs a Ray Train TorchTrainer, whose one worker runs `work`: the
-generator of tuner/train.py, reported epoch by epoch. Failures are of two kinds. What a second attempt may cure (a
-worker or an actor that died) is an exception, and Ray tries again from the last checkpoint. What it cannot cure (a
-loss that diverged, a damaged shard) is a report with the key `error`, and the trial ends.
+Tune starts `Trial` for every suggestion; it runs a Ray Train TorchTrainer, whose workers, most often one, run `work`:
+the generator of tuner/train.py, reported epoch by epoch by the first of them. Failures are of two kinds. What a second
+attempt may cure (a worker or an actor that died) is an exception, and Ray tries again from the last checkpoint. What it
+cannot cure (a loss that diverged, a damaged shard) is a report with the key `error`, and the trial ends.
 """
 
 import socket
@@ -37,9 +37,13 @@ from tuner.config import Experiment
 from tuner.dataset import DataConfig, open_dataset
 from tuner.encoders import Shelf
 from tuner.errors import TunerError
+from tuner.ranks import ALONE, Ranks
 from tuner.resources import Resources
 from tuner.train import train
 from tuner.trial_config import Trial
+
+# Seconds that a worker waits for another one, which may decode shards for hours. One that dies, Ray notices at once.
+PATIENCE = 6 * 3600
 
 Save = Callable[[Path], None]  # writes the trial's state into the directory
 
@@ -66,12 +70,9 @@ def trainable(
         experiment: what is searched.
         directory: the search's; the trial's checkpoints go to `trials/<trial_id>` in it.
         encoders: where pretrained encoders are kept, for all searches.
-        resources: of the trial's worker.
+        resources: of the trial's workers.
         turns: slots of the one machine whose workers take turns (tuner/slots.py); None: Ray alone hands them out.
     """
-    asked = {"CPU": resources.cpu if turns is None else resources.cpu * slots.SHARE}
-    if resources.gpu:
-        asked["GPU"] = resources.gpu
 
     def trial(config: dict[str, Any]) -> None:
         settings = experiment.trial_config(config["values"])
@@ -87,24 +88,44 @@ def trainable(
         TorchTrainer(
             work,
             train_loop_config={"job": job},
-            torch_config=LoneWorker(),
-            scaling_config=ScalingConfig(
-                num_workers=1,
-                use_gpu=resources.gpu > 0,
-                resources_per_worker=asked,
-            ),
+            torch_config=process_group(resources),
+            scaling_config=scaling(resources, slots.SHARE if turns is not None else 1.0),
             run_config=RunConfig(
                 # The same name in the same place: a run that died goes on from its last checkpoint.
                 name=job.trial_id,
                 storage_path=str(directory / "trials"),
                 callbacks=[TuneReportCallback()],
-                failure_config=FailureConfig(max_failures=experiment.search.failures.per_trial),
+                # A node that the cloud takes back is nobody's failure: a trial goes on however often that happens.
+                failure_config=FailureConfig(
+                    max_failures=experiment.search.failures.per_trial, max_preemption_failures=-1
+                ),
                 checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute="gap"),  # and the last
                 logging_config=LoggingConfig(log_level="WARNING"),
             ),
         ).fit()
 
     return trial
+
+
+def scaling(resources: Resources, share: float = 1.0) -> ScalingConfig:
+    """How many workers Train starts, and what it asks of Ray for each: this share of its CPUs, and its GPUs."""
+    asked = {"CPU": resources.cpu * share}
+    if resources.gpu:
+        asked["GPU"] = resources.gpu
+    fewest, most = resources.fewest_workers, resources.most_workers
+    return ScalingConfig(
+        num_workers=most if fewest == most else (fewest, most),
+        use_gpu=resources.gpu > 0,
+        resources_per_worker=asked,
+    )
+
+
+def process_group(resources: Resources) -> TorchConfig:
+    """How the workers of a trial find each other."""
+    if resources.most_workers == 1:
+        return LoneWorker()
+    # NCCL refuses two ranks on one GPU, which may be where those lie that have a share of one.
+    return TorchConfig(backend="nccl" if resources.gpu >= 1 else "gloo", timeout_s=PATIENCE)
 
 
 class LoneWorker(TorchConfig):
@@ -122,8 +143,9 @@ def work(config: dict[str, Any]) -> None:
     device = ray.train.torch.get_device() if job.resources.gpu else torch.device("cpu")
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(job.resources.cpu)))
+    ranks = Ranks.of_this_process()
     with _latest_checkpoint() as resume_from, _turn(job):
-        run(job, device=device, resume_from=resume_from, report=_report)
+        run(job, device=device, resume_from=resume_from, report=partial(_report, ranks), ranks=ranks)
 
 
 @contextmanager
@@ -140,20 +162,28 @@ def _turn(job: Job) -> Iterator[None]:
 
 
 def run(
-    job: Job, *, device: torch.device, resume_from: Path | None, report: Callable[[dict[str, Any], Save | None], None]
+    job: Job,
+    *,
+    device: torch.device,
+    resume_from: Path | None,
+    report: Callable[[dict[str, Any], Save | None], None],
+    ranks: Ranks = ALONE,
 ) -> None:
     """Train one trial and report every epoch; `report(metrics, save)` is Ray's, or a test's.
 
     A report holds the metrics of an epoch, the place, and the `tags` of the trial's run. The first one after a resume
-    has the `history` of the checkpoint's epochs: a driver that died may not have heard of the last ones.
+    has the `history` of the checkpoint's epochs: a driver that died may not have heard of the last ones. All ranks
+    report equally often, and the first one's reports count.
     """
     place = {
         "host": socket.gethostname(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
     }
     try:
-        data = open_dataset(job.data)
-        for progress in train(job.trial, data, device=device, seed=job.seed, resume_from=resume_from, shelf=job.shelf):
+        data = ranks.together(partial(open_dataset, job.data))
+        for progress in train(
+            job.trial, data, device=device, seed=job.seed, resume_from=resume_from, shelf=job.shelf, ranks=ranks
+        ):
             metrics = {**progress.metrics, "epochs": job.trial.epochs, "tags": {**place, **progress.tags}}
             if progress.repeated:
                 report(metrics | {"history": list(progress.state.history)}, None)  # the state lives on
@@ -175,9 +205,9 @@ def checkpoint_name(epoch: int) -> str:
     return f"epoch-{epoch:04d}"
 
 
-def _report(metrics: dict[str, Any], save: Save | None) -> None:
+def _report(ranks: Ranks, metrics: dict[str, Any], save: Save | None) -> None:
     """Hand an epoch to Train; its checkpoint is uploaded while the next epoch trains."""
-    if save is None:
+    if save is None or ranks.rank:  # Train waits for the reports of all ranks, and reads that of the first
         ray.train.report(metrics)
         return
     directory = Path(tempfile.mkdtemp(prefix="checkpoint-"))
