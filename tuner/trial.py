@@ -95,7 +95,7 @@ def trainable(
                 name=job.trial_id,
                 storage_path=str(directory / "trials"),
                 callbacks=[TuneReportCallback()],
-                # A node that the cloud takes back is nobody's failure: a trial goes on however often that happens.
+                # Workers on a node that the cloud takes back have not failed: that may happen however often it does.
                 failure_config=FailureConfig(
                     max_failures=experiment.search.failures.per_trial, max_preemption_failures=-1
                 ),

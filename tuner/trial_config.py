@@ -25,7 +25,7 @@ class TrainingConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    batch_size: int = 1024  # videos a step
+    batch_size: int = 1024  # videos a step, on all workers of the trial together
     epochs: int = 20  # passes over the training videos
     precision: Precision = "auto"  # of the matrix products; auto: bf16 where the hardware has it
     seed: Seed = 1  # of weights, order, dropout and bootstrap; per_trial: 1 + the trial's number
