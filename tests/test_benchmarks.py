@@ -39,8 +39,8 @@ def test_ends_in_one_json_line_with_its_ratio(name: str) -> None:
 
 def test_every_benchmark_is_tried_here() -> None:
     scripts = {path.stem for path in Path(PROJECT, "benchmarks").glob("*.py")}
-    # trials is a search on Ray, few_labels a hundred trials: minutes, and an hour.
-    assert scripts - {"card", "trials", "few_labels"} == TINY.keys()
+    # Searches on real Rays, and few_labels is a hundred trials: minutes, and hours.
+    assert scripts - {"card", "trials", "few_labels", "faults", "storm"} == TINY.keys()
 
 
 @pytest.mark.parametrize("name", ["decode", "feed"])

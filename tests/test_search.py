@@ -40,7 +40,7 @@ def test_a_search_ends_with_a_model_that_scores_what_it_says(workplace: Workplac
     assert workplace.run("--resume")[0] == 2
 
 
-@pytest.mark.fault
+@pytest.mark.slow
 def test_a_trial_that_diverges_fails_and_the_search_goes_on(workplace: Workplace) -> None:
     file = workplace.folder / "experiments.yaml"
     file.write_text(
@@ -78,7 +78,7 @@ experiments:
 """  # noqa: E501
 
 
-@pytest.mark.fault
+@pytest.mark.slow
 def test_both_halves_of_a_contrastive_trial_survive_and_share_their_encoder(workplace: Workplace) -> None:
     (workplace.folder / "experiments.yaml").write_text(CONTRASTIVE)
     driver = workplace.start()

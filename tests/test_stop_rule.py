@@ -12,7 +12,7 @@ from tuner import config, stop_rule
 from tuner.config import Experiment
 from tuner.journal import SearchRecord, TrialRecord
 from tuner.settings import FailuresConfig, PlateauConfig
-from tuner.stop_rule import StopRule
+from tuner.stop_rule import StopRule, sigterm_as_interrupt
 
 EXPERIMENT = """\
 experiments:
@@ -139,3 +139,10 @@ def test_a_signal_ends_the_search_and_a_second_one_the_program(experiment: Exper
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
     assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_sigterm_is_as_good_as_ctrl_c_before_and_after_the_trials() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), sigterm_as_interrupt():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before

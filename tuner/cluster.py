@@ -76,8 +76,10 @@ def connect(address: str) -> Iterator[Attempt]:
             job=ray.get_runtime_context().get_job_id(),
             scratch=str(temporary) if temporary else None,
         )
-        yield attempt
-        _remove_placement_groups(attempt.job)
+        try:
+            yield attempt
+        finally:
+            _remove_placement_groups(attempt.job)
     finally:
         ray.shutdown()
         if temporary is not None:

@@ -36,7 +36,7 @@ from tuner.resources import Node, Plan, describe, plan
 from tuner.room import Room
 from tuner.scheduler import ReplayingScheduler
 from tuner.searcher import JournaledSearch
-from tuner.stop_rule import StopRule
+from tuner.stop_rule import StopRule, sigterm_as_interrupt
 from tuner.tracking import Tracker, environment_tags, register_model, ui_command
 from tuner.trial import trainable
 
@@ -73,8 +73,16 @@ def run(file: Path, name: str | None, options: Options, console: Console) -> int
     else:
         experiment = config.load(file, name, options.overrides)
         directory = options.storage / experiment.name / journal.new_search_id()
-    with lock.only_driver(directory.parent, directory.name):
-        return _run(directory, experiment, options, console)
+    with sigterm_as_interrupt(), lock.only_driver(directory.parent, directory.name):
+        try:
+            return _run(directory, experiment, options, console)
+        except (TunerError, DataError, KeyboardInterrupt) as ended:
+            if not journal.exists(directory):
+                shutil.rmtree(directory, ignore_errors=True)  # it never began
+            elif isinstance(ended, KeyboardInterrupt):  # the second one, or one outside of Tune's fit
+                console.print("\n" + _interrupted(journal.read(directory)))
+                return 130
+            raise
 
 
 def _run(directory: Path, experiment: Experiment, options: Options, console: Console) -> int:
@@ -85,20 +93,15 @@ def _run(directory: Path, experiment: Experiment, options: Options, console: Con
     for name, cache in (("train", data.train), ("validate", data.validate)):
         for path, reason in cache.skipped:
             console.print(f"data.{name}: left out {path}: {reason}")
-    try:
-        with quiet(directory / LOG), cluster.connect(cluster.resolve_address(options.address)) as attempt:
-            shared_storage.check_shared(directory)
-            nodes = partial(cluster.capacity, attempt, experiment.resources.startable)
-            layout = plan(experiment.resources, nodes())
-            with closing(Journal(directory)) as record:
-                search = _begin(record, experiment, options, data)
-                cluster.clean_up(search.attempts, attempt)
-                record.append("attempt", **asdict(attempt))
-                return _Search(experiment, record, data, layout, nodes, console).run()
-    except (TunerError, DataError):
-        if not journal.exists(directory):
-            shutil.rmtree(directory)  # it never began
-        raise
+    with quiet(directory / LOG), cluster.connect(cluster.resolve_address(options.address)) as attempt:
+        shared_storage.check_shared(directory)
+        nodes = partial(cluster.capacity, attempt, experiment.resources.startable)
+        layout = plan(experiment.resources, nodes())
+        with closing(Journal(directory)) as record:
+            search = _begin(record, experiment, options, data)
+            cluster.clean_up(search.attempts, attempt)
+            record.append("attempt", **asdict(attempt))
+            return _Search(experiment, record, data, layout, nodes, console).run()
 
 
 def _earlier(file: Path, name: str | None, options: Options) -> tuple[Path, Experiment]:
@@ -283,10 +286,7 @@ class _Search:
         console, search, name, python = self.console, self.search, self.search.experiment, program("python")
         console.print()
         if self.stop.interrupted:
-            console.print(
-                f"interrupted: {len(search.finished)} of {search.planned} trials are finished, "
-                f"{len(search.unfinished)} keep their last checkpoint\ngo on with: {python} tune.py {name} --resume"
-            )
+            console.print(_interrupted(search))
             return 130
         if not search.finished:
             errors = [trial.error for trial in search.failed]
@@ -307,6 +307,13 @@ class _Search:
         console.print(f"  {python} -m tuner.best {name} --export")
         console.print(f"  {ui_command(search.tracking_uri)}")
         return 0
+
+
+def _interrupted(search: SearchRecord) -> str:
+    return (
+        f"interrupted: {len(search.finished)} of {search.planned} trials are finished, {len(search.unfinished)} keep "
+        f"their last checkpoint\ngo on with: {program('python')} tune.py {search.experiment} --resume"
+    )
 
 
 def frequency_baseline(batches: Batches, data: Dataset) -> float:
