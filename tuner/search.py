@@ -6,6 +6,7 @@ Everything that a trial does comes back through `Recorder`, the one Tune callbac
 screen.
 """
 
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import closing
@@ -39,6 +40,7 @@ from tuner.searcher import JournaledSearch
 from tuner.stop_rule import StopRule, sigterm_as_interrupt
 from tuner.tracking import Tracker, environment_tags, register_model, ui_command
 from tuner.trial import trainable
+from tuner.watch import watch
 
 # Tune wants a request that is not empty for the actor that waits for a trial's worker; it trains nothing itself.
 TRIAL_ACTOR = {"memory": 64 * 2**20}
@@ -205,7 +207,8 @@ class _Search:
             scheduler = ReplayingScheduler(settings.scheduler, search, self.experiment.max_epochs)
             recorder = Recorder(self.experiment, self.journal, tracker, console, scheduler, self.stop)
             recorder.catch_up()
-            with console.searching(search):
+            head = ray.get_runtime_context().gcs_address
+            with console.searching(search), watch(head, partial(self._leave, tracker, head)):
                 if due:
                     self._fit(scheduler, recorder)
                 if not self.stop.interrupted:
@@ -220,6 +223,14 @@ class _Search:
         if undelivered:
             console.print(f"MLflow at {search.tracking_uri} never took {undelivered} writes: see {self.log}")
         return self._conclude()
+
+    def _leave(self, tracker: Tracker, head: str) -> None:
+        """End this process because its Ray is gone: whatever waits for an answer of it waits for ever."""
+        self.console.print(f"\nno Ray answers at {head} any more\n" + _interrupted(self.search))
+        tracker.suspend_trials()
+        tracker.end_search("KILLED")
+        tracker.close()
+        os._exit(1)
 
     def _fit(self, scheduler: ReplayingScheduler, recorder: Recorder) -> None:
         """Hand the search to Tune."""
