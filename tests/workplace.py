@@ -53,6 +53,7 @@ class Workplace:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 text=True,
+                start_new_session=True,  # a terminal's Ctrl-C reaches the whole group: a test sends it there
             )
         self.started.append(process)
         return process
