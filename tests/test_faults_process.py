@@ -155,8 +155,8 @@ def test_the_whole_head_is_killed(workplace: Workplace, fault_row: State) -> Non
         fault_row("kill -9 of the whole head, then a new one", **toll(workplace, 0, at))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl_c", "sigterm"])
+@pytest.mark.parametrize("times", [1, 2], ids=["once", "twice"])
 def test_a_signal_to_the_driver(workplace: Workplace, fault_row: State, number: signal.Signals, times: int) -> None:
     """The epochs since the last checkpoint that arrived; it says how to go on and leaves no process."""
     driver = begin(workplace)
