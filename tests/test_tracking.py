@@ -352,3 +352,15 @@ def test_the_database_is_beside_the_yaml_unless_the_environment_says_otherwise(
     assert tracking.default_uri(tmp_path) == f"sqlite:///{tmp_path.resolve()}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
     assert tracking.default_uri(tmp_path) == "http://server:5000"
+
+
+def test_more_runs_than_a_page_holds_are_all_found(
+    start: Start, runs: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "MAX_RUNS", 2)
+    tracker = start()
+    for number in range(5):
+        train(tracker, trial(number), range(1, 2))
+    tracker.suspend_trials()
+    tracker.close()
+    assert [run.info.status for run in runs()[1].values()] == ["KILLED"] * 5

@@ -18,7 +18,7 @@ from tuner import paths
 from tuner.errors import SearchError
 from tuner.journal import TrialRecord
 
-# Runs that a query may return at once; MLflow's own upper limit is 50,000.
+# Runs that a query may return at once, of which there may be more; MLflow's own upper limit is 50,000.
 MAX_RUNS = 10_000
 # Seconds between two attempts to reach a server that does not answer, and how long to go on trying at the end.
 RETRY_SECONDS, PATIENCE_SECONDS = 2.0, 120.0
@@ -236,7 +236,12 @@ class Tracker:
 
     def _children(self) -> list[Any]:
         query = f"tags.`{PARENT_TAG}` = '{self.parent_id}'"
-        return list(self.client.search_runs([self.experiment_id], query, max_results=MAX_RUNS))
+        runs: list[Any] = []
+        token: str | None = None  # of the next page; "" after the last one
+        while token != "":
+            page = self.client.search_runs([self.experiment_id], query, max_results=MAX_RUNS, page_token=token)
+            runs, token = runs + list(page), page.token or ""
+        return runs
 
     def _log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
