@@ -45,14 +45,14 @@ def run() -> int:
         dry_run(config.load(file, options.experiment, overrides), console, address=options.address)
         return 0
 
-    from tuner import search, tracking
+    from tuner import search
 
     return search.run(
         file,
         options.experiment,
         search.Options(
             storage=paths.storage(options.storage, file),
-            tracking_uri=options.tracking_uri or tracking.default_uri(file.parent),
+            tracking_uri=options.tracking_uri,
             overrides=overrides,
             address=options.address,
             resume=options.resume,

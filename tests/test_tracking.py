@@ -3,6 +3,7 @@
 import logging
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from finished import FinishedSearch
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from tuner import replay, tracking
+from tuner import outbox, replay, tracking
 from tuner.errors import SearchError
 from tuner.journal import TrialRecord
 from tuner.tracking import PARENT_TAG, Tracker, register_model, trial_of_run
@@ -28,8 +29,8 @@ Start = Callable[..., Tracker]
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Retries follow at once; what is refused on purpose fills no report."""
-    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.01)
-    caplog.set_level(logging.CRITICAL, logger="tuner.tracking")
+    monkeypatch.setattr(outbox, "RETRY_SECONDS", 0.01)
+    caplog.set_level(logging.CRITICAL, logger="tuner.outbox")
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def start(uri: str, name: str) -> Iterator[Start]:
 
     yield begin
     for tracker in trackers:
-        if tracker._thread.is_alive():
+        if tracker._outbox._thread.is_alive():
             tracker.close()
         tracker.client._tracking_client.store.engine.dispose()
 
@@ -232,7 +233,7 @@ def test_a_slow_store_holds_nobody_up(start: Start) -> None:
 
 
 def test_a_store_that_stays_away_costs_patience_and_no_more(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(outbox, "PATIENCE_SECONDS", 0.2)
     tracker = start()
     client = tracker.client
     tracker.client = FlakyClient(client, "log_batch", 10**9, ConnectionError("away"))
@@ -241,13 +242,14 @@ def test_a_store_that_stays_away_costs_patience_and_no_more(start: Start, monkey
     tracker.client = client
 
 
-def test_what_mlflow_refuses_for_good_is_counted_and_the_rest_is_written(uri: str, start: Start, runs: Any) -> None:
+def test_what_mlflow_refuses_for_good_is_told_and_the_rest_is_written(uri: str, start: Start, runs: Any) -> None:
     tracker = start()
     train(tracker, trial(0), range(1, 2))
     tracker.report("s-1-0000", 2, {"no such: key!*": 1.0}, {"host": "h"})
     tracker.report("s-1-0000", 3, metrics(3), {"host": "h"})
     finish(tracker, trial(0))
-    assert tracker.close() == 1
+    assert tracker.close() == 0  # nothing that could still be delivered
+    assert len(tracker.refused) == 1 and "no such: key" in tracker.refused[0]
     _, children = runs()
     assert steps(uri, children["s-1-0000"], "gap") == [(1, 0.1), (3, 0.3)]
     assert children["s-1-0000"].info.status == "FINISHED"
@@ -286,13 +288,11 @@ def test_the_winner_is_a_registered_model_without_pickle(
     model = finished_search.load_best()
     example = np.asarray(finished_search.data.validate.features_ND[:2], np.float32)
     tracker = start()
-    for _ in range(2):  # of an extended search: the newest is the best
+    for best in ("s-1-0001", "s-1-0000", "s-1-0000"):  # of an extended search: the newest is the best, and told again
         tracker.log_winner(
             metrics={"best/validate/gap": 0.5},
-            tags={"best_trial": "s-1-0000"},
-            log_model=lambda run_id, where: register_model(
-                run_id, where, name=name, model=model, example=example, metadata={"trial": "s-1-0000"}
-            ),
+            tags={"best_trial": best},
+            log_model=partial(register_model, name=name, model=model, example=example, metadata={"trial": best}),
         )
     tracker.end_search("FINISHED")
     assert tracker.close() == 0

@@ -75,13 +75,14 @@ class SearchRecord:
     experiment: str
     fingerprint: str  # of the data
     planned: int  # trials, extensions included
-    tracking_uri: str
+    tracking_uri: str  # of MLflow, without its credentials
     overrides: tuple[str, ...] = ()  # settings of the command line that it was started with
     trials: dict[str, TrialRecord] = field(default_factory=dict)  # by id, in order of suggestion
     attempts: list["Attempt"] = field(default_factory=list)  # its drivers so far
     study_state: dict[str, Any] = field(default_factory=dict)  # what the sampler stored with the study
     num_ended: int = 0  # trials that finished or failed
     ended: str | None = None  # why it ended: planned, time_budget, plateau, failures; None: it can be resumed
+    tracked: bool = False  # whether MLflow has all of it; if not, a resume of an ended search tells the rest
     baseline: float = 0.0  # GAP of giving every video the most frequent labels, on the validation sample
     winner: dict[str, Any] | None = None  # {"trial": id, "metrics": by split}: the best trial, scored on whole splits
 
@@ -249,7 +250,7 @@ def _apply(search: SearchRecord | None, record: dict[str, Any]) -> SearchRecord:
             trial.sampler_state |= record.get("sampler_state", {})
         case "attempt":
             search.attempts.append(Attempt(cluster=record["cluster"], job=record["job"], scratch=record["scratch"]))
-            search.ended = None
+            search.tracking_uri, search.tracked = record.get("tracking_uri", search.tracking_uri), False
         case "extended":
             search.planned += record["trials"]
             search.ended = None
@@ -257,4 +258,6 @@ def _apply(search: SearchRecord | None, record: dict[str, Any]) -> SearchRecord:
             search.winner = {"trial": record["id"], "metrics": record["metrics"]}
         case "ended":
             search.ended = record["reason"]
+        case "tracked":
+            search.tracked = True
     return search

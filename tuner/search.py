@@ -33,12 +33,20 @@ from tuner.evaluate import BATCH_SIZE, evaluate
 from tuner.journal import Journal, SearchRecord
 from tuner.paths import PROJECT, program
 from tuner.recorder import Recorder
+from tuner.redact import redacted
 from tuner.resources import Node, Plan, describe, plan
 from tuner.room import Room
 from tuner.scheduler import ReplayingScheduler
 from tuner.searcher import JournaledSearch
 from tuner.stop_rule import StopRule, sigterm_as_interrupt
-from tuner.tracking import Tracker, environment_tags, register_model, ui_command
+from tuner.tracking import (
+    SHORT_PATIENCE_SECONDS,
+    Tracker,
+    choose_uri,
+    environment_tags,
+    register_model,
+    ui_command,
+)
 from tuner.trial import trainable
 from tuner.watch import watch
 
@@ -53,7 +61,7 @@ class Options:
     """How a search is run, beside what it searches."""
 
     storage: Path
-    tracking_uri: str
+    tracking_uri: str | None = None  # None: as tracking.choose_uri settles it
     overrides: tuple[str, ...] = ()  # `path=value` settings of the command line
     address: str | None = None  # None: as cluster.resolve_address settles it
     resume: bool = False
@@ -88,6 +96,8 @@ def run(file: Path, name: str | None, options: Options, console: Console) -> int
 
 
 def _run(directory: Path, experiment: Experiment, options: Options, console: Console) -> int:
+    stored = journal.read(directory).tracking_uri if journal.exists(directory) else None
+    uri = choose_uri(options.tracking_uri, stored, experiment.file.parent)
     if experiment.data.vocabulary is not None:
         vocabulary.read(experiment.data.vocabulary, experiment.data.num_classes)  # an export needs it, days later
     with console.decoding() as progress:
@@ -95,15 +105,17 @@ def _run(directory: Path, experiment: Experiment, options: Options, console: Con
     for name, cache in (("train", data.train), ("validate", data.validate)):
         for path, reason in cache.skipped:
             console.print(f"data.{name}: left out {path}: {reason}")
-    with quiet(directory / LOG), cluster.connect(cluster.resolve_address(options.address)) as attempt:
-        shared_storage.check_shared(directory)
-        nodes = partial(cluster.capacity, attempt, experiment.resources.startable)
-        layout = plan(experiment.resources, nodes())
-        with closing(Journal(directory)) as record:
-            search = _begin(record, experiment, options, data)
-            cluster.clean_up(search.attempts, attempt)
-            record.append("attempt", **asdict(attempt))
-            return _Search(experiment, record, data, layout, nodes, console).run()
+    with quiet(directory / LOG):
+        tracker = Tracker(uri, experiment.name, environment_tags(PROJECT))
+        with cluster.connect(cluster.resolve_address(options.address)) as attempt:
+            shared_storage.check_shared(directory)
+            nodes = partial(cluster.capacity, attempt, experiment.resources.startable)
+            layout = plan(experiment.resources, nodes())
+            with closing(Journal(directory)) as record:
+                search = _begin(record, experiment, options, uri, data)
+                cluster.clean_up(search.attempts, attempt)
+                record.append("attempt", tracking_uri=redacted(uri), **asdict(attempt))
+                return _Search(experiment, record, tracker, data, layout, nodes, console).run()
 
 
 def _earlier(file: Path, name: str | None, options: Options) -> tuple[Path, Experiment]:
@@ -114,7 +126,7 @@ def _earlier(file: Path, name: str | None, options: Options) -> tuple[Path, Expe
         raise SearchError(f"no search of {name} in {options.storage}: there is nothing to go on with")
     directory = known[-1]
     record = journal.read(directory)
-    if record.ended and not options.extend:
+    if record.ended and record.tracked and not options.extend:
         raise SearchError(
             f"search {directory.name} has ended ({record.ended}) with {len(record.finished)} finished trials; "
             "--extend N adds trials to it"
@@ -131,7 +143,7 @@ def _earlier(file: Path, name: str | None, options: Options) -> tuple[Path, Expe
     return directory, stored
 
 
-def _begin(record: Journal, experiment: Experiment, options: Options, data: Dataset) -> SearchRecord:
+def _begin(record: Journal, experiment: Experiment, options: Options, uri: str, data: Dataset) -> SearchRecord:
     """Write what the search starts with, or check that a resumed one still has its data."""
     search = record.search
     if search is None:
@@ -145,7 +157,7 @@ def _begin(record: Journal, experiment: Experiment, options: Options, data: Data
             overrides=options.overrides,
             fingerprint=data.fingerprint,
             planned=experiment.search.trials,
-            tracking_uri=options.tracking_uri,
+            tracking_uri=redacted(uri),
             baseline=frequency_baseline(data.validate_batches(BATCH_SIZE, torch.device("cpu")), data),
         )
     elif search.fingerprint != data.fingerprint:
@@ -166,6 +178,7 @@ class _Search:
         self,
         experiment: Experiment,
         record: Journal,
+        tracker: Tracker,
         data: Dataset,
         layout: Plan,
         nodes: Callable[[], list[Node]],
@@ -174,7 +187,7 @@ class _Search:
         assert record.search is not None
         self.experiment, self.journal, self.data, self.layout, self.console = experiment, record, data, layout, console
         self.search: SearchRecord = record.search
-        self.directory = record.directory
+        self.tracker, self.directory = tracker, record.directory
         self.log = self.directory / LOG
         settings = experiment.search
         most = None if settings.max_concurrent == "auto" else settings.max_concurrent
@@ -183,13 +196,13 @@ class _Search:
 
     def run(self) -> int:
         """Train what is due, then score the winner."""
-        console, search, settings = self.console, self.search, self.experiment.search
-        due = search.planned - len(search.trials) + len(search.unfinished)
+        console, search, settings, tracker = self.console, self.search, self.experiment.search, self.tracker
+        # One that has ended goes on only to tell MLflow what it has not heard.
+        due = 0 if search.ended else search.planned - len(search.trials) + len(search.unfinished)
         console.print(
             f"search {search.id} of {search.experiment}: {due} of {search.planned} trials to run, "
             f"{describe(self.layout)}; Ray's own log: {self.log}"
         )
-        tracker = Tracker(search.tracking_uri, search.experiment, environment_tags(PROJECT))
         status = "KILLED"  # whatever ends it before its end: a resume goes on with it
         try:
             tracker.start_search(
@@ -214,22 +227,35 @@ class _Search:
                 if not self.stop.interrupted:
                     if search.finished:
                         self._score_winner(tracker)
-                    self.journal.append("ended", reason=self.stop.reason or "planned")
+                    if not search.ended:
+                        self.journal.append("ended", reason=self.stop.reason or "planned")
                     status = "FINISHED" if search.finished else "FAILED"
         finally:
             tracker.suspend_trials()
             tracker.end_search(status)
-            undelivered = tracker.close()
-        if undelivered:
-            console.print(f"MLflow at {search.tracking_uri} never took {undelivered} writes: see {self.log}")
+            undelivered = tracker.close(SHORT_PATIENCE_SECONDS if status == "KILLED" else None, console.print)
+        self._tell_of_tracking(undelivered)
         return self._conclude()
+
+    def _tell_of_tracking(self, undelivered: int) -> None:
+        """Note that MLflow has it all, or say what it has not."""
+        console, where, refused = self.console, f"MLflow at {self.search.tracking_uri}", self.tracker.refused
+        if refused:
+            console.print(f"{where} refused {len(refused)} writes, the first with: {refused[0]}; see {self.log}")
+        if undelivered:
+            again = f"{program('python')} tune.py {self.search.experiment} --resume"
+            console.print(
+                f"{where} has not taken {undelivered} writes; the journal has them, and tells them by: {again}"
+            )
+        else:
+            self.journal.append("tracked")
 
     def _leave(self, tracker: Tracker, head: str) -> None:
         """End this process because its Ray is gone: whatever waits for an answer of it waits for ever."""
         self.console.print(f"\nno Ray answers at {head} any more\n" + _interrupted(self.search))
         tracker.suspend_trials()
         tracker.end_search("KILLED")
-        tracker.close()
+        tracker.close(SHORT_PATIENCE_SECONDS, self.console.print)
         os._exit(1)
 
     def _fit(self, scheduler: ReplayingScheduler, recorder: Recorder) -> None:
@@ -266,18 +292,19 @@ class _Search:
         return trainable(self.experiment, self.directory, storage / encoders.FOLDER, self.layout.resources, turns)
 
     def _score_winner(self, tracker: Tracker) -> None:
-        """Score the best trial on all of validate (and test), and register its model."""
-        best = self.search.finished[0]
+        """Score the best trial on all of validate (and test), where it is not known yet, and register its model."""
+        best, known = self.search.finished[0], self.search.winner or {}
         device = torch.device("cpu")
         model = export.load_trial(self.directory, self.experiment, best, device)
-        splits = {"validate": self.data.validate}
-        if self.experiment.data.test is not None:
-            splits["test"] = self.experiment.data.open(self.experiment.data.test)
-        metrics = {}
-        for name, cache in splits.items():
-            batches = Batches(cache, batch_size=BATCH_SIZE, shuffle=False, device=device)
-            metrics[name] = evaluate(model, batches, self.experiment.trial_config(best.values).training.precision)
-        self.journal.append("winner", id=best.id, metrics=metrics)
+        metrics: dict[str, dict[str, float]] = dict(known.get("metrics", {})) if known.get("trial") == best.id else {}
+        if not metrics:
+            splits = {"validate": self.data.validate}
+            if self.experiment.data.test is not None:
+                splits["test"] = self.experiment.data.open(self.experiment.data.test)
+            for name, cache in splits.items():
+                batches = Batches(cache, batch_size=BATCH_SIZE, shuffle=False, device=device)
+                metrics[name] = evaluate(model, batches, self.experiment.trial_config(best.values).training.precision)
+            self.journal.append("winner", id=best.id, metrics=metrics)
         example = torch.from_numpy(self.data.validate.features_ND[:2].astype("float32")).numpy()
         tracker.log_winner(
             metrics={f"best/{name}/{key}": value for name, scores in metrics.items() for key, value in scores.items()},

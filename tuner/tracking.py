@@ -1,33 +1,44 @@
 """MLflow, written by the driver alone: a parent run per search, a child run per trial.
 
-One thread does all the writing, in order: a slow or absent server never holds up the search, and SQLite has a single
-writer. Runs are found by their tags (`search_id`, `trial_id`), so a resumed search goes on with the runs it had.
+One thread does all the writing, in order (tuner/outbox.py): a slow or absent server never holds up the search, and
+SQLite has a single writer. Runs are found by their tags (`search_id`, `trial_id`), so a resumed search goes on with the
+runs it had, and a write whose answer was lost is not made twice.
 """
 
 import logging
 import os
-import queue
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit, urlunsplit
 
-from tuner import paths
+from tuner import outbox, paths, redact
 from tuner.errors import SearchError
 from tuner.journal import TrialRecord
+from tuner.outbox import Outbox
+from tuner.redact import redacted
 
 # Runs that a query may return at once, of which there may be more; MLflow's own upper limit is 50,000.
 MAX_RUNS = 10_000
-# Seconds between two attempts to reach a server that does not answer, and how long to go on trying at the end.
-RETRY_SECONDS, PATIENCE_SECONDS = 2.0, 120.0
 PARENT_TAG = "mlflow.parentRunId"
 # Of a run whose trial is over; KILLED is one that a resume goes on with.
 ENDED = ("FINISHED", "FAILED")
 # Opens the UI on runs and metrics, not on traces of language models.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 SQLITE = "sqlite:///"  # what the URI of a database file begins with
+# MLflow's client would repeat a request itself, for minutes, and so make a run twice whose first answer was lost. Here
+# the outbox repeats, after a look at what is there.
+HTTP_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # of an answer, in seconds; not of an upload
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+# What MLflow calls an error that may pass: a server that is gone or broken, a locked database.
+PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED")
+# Patience at the end of a search that was interrupted: a resume tells what is left.
+SHORT_PATIENCE_SECONDS = 10.0
 
 
 def default_uri(folder: Path) -> str:
@@ -35,9 +46,48 @@ def default_uri(folder: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(folder / 'mlflow.db').resolve()}"
 
 
+def choose_uri(given: str | None, stored: str | None, folder: Path) -> str:
+    """The URI of a search's MLflow: of the command line, else where the search logged so far, else the default.
+
+    Args:
+        given: on the command line.
+        stored: in the search's journal, without its credentials; None for a new search.
+        folder: of the yaml.
+
+    Raises:
+        ConfigError: there are credentials on the command line.
+        SearchError: there were credentials in the URI, and the environment no longer gives them.
+    """
+    if given:
+        instead = "a command line is seen by everybody on the machine: set MLFLOW_TRACKING_URI instead"
+        redact.refuse_credentials(given, "--tracking-uri", instead)
+        return given
+    if stored is None or redact.HIDDEN not in stored:
+        return stored or default_uri(folder)
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        raise SearchError(f"MLflow at {stored}: credentials are not stored; set MLFLOW_TRACKING_URI to go on there")
+    return os.environ["MLFLOW_TRACKING_URI"]
+
+
 def ui_command(uri: str) -> str:
     """What to type to browse the results."""
-    return f"{paths.program('mlflow')} ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else f"open {uri}"
+    if uri.startswith(("http:", "https:")):
+        return f"open {redacted(uri)}"
+    return f"{paths.program('mlflow')} ui --backend-store-uri {redacted(uri)}"
+
+
+def _connect(uri: str) -> str:
+    """Settle how MLflow talks to a server; returns the URI that it shall know.
+
+    The credentials of a server are handed over in MLflow's own variables, so that no error message can show them.
+    """
+    os.environ.update({name: os.environ.get(name, value) for name, value in HTTP_SETTINGS.items()})
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") or not (parts.username and parts.password):
+        return uri
+    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
+    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 class Tracker:
@@ -54,13 +104,12 @@ class Tracker:
         Raises:
             SearchError: MLflow cannot be reached or refuses.
         """
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        self.uri, self._tags = _connect(uri), dict(tags)
+        uri = self.uri
         import mlflow
-        from mlflow.exceptions import MlflowException
 
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        self.uri, self._tags = uri, dict(tags)
         try:
             mlflow.set_tracking_uri(uri)
             self.client = mlflow.MlflowClient(tracking_uri=uri)
@@ -70,17 +119,13 @@ class Tracker:
                 if found
                 else self.client.create_experiment(experiment, _artifacts(uri, experiment), EXPERIMENT_TAGS)
             )
-        except (MlflowException, OSError) as error:
-            raise SearchError(f"MLflow at {uri}: {str(error).splitlines()[0]}") from error
+        except Exception as error:  # whatever its store raises, of which there are many
+            raise SearchError(_unreachable(uri, error)) from None  # its message may show credentials
         self.parent_id = ""
         self._runs: dict[str, str] = {}  # MLflow run by trial id
         self._logged: dict[str, set[int]] = {}  # epochs that MLflow already has, by trial id
-        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._closed: set[str] = set()  # trials whose runs an earlier driver closed
-        self._undelivered = 0
-        self._closing_since: float | None = None
-        self._thread = threading.Thread(target=self._write, name="mlflow-writer", daemon=True)
-        self._thread.start()
+        self._outbox = Outbox(_is_passing, self._answers)
 
     def start_search(self, search_id: str, *, tags: Mapping[str, str], params: Mapping[str, Any], yaml: str) -> None:
         """Open the parent run, or the one that this search had."""
@@ -92,7 +137,7 @@ class Tracker:
             self._log_params(self.parent_id, params)
             self.client.log_text(self.parent_id, yaml, "experiment.yaml")
 
-        self._work.put(write)
+        self._outbox.put(write)
 
     def log_data(self, *, name: str, fingerprint: str, source: str, num_videos: int, schema: str) -> None:
         """Log what the search trains on as an MLflow dataset."""
@@ -104,14 +149,14 @@ class Tracker:
                 name=name,
                 digest=fingerprint[:36],
                 source_type="tfrecord",
-                source=source,
+                source=redacted(source),
                 schema=schema,
                 profile=f'{{"num_videos": {num_videos}}}',
             )
             inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", name)])]
             self.client.log_inputs(self.parent_id, inputs)
 
-        self._work.put(write)
+        self._outbox.put(write)
 
     def start_trial(self, trial: TrialRecord, *, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         """Open the trial's run, or the one that it had before its search was interrupted."""
@@ -125,7 +170,7 @@ class Tracker:
             self._logged[trial.id] = {metric.step for metric in self.client.get_metric_history(run_id, "gap")}
             self._log_params(run_id, params)
 
-        self._work.put(write)
+        self._outbox.put(write)
 
     def report(self, trial_id: str, epoch: int, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
         """Log one epoch, all of its metrics at once."""
@@ -143,7 +188,7 @@ class Tracker:
             )
             self._logged[trial_id].add(epoch)
 
-        self._work.put(write)
+        self._outbox.put(write)
 
     def finish_trial(self, trial: TrialRecord, num_ended: int, best: float | None) -> None:
         """Close the trial's run; the parent run shows the best score after that many trials."""
@@ -156,12 +201,12 @@ class Tracker:
             if trial.stopped_by:
                 self.client.set_tag(run_id, "stopped_by", trial.stopped_by)
             if trial.error:
-                self.client.set_tag(run_id, "error", trial.error[:5000])
+                self.client.set_tag(run_id, "error", redacted(trial.error)[:5000])
             self.client.set_terminated(run_id, "FAILED" if trial.status == "failed" else "FINISHED")
             if best is not None:
                 self.client.log_metric(self.parent_id, "gap_best", best, now, num_ended)
 
-        self._work.put(write)
+        self._outbox.put(write)
 
     def suspend_trials(self) -> None:
         """Close the runs of the trials that a resume will go on with."""
@@ -171,7 +216,7 @@ class Tracker:
                 if run.info.status == "RUNNING":
                     self.client.set_terminated(run.info.run_id, "KILLED")
 
-        self._work.put(write)
+        self._outbox.put_last(write)
 
     def log_winner(
         self, *, metrics: Mapping[str, float], tags: Mapping[str, str], log_model: Callable[[str, str], None]
@@ -195,34 +240,35 @@ class Tracker:
             )
             log_model(self.parent_id, self.uri)
 
-        self._work.put(write)
+        self._outbox.put(write)
 
     def end_search(self, status: str) -> None:
         """Close the parent run: FINISHED, FAILED, or KILLED where a resume will go on."""
-        self._work.put(lambda: self.client.set_terminated(self.parent_id, status))
 
-    def close(self) -> int:
-        """Write what is left and stop; returns how many writes a server that stayed away never got."""
-        self._closing_since = time.monotonic()
-        self._work.put(None)
-        self._thread.join()
-        return self._undelivered
+        def write() -> None:
+            self.client.set_terminated(self.parent_id, "KILLED" if self._outbox.undelivered else status)
 
-    def _write(self) -> None:
-        while (write := self._work.get()) is not None:
-            while True:
-                try:
-                    write()
-                    break
-                except Exception as error:
-                    # MLflow raises whatever its store raises. What is at stake is a record that the journal has as
-                    # well, never the search: a write that may succeed later is tried again, in order, others are lost.
-                    logging.getLogger(__name__).exception("MLflow did not take a write")
-                    since = self._closing_since
-                    if not _is_passing(error) or (since and time.monotonic() - since > PATIENCE_SECONDS):
-                        self._undelivered += 1
-                        break
-                    time.sleep(RETRY_SECONDS)
+        self._outbox.put_last(write)
+
+    def close(self, patience: float | None = None, say: Callable[[str], None] = print) -> int:
+        """Write what is left and stop; returns how many writes a server that stayed away never got.
+
+        Args:
+            patience: seconds that it may stay away; None: PATIENCE_SECONDS.
+            say: is told that there is something to wait for.
+        """
+        return self._outbox.close(outbox.PATIENCE_SECONDS if patience is None else patience, say)
+
+    @property
+    def refused(self) -> list[str]:
+        """What MLflow said to the writes that it will never take."""
+        return self._outbox.refused
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self.client.get_experiment(self.experiment_id))
+        except Exception:  # whatever is wrong with it now
+            return False
 
     def _find_or_create(self, tag: str, value: str, name: str, tags: Mapping[str, str]) -> str:
         runs = self.client.search_runs([self.experiment_id], f"tags.`{tag}` = '{value}'")
@@ -263,20 +309,38 @@ def _is_passing(error: Exception) -> bool:
     """Whether the same write may succeed later: a server that is gone or a locked database, not a refusal."""
     from mlflow.exceptions import MlflowException
 
-    passing = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED")
-    return isinstance(error, ConnectionError) or (isinstance(error, MlflowException) and error.error_code in passing)
+    response = getattr(error, "response", None)  # of requests, which carries the artifacts
+    if response is not None:
+        return bool(response.status_code >= 500 or response.status_code in (408, 429))
+    if isinstance(error, MlflowException):
+        return error.error_code in PASSING
+    return isinstance(error, OSError)  # among them all that requests and sockets raise, and a full disk
+
+
+def _unreachable(uri: str, error: Exception) -> str:
+    first = next(iter(str(error).splitlines()), type(error).__name__)
+    hint = ""
+    if isinstance(error, ModuleNotFoundError):
+        hint = "; for PostgreSQL: pip install 'video-tuner[postgresql]'"
+    return f"MLflow at {redacted(uri)}: {redacted(first)}{hint}"
 
 
 def trial_of_run(run_id: str, uri: str) -> str | None:
-    """The trial_id of an MLflow run; None where there is no such run or it is not a trial's."""
+    """The trial_id of an MLflow run; None where there is no such run or it is not a trial's.
+
+    Raises:
+        SearchError: MLflow cannot be reached.
+    """
     import mlflow
     from mlflow.exceptions import MlflowException
 
     if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
         return None  # MLflow would make the database to look into it
     try:
-        tags: dict[str, str] = mlflow.MlflowClient(tracking_uri=uri).get_run(run_id).data.tags
-    except MlflowException:
+        tags: dict[str, str] = mlflow.MlflowClient(tracking_uri=_connect(uri)).get_run(run_id).data.tags
+    except MlflowException as error:
+        if _is_passing(error):
+            raise SearchError(_unreachable(uri, error)) from None
         return None
     return tags.get("trial_id")
 
@@ -284,7 +348,7 @@ def trial_of_run(run_id: str, uri: str) -> str | None:
 def register_model(
     run_id: str, tracking_uri: str, *, name: str, model: Any, example: Any, metadata: dict[str, Any]
 ) -> None:
-    """Log `model` (torch.export format, no pickle) into the run and register it as the newest `name`@best.
+    """Log `model` (torch.export format) into the run and register it as the newest `name`@best; made once per trial.
 
     Args:
         run_id: the run that gets the model.
@@ -292,33 +356,47 @@ def register_model(
         name: of the registered model.
         model: an nn.Module in eval mode, on the CPU.
         example: float32 array [2, D] of real videos, for signature and input example.
-        metadata: stored with the model.
+        metadata: stored with the model; its `trial` tells which models of the run are the same.
     """
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking_uri)
+    client = mlflow.MlflowClient(tracking_uri=tracking_uri)
+    experiment_id, tags = client.get_run(run_id).info.experiment_id, {"trial_id": str(metadata["trial"])}
+    of_run = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
+    known = [logged for logged in of_run if logged.tags.items() >= tags.items() and logged.status != "FAILED"]
+    logged = known[0] if known else client.create_logged_model(experiment_id, "model", run_id, tags)
+    if logged.status != "READY":
+        _log_model(run_id, logged.model_id, model, example, metadata)
+    source = f"models:/{logged.model_id}"
+    versions = [version for version in client.search_model_versions(f"name = '{name}'") if version.source == source]
+    version = versions[0] if versions else mlflow.register_model(source, name, await_registration_for=None)
+    client.set_registered_model_alias(name, "best", version.version)
+
+
+def _log_model(run_id: str, model_id: str, model: Any, example: Any, metadata: dict[str, Any]) -> None:
     import mlflow
     import torch
     from mlflow.models.signature import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    mlflow.set_tracking_uri(tracking_uri)
     with torch.inference_mode():
         logits = model(torch.from_numpy(example)).numpy()
     signature = ModelSignature(
         inputs=Schema([TensorSpec(example.dtype, (-1, example.shape[1]), "features")]),
         outputs=Schema([TensorSpec(logits.dtype, (-1, logits.shape[1]), "logits")]),
     )
-    with mlflow.start_run(run_id=run_id):
-        info = mlflow.pytorch.log_model(
-            model,
-            name="model",
-            serialization_format="pt2",
-            signature=signature,
-            input_example=example,
-            pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
-            metadata=metadata,
-        )
-    client = mlflow.MlflowClient(tracking_uri=tracking_uri)
-    version = mlflow.register_model(info.model_uri, name, await_registration_for=None)
-    client.set_registered_model_alias(name, "best", version.version)
+    # Not within mlflow.start_run, which a server that goes away would leave open.
+    mlflow.pytorch.log_model(
+        model,
+        run_id=run_id,
+        model_id=model_id,
+        serialization_format="pt2",
+        signature=signature,
+        input_example=example,
+        pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
+        metadata=metadata,
+    )
 
 
 def environment_tags(folder: Path) -> dict[str, str]:
