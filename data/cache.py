@@ -98,9 +98,9 @@ class Cache:
             FileNotFoundError: there is none.
             CacheError: a part of it is missing or has another size than when it was finished.
         """
-        text = (directory / _build.MANIFEST).read_text()
+        content = (directory / _build.MANIFEST).read_bytes()
         try:
-            manifest = json.loads(text)
+            manifest = json.loads(content)
             if manifest["format"] != _build.FORMAT:
                 raise CacheError(f"{directory}: written by another version of this program")
             for name, size in manifest["columns"].items():

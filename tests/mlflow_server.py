@@ -129,14 +129,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _hand_on(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        upstream = HTTPConnection("127.0.0.1", self.server.target.port, timeout=120)
         try:
-            upstream = HTTPConnection("127.0.0.1", self.server.target.port, timeout=120)
             upstream.request(self.command, self.path, body, dict(self.headers))
             answer = upstream.getresponse()
             content = answer.read()
         except OSError:
             self.close_connection = True
             return  # as if nobody were there
+        finally:
+            upstream.close()
         lose = next((end for end in self.server.lose_next if self.path.split("?")[0].endswith(end)), None)
         if lose is not None:
             self.server.lose_next.discard(lose)

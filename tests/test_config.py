@@ -208,6 +208,23 @@ def test_only_the_experiment_that_runs_needs_its_environment(load_text: Load, mo
     assert (data.train, data.validate) == ("/shards/train*.tfrecord", "/v/v*")
 
 
+@pytest.mark.parametrize(
+    "override", ["data.train=s3://AKIA:hunter2@bucket/train*", "data.test=[a*, 'https://h/a?sig=hunter2']"]
+)
+def test_credentials_are_refused_and_never_shown(load_text: Load, override: str) -> None:
+    with pytest.raises(ConfigError) as told:
+        load_text(VALID, overrides=(override,))
+    assert "holds credentials, and would be stored with the search" in str(told.value)
+    assert f"tiny.{override.split('=')[0]}" in str(told.value) and "hunter2" not in str(told.value)
+
+
+def test_credentials_from_the_environment_are_refused_as_well(load_text: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHARDS", "s3://AKIA:hunter2@bucket")
+    with pytest.raises(ConfigError, match=r"tiny\.data\.train: s3://\*\*\*@bucket/t\*\S* holds credentials") as told:
+        load_text(VALID.replace("train: t*", "train: ${SHARDS}/t*"))
+    assert "hunter2" not in str(told.value)
+
+
 def test_an_unquoted_variable_may_be_a_number_and_a_quoted_one_stays_text(load_text: Load) -> None:
     text = VALID.replace("training: {batch_size: 16, epochs: 2}", "training:\n      batch_size: ${BATCH:-32}")
     experiment = load_text(text)

@@ -54,7 +54,11 @@ def load(directory: Path, *, settings: dict[str, Any]) -> tuple[dict[str, Tensor
     """
     weights = load_weights(directory, settings=settings)
     _check(directory, TRAINING, read_manifest(directory))
-    return weights, torch.load(directory / TRAINING, map_location="cpu", weights_only=True)
+    try:
+        training = torch.load(directory / TRAINING, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever torch finds wrong with a file from elsewhere: it may hold anything
+        raise CheckpointError(f"{directory / TRAINING}: holds no state of a training") from error
+    return weights, training
 
 
 def load_weights(directory: Path, *, settings: dict[str, Any]) -> dict[str, Tensor]:

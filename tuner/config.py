@@ -23,6 +23,7 @@ from tuner.dataset import DataConfig
 from tuner.distributions import DISTRIBUTIONS, default_label, distribution_of, label, options
 from tuner.errors import ConfigError
 from tuner.reading import FIXED, SEARCHABLE, blocks_of, nearest, not_one_of, read_block, read_trial
+from tuner.redact import has_credentials, redacted
 from tuner.settings import (
     ElasticConfig,
     FailuresConfig,
@@ -122,7 +123,9 @@ def load(file: Path, name: str | None, overrides: Sequence[str] = ()) -> Experim
     for override in overrides:
         node = _override(node, override)
     problems = Problems(name)
-    return _build(expand(node, problems), name, file, problems)
+    node = expand(node, problems)
+    _refuse_credentials(node, "", problems)
+    return _build(node, name, file, problems)
 
 
 def _choose(tree: Node, name: str | None) -> tuple[str, Node]:
@@ -218,6 +221,21 @@ def _refuse_distributions(node: Node, path: str, searchable: Sequence[str], prob
         return
     for key, entry in node.entries.items():
         _refuse_distributions(entry, join(path, key), searchable, problems)
+
+
+def _refuse_credentials(node: Node, path: str, problems: Problems) -> None:
+    """An experiment is stored with its searches and shown in MLflow: nothing secret may be in it."""
+    if isinstance(node.value, str) and has_credentials(node.value):
+        problems.add(
+            node,
+            path,
+            f"{redacted(node.value)} holds credentials, and would be stored with the search; set them in the "
+            "environment (AWS_ACCESS_KEY_ID and the like) or in fsspec's configuration",
+        )
+        problems.close(node)
+    below = enumerate(node.value) if isinstance(node.value, tuple) else node.entries.items()
+    for key, entry in below:
+        _refuse_credentials(entry, join(path, str(key)), problems)
 
 
 def _check_towers(resolved: Node, config: Trial, data: DataConfig, problems: Problems) -> None:
@@ -329,7 +347,7 @@ def _told(leaves: Mapping[str, Any], path: str) -> str:
 
 def _override(experiment: Node, text: str) -> Node:
     path, equals, written = text.partition("=")
-    source = f"--set {text}"
+    source = f"--set {redacted(text)}"
     if not equals or not path.strip():
         raise ConfigError(f"{source}: write it as path=value, such as training.epochs=5")
     return _put(experiment, path.strip().split("."), parse(written, source, lines=False), "")

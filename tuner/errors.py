@@ -61,7 +61,9 @@ def main(command: Callable[[], int | None]) -> int:
     try:
         return command() or 0
     except (TunerError, DataError) as error:
-        print(error, file=sys.stderr)
+        from tuner.redact import redacted  # which knows these errors
+
+        print(redacted(str(error)), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -11,7 +11,8 @@
     metrics.json  README.md  the model card
     SHA256SUMS               of all these: `sha256sum -c SHA256SUMS`
 
-Nothing in it is pickled by us, and loading it takes torch and safetensors only: no yaml, ray, mlflow, optuna, pydantic.
+`load_model` reads config.json and model.safetensors, which can hold no code, and takes torch and safetensors only: no
+yaml, ray, mlflow, optuna, pydantic. It leaves the .pt2 files alone, since torch.export.load unpickles what they hold.
 """
 
 from __future__ import annotations

@@ -59,7 +59,8 @@ python -m tuner.evaluate MODEL_DIR --data 'validate*.tfrecord'                  
 python -m tuner.predict MODEL_DIR --data 'test*.tfrecord' --output predictions.csv        # shards with or without
 ```
 
-With PyTorch alone:
+With PyTorch alone (`torch.export.load` may run code that a file holds: take a model.pt2 from nobody you do not trust;
+the commands above read model.safetensors, which can hold none):
 
 ```python
 import torch

@@ -8,6 +8,7 @@ from tuner import export
 from tuner.config import Experiment
 from tuner.console import Console, describe_settings
 from tuner.journal import Journal, TrialRecord, Unsaved
+from tuner.redact import redacted
 from tuner.scheduler import ReplayingScheduler
 from tuner.space import flatten
 from tuner.stop_rule import StopRule
@@ -117,7 +118,7 @@ class Recorder(Unsaved, Callback):
 
     def _end(self, record: TrialRecord, error: str | None, stopped_by: str | None) -> None:
         if error is not None:
-            self._journal.append("failed", id=record.id, error=error)
+            self._journal.append("failed", id=record.id, error=redacted(error))
         else:
             self._journal.append("finished", id=record.id, stopped_by=stopped_by)
         self._close(record)

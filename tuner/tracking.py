@@ -364,7 +364,7 @@ def register_model(
     client = mlflow.MlflowClient(tracking_uri=tracking_uri)
     experiment_id, tags = client.get_run(run_id).info.experiment_id, {"trial_id": str(metadata["trial"])}
     of_run = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
-    known = [logged for logged in of_run if logged.tags.items() >= tags.items() and logged.status != "FAILED"]
+    known = [logged for logged in of_run if logged.tags.items() >= tags.items()]  # perhaps left half done
     logged = known[0] if known else client.create_logged_model(experiment_id, "model", run_id, tags)
     if logged.status != "READY":
         _log_model(run_id, logged.model_id, model, example, metadata)

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from tuner.errors import ConfigError
+from tuner.redact import redacted
 
 Scalar = str | int | float | bool | None
 
@@ -191,7 +192,7 @@ def dump(value: Any) -> str:
 def shown(value: Any, limit: int = 80) -> str:
     """A value in one short line, as it would be written in the yaml."""
     text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=True, width=10**6, allow_unicode=True)
-    text = text.removesuffix("...\n").strip()
+    text = redacted(text.removesuffix("...\n").strip())
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
