@@ -187,7 +187,7 @@ def epochs(
             "epoch": state.epoch + 1,
             **validated(score(state.model), state.history),
             "loss_train": loss_train,
-            "learning_rate": step.steps.learning_rate,
+            "learning_rate": step.learning_rate,
             "videos_per_second": batches.num_videos / (trained - start),
             "seconds": time.monotonic() - start,
             **device_metrics(device),
@@ -248,6 +248,11 @@ class Step:
         self.fixed_weights_N: Tensor | None = None
         if loss.bootstrap == "fixed":
             self.fixed_weights_N = data.bootstrap_weights(seed).to(device)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the last step."""
+        return self.steps.learning_rate
 
     def run_epoch(self, batches: Iterator[Any], epoch: int) -> float:
         """Step through the batches of one epoch; return the mean of their losses (the data term, without penalty)."""
