@@ -28,6 +28,10 @@ print(json.dumps([groups, [actor.class_name for actor in list_actors(filters=[("
 RAYS_OWN = {"_AutoscalingCoordinatorActor"}
 
 
+# A head asks for a token wherever this user has one; a node brings it along only when it is told to.
+WITH_TOKEN = {"RAY_AUTH_MODE": "token"} if Path("~/.ray/auth_token").expanduser().exists() else {}
+
+
 @dataclass
 class LongLivedRay:
     """A Ray whose head, and whose further nodes, are `ray start` processes."""
@@ -60,7 +64,7 @@ class LongLivedRay:
             starter = subprocess.Popen(
                 [str(Path(sys.executable).parent / "ray"), *command],
                 cwd=self.place.folder,
-                env=self.place.environment,
+                env=self.place.environment | WITH_TOKEN,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 text=True,
