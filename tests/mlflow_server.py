@@ -11,7 +11,7 @@ import threading
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -71,7 +71,8 @@ class Server:
     def kill(self) -> None:
         """kill -9, workers included."""
         if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             self.process = None
 
@@ -83,7 +84,7 @@ def postgresql() -> Iterator[str]:
     initdb = shutil.which("initdb") or (str(found[-1]) if found else None)
     if initdb is None:
         pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
-    pytest.importorskip("psycopg2", reason="pip install -e '.[postgresql]'")
+    pytest.importorskip("psycopg", reason="pip install -e '.[postgresql]'")
     folder, port = Path(tempfile.mkdtemp(prefix="pg-")), free_port()
     (folder / "password").write_text(PASSWORD)
     user = None

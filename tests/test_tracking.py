@@ -1,6 +1,7 @@
 """What MLflow holds of a search: a real SQLite store, and one that fails for a while."""
 
 import logging
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -10,13 +11,15 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
+import requests
 import torch
 from finished import FinishedSearch
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, TEMPORARILY_UNAVAILABLE
 
 from tuner import outbox, replay, tracking
-from tuner.errors import SearchError
+from tuner.errors import ConfigError, SearchError
 from tuner.journal import TrialRecord
 from tuner.tracking import PARENT_TAG, Tracker, register_model, trial_of_run
 
@@ -24,6 +27,12 @@ TAGS = {"git_commit": "abc", "version.torch": "2"}
 PARAMS = {"optimizer.kind": "adam", "optimizer.learning_rate": 0.01, "loss.l1": 0}
 
 Start = Callable[..., Tracker]
+
+
+def http_error(status: int) -> requests.HTTPError:
+    response = requests.Response()
+    response.status_code = status
+    return requests.HTTPError(f"status {status}", response=response)
 
 
 @pytest.fixture(autouse=True)
@@ -364,3 +373,51 @@ def test_more_runs_than_a_page_holds_are_all_found(
     tracker.suspend_trials()
     tracker.close()
     assert [run.info.status for run in runs()[1].values()] == ["KILLED"] * 5
+
+
+def test_a_search_goes_on_where_it_logged_unless_the_command_line_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tracking.choose_uri(None, None, tmp_path) == tracking.default_uri(tmp_path)
+    assert tracking.choose_uri(None, "http://stored", tmp_path) == "http://stored"
+    assert tracking.choose_uri("http://given", "http://stored", tmp_path) == "http://given"
+    with pytest.raises(ConfigError, match=r"--tracking-uri: http://\*\*\*@given holds credentials"):
+        tracking.choose_uri("http://user:hunter2@given", None, tmp_path)
+    with pytest.raises(SearchError, match=r"MLflow at http://\*\*\*@stored: credentials are not stored"):
+        tracking.choose_uri(None, "http://***@stored", tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:hunter2@stored")
+    assert tracking.choose_uri(None, "http://***@stored", tmp_path) == "http://user:hunter2@stored"
+    assert tracking.choose_uri(None, "sqlite:///there.db", tmp_path) == "sqlite:///there.db"
+
+
+def test_credentials_of_a_server_are_in_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "-")  # put back after the test
+    with pytest.raises(SearchError) as told:
+        Tracker("http://user:hunter%402@127.0.0.1:1", "tiny", {})
+    assert "MLflow at http://127.0.0.1:1: " in str(told.value) and "hunter" not in str(told.value)
+    assert told.value.__cause__ is None
+    assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "hunter@2"  # where MLflow finds it
+    assert tracking.ui_command("http://user:hunter2@host:5000") == "open http://***@host:5000"
+
+
+@pytest.mark.parametrize(
+    "error, passing",
+    [
+        (ConnectionError("refused"), True),
+        (TimeoutError("slow"), True),
+        (requests.ConnectionError("gone"), True),
+        (requests.ReadTimeout("slow"), True),
+        (http_error(502), True),
+        (http_error(429), True),
+        (http_error(403), False),
+        (MlflowException("database is locked", error_code=TEMPORARILY_UNAVAILABLE), True),
+        (MlflowException("API request failed with exception HTTPConnectionPool(...)"), True),
+        (MlflowException("no such run", error_code=RESOURCE_DOES_NOT_EXIST), False),
+        (MlflowException("bad key", error_code=INVALID_PARAMETER_VALUE), False),
+        (KeyError("trial"), False),
+    ],
+    ids=str,
+)
+def test_what_may_pass_is_tried_again_and_a_refusal_is_not(error: Exception, passing: bool) -> None:
+    assert tracking._is_passing(error) is passing

@@ -17,7 +17,7 @@ from tuner.redact import redacted
 RETRY_SECONDS = 2.0  # between two attempts at a write
 # Seconds without success, once nothing more will come, until the rest is given up.
 PATIENCE_SECONDS = 120.0
-# A write that failed this often while the server answers other questions will never be taken.
+# A write that failed this often, and each time the server answered another question after it, will never be taken.
 MOST_FAILURES = 30
 # What waits at the most: about 1 KiB each. An hour of a thousand trials that report every 20 seconds.
 MOST_WAITING = 200_000
@@ -84,7 +84,7 @@ class Outbox:
 
     def _deliver(self, write: Write) -> bool:
         """Whether the server has taken the write, or will never; False when patience ends."""
-        failures = 0
+        told, failures = False, 0
         while True:
             try:
                 write()
@@ -93,13 +93,15 @@ class Outbox:
             except Exception as error:
                 # MLflow raises whatever its store raises. What is at stake is a record that the journal has as well,
                 # never the search.
-                failures += 1
-                if not self._is_passing(error) or (failures >= MOST_FAILURES and self._answers()):
+                passing = self._is_passing(error)
+                failures += passing and self._answers()
+                if not passing or failures >= MOST_FAILURES:
                     self.refused.append(redacted(str(error) or type(error).__name__))
                     _log.error("MLflow refused a write\n%s", redacted(traceback.format_exc()))
                     return True
-                if failures == 1:
+                if not told:
                     _log.warning("MLflow does not take a write, which is tried again: %s", redacted(str(error)))
+                    told = True
                 if self._is_over() or self._given_up.wait(RETRY_SECONDS):
                     return False
 

@@ -362,19 +362,21 @@ def register_model(
 
     mlflow.set_tracking_uri(tracking_uri)
     client = mlflow.MlflowClient(tracking_uri=tracking_uri)
-    experiment_id, tags = client.get_run(run_id).info.experiment_id, {"trial_id": str(metadata["trial"])}
-    of_run = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
+    run, tags = client.get_run(run_id), {"trial_id": str(metadata["trial"])}
+    of_run = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
     known = [logged for logged in of_run if logged.tags.items() >= tags.items()]  # perhaps left half done
-    logged = known[0] if known else client.create_logged_model(experiment_id, "model", run_id, tags)
+    logged = known[0] if known else client.create_logged_model(run.info.experiment_id, "model", run_id, tags)
     if logged.status != "READY":
-        _log_model(run_id, logged.model_id, model, example, metadata)
+        outputs = run.outputs.model_outputs if run.outputs else []
+        linked = any(output.model_id == logged.model_id for output in outputs)  # which MLflow refuses to do twice
+        _log_model(None if linked else run_id, logged.model_id, model, example, metadata)
     source = f"models:/{logged.model_id}"
     versions = [version for version in client.search_model_versions(f"name = '{name}'") if version.source == source]
     version = versions[0] if versions else mlflow.register_model(source, name, await_registration_for=None)
     client.set_registered_model_alias(name, "best", version.version)
 
 
-def _log_model(run_id: str, model_id: str, model: Any, example: Any, metadata: dict[str, Any]) -> None:
+def _log_model(run_id: str | None, model_id: str, model: Any, example: Any, metadata: dict[str, Any]) -> None:
     import mlflow
     import torch
     from mlflow.models.signature import ModelSignature
