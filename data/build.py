@@ -29,6 +29,7 @@ import crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from data import remote
 from data.errors import CacheError, ShardError
 from data.schema import Schema
 from data.tfrecord import count_records, decode_shard
@@ -230,13 +231,11 @@ def find_shard(path: str) -> Shard:
         if "://" not in path:
             status = os.stat(path)
             return Shard(path=path, size=status.st_size, version=str(status.st_mtime_ns))
-        import fsspec  # imported here: only URLs need it
-
-        filesystem, inner = fsspec.core.url_to_fs(path)
+        filesystem, inner = remote.filesystem(path)
         return Shard(path=path, size=int(filesystem.size(inner) or 0), version=str(filesystem.ukey(inner)))
     except FileNotFoundError:
         raise ShardError(path, "no such file") from None
-    except OSError as error:
+    except remote.errors(OSError) as error:
         raise ShardError(path, f"cannot be read: {error}") from error
 
 

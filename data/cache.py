@@ -32,6 +32,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from data import build as _build
+from data import remote
 from data.build import BuildProgress, Part, Recipe, ShardRecord
 from data.errors import CacheError, DataError, NoShardsError, ShardError
 from data.schema import NUM_CLASSES, VIDEO_FEATURES, Schema
@@ -302,16 +303,22 @@ def _find_local(pattern: str) -> list[str]:
 
 
 def _find_remote(pattern: str) -> list[str]:
-    import fsspec  # imported here: only URLs need it
-
     try:
-        filesystem, inner = fsspec.core.url_to_fs(pattern)
-        paths = filesystem.glob(inner) if has_magic(inner) else [inner] if filesystem.isfile(inner) else []
+        filesystem, inner = remote.filesystem(pattern)
+        paths = filesystem.glob(inner) if has_magic(inner) else [inner] if _is_file(filesystem, inner) else []
         if pattern.split("://")[0] in ("file", "local"):
             return [path for path in paths if os.path.isfile(path)]
         return [filesystem.unstrip_protocol(path) for path in paths]
-    except (OSError, ValueError, ImportError) as error:
+    except remote.errors(OSError, ValueError, ImportError) as error:
         raise NoShardsError(f"{pattern}: cannot be listed: {error}") from error
+
+
+def _is_file(filesystem: Any, path: str) -> bool:
+    """Unlike fsspec's own `isfile`, which takes a store that does not answer for one without the file."""
+    try:
+        return bool(filesystem.info(path)["type"] == "file")
+    except FileNotFoundError:
+        return False
 
 
 # ------------------------------------------------------------------------------------------------- command line

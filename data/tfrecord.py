@@ -29,6 +29,7 @@ import numpy as np
 from crc32c import crc32c
 from numpy.typing import NDArray
 
+from data import remote
 from data.errors import ShardError
 from data.lockstep import BYTES_LIST, FLOAT_LIST, INT64_LIST, SLACK, Places, copy_floats, gather, locate, read_varints
 from data.schema import ID_KEYS, LABELS_KEY, Schema
@@ -132,7 +133,7 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
                     raise ShardError(name, "is damaged: its data does not match its CRC", offset)
                 yield offset, data
                 offset += _frame(length)
-    except (OSError, EOFError, zlib.error, ValueError, ImportError) as error:
+    except remote.errors(OSError, EOFError, zlib.error, ValueError, ImportError) as error:
         # EOFError and zlib.error: gzip. ValueError and ImportError: fsspec knows no such protocol.
         raise ShardError(name, f"cannot be read: {_words(error)}", offset) from error
 
@@ -230,7 +231,7 @@ def _frames(name: str) -> _Frames:
                 raise _damage(name)
             lengths.append(length)
             data_crcs.append(crc32c(view[start : start + length]))
-    except (OSError, EOFError, zlib.error, ValueError, ImportError):
+    except remote.errors(OSError, EOFError, zlib.error, ValueError, ImportError):
         raise _damage(name) from None
     length_N = np.array(lengths, np.int64)
     stop_N = np.cumsum(length_N + _frame(0)) - _FOOTER.size
@@ -383,9 +384,8 @@ def _open(name: str) -> Iterator[BinaryIO]:
 def _open_raw(name: str) -> BinaryIO:
     if "://" not in name:
         return open(name, "rb")
-    import fsspec  # here, since local files need none of it
-
-    return cast(BinaryIO, fsspec.open(name, "rb").open())
+    filesystem, path = remote.filesystem(name)
+    return cast(BinaryIO, filesystem.open(path, "rb"))
 
 
 def _is_gzip(head: bytes) -> bool:
