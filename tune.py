@@ -16,7 +16,7 @@ def run() -> int:
         "--set", action="append", default=[], metavar="PATH=VALUE", help="replace a setting, as in model.hidden=600"
     )
     parser.add_argument("--trials", type=int, metavar="N", help="short for --set search.trials=N")
-    parser.add_argument("--storage", metavar="DIR", help="where searches live; without: storage/ beside the yaml")
+    parser.add_argument("--storage", metavar="DIR|URL", help="where searches live; without: storage/ beside the yaml")
     parser.add_argument(
         "--tracking-uri", metavar="URI", help="of MLflow; without: MLFLOW_TRACKING_URI, or mlflow.db beside the yaml"
     )

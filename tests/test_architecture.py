@@ -22,7 +22,7 @@ FRAMEWORKS = {
     "mlflow": {"tuner/tracking.py"},
     "pydantic": {"tuner/reading.py", "tuner/settings.py"},
     "yaml": {"tuner/yaml_tree.py"},
-    "pyarrow": {"tuner/embed.py"},
+    "pyarrow": {"tuner/embed.py", "tuner/trial.py"},
 }
 # Distributions that nothing here imports: Optuna does, for the samplers that are named in their comments.
 FOR_OPTUNA = {"cmaes", "scipy"}

@@ -1,9 +1,6 @@
-"""The journal: what a crash may cut off, what two drivers may not do, and that replay tells what was written."""
+"""The journal: what a crash may cut off, and that replay tells what was written."""
 
 import json
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,6 @@ from tuner import journal
 from tuner.errors import SearchError
 from tuner.journal import Journal, TrialRecord
 
-ROOT = Path(__file__).parents[1]
 FIRST: dict[str, Any] = {
     "type": "search",
     "version": journal.VERSION,
@@ -27,14 +23,6 @@ FIRST: dict[str, Any] = {
     "overrides": [],
     "baseline": 0.2,
 }
-DRIVER = """
-import sys
-from pathlib import Path
-from tuner.journal import Journal
-journal = Journal(Path(sys.argv[1]))
-print("open", flush=True)
-sys.stdin.read()
-"""
 
 
 def begin(directory: Path) -> Journal:
@@ -47,25 +35,6 @@ def suggest(opened: Journal, number: int) -> None:
     opened.append(
         "suggested", number=number, id=f"t{number}", values={"x": 0.5}, settings={}, sampler_state={}, study_state={}
     )
-
-
-def start_driver(directory: Path) -> "subprocess.Popen[str]":
-    """A real second process that has the journal open."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(directory)],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None and process.stdout.readline() == "open\n"
-    return process
-
-
-def end(process: "subprocess.Popen[str]") -> None:
-    process.kill()
-    process.communicate()
 
 
 names = st.text(max_size=6)
@@ -166,7 +135,7 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path, line: bytes, reas
     opened.close()
     first, second = (tmp_path / "journal.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "journal.jsonl").write_bytes(first + line + second)
-    for use in (journal.read, Journal, Journal):  # the failed one keeps no lock
+    for use in (journal.read, Journal):
         with pytest.raises(SearchError, match=rf"journal\.jsonl:2: the journal is damaged.*{reason}|:2:.*damaged"):
             use(tmp_path)
 
@@ -186,25 +155,6 @@ def test_a_journal_of_a_newer_version_is_refused(tmp_path: Path) -> None:
 def test_no_journal_is_told(tmp_path: Path) -> None:
     with pytest.raises(SearchError, match="no journal of a search"):
         journal.read(tmp_path)
-
-
-def test_a_second_driver_is_refused_and_told_who_the_first_is(tmp_path: Path) -> None:
-    begin(tmp_path).close()
-    driver = start_driver(tmp_path)
-    try:
-        with pytest.raises(SearchError, match=f"is being run by process {driver.pid} on "):
-            Journal(tmp_path)
-        assert journal.read(tmp_path).id == "s"  # reading needs no lock
-    finally:
-        end(driver)
-
-
-def test_a_killed_driver_leaves_the_journal_free(tmp_path: Path) -> None:
-    begin(tmp_path).close()
-    driver = start_driver(tmp_path)
-    driver.send_signal(signal.SIGKILL)
-    end(driver)
-    Journal(tmp_path).close()
 
 
 def test_a_record_is_on_the_disk_when_append_returns(tmp_path: Path) -> None:

@@ -21,9 +21,32 @@ def test_storage_is_as_given_then_the_variable_then_beside_the_yaml(
     assert paths.storage(f"file://{tmp_path}", file) == tmp_path
 
 
-def test_a_storage_that_is_not_built_is_refused() -> None:
-    with pytest.raises(ConfigError, match="--storage s3://bucket/searches: must be a folder"):
-        paths.storage("s3://bucket/searches", None)
+def test_a_store_is_a_place_with_the_methods_of_a_folder() -> None:
+    place = paths.storage("memory://searches/", None)
+    assert paths.is_url(place) and str(place / "tiny") == "memory://searches/tiny"
+    assert not paths.is_url(Path("searches"))
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        (
+            "sftp://host/searches",
+            "--storage sftp://host/searches: must be a folder, or a URL that begins with",
+        ),
+        ("s3://me:secret@bucket/searches", r"--storage: s3://\*\*\*@bucket/searches holds credentials"),
+    ],
+)
+def test_a_storage_that_cannot_be_used_is_refused(named: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told) as refused:
+        paths.storage(named, None)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(ConfigError, match=r'--storage gs://bucket: pip install "video-tuner\[gcs\]" first'):
+        paths.storage("gs://bucket", None)
 
 
 def test_the_yaml_is_the_one_given_then_the_one_here_then_the_projects(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tuner import journal, paths
 from tuner.errors import NothingToExport, SearchError, main
 from tuner.journal import SearchRecord, TrialRecord
-from tuner.paths import program
+from tuner.paths import Place, program
 
 if TYPE_CHECKING:  # `--help` needs no torch
     from rich.console import Console
@@ -38,9 +38,9 @@ def run(arguments: list[str] | None = None) -> None:
     parser.add_argument("experiment", nargs="?", metavar="EXPERIMENT", help="default: that of the newest search")
     parser.add_argument("--search", metavar="ID", help="default: the newest of the experiment")
     parser.add_argument(
-        "--export", nargs="?", const="", metavar="DIR", help="write the model; default: exports/EXPERIMENT-SEARCH"
+        "--export", nargs="?", const="", metavar="DIR|URL", help="write the model; default: exports/EXPERIMENT-SEARCH"
     )
-    parser.add_argument("--storage", metavar="DIR", help="default: $TUNER_STORAGE, or storage/ beside the yaml")
+    parser.add_argument("--storage", metavar="DIR|URL", help="default: $TUNER_STORAGE, or storage/ beside the yaml")
     parser.add_argument("--file", type=Path, metavar="YAML", help="default: experiments.yaml, here or the project's")
     parser.add_argument("--tracking-uri", metavar="URI", help="of the MLflow to name; default: where the search logged")
     parser.add_argument("--top", type=int, default=TOP, metavar="N", help="trials in the table; default: %(default)s")
@@ -58,17 +58,17 @@ def run(arguments: list[str] | None = None) -> None:
     from tuner.config import Experiment
 
     stored = directory / "experiment.yaml"
-    experiment = Experiment.from_yaml(stored.read_text(), search.experiment, options.file or stored)
+    experiment = Experiment.from_yaml(stored.read_text(), search.experiment, options.file or Path(str(stored)))
     console = Console(highlight=False, markup=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = WIDTH
     _show(console, search, winner, experiment, top=options.top, tracking_uri=options.tracking_uri)
     if options.export is not None:
-        folder = Path(options.export or f"exports/{search.experiment}-{search.id}")
+        folder = paths.place(options.export or f"exports/{search.experiment}-{search.id}", "--export")
         _export(console, folder, directory, experiment, search, winner)
 
 
-def find_search(storage: Path, experiment: str | None, search_id: str | None) -> Path:
+def find_search(storage: Place, experiment: str | None, search_id: str | None) -> Place:
     """The folder of a search.
 
     Args:
@@ -79,13 +79,13 @@ def find_search(storage: Path, experiment: str | None, search_id: str | None) ->
     Raises:
         SearchError: there is none; says which there are, the nearest first.
     """
-    known = sorted({path.parents[1].name for path in storage.glob("*/*/journal.jsonl")})
+    found = journal.searches(storage)
+    known = sorted({path.parent.name for path in found})
     if not known:
         raise SearchError(f"{storage}: no search there yet; `python tune.py` runs one, --storage DIR looks elsewhere")
     if experiment is not None and experiment not in known:
         raise SearchError(f"{storage}: no search of an experiment {experiment!r}; {_nearest(experiment, known)}")
-    found = [path for name in known if experiment in (None, name) for path in journal.searches(storage, name)]
-    found.sort(key=lambda path: path.name)  # an id begins with its time
+    found = [path for path in found if experiment in (None, path.parent.name)]
     if search_id is None:
         return found[-1]
     chosen = [path for path in found if path.name == search_id]
@@ -166,8 +166,8 @@ def _over_trial_0(search: SearchRecord, score: float) -> str:
 
 def _export(
     console: "Console",
-    folder: Path,
-    directory: Path,
+    folder: Place,
+    directory: Place,
     experiment: "Experiment",
     search: SearchRecord,
     winner: TrialRecord,

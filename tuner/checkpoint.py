@@ -20,9 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tuner.errors import CheckpointError
+from tuner.paths import Place
 
 VERSION = 2
-WEIGHTS, TRAINING, MANIFEST = "model.safetensors", "training.pt", "checkpoint.json"
+WEIGHTS, TRAINING, MANIFEST = FILES = "model.safetensors", "training.pt", "checkpoint.json"
 
 
 def save(directory: Path, *, model: dict[str, Tensor], training: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -79,7 +80,7 @@ def load_weights(directory: Path, *, settings: dict[str, Any]) -> dict[str, Tens
     return weights
 
 
-def is_whole(directory: Path) -> bool:
+def is_whole(directory: Place) -> bool:
     """Whether the weights are there to their last byte: a copy that a killed worker left half done is not.
 
     Damage is not looked for; who loads the weights finds it.
@@ -110,7 +111,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def discard_training_state(directory: Path) -> None:
+def discard_training_state(directory: Place) -> None:
     """Keep the weights alone: what a finished trial no longer needs is two thirds of its checkpoint."""
     (directory / TRAINING).unlink(missing_ok=True)
 

@@ -47,6 +47,8 @@ class SampleConfig:
                 raise ValueError(f"{name} must be at least 1, but got {getattr(self, name)}")
         if self.test < 0:
             raise ValueError(f"test must not be negative, but got {self.test}")
+        if "://" in self.directory:
+            raise ValueError("directory must be a folder, which every machine writes for itself; no URL")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +74,8 @@ class DataConfig:
         for name in ("validate_fraction", "label_fraction"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in (0, 1], but got {getattr(self, name)}")
+        if self.cache is not None and "://" in self.cache:
+            raise ValueError("cache must be a folder, which every machine has for itself; no URL")
         if self.num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, but got {self.num_classes}")
         if not self.features:

@@ -116,7 +116,7 @@ def run(arguments: list[str] | None = None) -> None:
         prog="python -m tuner.embed",
         description="Write the embedding of every video by the encoder of an exported model.",
     )
-    parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="a folder that tuner.best --export wrote")
+    parser.add_argument("model", metavar="MODEL_DIR", help="what tuner.best --export wrote: a folder or its URL")
     parser.add_argument("--data", required=True, nargs="+", metavar="GLOB", help="shards; they need no labels")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help=SUFFIX)
     parser.add_argument("--batch-size", type=positive, default=BATCH_SIZE, metavar="B", help="default: %(default)s")
@@ -129,9 +129,10 @@ def run(arguments: list[str] | None = None) -> None:
 
     from data.cache import find_shards
     from tuner.export import choose_device, load_model
+    from tuner.paths import place
 
     device = choose_device(options.device)
-    exported = load_model(options.model, device)
+    exported = load_model(place(options.model, "MODEL_DIR"), device)
     columns_of_file = schema(exported)
     shards = find_shards(options.data)
     # Of numbers that hardly repeat, a dictionary only costs; split into first, second, ... bytes they take a sixth less

@@ -29,6 +29,8 @@ from models import FusedEncoder
 from tuner import checkpoint
 from tuner.dataset import Dataset
 from tuner.errors import CheckpointError
+from tuner.paths import Place
+from tuner.transfer import fetched, published
 from tuner.trial_config import ContrastiveConfig
 
 FOLDER = ".encoders"  # in the storage; an experiment cannot have this name
@@ -49,7 +51,7 @@ SHAPING = (
 class Shelf:
     """Where encoders are kept, and for whom."""
 
-    directory: Path
+    directory: Place
     trial_id: str  # of the trial that asks: the encoders that it makes bear its name
 
     def find(self, shaped_by: dict[str, Any]) -> tuple[dict[str, Tensor], str] | None:
@@ -58,7 +60,8 @@ class Shelf:
         if not place.exists():
             return None
         try:
-            weights, notes = checkpoint.load(place, settings=shaped_by)
+            with fetched(place, checkpoint.FILES) as local:
+                weights, notes = checkpoint.load(local, settings=shaped_by)
         except CheckpointError:
             logging.getLogger(__name__).exception("a kept encoder cannot be used: it is made anew")
             return None
@@ -69,7 +72,8 @@ class Shelf:
         if self.find(shaped_by) is None:
             notes = {"made_by": self.trial_id}
             place = self.directory / key(shaped_by)
-            checkpoint.save(place, model=encoder.state_dict(), training=notes, settings=shaped_by)
+            with published(place, last=checkpoint.MANIFEST) as folder:
+                checkpoint.save(folder, model=encoder.state_dict(), training=notes, settings=shaped_by)
 
 
 def shaped_by(trial: ContrastiveConfig, data: Dataset, seed: int) -> dict[str, Any]:

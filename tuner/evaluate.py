@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuner.errors import main
@@ -69,7 +68,7 @@ def run(arguments: list[str] | None = None) -> None:
         DataError: no shard matches, they hold no video, or one is damaged or does not fit the model.
     """
     parser = argparse.ArgumentParser(prog="python -m tuner.evaluate", description="Score an exported model on shards.")
-    parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="a folder that tuner.best --export wrote")
+    parser.add_argument("model", metavar="MODEL_DIR", help="what tuner.best --export wrote: a folder or its URL")
     parser.add_argument("--data", required=True, nargs="+", metavar="GLOB", help="shards with labels")
     parser.add_argument("--device", metavar="cpu|cuda", help="default: cuda where there is one")
     options = parser.parse_args(arguments)
@@ -80,9 +79,10 @@ def run(arguments: list[str] | None = None) -> None:
     from data.batches import Batches
     from data.errors import NoShardsError
     from tuner.export import choose_device, load_model
+    from tuner.paths import place
 
     device = choose_device(options.device)
-    exported = load_model(options.model, device)
+    exported = load_model(place(options.model, "MODEL_DIR"), device)
     stderr = Console(stderr=True)
     with Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
         task = bar.add_task("decoding shards", total=None)

@@ -20,8 +20,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import shutil
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -32,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor, nn
 
 import models
@@ -45,7 +43,9 @@ from models import FeatureStatistics, FusedMLP, Sizes
 from tuner import checkpoint, model_card, vocabulary
 from tuner.errors import CheckpointError, ModelFolderError, NothingToExport, SearchError, TunerError
 from tuner.journal import SearchRecord, TrialRecord
+from tuner.paths import Place
 from tuner.precision import Precision
+from tuner.transfer import fetched, published
 
 if TYPE_CHECKING:  # a folder is loaded without pydantic and yaml
     from tuner.config import Experiment
@@ -64,7 +64,7 @@ REAL_ROWS, RANDOM_ROWS = 64, (1, 33)
 # ------------------------------------------------------------------------------------------- out of the search's folder
 
 
-def best_checkpoint(search_directory: Path, trial: TrialRecord) -> Path:
+def best_checkpoint(search_directory: Place, trial: TrialRecord) -> Place:
     """The checkpoint of the trial's best epoch, among those that are there and whole.
 
     Raises:
@@ -80,7 +80,7 @@ def best_checkpoint(search_directory: Path, trial: TrialRecord) -> Path:
     return scored[max(scored, key=lambda epoch: (trial.reports[epoch]["gap"], -epoch))]
 
 
-def load_trial(search_directory: Path, experiment: Experiment, trial: TrialRecord, device: torch.device) -> nn.Module:
+def load_trial(search_directory: Place, experiment: Experiment, trial: TrialRecord, device: torch.device) -> nn.Module:
     """The model of the trial's best epoch, in eval mode on `device`.
 
     Raises:
@@ -91,31 +91,32 @@ def load_trial(search_directory: Path, experiment: Experiment, trial: TrialRecor
     directory = best_checkpoint(search_directory, trial)
     model = _empty_model(settings.model, experiment.data.sizes)
     try:
-        model.load_state_dict(checkpoint.load_weights(directory, settings=settings.settings))
+        with fetched(directory, (checkpoint.MANIFEST, checkpoint.WEIGHTS)) as local:
+            model.load_state_dict(checkpoint.load_weights(local, settings=settings.settings))
     except RuntimeError as error:
         raise CheckpointError(f"{directory}: the weights do not fit the trial's model ({error})") from error
     return model.to(device).eval()
 
 
-def discard_training_states(search_directory: Path, trial: TrialRecord) -> None:
+def discard_training_states(search_directory: Place, trial: TrialRecord) -> None:
     """Keep the weights of an ended trial alone: optimizer and generators are two thirds of its checkpoints."""
     for directory in _checkpoints(search_directory, trial).values():
         checkpoint.discard_training_state(directory)
 
 
-def keep_statistics(search_directory: Path, statistics: FeatureStatistics) -> None:
+def keep_statistics(search_directory: Place, statistics: FeatureStatistics) -> None:
     """Store the training statistics with a search, so that its exports need no shards."""
-    save_file(_statistics_tensors(statistics), search_directory / STATISTICS)
+    (search_directory / STATISTICS).write_bytes(save(_statistics_tensors(statistics)))
 
 
-def _trial_directory(search_directory: Path, trial: TrialRecord) -> Path:
+def _trial_directory(search_directory: Place, trial: TrialRecord) -> Place:
     return search_directory / "trials" / trial.id
 
 
-def _checkpoints(search_directory: Path, trial: TrialRecord) -> dict[int, Path]:
+def _checkpoints(search_directory: Place, trial: TrialRecord) -> dict[int, Place]:
     """The checkpoints of a trial by epoch."""
-    found = sorted(_trial_directory(search_directory, trial).glob("epoch-[0-9]*"))
-    return {int(path.name.removeprefix("epoch-")): path for path in found}
+    found: list[Place] = list(_trial_directory(search_directory, trial).glob("epoch-[0-9]*"))
+    return {int(path.name.removeprefix("epoch-")): path for path in sorted(found, key=lambda path: path.name)}
 
 
 def _empty_model(config: models.ModelConfig, sizes: Sizes) -> nn.Module:
@@ -134,9 +135,9 @@ def _empty_model(config: models.ModelConfig, sizes: Sizes) -> nn.Module:
 
 
 def write(
-    folder: Path,
+    folder: Place,
     *,
-    search_directory: Path,
+    search_directory: Place,
     experiment: Experiment,
     search: SearchRecord,
     trial: TrialRecord,
@@ -147,7 +148,7 @@ def write(
     """Export a trial, then load what was written and compare its logits with the trial's own.
 
     Args:
-        folder: appears in one rename, complete; an older export of the same trial is replaced.
+        folder: appears complete, in one rename or by its last file; an older export of the same trial is replaced.
         search_directory: where the search keeps its checkpoints.
         experiment: as the search ran it.
         search: the search.
@@ -171,9 +172,7 @@ def write(
             f"exporting epoch {epoch}, GAP {trial.reports[epoch]['gap']:.4f} instead of {trial.score:.4f}"
         )
     model = load_trial(search_directory, experiment, trial, torch.device("cpu")).requires_grad_(False)
-    staging = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
-    staging.mkdir(parents=True)
-    try:
+    with published(folder, first=CONFIG, last=CHECKSUMS) as staging:
         config = _config(experiment, search, trial, epoch)
         scores = {**metrics, "training": {"epoch": epoch, **trial.reports[epoch]}}
         _write_model(staging, model, experiment.data.schema.width)
@@ -193,21 +192,11 @@ def write(
         for path in staging.iterdir():  # safetensors keeps its files to their owner
             path.chmod((staging / CONFIG).stat().st_mode)
         say(_compare(staging, model, experiment))
-        if replaces:
-            old = staging.with_name(staging.name + ".old")
-            folder.rename(old)
-            staging.rename(folder)
-            shutil.rmtree(old)
-        else:
-            staging.rename(folder)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
     again = " (replaced the export of the same trial that was there)" if replaces else ""
     say(f"exported trial {trial.number:03d}, epoch {epoch}, to {folder}{again}")
 
 
-def _check_target(folder: Path, search: SearchRecord, trial: TrialRecord) -> bool:
+def _check_target(folder: Place, search: SearchRecord, trial: TrialRecord) -> bool:
     """Whether an export of the same trial is there to be replaced.
 
     Raises:
@@ -290,11 +279,11 @@ def _write_halves(folder: Path, model: FusedMLP, width: int) -> None:
         _difference(f"{ENCODER_PROGRAM} and {PROBE}", embeddings_BH @ probe["weight"].T + probe["bias"], own_BC)
 
 
-def _statistics(search_directory: Path, experiment: Experiment, search: SearchRecord) -> dict[str, Tensor]:
+def _statistics(search_directory: Place, experiment: Experiment, search: SearchRecord) -> dict[str, Tensor]:
     """As the search stored them; else from the training split, decoded once more where this node has not."""
     stored = search_directory / STATISTICS
     if stored.exists():
-        tensors: dict[str, Tensor] = load_file(stored)
+        tensors: dict[str, Tensor] = load(stored.read_bytes())
         return tensors
     train = experiment.data.open(experiment.data.train)
     if not search.fingerprint.startswith(train.fingerprint[:16]):
@@ -407,12 +396,17 @@ class Exported:
         )
 
 
-def load_model(folder: Path, device: torch.device) -> Exported:
+def load_model(folder: Place, device: torch.device) -> Exported:
     """Load an exported model from its folder alone.
 
     Raises:
         ModelFolderError: the folder is incomplete, damaged, or written by a newer version of this program.
     """
+    with fetched(folder, (CONFIG, CHECKSUMS, WEIGHTS, CLASSES)) as local:
+        return _load_model(local, device)
+
+
+def _load_model(folder: Path, device: torch.device) -> Exported:
     config = _read_config(folder)
     sums = _read_checksums(folder)
     for name in (CONFIG, WEIGHTS, *({CLASSES} & sums.keys())):

@@ -1,9 +1,11 @@
-"""The search's own record: an append-only, fsynced file of JSON lines, the truth about a search.
+"""The search's own record: an append-only file of JSON lines, the truth about a search.
+
+Every line is stored for good before anyone acts on it.
 
 Tune's snapshots lag behind (finished trials were run again after a kill -9), so nothing is read back from them:
 `--resume`, `--extend` and the leader table all replay this file.
 
-    <storage>/<experiment>/<search>/journal.jsonl     this file
+    <storage>/<experiment>/<search>/journal.jsonl     this file; in an object store, its parts (tuner/append_only.py)
                                     experiment.yaml   the resolved experiment, as the search runs it
                                     trials/<trial>/   checkpoints of a trial
                                     ray.log           what Ray printed
@@ -12,16 +14,17 @@ Tune's snapshots lag behind (finished trials were run again after a kill -9), so
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
-from filelock import FileLock, Timeout
-
+from tuner import append_only
 from tuner.errors import SearchError
+from tuner.paths import Place
 
 VERSION = 1
+FILE = "journal.jsonl"
 Status = Literal["running", "finished", "failed"]
 
 
@@ -104,46 +107,38 @@ class SearchRecord:
 
 
 class Journal:
-    """The journal of one search, open for writing by one driver at a time."""
+    """The journal of one search, open for writing; who opens it is the only driver (tuner/lock.py)."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Place, still_ours: Callable[[], None] = lambda: None) -> None:
         """Open the journal in `directory` and replay it.
 
+        Args:
+            directory: of the search.
+            still_ours: is called before every write, and raises SearchError where another driver has taken over.
+
         Raises:
-            SearchError: another driver has it open, or it is damaged before its last line.
+            SearchError: it is damaged before its last line.
         """
-        directory.mkdir(parents=True, exist_ok=True)
-        self.directory = directory
-        self._lock = FileLock(directory / "driver.lock")
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            owner = (directory / "driver").read_text() if (directory / "driver").exists() else "another process"
-            told = f"search {directory.name} is being run by {owner}; wait for it or stop it first"
-            raise SearchError(told) from error
-        path = directory / "journal.jsonl"
-        try:
-            _cut_torn_line(path)
-            self.search = _replay(path) if path.exists() else None
-        except BaseException:
-            self._lock.release()
-            raise
-        (directory / "driver").write_text(f"process {os.getpid()} on {os.uname().nodename}")
-        self._file: IO[str] = path.open("a")
+        if isinstance(directory, Path):
+            directory.mkdir(parents=True, exist_ok=True)
+        self.directory, self.still_ours = directory, still_ours
+        self.search = _replay(directory / FILE)
+        self._file = append_only.open_for_append(directory / FILE)
 
     def append(self, type: str, **fields: Any) -> None:
-        """Write one record, on the disk when this returns, and apply it to `search`."""
+        """Write one record, stored when this returns, and apply it to `search`.
+
+        Raises:
+            SearchError: another driver has taken over.
+        """
         line = json.dumps({"type": type, "time": round(time.time(), 3), **fields})
-        self._file.write(line + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self.still_ours()
+        self._file.append(line.encode() + b"\n")
         self.search = _apply(self.search, json.loads(line))  # what a replay will see
 
     def close(self) -> None:
-        """Let another driver have it."""
+        """Write no more."""
         self._file.close()
-        (self.directory / "driver").unlink(missing_ok=True)
-        self._lock.release()
 
 
 class Unsaved:
@@ -154,28 +149,28 @@ class Unsaved:
         return {}
 
 
-def read(directory: Path) -> SearchRecord:
+def read(directory: Place) -> SearchRecord:
     """Replay the journal of a search without opening it for writing.
 
     Raises:
         SearchError: there is none, or it is damaged before its last line.
     """
-    path = directory / "journal.jsonl"
-    record = _replay(path) if path.exists() else None
+    record = _replay(directory / FILE)
     if record is None:
-        raise SearchError(f"{path}: no journal of a search")
+        raise SearchError(f"{directory / FILE}: no journal of a search")
     return record
 
 
-def exists(directory: Path) -> bool:
+def exists(directory: Place) -> bool:
     """Whether a search began there."""
-    path = directory / "journal.jsonl"
+    path = directory / FILE
     return path.exists() and path.stat().st_size > 0
 
 
-def searches(storage: Path, experiment: str) -> list[Path]:
-    """The directories of an experiment's searches, oldest first."""
-    return sorted(path.parent for path in (storage / experiment).glob("*/journal.jsonl"))
+def searches(storage: Place, experiment: str = "*") -> list[Place]:
+    """The directories of an experiment's searches, oldest first; of all experiments', if none is named."""
+    found: list[Place] = [path.parent for path in storage.glob(f"{experiment}/*/{FILE}")]
+    return sorted(found, key=lambda path: path.name)  # an id begins with its time
 
 
 def new_search_id() -> str:
@@ -183,39 +178,21 @@ def new_search_id() -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid() % 10000:04d}"
 
 
-def _replay(path: Path) -> SearchRecord | None:
+def _replay(path: Place) -> SearchRecord | None:
     search = None
-    for number, record in _lines(path):
+    for place, line in append_only.lines(path) if path.exists() else ():
+        try:
+            record = json.loads(line)
+        except ValueError as error:  # no JSON, or no text at all
+            raise SearchError(f"{place}: the journal is damaged ({error})") from error
         try:
             search = _apply(search, record)
         except SearchError as error:
             raise SearchError(f"{path}: {error}") from error
         except (AttributeError, KeyError, TypeError) as error:
             reason = f"{type(error).__name__}: {error}"
-            raise SearchError(f"{path}:{number}: the journal is damaged ({reason})") from error
+            raise SearchError(f"{place}: the journal is damaged ({reason})") from error
     return search
-
-
-def _lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """Every whole record with the number of its line; a last line cut short by a crash is not one."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                yield number, json.loads(line)
-            except ValueError as error:  # no JSON, or no text at all
-                raise SearchError(f"{path}:{number}: the journal is damaged ({error})") from error
-
-
-def _cut_torn_line(path: Path) -> None:
-    """Drop what a crash left of a last record, so that the next one starts on its own line."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    if content and not content.endswith(b"\n"):
-        with path.open("r+b") as file:
-            file.truncate(content.rfind(b"\n") + 1)
 
 
 def _apply(search: SearchRecord | None, record: dict[str, Any]) -> SearchRecord:

@@ -106,7 +106,7 @@ def run(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tuner.predict", description="Write the best classes of every video by an exported model."
     )
-    parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="a folder that tuner.best --export wrote")
+    parser.add_argument("model", metavar="MODEL_DIR", help="what tuner.best --export wrote: a folder or its URL")
     parser.add_argument("--data", required=True, nargs="+", metavar="GLOB", help="shards; they need no labels")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help=".csv, or .csv.gz to compress it")
     parser.add_argument("--top-k", type=positive, default=TOP_K, metavar="K", help="classes a video; default: 20")
@@ -116,9 +116,10 @@ def run(arguments: list[str] | None = None) -> None:
 
     from data.cache import find_shards
     from tuner.export import choose_device, load_model
+    from tuner.paths import place
 
     device = choose_device(options.device)
-    exported = load_model(options.model, device)
+    exported = load_model(place(options.model, "MODEL_DIR"), device)
     shards = find_shards(options.data)
     open_text: Any = gzip.open if options.output.suffix == ".gz" else open
     with (

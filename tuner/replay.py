@@ -6,9 +6,10 @@ from typing import Any
 from tuner import journal
 from tuner.config import Experiment
 from tuner.errors import SearchError
+from tuner.paths import Place
 
 
-def find(name: str, storage: Path, tracking_uri: str | None, file: Path) -> tuple[Experiment, dict[str, Any], int]:
+def find(name: str, storage: Place, tracking_uri: str | None, file: Path) -> tuple[Experiment, dict[str, Any], int]:
     """Look a trial up by its trial_id, or by the MLflow run that has it as a tag.
 
     Returns:
@@ -29,11 +30,11 @@ def find(name: str, storage: Path, tracking_uri: str | None, file: Path) -> tupl
     return found
 
 
-def _in_storage(trial_id: str, storage: Path, file: Path) -> tuple[Experiment, dict[str, Any], int] | None:
-    for path in storage.glob("*/*/journal.jsonl"):
-        search = journal.read(path.parent)
+def _in_storage(trial_id: str, storage: Place, file: Path) -> tuple[Experiment, dict[str, Any], int] | None:
+    for directory in journal.searches(storage):
+        search = journal.read(directory)
         if trial_id in search.trials:
             trial = search.trials[trial_id]
-            text = (path.parent / "experiment.yaml").read_text()
+            text = (directory / "experiment.yaml").read_text()
             return Experiment.from_yaml(text, search.experiment, file), trial.values, trial.number
     return None

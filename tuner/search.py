@@ -7,7 +7,6 @@ screen.
 """
 
 import os
-import shutil
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -18,20 +17,20 @@ from typing import Any
 import ray
 import ray.tune
 import torch
-from ray.tune import RunConfig, TuneConfig, Tuner
+from ray.tune import RunConfig, TuneConfig, TuneError, Tuner
 
 from data.batches import Batches
 from data.cache import Cache
 from data.errors import DataError
 from models.metrics import Accumulator
-from tuner import cluster, config, encoders, export, journal, lock, shared_storage, slots, vocabulary
+from tuner import cluster, config, encoders, export, journal, lock, shared_storage, slots, transfer, vocabulary
 from tuner.config import Experiment
 from tuner.console import Console, describe_settings, quiet
 from tuner.dataset import Dataset, open_dataset
 from tuner.errors import ConfigError, SearchError, TunerError
 from tuner.evaluate import BATCH_SIZE, evaluate
 from tuner.journal import Journal, SearchRecord
-from tuner.paths import PROJECT, program
+from tuner.paths import PROJECT, Place, is_url, program
 from tuner.recorder import Recorder
 from tuner.redact import redacted
 from tuner.resources import Node, Plan, describe, plan
@@ -47,7 +46,7 @@ from tuner.tracking import (
     register_model,
     ui_command,
 )
-from tuner.trial import trainable
+from tuner.trial import ray_storage, trainable
 from tuner.watch import watch
 
 # Tune wants a request that is not empty for the actor that waits for a trial's worker; it trains nothing itself.
@@ -60,7 +59,7 @@ LOG = "ray.log"
 class Options:
     """How a search is run, beside what it searches."""
 
-    storage: Path
+    storage: Place
     tracking_uri: str | None = None  # None: as tracking.choose_uri settles it
     overrides: tuple[str, ...] = ()  # `path=value` settings of the command line
     address: str | None = None  # None: as cluster.resolve_address settles it
@@ -83,19 +82,21 @@ def run(file: Path, name: str | None, options: Options, console: Console) -> int
     else:
         experiment = config.load(file, name, options.overrides)
         directory = options.storage / experiment.name / journal.new_search_id()
-    with sigterm_as_interrupt(), lock.only_driver(directory.parent, directory.name):
+    with sigterm_as_interrupt(), lock.only_driver(directory.parent, directory.name) as still_ours:
         try:
-            return _run(directory, experiment, options, console)
+            return _run(directory, experiment, options, console, still_ours)
         except (TunerError, DataError, KeyboardInterrupt) as ended:
             if not journal.exists(directory):
-                shutil.rmtree(directory, ignore_errors=True)  # it never began
+                transfer.remove(directory)  # it never began
             elif isinstance(ended, KeyboardInterrupt):  # the second one, or one outside of Tune's fit
                 console.print("\n" + _interrupted(journal.read(directory)))
                 return 130
             raise
 
 
-def _run(directory: Path, experiment: Experiment, options: Options, console: Console) -> int:
+def _run(
+    directory: Place, experiment: Experiment, options: Options, console: Console, still_ours: Callable[[], None]
+) -> int:
     stored = journal.read(directory).tracking_uri if journal.exists(directory) else None
     uri = choose_uri(options.tracking_uri, stored, experiment.file.parent)
     if experiment.data.vocabulary is not None:
@@ -105,20 +106,20 @@ def _run(directory: Path, experiment: Experiment, options: Options, console: Con
     for name, cache in (("train", data.train), ("validate", data.validate)):
         for path, reason in cache.skipped:
             console.print(f"data.{name}: left out {path}: {reason}")
-    with quiet(directory / LOG):
+    with transfer.kept(directory / LOG) as log, quiet(log):
         tracker = Tracker(uri, experiment.name, environment_tags(PROJECT))
         with cluster.connect(cluster.resolve_address(options.address)) as attempt:
             shared_storage.check_shared(directory)
             nodes = partial(cluster.capacity, attempt, experiment.resources.startable)
             layout = plan(experiment.resources, nodes())
-            with closing(Journal(directory)) as record:
+            with closing(Journal(directory, still_ours)) as record:
                 search = _begin(record, experiment, options, uri, data)
                 cluster.clean_up(search.attempts, attempt)
                 record.append("attempt", tracking_uri=redacted(uri), **asdict(attempt))
-                return _Search(experiment, record, tracker, data, layout, nodes, console).run()
+                return _Search(experiment, record, tracker, data, layout, nodes, console, log).run()
 
 
-def _earlier(file: Path, name: str | None, options: Options) -> tuple[Path, Experiment]:
+def _earlier(file: Path, name: str | None, options: Options) -> tuple[Place, Experiment]:
     """The newest search of the experiment, and the experiment as it runs it: from the yaml that was stored with it."""
     name = config.load(file, name, options.overrides).name
     known = journal.searches(options.storage, name)
@@ -183,12 +184,13 @@ class _Search:
         layout: Plan,
         nodes: Callable[[], list[Node]],
         console: Console,
+        log: Path,
     ) -> None:
         assert record.search is not None
         self.experiment, self.journal, self.data, self.layout, self.console = experiment, record, data, layout, console
         self.search: SearchRecord = record.search
         self.tracker, self.directory = tracker, record.directory
-        self.log = self.directory / LOG
+        self.log = log
         settings = experiment.search
         most = None if settings.max_concurrent == "auto" else settings.max_concurrent
         self.room = Room(layout, most, settings.overlap, nodes, console.print)
@@ -199,9 +201,10 @@ class _Search:
         console, search, settings, tracker = self.console, self.search, self.experiment.search, self.tracker
         # One that has ended goes on only to tell MLflow what it has not heard.
         due = 0 if search.ended else search.planned - len(search.trials) + len(search.unfinished)
+        stored = f", in the end {self.directory / LOG}" if is_url(self.directory) else ""
         console.print(
             f"search {search.id} of {search.experiment}: {due} of {search.planned} trials to run, "
-            f"{describe(self.layout)}; Ray's own log: {self.log}"
+            f"{describe(self.layout)}; Ray's own log: {self.log}{stored}"
         )
         status = "KILLED"  # whatever ends it before its end: a resume goes on with it
         try:
@@ -275,7 +278,7 @@ class _Search:
             ),
             run_config=RunConfig(
                 name=f"attempt-{len(self.search.attempts)}",
-                storage_path=str(self.directory / "tune"),
+                **ray_storage(self.directory / "tune"),
                 callbacks=[recorder],
                 failure_config=ray.tune.FailureConfig(max_failures=settings.failures.per_trial),
                 stop=self.stop,
@@ -283,9 +286,13 @@ class _Search:
             ),
         )
         with self.stop.signals():
-            tuner.fit()
+            try:
+                tuner.fit()
+            except TuneError:
+                self.journal.still_ours()  # what stopped it may be another driver that has taken over
+                raise
         slots.forget(self.search.id)
-        shutil.rmtree(self.directory / "tune", ignore_errors=True)  # Tune's snapshots: the journal has it all
+        transfer.remove(self.directory / "tune")  # Tune's snapshots: the journal has it all
 
     def _trainable(self, turns: int | None) -> Callable[[dict[str, Any]], None]:
         storage = self.directory.parent.parent

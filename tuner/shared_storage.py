@@ -1,4 +1,4 @@
-"""Whether all nodes of a cluster see the folder of a search: a file written here is read back on each of them.
+"""Whether all nodes of a cluster see the folder or the URL of a search: a file written here is read back on each.
 
 A path says nothing about that: the same name may be a network's file system or every node's own disk. On the latter
 a trial would start again from nothing wherever it moves, and its checkpoints would be out of the driver's reach.
@@ -6,19 +6,19 @@ a trial would start again from nothing wherever it moves, and its checkpoints wo
 
 import secrets
 import socket
-from pathlib import Path
 
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tuner.errors import SearchError
+from tuner.paths import Place
 
 # For a task on every node: the first one on a node starts a Python process there.
 PATIENCE_SECONDS = 120.0
 
 
-def check_shared(folder: Path) -> None:
+def check_shared(folder: Place) -> None:
     """Refuse a folder that some node of the cluster does not see, or cannot write to.
 
     Args:
@@ -53,7 +53,7 @@ def check_shared(folder: Path) -> None:
         probe.unlink(missing_ok=True)
 
 
-def _look(probe: Path) -> tuple[str, str]:
+def _look(probe: Place) -> tuple[str, str]:
     """What the probe holds on this node, and why it cannot be used."""
     try:
         beside = probe.with_name(f"{probe.name}-{secrets.token_hex(4)}")

@@ -70,7 +70,7 @@ def run(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--trial", metavar="RUN_ID", help="replay a trial: its MLflow run or its trial_id, with its settings and seed"
     )
-    parser.add_argument("--storage", metavar="DIR", help="where --trial looks; without: storage/ beside the yaml")
+    parser.add_argument("--storage", metavar="DIR|URL", help="where --trial looks; without: storage/ beside the yaml")
     parser.add_argument("--tracking-uri", metavar="URI", help="where --trial looks for an MLflow run")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--save", type=Path, metavar="DIR", help="write the last checkpoint there")

@@ -18,6 +18,7 @@ from typing import Any
 
 import ray.train
 import torch
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train import (
     Checkpoint,
     CheckpointConfig,
@@ -37,6 +38,7 @@ from tuner.config import Experiment
 from tuner.dataset import DataConfig, open_dataset
 from tuner.encoders import Shelf
 from tuner.errors import TunerError
+from tuner.paths import Place
 from tuner.ranks import ALONE, Ranks
 from tuner.resources import Resources
 from tuner.train import train
@@ -62,7 +64,7 @@ class Job:
 
 
 def trainable(
-    experiment: Experiment, directory: Path, encoders: Path, resources: Resources, turns: int | None = None
+    experiment: Experiment, directory: Place, encoders: Place, resources: Resources, turns: int | None = None
 ) -> Callable[[dict[str, Any]], None]:
     """The function that Tune runs once per trial, in an actor of its own.
 
@@ -93,7 +95,7 @@ def trainable(
             run_config=RunConfig(
                 # The same name in the same place: a run that died goes on from its last checkpoint.
                 name=job.trial_id,
-                storage_path=str(directory / "trials"),
+                **ray_storage(directory / "trials"),
                 callbacks=[TuneReportCallback()],
                 # Workers on a node that the cloud takes back have not failed: that may happen however often it does.
                 failure_config=FailureConfig(
@@ -126,6 +128,16 @@ def process_group(resources: Resources) -> TorchConfig:
         return LoneWorker()
     # NCCL refuses two ranks on one GPU, which may be where those lie that have a share of one.
     return TorchConfig(backend="nccl" if resources.gpu >= 1 else "gloo", timeout_s=PATIENCE)
+
+
+def ray_storage(folder: Place) -> dict[str, Any]:
+    """Where Ray keeps what it keeps, as both its RunConfigs take it.
+
+    A store is reached by the driver that we use, so that credentials and endpoint are configured once.
+    """
+    if isinstance(folder, Path):
+        return {"storage_path": str(folder)}
+    return {"storage_path": folder.path, "storage_filesystem": PyFileSystem(FSSpecHandler(folder.fs))}
 
 
 class LoneWorker(TorchConfig):
