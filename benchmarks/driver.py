@@ -1,0 +1,513 @@
+"""How far one driver goes: a search of 10,000 trials on 1,000 slots without a single actor, on a clock of its own.
+
+    python benchmarks/driver.py [--sizes 100 1000 10000] [--epoch-seconds 60] [--tracking-uri URI]
+
+A discrete-event simulation. Tune's own loop, our searcher, scheduler, recorder, journal (a real file, really synced)
+and tracker run as they do in a search; what Tune takes for actors are events that fall due: a trial's actor has
+started, an epoch is over, a trial has ended. How long these take was measured on real trials (driver_calibration.json);
+`--epoch-seconds` stretches the epochs to a length worth 1,000 slots. A search of N trials has N / 10 slots. With
+`--history 0.9` the first nine tenths of its trials are drawn at random and written into its journal, and the simulation
+begins with a resume: a tenth of the time for the same last tenth.
+
+What the driver computes and waits for is real, and takes time on the simulated clock too: its processor's time and the
+disk's, not the time that other programs take from it. MLflow is written by a thread beside it, whose time is taken by
+request. What Ray does to start, to watch and to end 1,000 actors is not in here. The last line is one JSON object.
+"""
+
+import argparse
+import heapq
+import io
+import itertools
+import json
+import math
+import os
+import random
+import resource
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import card
+import numpy as np
+import optuna
+from ray import tune
+from ray.air.execution._internal.tracked_actor import TrackedActor
+from ray.train._internal import storage
+from ray.tune.execution import tune_controller
+from ray.tune.experiment import Experiment as TuneExperiment
+from ray.tune.search.search_generator import SearchGenerator
+from rich.console import Console as RichConsole
+
+from tuner import cluster, config, journal
+from tuner.config import Experiment
+from tuner.console import Console, SearchView, quiet
+from tuner.journal import Journal, SearchRecord
+from tuner.recorder import METRICS, Recorder
+from tuner.scheduler import ReplayingScheduler
+from tuner.searcher import JournaledSearch
+from tuner.stop_rule import StopRule
+from tuner.tracking import Tracker
+
+CALIBRATION = Path(__file__).with_name("driver_calibration.json")
+EXPERIMENT = """\
+experiments:
+  driver:
+    data: {train: none, validate: none, num_classes: 3862}
+    model:
+      kind: fused_mlp
+      towers: {mean_rgb: 2048, mean_audio: 256}
+      hidden: {int: [300, 2400]}
+      dropout: {uniform: [0.2, 0.7]}
+    optimizer: {kind: adam, learning_rate: {loguniform: [1.0e-4, 1.0e-2]}}
+    loss: {l2: {choice: [0, {loguniform: [1, 5000]}]}, pos_weight_power: {choice: [0, 0.25, 0.5]}}
+    training: {batch_size: {choice: [256, 512, 1024]}, epochs: 8}
+    search: {trials: TRIALS, scheduler: {kind: asha}, plateau: {trials: 1000000}}
+"""
+EPOCHS = 8
+FSYNC = os.fsync
+# Decisions of a search are judged by the last fifth of them.
+LAST = 0.8
+
+
+def aim_ms(trials: int) -> float:
+    """Milliseconds a decision, at the most: 10 up to 1,000 trials, 100 at 10,000."""
+    return max(10.0, trials / 100)
+
+
+@dataclass
+class Clock:
+    """The simulation's time."""
+
+    now: float = 0.0  # seconds
+
+
+@dataclass
+class Delays:
+    """Seconds that things take, drawn from what real trials took."""
+
+    calibration: Mapping[str, Any]
+    epoch_seconds: float  # median of the simulated epochs
+    chance: random.Random = field(default_factory=partial(random.Random, 1))
+
+    def draw(self, name: str) -> float:
+        """Seconds of an `actor_start`, a `worker_start`, a `report` or a `trial_end`."""
+        return float(np.interp(self.chance.random(), self.calibration["quantiles"], self.calibration["seconds"][name]))
+
+    def epoch(self) -> float:
+        """Seconds of an epoch: spread as those of real trials are, around another median."""
+        return self.draw("epoch") / float(np.median(self.calibration["seconds"]["epoch"])) * self.epoch_seconds
+
+
+class Meter:
+    """Milliseconds that calls take: the processor time of their thread, and what they wait for the disk."""
+
+    def __init__(self) -> None:
+        self.calls: dict[str, list[float]] = defaultdict(list)
+        self._waited = 0.0
+
+    def seconds(self) -> float:
+        """Of this thread so far."""
+        return time.thread_time() + self._waited
+
+    def watch(self, thing: Any, method: str, name: str) -> None:
+        """Take the time of every call of a method of one object."""
+        call = getattr(thing, method)
+
+        def timed(*arguments: Any, **options: Any) -> Any:
+            start = self.seconds()
+            result = call(*arguments, **options)
+            if method != "suggest" or result is not None:  # there was no room for another trial
+                self.calls[name].append((self.seconds() - start) * 1e3)
+            return result
+
+        setattr(thing, method, timed)
+
+    def sync(self, descriptor: int) -> None:
+        """In the place of os.fsync: the same, with an eye on the clock."""
+        start, busy = time.perf_counter(), time.thread_time()
+        FSYNC(descriptor)
+        self._waited += max(0.0, time.perf_counter() - start - (time.thread_time() - busy))
+
+    def median(self, name: str) -> float:
+        """Of the last fifth of the calls."""
+        calls = self.calls[name]
+        return statistics.median(calls[int(len(calls) * LAST) :])
+
+
+class Actors:
+    """In the place of Tune's actor manager: actors that are events on a clock."""
+
+    def __init__(self, clock: Clock, delays: Delays, meter: Meter) -> None:
+        self._clock, self._delays, self._meter = clock, delays, meter
+        self._ids, self._order = itertools.count(), itertools.count()
+        self._due: list[tuple[float, int, Callable[[], None]]] = []  # a heap
+        self._lives: dict[TrackedActor, Iterator[tuple[float, dict[str, Any]]]] = {}
+        self._used = meter.seconds()
+        self.late: list[float] = []  # seconds that an event waited for the driver
+        self.busy = self.trained = 0.0  # seconds of the driver, and of all slots
+        self.num_pending_actors = self.num_actor_tasks = 0
+        self._live_actors_to_ray_actors_resources: dict[TrackedActor, tuple[None]] = {}
+
+    num_live_actors = property(lambda self: len(self._live_actors_to_ray_actors_resources))
+    num_total_actors = property(lambda self: self.num_live_actors + self.num_pending_actors)
+
+    def add_actor(
+        self, cls: Any, resource_request: Any, kwargs: dict[str, Any], on_start: Any, on_stop: Any, on_error: Any
+    ) -> TrackedActor:
+        """Tune asks for a trial's actor."""
+        actor = TrackedActor(next(self._ids), on_start=on_start, on_stop=on_stop, on_error=on_error)
+        self._lives[actor] = self._live(kwargs["config"])
+        self.num_pending_actors += 1
+        self._at(self._clock.now + self._delays.draw("actor_start"), partial(self._start, actor))
+        return actor
+
+    def schedule_actor_task(
+        self, tracked_actor: TrackedActor, method_name: str, on_result: Any = None, **options: Any
+    ) -> None:
+        """Tune waits for a trial's next report."""
+        if method_name == "train":
+            due, result = next(self._lives[tracked_actor])
+            self._at(due, partial(self._report, tracked_actor, on_result, result))
+
+    def remove_actor(self, tracked_actor: TrackedActor, **options: Any) -> bool:
+        """Tune lets go of an actor."""
+        self._lives.pop(tracked_actor, None)
+        self._live_actors_to_ray_actors_resources.pop(tracked_actor, None)
+        self._at(self._clock.now + self._delays.draw("trial_end"), partial(tracked_actor._on_stop, tracked_actor))
+        return True
+
+    def clear_actor_task_futures(self, tracked_actor: TrackedActor) -> None:
+        """Tune wants no more reports of an actor: `remove_actor` follows."""
+
+    def cleanup(self) -> None:
+        """Nothing is left behind."""
+
+    def next(self, timeout: float | None = None) -> bool:
+        """One event: what the driver did since the last one has taken its time."""
+        used = self._meter.seconds()
+        self.busy += used - self._used
+        self._clock.now += used - self._used
+        self._used = used
+        if not self._due:
+            return False
+        due, _, event = heapq.heappop(self._due)
+        self.late.append(max(0.0, self._clock.now - due))
+        self._clock.now = max(self._clock.now, due)
+        event()
+        return True
+
+    def _at(self, due: float, event: Callable[[], None]) -> None:
+        heapq.heappush(self._due, (due, next(self._order), event))
+
+    def _start(self, actor: TrackedActor) -> None:
+        self.num_pending_actors -= 1
+        self._live_actors_to_ray_actors_resources[actor] = (None,)
+        actor._on_start(actor)
+
+    def _report(self, actor: TrackedActor, on_result: Any, result: dict[str, Any]) -> None:
+        if actor in self._lives:
+            on_result(actor, result)
+
+    def _live(self, configuration: dict[str, Any]) -> Iterator[tuple[float, dict[str, Any]]]:
+        """A trial's reports, each with the moment when the driver can hear of it."""
+        now = self._clock.now + self._delays.draw("worker_start")
+        for metrics in learning_curve(configuration):
+            seconds = self._delays.epoch()
+            self.trained += seconds
+            now += seconds
+            yield now + self._delays.draw("report"), metrics | {"seconds": seconds, "time_this_iter_s": seconds}
+        yield now + self._delays.draw("trial_end"), {"done": True, "__duplicate__": True}
+
+
+def learning_curve(configuration: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What a trial would report: an asymptote that its settings give, reached within some epochs, and some noise."""
+    values, noise = configuration["values"], random.Random(configuration["number"])
+    rate, dropout = math.log10(values["optimizer.learning_rate"]), values["model.dropout"]
+    l2 = math.log10(values.get("loss.l2.loguniform", 1))
+    asymptote = 0.69 - 0.04 * (rate + 3) ** 2 - 0.4 * (dropout - 0.55) ** 2 - 0.005 * (l2 - 2.5) ** 2
+    asymptote += 0.00001 * values["model.hidden"] - 0.02 * float(values["loss.pos_weight_power"])
+    best = 0.0
+    for epoch in range(1, EPOCHS + 1):
+        gap = asymptote * (1 - 0.4 * math.exp(-epoch / 2)) + noise.gauss(0, 0.002)
+        best = max(best, gap)
+        named = {"gap": gap, "gap_best": best, "hit_at_1": gap, "perr": gap, "map": gap / 2}
+        losses = {"loss_train": 10 - gap, "loss_validate": 11 - gap, "learning_rate": 10**rate}
+        place = {"epochs": EPOCHS, "tags": {"host": "simulated", "device": "cpu"}, "training_iteration": epoch}
+        yield {"epoch": epoch, **named, **losses, "videos_per_second": 1e5, **place}
+
+
+class Requests:
+    """In the place of MLflow's client: hands everything on, and takes the time of it."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self.seconds: list[float] = []
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._client, name)
+
+        def timed(*arguments: Any, **options: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return call(*arguments, **options)
+            finally:
+                self.seconds.append(time.perf_counter() - start)
+
+        return timed
+
+
+class Nobody:
+    """In the place of MLflow's client where a search is too long for this benchmark to write it: knows nothing."""
+
+    def __getattr__(self, name: str) -> "Nobody":
+        return self
+
+    def __call__(self, *arguments: Any, **options: Any) -> "Nobody":
+        """Nothing to do."""
+        return self
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+    def __contains__(self, item: object) -> bool:
+        return False
+
+
+def open_tracker(uri: str | None, folder: Path) -> tuple[Tracker, Requests]:
+    """The tracker of a search; without a URI it writes nothing."""
+    tracker = Tracker(uri or f"sqlite:///{folder}/unused.db", "driver", {})
+    requests = Requests(tracker.client if uri else Nobody())
+    tracker.client = requests  # type: ignore[assignment]
+    return tracker, requests
+
+
+def simulate(
+    trials: int, slots: int, folder: Path, uri: str | None, delays: Delays, history: int = 0
+) -> dict[str, Any]:
+    """One search; returns what it cost."""
+    (folder / "experiments.yaml").write_text(EXPERIMENT.replace("TRIALS", str(trials)))
+    experiment = config.load(folder / "experiments.yaml", "driver")
+    clock, meter = Clock(), Meter()
+    started = yardstick_ms()
+    try:
+        write_history(folder / f"search-{trials}", experiment, trials, history)
+        with quiet(folder / "output.txt"), closing(Journal(folder / f"search-{trials}")) as record:
+            console = Console()
+            assert record.search is not None
+            journal.os.fsync = meter.sync
+            tracker, requests = open_tracker(uri, folder)
+            tracker.start_search(record.search.id, tags={}, params={}, yaml="")
+            with console.searching(record.search):
+                actors = fit(experiment, record, tracker, console, slots, (clock, delays, meter))
+            tracker.end_search("FINISHED")
+            tracker.close()
+        report = {
+            "trials": trials,
+            "slots": slots,
+            "simulated": trials - history,
+            "epochs": sum(len(trial.reports) for trial in record.search.trials.values()),
+            "ms": {name: round(meter.median(name), 3) for name in sorted(meter.calls)},
+            "ms_tune": round(tune_ms(meter), 3),
+            "hours": round(clock.now / 3600, 3),
+            "driver_busy": round(actors.busy / clock.now, 4),
+            "slots_busy": round(actors.trained / slots / clock.now, 4),
+            "seconds_late_p99": round(float(np.quantile(actors.late, 0.99)), 3),
+            "yardstick_ms": [started, yardstick_ms()],
+            "mlflow": mlflow_report(requests, clock) if uri else None,
+        }
+        return report | {"resume": resume(experiment, record.directory, uri, slots)}
+    finally:
+        journal.os.fsync = FSYNC
+
+
+def write_history(directory: Path, experiment: Experiment, planned: int, trials: int) -> None:
+    """A search's journal with trials of its past: settings drawn at random, epochs as ASHA leaves them."""
+    facts = {"version": journal.VERSION, "planned": planned, "fingerprint": "none", "tracking_uri": "-"}
+    lines: list[dict[str, Any]] = [{"type": "search", "id": directory.name, "experiment": "driver", **facts}]
+    lines[0] |= {"baseline": 0.1, "overrides": []}
+    draws = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    for number in range(trials):
+        trial = {"number": number, "values": experiment.space.optuna(draws.ask())}
+        id = f"{directory.name}-{number:04d}"
+        states: dict[str, Any] = {"sampler_state": {}, "study_state": {}}
+        settings = experiment.space.settings(trial["values"])
+        lines.append({"type": "suggested", "id": id, "settings": settings, **trial, **states})
+        epochs = (1, 1, 1, 1, 1, 1, 3, 3, EPOCHS)[number % 9]
+        for metrics in itertools.islice(learning_curve(trial), epochs):
+            kept = {name: value for name, value in metrics.items() if name in METRICS}
+            lines.append({"type": "report", "id": id, "epoch": metrics["epoch"], "metrics": kept})
+        lines.append({"type": "finished", "id": id, "stopped_by": "asha" if epochs < EPOCHS else None})
+    directory.mkdir()
+    (directory / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def fit(
+    experiment: Experiment,
+    record: Journal,
+    tracker: Tracker,
+    console: Console,
+    slots: int,
+    world: tuple[Clock, Delays, Meter],
+) -> Actors:
+    """What tuner/search.py hands to Tuner.fit, handed to Tune's controller with actors that are none."""
+    search = record.search
+    assert search is not None
+    stop = StopRule(experiment, search)
+    scheduler = ReplayingScheduler(experiment.search.scheduler, search, experiment.max_epochs)
+    recorder = Recorder(experiment, record, tracker, console, scheduler, stop)
+    searcher = JournaledSearch(experiment, record, lambda: slots)
+    clock, delays, meter = world
+    for thing, method, name in (
+        (searcher, "suggest", "suggest"),
+        (searcher, "on_trial_complete", "searcher: end"),
+        (scheduler, "on_trial_result", "scheduler: report"),
+        (recorder, "on_trial_start", "recorder: start"),
+        (recorder, "on_trial_result", "recorder: report"),
+        (recorder, "on_trial_complete", "recorder: end"),
+        (stop, "stop_all", "stop rule"),
+        (record, "append", "of it: journal"),
+    ):
+        meter.watch(thing, method, name)
+    actors = Actors(clock, delays, meter)
+    tune_controller.RayActorManager = lambda resource_manager: actors
+    storage._get_ray_train_session_dir = lambda: str(record.directory / "session")  # Ray's, where there is one
+    os.environ.update(cluster.SETTINGS)
+    trainable = tune.with_resources(lambda configuration: None, {"memory": 2**20})
+    whole = TuneExperiment(
+        "driver", trainable, storage_path=str(record.directory / "tune"), num_samples=10**9, stop=stop
+    )
+    search_alg = SearchGenerator(searcher)
+    controller = tune_controller.TuneController(
+        search_alg=search_alg,
+        scheduler=scheduler,
+        stopper=whole.stopper,
+        callbacks=[recorder],
+        metric=experiment.search.metric,
+        storage=whole.storage,
+    )
+    search_alg.add_configurations([whole])
+    meter.watch(controller, "step", "step")
+    while not controller.is_finished():
+        controller.step()
+    return actors
+
+
+def tune_ms(meter: Meter) -> float:
+    """Milliseconds that Tune itself takes for an event, beside what it calls of ours: the mean of all."""
+    ours = ("suggest", "searcher: end", "scheduler: report", "recorder: start", "recorder: report", "recorder: end")
+    total = sum(meter.calls["step"]) - sum(sum(meter.calls[name]) for name in (*ours, "stop rule"))
+    return total / len(meter.calls["step"])
+
+
+def mlflow_report(requests: Requests, clock: Clock) -> dict[str, Any]:
+    """What the search asks of MLflow, and what MLflow takes; requests are answered one after the other."""
+    seconds = requests.seconds
+    return {
+        "requests": len(seconds),
+        "ms_a_request": round(statistics.median(seconds[int(len(seconds) * LAST) :]) * 1e3, 2),
+        "requests_per_second": round(len(seconds) / sum(seconds), 1),
+        "asked_per_second": round(len(seconds) / clock.now, 2),
+    }
+
+
+def resume(experiment: Experiment, directory: Path, uri: str | None, slots: int) -> dict[str, Any]:
+    """Seconds of the same driver started again, at the end of the search, and what a person would see."""
+    spent: dict[str, Any] = {"journal_mib": round((directory / "journal.jsonl").stat().st_size / 2**20, 2)}
+
+    def take(name: str, since: float) -> None:
+        spent[name] = round(time.process_time() - since, 3)
+
+    start = time.process_time()
+    with closing(Journal(directory)) as record:
+        take("replay_s", start)
+        search = record.search
+        assert search is not None
+        start = time.process_time()
+        JournaledSearch(experiment, record, lambda: slots)
+        take("searcher_s", start)
+        start = time.process_time()
+        scheduler = ReplayingScheduler(experiment.search.scheduler, search, experiment.max_epochs)
+        take("scheduler_s", start)
+        tracker, requests = open_tracker(uri, directory)
+        tracker.start_search(search.id, tags={}, params={}, yaml="")
+        with quiet(directory / "resume.txt"):
+            Recorder(experiment, record, tracker, Console(), scheduler, StopRule(experiment, search)).catch_up()
+        tracker.close()
+        spent["mlflow_catch_up_s"] = round(sum(requests.seconds), 1)
+    return spent | live_view(search, slots)
+
+
+def live_view(search: SearchRecord, slots: int) -> dict[str, Any]:
+    view, screen = SearchView(search), RichConsole(file=io.StringIO(), width=160)
+    for trial in list(search.trials.values())[-slots:]:
+        view.reported(trial, 1, EPOCHS, {"gap": 0.5, "loss_train": 5.0, "videos_per_second": 1e5})
+    start = time.process_time()
+    screen.print(view)
+    milliseconds = round((time.process_time() - start) * 1e3, 2)
+    return {"live_view_lines": screen.file.getvalue().count("\n"), "live_view_ms": milliseconds}  # type: ignore[attr-defined]
+
+
+def yardstick_ms() -> float:
+    """Milliseconds of a million additions now: how fast this processor is, and how much of it others take."""
+    start, total = time.thread_time(), 0
+    for number in range(1_000_000):
+        total += number
+    return round((time.thread_time() - start) * 1e3, 1)
+
+
+def decisions(report: Mapping[str, Any]) -> dict[str, float]:
+    """Milliseconds from what the driver hears to what it decides."""
+    ms = report["ms"]
+    return {
+        "a suggestion": ms["suggest"],
+        "a report": ms["scheduler: report"] + ms["recorder: report"] + ms["stop rule"],
+        "an end": ms["searcher: end"] + ms["recorder: end"] + ms["stop rule"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 1000, 10000], help="trials of each search")
+    parser.add_argument("--epoch-seconds", type=float, default=60.0, help="median of the simulated epochs")
+    parser.add_argument("--tracking-uri", help="of a running server; without: a SQLite file")
+    parser.add_argument("--mlflow-up-to", type=int, default=1000, help="longer searches are not written to MLflow")
+    parser.add_argument("--history", type=float, default=0.0, help="share of the trials that are not simulated")
+    options = parser.parse_args()
+    calibration = json.loads(CALIBRATION.read_text())
+    reports = []
+    for trials in options.sizes:
+        with tempfile.TemporaryDirectory(prefix="bd-") as folder:
+            uri = options.tracking_uri or f"sqlite:///{folder}/mlflow.db"
+            delays = Delays(calibration, options.epoch_seconds)
+            chosen = uri if trials <= options.mlflow_up_to else None
+            past = int(trials * options.history)
+            reports.append(simulate(trials, max(1, trials // 10), Path(folder), chosen, delays, past))
+    ratio = round(min(aim_ms(one["trials"]) / max(decisions(one).values()) for one in reports), 2)
+    table = [["milliseconds, median", *(f"{one['trials']:,} trials, {one['slots']:,} slots" for one in reports)]]
+    table += [[name, *(f"{decisions(one)[name]:.2f}" for one in reports)] for name in decisions(reports[0])]
+    table += [["aim for each of these", *(f"{aim_ms(one['trials']):.0f}" for one in reports)]]
+    table += [["Tune's own share of an event", *(f"{one['ms_tune']:.2f}" for one in reports)]]
+    memory = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    last = reports[-1]
+    notes = [
+        f"ratio {ratio} (aim 1): the aim over the slowest decision of all",
+        f"driver: {memory:,} MiB at the most; busy {last['driver_busy']:.1%} of {last['hours']:.1f} simulated hours,"
+        f" slots busy {last['slots_busy']:.1%}, 99 % of events heard within {last['seconds_late_p99']:.2f} s",
+        f"a resume of the longest: {json.dumps(last['resume'])}",
+        *(f"MLflow, {one['trials']:,} trials: {json.dumps(one['mlflow'])}" for one in reports if one["mlflow"]),
+        f"yardstick: a million additions took {last['yardstick_ms'][1]:.0f} ms",
+    ]
+    known = {name: calibration[name] for name in ("date", "commit", "trials")}
+    measured = {"ratio": ratio, "aim": 1, "peak_mib": memory, "calibration": known, "sizes": reports}
+    card.show("driver", "One driver: a search without actors, on a simulated clock", table, notes, measured)
+
+
+if __name__ == "__main__":
+    main()
