@@ -97,7 +97,7 @@ def trainable(
                 name=job.trial_id,
                 **ray_storage(directory / "trials"),
                 callbacks=[TuneReportCallback()],
-                # Workers on a node that the cloud takes back have not failed: that may happen however often it does.
+                # Workers that go with a node which the cloud takes back have not failed, however often that happens.
                 failure_config=FailureConfig(
                     max_failures=experiment.search.failures.per_trial, max_preemption_failures=-1
                 ),
