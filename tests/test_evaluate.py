@@ -65,3 +65,10 @@ def test_shards_without_labels_are_refused(exported: Path, tmp_path: Path, capsy
     writer.close()
     assert errors.main(partial(run, [str(exported), "--data", str(tmp_path / "*.tfrecord")])) == 2
     assert "test.tfrecord: record at byte 0, key 'labels': is missing" in capsys.readouterr().err
+
+
+def test_credentials_on_the_command_line_are_refused(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [str(exported), "--data", "s3://AKIA:hunter2@bucket/validate*"]
+    assert errors.main(partial(run, arguments)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("--data: s3://***@bucket/validate* holds credentials") and "hunter2" not in said

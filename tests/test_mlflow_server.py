@@ -1,6 +1,8 @@
 """A search tells a real `mlflow server`, which is killed for a while or answers into the void; SQLite, PostgreSQL."""
 
 import logging
+import signal
+import subprocess
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -12,9 +14,9 @@ import pytest
 import torch
 from mlflow.entities import Run
 from mlflow_server import PASSWORD, Network, Server, postgresql
-from workplace import wait_for
+from workplace import Workplace, wait_for
 
-from tuner import outbox
+from tuner import journal, outbox
 from tuner.errors import SearchError
 from tuner.journal import TrialRecord
 from tuner.tracking import PARENT_TAG, Tracker, register_model, trial_of_run
@@ -208,3 +210,48 @@ def test_the_database_password_is_in_no_log_and_no_list_of_processes(server: Ser
     for process in family:
         assert PASSWORD not in " ".join(process.cmdline())
     assert PASSWORD not in server.log
+
+
+def subtree(process: subprocess.Popen[str]) -> str:
+    """The command lines of a driver and all that it started."""
+    psutil = pytest.importorskip("psutil")
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    return "\n".join(" ".join(member.cmdline()) for member in family)
+
+
+@pytest.mark.fault
+def test_a_search_outlives_its_server_and_a_resume_tells_it_the_rest(
+    workplace: Workplace, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server(tmp_path_factory.mktemp("server"))
+    server.start()
+    try:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://tuner:{PASSWORD}@127.0.0.1:{server.port}")
+        running = workplace.start("tiny", "--trials", "2")
+        workplace.wait_for_line(running, "trial 000  epoch 2/")
+        assert PASSWORD not in subtree(running)
+        server.kill()
+        wait_for(lambda: "Ctrl-C ends the wait" in workplace.printed() or running.poll() is not None, 400)
+        assert "more writes; Ctrl-C ends the wait" in workplace.printed()  # the search itself has ended
+        running.send_signal(signal.SIGINT)
+        assert running.wait(120) == 0, workplace.printed()
+        printed = workplace.printed()
+        assert "best trial" in printed and "has not taken" in printed and "--resume" in printed
+        (directory,) = journal.searches(workplace.folder / "storage", "tiny")
+        assert journal.read(directory).ended == "planned"
+
+        code, printed = workplace.run("tiny", "--resume", output="away.txt")
+        assert code == 2 and "MLflow at" in printed  # still away: nothing has changed
+        server.start()
+        code, printed = workplace.run("tiny", "--resume", output="resumed.txt")
+        assert code == 0 and "0 of 2 trials to run" in printed, printed
+        code, printed = workplace.run("tiny", "--resume", output="again.txt")
+        assert code == 2 and "has ended" in printed  # there is nothing left to tell
+        parent, children = runs(server, "tiny")
+        assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
+        assert [sorted(steps(server, child)) for child in children] == [list(range(1, 13))] * 2
+        assert mlflow.MlflowClient(server.uri).get_model_version_by_alias("tiny", "best").run_id == parent.info.run_id
+    finally:
+        server.kill()
+    everywhere = [path for path in workplace.folder.rglob("*") if path.is_file()]
+    assert [path for path in everywhere if PASSWORD.encode() in path.read_bytes()] == []

@@ -5,7 +5,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from tuner.settings import StartableConfig
 OBJECT_STORE_BYTES = 128 * 2**20
 # Short: the paths of Ray's sockets lie below it, and may have 107 characters.
 SCRATCH_PREFIX = "ray-"
+# What lets this user's programs into this user's Ray.
+TOKEN_FILE = Path("~/.ray/auth_token")
 # What `ray up` leaves on the machine that heads a cluster.
 BOOTSTRAP_FILE = Path("~/ray_bootstrap_config.yaml")
 
@@ -124,6 +126,8 @@ def _start_private(temporary: Path) -> None:
             object_store_memory=OBJECT_STORE_BYTES,
             log_to_driver=True,
         )
+        with suppress(OSError):  # none, where authentication was switched off
+            TOKEN_FILE.expanduser().chmod(0o600)  # Ray makes it readable for everybody on the machine
     finally:
         for name, value in before.items():
             if value is None:

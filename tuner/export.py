@@ -45,6 +45,7 @@ from tuner.errors import CheckpointError, ModelFolderError, NothingToExport, Sea
 from tuner.journal import SearchRecord, TrialRecord
 from tuner.paths import Place
 from tuner.precision import Precision
+from tuner.redact import refuse_credentials
 from tuner.transfer import fetched, published
 
 if TYPE_CHECKING:  # a folder is loaded without pydantic and yaml
@@ -384,8 +385,11 @@ class Exported:
         """Return the decoded cache of shards, made first where this node has none.
 
         Raises:
+            ConfigError: there are credentials in a pattern: the cache notes where its shards come from.
             DataError: no shard matches, or a shard is damaged or does not fit the model.
         """
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            refuse_credentials(pattern, "--data", "set them in the environment (AWS_ACCESS_KEY_ID and the like)")
         return data_cache.open_cache(
             data_cache.find_shards(patterns),
             self.schema,

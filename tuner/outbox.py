@@ -19,7 +19,7 @@ RETRY_SECONDS = 2.0  # between two attempts at a write
 PATIENCE_SECONDS = 120.0
 # A write that failed this often, and each time the server answered another question after it, will never be taken.
 MOST_FAILURES = 30
-# What waits at the most: about 1 KiB each. An hour of a thousand trials that report every 20 seconds.
+# What waits at the most: 1.5 kB a report. An hour of a thousand trials that report every 20 seconds.
 MOST_WAITING = 200_000
 NOTICE_SECONDS = 15.0  # of waiting at the end, until the user is told why
 

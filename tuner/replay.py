@@ -22,7 +22,7 @@ def find(name: str, storage: Place, tracking_uri: str | None, file: Path) -> tup
     if found is None:
         from tuner import tracking  # imports mlflow: only where a trial_id was not enough
 
-        uri = tracking_uri or tracking.default_uri(file.parent)
+        uri = tracking.choose_uri(tracking_uri, None, file.parent)
         trial_id = tracking.trial_of_run(name, uri)
         found = _in_storage(trial_id, storage, file) if trial_id else None
     if found is None:

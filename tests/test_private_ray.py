@@ -1,0 +1,46 @@
+"""Nobody else gets into the Ray that a search starts for itself."""
+
+import json
+
+import pytest
+from workplace import Workplace
+
+PROGRAM = """
+import json, os, stat
+import psutil, ray
+from tuner import cluster
+
+@ray.remote
+class Actor:
+    def ready(self):
+        return os.environ.get("RAY_AUTH_MODE")
+
+with cluster.connect("local"):
+    actor = Actor.remote()
+    mode = ray.get(actor.ready.remote())
+    me = psutil.Process()
+    family = [me, *me.children(recursive=True)]
+    sockets = [(p.name(), *c.laddr) for p in family for c in p.net_connections("inet") if c.status == "LISTEN"]
+    lines = [" ".join(p.cmdline()) for p in family]
+token = cluster.TOKEN_FILE.expanduser()
+print(json.dumps({
+    "sockets": sockets,
+    "mode": mode,
+    "permissions": oct(stat.S_IMODE(token.stat().st_mode)),
+    "token is shown": any(token.read_text().strip() in line for line in lines),
+}))
+"""
+
+
+@pytest.mark.slow
+def test_a_private_ray_listens_on_the_loopback_address_and_asks_for_a_token(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(workplace.folder))  # its token is made there
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    done = workplace.python("-c", PROGRAM, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len({name for name, *_ in found["sockets"]}) > 1, found
+    assert [socket for socket in found["sockets"] if socket[1] not in ("127.0.0.1", "::1")] == []
+    assert found["mode"] == "token" and found["permissions"] == "0o600" and not found["token is shown"]
