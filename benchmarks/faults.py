@@ -36,8 +36,8 @@ new epoch of the trial, waiting for new processes and, where a driver died, for 
 HEADINGS = ["fault", "lost at most", "lost epochs", "seconds to recover", "date", "commit"]
 
 
-def run(selected: str | None) -> tuple[dict[str, list[dict]], dict[str, str]]:
-    """Run the tests; returns the rows of each test function and the functions that failed, by `file::function`."""
+def run(selected: str | None) -> tuple[list[dict], dict[str, str]]:
+    """Run the tests; returns the rows that they stated, and how each test ended, by `file::function[parameters]`."""
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         rows, report = Path(folder, "rows"), Path(folder, "report.xml")
         rows.touch()
@@ -47,21 +47,18 @@ def run(selected: str | None) -> tuple[dict[str, list[dict]], dict[str, str]]:
         done = subprocess.run(command, cwd=PROJECT, env=os.environ | {"FAULT_ROWS": str(rows)})
         if done.returncode not in (0, 1):  # 1: tests failed, which the table says
             raise SystemExit(done.returncode)
-        by_test: dict[str, list[dict]] = {}
-        for line in rows.read_text().splitlines():
-            row = json.loads(line)
-            by_test.setdefault(row["test"].partition("[")[0], []).append(row)
-        return by_test, failures(report)
+        return [json.loads(line) for line in rows.read_text().splitlines()], endings(report)
 
 
-def failures(report: Path) -> dict[str, str]:
-    """The tests that failed, by `file::function[parameters]`, and with what."""
+def endings(report: Path) -> dict[str, str]:
+    """How each test ended, by `file::function[parameters]`: empty where it passed, else `FAILED: ...` or `skipped`."""
     found = {}
     for case in ElementTree.parse(report).iter("testcase"):
-        failure = case.find("failure") if case.find("failure") is not None else case.find("error")
-        if failure is not None:
-            file = case.get("classname", "").replace(".", "/") + ".py"
-            found[f"{file}::{case.get('name')}"] = (failure.get("message") or "").splitlines()[0]
+        told = {child.tag: child.get("message", "") for child in case}
+        mistake = told.get("failure", told.get("error"))
+        ending = f"FAILED: {(mistake.splitlines() or [''])[0]}" if mistake is not None else ""
+        file = case.get("classname", "").replace(".", "/") + ".py"
+        found[f"{file}::{case.get('name')}"] = "skipped: " + told["skipped"] if "skipped" in told else ending
     return found
 
 
@@ -73,6 +70,16 @@ def lost_at_most() -> dict[str, str]:
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
                 said[f"tests/{path.name}::{node.name}"] = " ".join((ast.get_docstring(node) or "").split())
     return said
+
+
+def rows_of(test: str, ending: str, stated: list[dict]) -> list[list[str]]:
+    """The first four cells of the rows that a test makes."""
+    lost = lost_at_most()[test.partition("[")[0]]
+    costs = [row for row in stated if row["test"] == test]
+    if ending or not costs:  # it did not come to its end, or had nothing to measure
+        return [[test, (ending or lost).replace("|", "/"), "-", "-"]]
+    seconds = ["-" if cost["recovery_seconds"] is None else f"{cost['recovery_seconds']:.0f}" for cost in costs]
+    return [[cost["fault"], lost, str(cost["lost_epochs"]), took] for cost, took in zip(costs, seconds, strict=True)]
 
 
 def read(table: Path) -> dict[str, list[str]]:
@@ -97,22 +104,20 @@ def main() -> int:
     git = ["git", "-C", str(PROJECT), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     started = time.monotonic()
-    measured, failed = run(options.k)
-    stamp, said, rows = [time.strftime("%Y-%m-%d"), commit], lost_at_most(), read(options.table)
-    for test, costs in measured.items():
-        for cost in costs:
-            recovery = "-" if cost["recovery_seconds"] is None else f"{cost['recovery_seconds']:.0f}"
-            rows.pop(cost["test"], None)  # where it failed before
-            rows[cost["fault"]] = [cost["fault"], said[test], str(cost["lost_epochs"]), recovery, *stamp]
-    for test, message in failed.items():
-        rows[test] = [test, f"FAILED: {message}".replace("|", "/"), "-", "-", *stamp]
+    stated, ended = run(options.k)
+    stamp, rows = [time.strftime("%Y-%m-%d"), commit], read(options.table)
+    for test, ending in ended.items():
+        rows.pop(test, None)
+        for cells in rows_of(test, ending, stated):
+            rows[cells[0]] = [*cells, *stamp]
+    failed = {test: ending for test, ending in ended.items() if ending.startswith("FAILED")}
     write(options.table, rows)
     fresh = [row for row in rows.values() if row[-2:] == stamp]
     show(
         "faults",
         f"{len(fresh)} faults in {time.monotonic() - started:.0f} s, commit {commit}",
         [["fault", "lost epochs", "seconds to recover"], *([row[0], row[2], row[3]] for row in fresh)],
-        [f"written to {options.table}", *(f"FAILED {test}: {message}" for test, message in failed.items())],
+        [f"written to {options.table}", *(f"{test}: {ending}" for test, ending in failed.items())],
         {"faults": len(fresh), "failed": len(failed), "commit": commit},
     )
     return 1 if failed else 0
