@@ -16,9 +16,10 @@ bin=$(dirname "$(command -v "${settings[python]}")")
 if [ "$bin" = "$own/venv/bin" ] || ! "${settings[python]}" -c "$has_project" 2> /dev/null; then
   [ -x "$own/venv/bin/python" ] || "${settings[python]}" -m venv "$own/venv"
   bin=$own/venv/bin
-  if ! sha256sum --check --status "$own/installed" 2> /dev/null; then
-    "$bin/pip" install -q -e "$project"
-    sha256sum "$project/pyproject.toml" > "$own/installed"
+  case ${settings[storage]} in s3://*) store=s3 ;; gs://*) store=gcs ;; *) store= ;; esac # the library for a bucket
+  if ! sha256sum --check --status "$own/installed$store" 2> /dev/null; then
+    "$bin/pip" install -q -e "$project${store:+[$store]}"
+    sha256sum "$project/pyproject.toml" > "$own/installed$store"
   fi
 fi
 
