@@ -421,3 +421,25 @@ def test_credentials_of_a_server_are_in_no_message(monkeypatch: pytest.MonkeyPat
 )
 def test_what_may_pass_is_tried_again_and_a_refusal_is_not(error: Exception, passing: bool) -> None:
     assert tracking._is_passing(error) is passing
+
+
+def test_a_model_that_was_left_half_logged_is_gone_on_with(
+    uri: str, start: Start, runs: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload, failures = mlflow.MlflowClient.log_model_artifacts, [ConnectionError("away"), ConnectionError("away")]
+
+    def interrupted(client: mlflow.MlflowClient, *arguments: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return upload(client, *arguments)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_model_artifacts", interrupted)
+    tracker, model = start(), torch.nn.Linear(6, 3).eval()
+    given = {"name": name, "model": model, "example": np.ones((2, 6), np.float32), "metadata": {"trial": "s-1-0000"}}
+    tracker.log_winner(metrics={"best/validate/gap": 0.5}, tags={}, log_model=partial(register_model, **given))
+    assert tracker.close() == 0 and tracker.refused == [] and failures == []
+    parent, _ = runs()
+    (logged,) = tracker.client.search_logged_models([parent.info.experiment_id])
+    assert logged.status == "READY" and logged.source_run_id == parent.info.run_id
+    (version,) = tracker.client.search_model_versions(f"name = '{name}'")
+    assert tracker.client.get_model_version_by_alias(name, "best").version == version.version
