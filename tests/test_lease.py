@@ -149,6 +149,19 @@ def test_a_driver_whose_renewals_fail_for_a_while_keeps_its_lease(
     assert json.loads((directory / "lease.0001").read_text())["renewals"] == 1
 
 
+def test_what_ended_a_search_is_told_though_the_store_is_gone(
+    directory: UPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*arguments: object) -> None:
+        raise ConnectionError("no store")
+
+    with pytest.raises(SearchError, match="the reason"), only_driver(directory, "s1"):
+        monkeypatch.setattr(type(directory.fs), "rm_file", gone)
+        monkeypatch.setattr(type(directory.fs), "rm", gone)
+        raise SearchError("the reason")
+    assert objects(directory) == ["lease.0001"]
+
+
 def test_in_a_store_the_driver_of_an_experiment_holds_a_lease(directory: UPath) -> None:
     with only_driver(directory, "s1") as still_ours:
         still_ours()

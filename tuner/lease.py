@@ -101,7 +101,10 @@ class Lease:
         with self._writing:
             self._released.set()
             if self._taken_by is None:
-                self._object(self._number).unlink(missing_ok=True)
+                try:
+                    self._object(self._number).unlink(missing_ok=True)
+                except Exception:  # each store's library has its own; what ended the search must still be told
+                    logging.getLogger(__name__).exception("the lease of the search could not be given back")
 
     def _wait_for_the_last_one(self) -> _Held | None:
         """The lease of a driver that is dead; None where there is none, or it is released meanwhile.
