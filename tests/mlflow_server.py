@@ -51,6 +51,7 @@ class Server:
         # The database's URI may hold a password: in the environment, where a list of processes does not show it.
         store = self.store or f"sqlite:///{self.folder / 'server.db'}"
         environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": store, "MLFLOW_DISABLE_TELEMETRY": "true"}
+        environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # ten processes for language models
         environment.pop("MLFLOW_TRACKING_URI", None)
         command = [str(Path(sys.executable).parent / "mlflow"), "server", "--host=127.0.0.1", f"--port={self.port}"]
         command += ["--workers=1", "--serve-artifacts", f"--artifacts-destination={self.folder / 'artifacts'}"]
