@@ -378,7 +378,7 @@ def fit(
     actors = Actors(clock, delays, meter)
     tune_controller.RayActorManager = lambda resource_manager: actors
     storage._get_ray_train_session_dir = lambda: str(record.directory / "session")  # Ray's, where there is one
-    os.environ.update(cluster.SETTINGS)
+    os.environ.update({name: os.environ.get(name, value) for name, value in cluster.SETTINGS.items()})
     trainable = tune.with_resources(lambda configuration: None, {"memory": 2**20})
     whole = TuneExperiment(
         "driver", trainable, storage_path=str(record.directory / "tune"), num_samples=10**9, stop=stop
