@@ -42,7 +42,7 @@ class Launched:
         text = file.read_text()
         for line, replacement in {
             r"head_ip: \S+": f"head_ip: {self.head.address}",
-            r"worker_ips: \[.*\]": f"worker_ips: [{', '.join(host.address for host in self.workers)}]",
+            r"worker_ips: \[[^]]*\]": f"worker_ips: [{', '.join(host.address for host in self.workers)}]",
             r"ssh_user: \w+": "ssh_user: root",
             r"ssh_private_key: \S+": f"ssh_private_key: {KEY}",
             r"storage: \S+": f"storage: {SHARED}",
