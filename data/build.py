@@ -31,17 +31,16 @@ from numpy.typing import NDArray
 
 from data import remote
 from data.errors import CacheError, ShardError
+from data.eviction import BUILDING, GIGABYTE, MANIFEST, make_room, room
 from data.schema import Schema
 from data.tfrecord import count_records, decode_shard
 from data.workers import map_in_order
 
 FORMAT = 1  # of the files below; another number is another cache
 COLUMNS = ("features.npy", "label_offsets.npy", "label_indices.npy", "ids.npy")
-MANIFEST = "manifest.json"
 
 _IN_PROCESS_BYTES = 256 << 20  # fewer bytes are decoded here in the 0.3 s that processes take to start; threads share
 # one core whatever their number (280 thousand videos/s with one, 230 with two)
-_GIGABYTE = 1e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +107,7 @@ class BuildProgress:
     num_videos: int  # in the shards done
     num_skipped: int
     waiting_for_lock: bool = False  # another process does the work
+    removed: tuple[str, ...] = ()  # older caches that made room for this one, a sentence each
 
     def after(self, record: ShardRecord) -> Self:
         """One shard later."""
@@ -156,8 +156,8 @@ def build(
     try:
         with _Columns(working, recipe) as columns:
             records = columns.records
-            _check_disk(recipe, directory.parent, num_done=len(records))
-            so_far = progress_of(records, len(recipe.shards))
+            removed = _check_disk(recipe, directory, num_done=len(records))
+            so_far = replace(progress_of(records, len(recipe.shards)), removed=tuple(removed))
             progress(so_far)
             with closing(_decoded(recipe, len(records), workers)) as parts:
                 for shard, part in zip(recipe.shards[len(records) :], parts, strict=True):
@@ -195,7 +195,7 @@ def build(
 
 def working_directory(directory: Path) -> Path:
     """Where a cache is while it is built."""
-    return directory.with_name(directory.name + ".building")
+    return directory.with_name(directory.name + BUILDING)
 
 
 def read_journal(working: Path) -> list[ShardRecord]:
@@ -219,6 +219,15 @@ def progress_of(records: Sequence[ShardRecord], shards_total: int, waiting_for_l
         shards_done=0, shards_total=shards_total, num_videos=0, num_skipped=0, waiting_for_lock=waiting_for_lock
     )
     return reduce(BuildProgress.after, records, nothing)
+
+
+def shard_exists(path: str) -> bool:
+    """Whether there is such a file."""
+    try:
+        find_shard(path)
+    except ShardError:
+        return False
+    return True
 
 
 def find_shard(path: str) -> Shard:
@@ -465,8 +474,8 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _check_disk(recipe: Recipe, directory: Path, *, num_done: int) -> None:
-    """Compares the room that the rest will take with what is free, by the density of the largest shards.
+def _check_disk(recipe: Recipe, folder: Path, *, num_done: int) -> list[str]:
+    """Makes the room that the rest will take, by the density of the largest shards; returns what was removed for it.
 
     Raises:
         CacheError: it will not fit.
@@ -484,10 +493,12 @@ def _check_disk(recipe: Recipe, directory: Path, *, num_done: int) -> None:
     video_bytes = recipe.schema.width * np.dtype(recipe.dtype).itemsize + 64
     videos = counted_videos / max(counted_bytes, 1) * sum(shard.size for shard in shards)
     need = int(1.05 * videos * video_bytes) + (1 << 20)
-    free = shutil.disk_usage(directory).free
-    if need > free:
+    directory = folder.parent
+    removed = make_room(directory, need, folder) if need > room(directory) else []
+    if need > (free := room(directory)):
         raise CacheError(
-            f"{directory}: the cache of {len(recipe.shards)} shards needs about {need / _GIGABYTE:.2f} GB more, but "
-            f"{free / _GIGABYTE:.2f} GB are free; free space there or give another folder for the cache "
+            f"{directory}: the cache of {len(recipe.shards)} shards needs about {need / GIGABYTE:.2f} GB more, but "
+            f"{free / GIGABYTE:.2f} GB are free; free space there or give another folder for the cache "
             "($TUNER_CACHE, or data.cache in the yaml)"
         )
+    return removed

@@ -18,6 +18,7 @@ import shutil
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,10 +36,20 @@ from data import build as _build
 from data import remote
 from data.build import BuildProgress, Part, Recipe, ShardRecord
 from data.errors import CacheError, DataError, NoShardsError, ShardError
+from data.eviction import MANIFEST, hold
 from data.schema import NUM_CLASSES, VIDEO_FEATURES, Schema
 from data.statistics import Moments, Statistics
 
-__all__ = ["BuildProgress", "Cache", "CacheError", "ShardRecord", "default_directory", "find_shards", "open_cache"]
+__all__ = [
+    "BuildProgress",
+    "Cache",
+    "CacheError",
+    "ShardRecord",
+    "default_directory",
+    "find_cache",
+    "find_shards",
+    "open_cache",
+]
 
 _POLL_SECONDS = 0.1  # between two looks at another process's build
 
@@ -99,31 +110,40 @@ class Cache:
             FileNotFoundError: there is none.
             CacheError: a part of it is missing or has another size than when it was finished.
         """
-        content = (directory / _build.MANIFEST).read_bytes()
+        held = hold(directory)
         try:
-            manifest = json.loads(content)
-            if manifest["format"] != _build.FORMAT:
-                raise CacheError(f"{directory}: written by another version of this program")
-            for name, size in manifest["columns"].items():
-                if (directory / name).stat().st_size != size:
-                    raise CacheError(f"{directory / name}: the file is not as long as when it was written")
-            records = [ShardRecord.from_json(entry) for entry in manifest["shards"]]
-            features_ND, label_offsets, label_indices, ids = (_map(directory / name) for name in _build.COLUMNS)
-            return cls(
-                directory=directory,
-                schema=Schema(features=manifest["features"], num_classes=manifest["num_classes"]),
-                fingerprint=manifest["fingerprint"],
-                num_videos=manifest["num_videos"],
-                num_bytes=sum(manifest["columns"].values()),
-                ids=ids,
-                features_ND=features_ND,
-                label_offsets=label_offsets,
-                label_indices=label_indices,
-                shards=tuple(record for record in records if record.error is None),
-                skipped=tuple((record.path, record.error[0]) for record in records if record.error is not None),
-            )
+            cache = cls._of(directory, json.loads(held.read()))
         except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+            held.close()
             raise CacheError(f"{directory}: the cache is damaged ({error})") from error
+        except CacheError:
+            held.close()
+            raise
+        weakref.finalize(cache.features_ND, held.close)
+        return cache
+
+    @classmethod
+    def _of(cls, directory: Path, manifest: dict[str, Any]) -> Self:
+        if manifest["format"] != _build.FORMAT:
+            raise CacheError(f"{directory}: written by another version of this program")
+        for name, size in manifest["columns"].items():
+            if (directory / name).stat().st_size != size:
+                raise CacheError(f"{directory / name}: the file is not as long as when it was written")
+        records = [ShardRecord.from_json(entry) for entry in manifest["shards"]]
+        features_ND, label_offsets, label_indices, ids = (_map(directory / name) for name in _build.COLUMNS)
+        return cls(
+            directory=directory,
+            schema=Schema(features=manifest["features"], num_classes=manifest["num_classes"]),
+            fingerprint=manifest["fingerprint"],
+            num_videos=manifest["num_videos"],
+            num_bytes=sum(manifest["columns"].values()),
+            ids=ids,
+            features_ND=features_ND,
+            label_offsets=label_offsets,
+            label_indices=label_indices,
+            shards=tuple(record for record in records if record.error is None),
+            skipped=tuple((record.path, record.error[0]) for record in records if record.error is not None),
+        )
 
 
 def default_directory() -> Path:
@@ -233,6 +253,19 @@ class _locked:
         self._lock.release()
 
 
+def find_cache(directory: Path, fingerprint: str, dtype: str) -> Cache | None:
+    """A cache of that content and type of features among all of `directory`, whatever has become of its shards.
+
+    `fingerprint` may be its first digits.
+    """
+    for path in sorted(directory.glob(f"*/{MANIFEST}")):
+        with suppress(OSError, ValueError, KeyError, TypeError, DataError):
+            manifest = json.loads(path.read_text())
+            if manifest["fingerprint"].startswith(fingerprint) and manifest["dtype"] == dtype:
+                return Cache.load(path.parent)
+    return None
+
+
 def _reopen(directory: Path) -> Cache:
     return Cache.load(directory)
 
@@ -279,7 +312,7 @@ def _keep_statistics(path: Path, statistics: Statistics) -> None:
 
 
 def _first_error(folder: Path) -> ShardError:
-    manifest = json.loads((folder / _build.MANIFEST).read_text())
+    manifest = json.loads((folder / MANIFEST).read_text())
     errors = (ShardRecord.from_json(entry).shard_error() for entry in manifest["shards"])
     return next(error for error in errors if error is not None)
 
@@ -392,7 +425,7 @@ def _build_and_tell(options: argparse.Namespace) -> None:
         if not built:
             bar.update(task, description="checking what is there")
             if cache.damaged():
-                (cache.directory / _build.MANIFEST).unlink()
+                (cache.directory / MANIFEST).unlink()
                 cache = open_now()
     seconds = time.perf_counter() - began
     _print_table(cache, f"built in {seconds:.1f} s" if built else f"was there; checked in {seconds:.1f} s")

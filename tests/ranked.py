@@ -142,7 +142,7 @@ def work(ranks: Ranks, job: worker.Job, broken: int | None) -> list[tuple[dict[s
     told: list[tuple[dict[str, Any], bool]] = []
     before = worker.open_dataset
 
-    def fails(config: Any) -> Any:
+    def fails(config: Any, fingerprint: str) -> Any:
         raise NoShardsError("no shard matches on this node")
 
     try:
@@ -151,8 +151,8 @@ def work(ranks: Ranks, job: worker.Job, broken: int | None) -> list[tuple[dict[s
         worker.run(
             job,
             device=CPU,
-            resume_from=None,
-            report=lambda metrics, save: told.append((metrics, save is not None)),
+            checkpoints=(),
+            report=lambda metrics, save, kept: told.append((metrics, save is not None)),
             ranks=ranks,
         )
     finally:

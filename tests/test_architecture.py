@@ -16,13 +16,23 @@ PACKAGES = ("data", "models", "tuner")
 FRAMEWORKS = {
     "ray": {
         f"tuner/{name}.py"
-        for name in ("trial", "search", "scheduler", "searcher", "recorder", "stop_rule", "cluster", "shared_storage")
+        for name in (
+            "trial",
+            "reporter",
+            "search",
+            "scheduler",
+            "searcher",
+            "recorder",
+            "stop_rule",
+            "cluster",
+            "shared_storage",
+        )
     },
     "optuna": {"tuner/searcher.py", "tuner/recent_tpe.py", "tuner/dry_run.py"},
     "mlflow": {"tuner/tracking.py"},
     "pydantic": {"tuner/reading.py", "tuner/settings.py"},
     "yaml": {"tuner/yaml_tree.py"},
-    "pyarrow": {"tuner/embed.py", "tuner/trial.py"},
+    "pyarrow": {"tuner/embed.py", "tuner/trial.py", "tuner/reporter.py"},
 }
 # Distributions that nothing here imports: Optuna does, for the samplers that are named in their comments.
 FOR_OPTUNA = {"cmaes", "scipy"}

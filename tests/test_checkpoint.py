@@ -1,6 +1,8 @@
 """A trial's state on disk: back bit for bit, or refused in one sentence."""
 
+import errno
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import torch
 from finished import FAST, FinishedSearch
 
 from tuner import checkpoint
-from tuner.errors import CheckpointError
+from tuner.errors import CheckpointDamaged, CheckpointError
 from tuner.train import train
 
 SETTINGS = {"model": {"hidden": 8, "towers": {"mean_rgb": 4}}, "seed": 1}
@@ -76,8 +78,9 @@ def test_other_settings_are_named_with_both_values(saved: Path) -> None:
 
 
 def test_a_checkpoint_of_a_newer_version_is_refused(saved: Path) -> None:
-    (saved / "checkpoint.json").write_text(json.dumps({"version": 99}))
-    with pytest.raises(CheckpointError, match="version 99, but this program reads version 2"):
+    manifest = json.loads((saved / "checkpoint.json").read_text()) | {"version": 99}
+    (saved / "checkpoint.json").write_text(checkpoint.sealed(manifest))
+    with pytest.raises(CheckpointError, match="version 99, but this program reads version 3"):
         checkpoint.load(saved, settings=SETTINGS)
 
 
@@ -86,24 +89,34 @@ def test_a_manifest_of_another_shape_is_damage(saved: Path, manifest: str) -> No
     (saved / "checkpoint.json").write_text(manifest)
     with pytest.raises(CheckpointError):
         checkpoint.load(saved, settings={})
-    assert not checkpoint.is_whole(saved)
 
 
 def test_without_its_training_state_the_weights_are_left(saved: Path) -> None:
     checkpoint.discard_training_state(saved)
     checkpoint.discard_training_state(saved)
-    assert checkpoint.is_whole(saved)
+    checkpoint.check(saved, weights_only=True)
     assert equal(checkpoint.load_weights(saved, settings=SETTINGS), state()[0])
     with pytest.raises(CheckpointError, match=r"training\.pt: missing"):
         checkpoint.load(saved, settings=SETTINGS)
 
 
-def test_half_a_copy_is_not_whole(saved: Path) -> None:
-    assert checkpoint.is_whole(saved)
+def test_no_byte_of_the_manifest_can_pass_for_other_settings(saved: Path) -> None:
+    path = saved / "checkpoint.json"
+    content = path.read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(CheckpointDamaged):
+            checkpoint.load(saved, settings=SETTINGS)
+
+
+def test_half_a_copy_is_damaged(saved: Path) -> None:
+    checkpoint.check(saved, weights_only=True)
     (saved / "model.safetensors").write_bytes((saved / "model.safetensors").read_bytes()[:-1])
-    assert not checkpoint.is_whole(saved)
+    with pytest.raises(CheckpointDamaged, match=r"model\.safetensors: damaged"):
+        checkpoint.check(saved, weights_only=True)
     (saved / "checkpoint.json").unlink()
-    assert not checkpoint.is_whole(saved)
+    with pytest.raises(CheckpointDamaged, match=r"checkpoint\.json: not readable"):
+        checkpoint.check(saved, weights_only=True)
 
 
 def test_a_save_that_fails_leaves_what_was_there(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,6 +130,21 @@ def test_a_save_that_fails_leaves_what_was_there(saved: Path, monkeypatch: pytes
         checkpoint.save(saved, model=model, training=training, settings={})
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
     assert equal(checkpoint.load_weights(saved, settings=SETTINGS), model)
+
+
+@pytest.mark.parametrize("kilobytes", [40, 300])
+def test_a_full_disk_is_told_by_an_error_that_names_it(tmp_path: Path, kilobytes: int) -> None:
+    """On a real one: the weights do not fit, or the training state does not."""
+    options = f"size={kilobytes}k"
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(tmp_path)], check=False).returncode:
+        pytest.skip("mounting is refused here")
+    try:
+        model, training = {"weight": torch.zeros(50_000)}, {"state": torch.zeros(50_000)}
+        with pytest.raises(OSError, match="No space left") as caught:
+            checkpoint.save(tmp_path / "epoch-0001", model=model, training=training, settings={})
+        assert caught.value.errno == errno.ENOSPC and not list(tmp_path.iterdir())
+    finally:
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
 def test_a_trial_that_goes_on_from_a_checkpoint_ends_as_if_it_had_not_stopped(

@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from data.batches import Batches
-from tuner import checkpoint, config, errors, evaluate, export, model_card, predict, vocabulary
+from tuner import best, checkpoint, config, errors, evaluate, export, model_card, predict, vocabulary
 from tuner.dataset import open_dataset
-from tuner.errors import CheckpointError, ConfigError, ModelFolderError, NothingToExport, SearchError
+from tuner.errors import ConfigError, ModelFolderError, NothingToExport, SearchError
 from tuner.train import train
 
 ROOT = Path(__file__).parents[1]
@@ -243,7 +243,7 @@ def test_the_best_checkpoint_is_that_of_the_best_epoch_that_is_there_and_whole(o
     weights.write_bytes(weights.read_bytes()[:-1])  # the copy of a worker that was killed
     assert export.best_checkpoint(own.directory, trial) == folder / "epoch-0002"
     trial.reports.pop(2)  # a driver that was killed had not heard of it
-    with pytest.raises(NothingToExport, match=r"trial 001 of search .* has no checkpoint"):
+    with pytest.raises(NothingToExport, match=r"trial 001 of search .* has no whole checkpoint"):
         export.best_checkpoint(own.directory, trial)
 
 
@@ -258,20 +258,41 @@ def test_a_lost_best_checkpoint_is_said(own: FinishedSearch, tmp_path: Path) -> 
     shutil.rmtree(own.directory / "trials" / "trial-1" / "epoch-0002")
     told: list[str] = []
     own.export(tmp_path / "out", say=told.append)
-    assert "best epoch 2 is gone; exporting epoch 1" in told[0]
+    assert "best epoch 2 is gone or damaged; exporting epoch 1" in told[0]
 
 
-def test_a_damaged_checkpoint_is_named(own: FinishedSearch, tmp_path: Path) -> None:
-    flip(own.directory / "trials" / "trial-1" / "epoch-0002" / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"epoch-0002.*model\.safetensors: damaged"):
+def test_of_a_damaged_best_checkpoint_the_next_best_is_exported_and_that_is_said(
+    own: FinishedSearch, tmp_path: Path
+) -> None:
+    folder = own.directory / "trials" / "trial-1"
+    flip(folder / "epoch-0002" / "model.safetensors")
+    told: list[str] = []
+    own.export(tmp_path / "out", say=told.append)
+    assert told[0].startswith(f"{folder / 'epoch-0002' / 'model.safetensors'}: damaged")
+    assert "best epoch 2 is gone or damaged; exporting epoch 1, GAP" in told[1]
+    flip(folder / "epoch-0001" / "model.safetensors")
+    with pytest.raises(NothingToExport, match=r"trial 001 of search .* has no whole checkpoint"):
         own.export(tmp_path / "out")
+
+
+def test_where_the_best_trial_is_damaged_the_next_best_is_exported_and_that_is_said(
+    own: FinishedSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for weights in (own.directory / "trials" / "trial-1").glob("*/model.safetensors"):
+        flip(weights)
+    monkeypatch.chdir(own.folder)
+    best.run(["--storage", str(own.storage), "--export", str(tmp_path / "out")])
+    told = capsys.readouterr().out
+    assert "trial 001 of search" in told and "has no whole checkpoint" in told
+    assert f"the next best is trial 000, GAP {own.search.finished[1].score:.4f}" in told
+    assert "exported trial 000" in told and (tmp_path / "out" / "model.pt2").exists()
 
 
 def test_ended_trials_keep_their_weights_alone(own: FinishedSearch) -> None:
     export.discard_training_states(own.directory, own.best)
     kept = {path.name for path in (own.directory / "trials" / "trial-1").rglob("*.*")}
     assert kept == {"model.safetensors", "checkpoint.json"}
-    assert checkpoint.is_whole(export.best_checkpoint(own.directory, own.best))
+    checkpoint.check(export.best_checkpoint(own.directory, own.best), weights_only=True)
     own.load_best()
 
 

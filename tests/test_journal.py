@@ -1,6 +1,9 @@
 """The journal: what a crash may cut off, and that replay tells what was written."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,8 @@ from tuner import journal
 from tuner.errors import SearchError
 from tuner.journal import Journal, TrialRecord
 
+ROOT = Path(__file__).parents[1]
+LOCALTIME = time.localtime
 FIRST: dict[str, Any] = {
     "type": "search",
     "version": journal.VERSION,
@@ -199,3 +204,54 @@ def test_finished_trials_come_best_first_and_equal_ones_by_number(tmp_path: Path
     found = journal.read(tmp_path)
     assert [trial.number for trial in found.finished] == [1, 2, 0]
     assert [trial.number for trial in found.unfinished] == [3]
+
+
+def test_a_clock_set_back_makes_no_search_an_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def begin() -> str:
+        name = journal.new_search_id(tmp_path)
+        (tmp_path / "tiny" / name).mkdir(parents=True)
+        (tmp_path / "tiny" / name / "journal.jsonl").touch()
+        return name
+
+    now = time.mktime((2026, 3, 4, 5, 6, 7, 0, 0, -1))
+    names = []
+    for clock in (now, now - 86400, now - 7e7, now + 60):
+        monkeypatch.setattr(time, "localtime", lambda seconds=None, clock=clock: LOCALTIME(seconds or clock))
+        names.append(begin())
+    assert [name[:15] for name in names] == ["20260304-050607", "20260304-050608", "20260304-050609", "20260304-050707"]
+    assert [path.name for path in journal.searches(tmp_path, "tiny")] == names
+    (tmp_path / "tiny" / "zzz").mkdir()
+    (tmp_path / "tiny" / "zzz" / "journal.jsonl").touch()
+    assert journal.new_search_id(tmp_path).startswith("20260304-050707")
+
+
+def test_a_record_that_finds_no_room_leaves_nothing_behind(tmp_path: Path) -> None:
+    """A real limit on the size of files, in a process of its own: a part of the line is written before it is met."""
+    begin(tmp_path).close()
+    before = (tmp_path / "journal.jsonl").read_bytes()
+    program = """
+import resource, signal, sys
+from pathlib import Path
+from tuner.errors import SearchError
+from tuner.journal import Journal
+record = Journal(Path(sys.argv[1]))
+room = (Path(sys.argv[1]) / "journal.jsonl").stat().st_size + 20
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+for _ in range(2):
+    try:
+        record.append("extended", trials=3)
+    except SearchError as error:
+        print(error)
+print((Path(sys.argv[1]) / "journal.jsonl").stat().st_size, record.search.planned)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+record.append("extended", trials=4)
+record.close()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    told = f"{tmp_path / 'journal.jsonl'}: cannot be written (File too large)"
+    assert done.stdout.splitlines() == [told, told, f"{len(before)} 4"]
+    assert (tmp_path / "journal.jsonl").read_bytes().startswith(before)
+    assert journal.read(tmp_path).planned == 8

@@ -1,5 +1,6 @@
 """Several workers of one trial, as real processes: the numbers of one, whatever their number."""
 
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -163,7 +164,12 @@ def job(finished_search: FinishedSearch) -> Job:
     experiment = finished_search.experiment
     resources = Resources(gpu=0.0, cpu=1.0, fewest_workers=2, most_workers=2)
     return Job(
-        trial_id="trial-1", trial=experiment.trial_config(FAST), data=experiment.data, seed=2, resources=resources
+        trial_id="trial-1",
+        trial=experiment.trial_config(FAST),
+        data=experiment.data,
+        fingerprint=finished_search.data.fingerprint,
+        seed=2,
+        resources=resources,
     )
 
 
@@ -177,9 +183,9 @@ def test_all_ranks_report_equally_often_and_the_same(group: Group, job: Job) -> 
 
 
 @pytest.mark.parametrize("broken", [0, 1])
-def test_a_node_that_cannot_open_its_data_ends_the_trial_on_all(group: Group, job: Job, broken: int) -> None:
-    error = ({"error": "NoShardsError: no shard matches on this node"}, False)
-    assert group.run(2, ranked.work, job, broken) == [[error], [error]]
+def test_a_node_that_cannot_open_its_data_is_told_by_all(group: Group, job: Job, broken: int) -> None:
+    told = ({"obstacle": f"{socket.gethostname()}: no shard matches on this node"}, False)
+    assert group.run(2, ranked.work, job, broken) == [[told], [told]]
 
 
 def test_a_lone_rank_needs_no_group() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tuner import config, journal
+from tuner.errors import SearchError
 from tuner.journal import Journal
 from tuner.recorder import Recorder, flatten
 from tuner.scheduler import ReplayingScheduler
@@ -174,6 +175,34 @@ def test_an_interrupted_search_ends_no_trial(driver: Driver, end: str) -> None:
     driver.stop._interrupted.set()
     driver.complete() if end == "complete" else driver.recorder.on_trial_error(0, [], driver.trial)
     assert driver.record.status == "running"  # a resume goes on with it
+
+
+def test_an_obstacle_ends_the_search_and_no_trial(driver: Driver) -> None:
+    driver.start()
+    driver.recorder.on_trial_result(0, [], driver.trial, {"obstacle": "node 7: no room"})
+    driver.recorder.on_trial_complete(0, [], driver.trial)
+    assert driver.stop.stop_all() and driver.stop.obstacle == "node 7: no room"
+    assert driver.record.status == "running"
+
+
+def test_a_journal_that_cannot_be_written_ends_the_search(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SearchError("journal.jsonl: cannot be written (No space left on device)")
+
+    driver.start()
+    driver.told.clear()
+    monkeypatch.setattr(driver.journal, "append", full)
+    result = {"epoch": 1, "epochs": 2, "gap": 0.5, "tags": {}}
+    driver.recorder.on_trial_result(0, [], driver.trial, result)
+    assert driver.stop.interrupted and "No space" in (driver.stop.obstacle or "")
+    assert driver.told == []  # MLflow and the screen know nothing that the journal does not
+
+
+def test_a_damaged_checkpoint_is_said(driver: Driver) -> None:
+    driver.start()
+    result = {"epoch": 1, "epochs": 2, "gap": 0.5, "tags": {}, "note": "epoch-0002: damaged; starts again"}
+    driver.recorder.on_trial_result(0, [], driver.trial, result)
+    assert [method for who, method, *_ in driver.told if who == "screen"][-2:] == ["trial_noted", "trial_reported"]
 
 
 def test_settings_are_named_by_their_yaml_path() -> None:

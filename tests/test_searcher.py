@@ -54,7 +54,7 @@ class Driver:
             facts = {"fingerprint": "f", "tracking_uri": "-", "baseline": 0.1, "overrides": []}
             facts |= {"version": journal.VERSION, "planned": experiment.search.trials}
             self.journal.append("search", id=directory.name, experiment="tiny", **facts)
-        self.searcher = JournaledSearch(experiment, self.journal, lambda: concurrency)
+        self.searcher = JournaledSearch(experiment, self.journal, lambda: concurrency, pytest.fail)
         self.asked = 0
 
     @property

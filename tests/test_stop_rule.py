@@ -146,3 +146,21 @@ def test_sigterm_is_as_good_as_ctrl_c_before_and_after_the_trials() -> None:
     with pytest.raises(KeyboardInterrupt), sigterm_as_interrupt():
         signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_an_obstacle_ends_the_search_as_a_signal_does_and_the_first_is_told(experiment: Experiment) -> None:
+    rule = StopRule(experiment, record())
+    rule.halt("no room")
+    rule.halt("no shard")
+    assert rule.stop_all() and rule.interrupted and rule.obstacle == "no room" and rule.reason is None
+
+
+def test_the_wall_clock_counts_for_nothing(
+    experiment: Experiment, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = StopRule(with_search(experiment, time_budget=60.0), record())
+    for jump in (-1e6, 1e9):
+        monkeypatch.setattr("time.time", lambda jump=jump: 1.7e9 + jump)
+        assert not rule.stop_all()
+    clock.now += 61
+    assert rule.stop_all() and rule.reason == "time_budget"

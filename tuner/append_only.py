@@ -60,13 +60,22 @@ class LocalFile:
             if content and not content.endswith(b"\n"):
                 with path.open("r+b") as file:
                     file.truncate(content.rfind(b"\n") + 1)
-        self._file = path.open("ab")
+        self._file = path.open("ab", buffering=0)  # what could not be written is not kept, to be written later
 
     def append(self, line: bytes) -> None:
-        """On the disk when this returns."""
-        self._file.write(line)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """On the disk when this returns.
+
+        Raises:
+            SearchError: it cannot be written, as on a full disk. Nothing of it is left in the file.
+        """
+        end, rest = self._file.seek(0, os.SEEK_END), memoryview(line)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._file.truncate(end)
+            raise SearchError(f"{self._file.name}: cannot be written ({error.strerror})") from error
 
     def close(self) -> None:
         """Close it."""

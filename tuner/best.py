@@ -177,16 +177,26 @@ def _export(
     names = experiment.data.vocabulary
     class_names = None if names is None else vocabulary.read(names, experiment.data.num_classes)
     console.print()
-    export.write(
-        folder,
-        search_directory=directory,
-        experiment=experiment,
-        search=search,
-        trial=winner,
-        metrics=whole_splits(search, winner),
-        class_names=class_names,
-        say=console.print,
-    )
+    trials = [winner, *(trial for trial in search.finished if trial.id != winner.id)]
+    for number, trial in enumerate(trials, start=1):
+        try:
+            export.write(
+                folder,
+                search_directory=directory,
+                experiment=experiment,
+                search=search,
+                trial=trial,
+                metrics=whole_splits(search, trial),
+                class_names=class_names,
+                say=console.print,
+            )
+            break
+        except NothingToExport as error:
+            if number == len(trials):
+                raise
+            console.print(
+                f"{error}; the next best is trial {trials[number].number:03d}, GAP {trials[number].score:.4f}"
+            )
     console.print("next:")
     console.print(f"  {program('python')} -m tuner.evaluate {folder} --data 'GLOB'")
     console.print(f"  {program('python')} -m tuner.predict {folder} --data 'GLOB' --output predictions.csv")

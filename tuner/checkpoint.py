@@ -2,12 +2,14 @@
 
     model.safetensors   weights and buffers
     training.pt         optimizer, epoch, random number generators (tensors and plain values: `weights_only`)
-    checkpoint.json     format version, the settings that shaped it, size and CRC32C of the two files above
+    checkpoint.json     format version, the settings that shaped it, size and CRC32C of the two files above, its own
 
 The trial keeps it as trials/<trial>/epoch-0004 in the search's folder.
 """
 
+import errno
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -19,10 +21,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tuner.errors import CheckpointError
+from tuner.errors import CheckpointDamaged, CheckpointError
 from tuner.paths import Place
 
-VERSION = 2
+VERSION = 3
+# Bytes: a disk with less is full.
+LITTLE_ROOM = 1 << 20
 WEIGHTS, TRAINING, MANIFEST = FILES = "model.safetensors", "training.pt", "checkpoint.json"
 
 
@@ -30,6 +34,9 @@ def save(directory: Path, *, model: dict[str, Tensor], training: dict[str, Any],
     """Write a checkpoint; `directory` appears in one rename.
 
     Nothing waits for the disk: what a power cut may then damage, the checksums find.
+
+    Raises:
+        OSError: it cannot be written.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
@@ -38,12 +45,16 @@ def save(directory: Path, *, model: dict[str, Tensor], training: dict[str, Any],
         torch.save(training, staging / TRAINING)
         files = {name: _describe(staging / name) for name in (WEIGHTS, TRAINING)}
         manifest = {"version": VERSION, "settings": settings, "files": files}
-        (staging / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        (staging / MANIFEST).write_text(sealed(manifest))
         if directory.exists():
             shutil.rmtree(directory)
         staging.rename(directory)
-    except BaseException:
+    except BaseException as error:
+        # Neither library says so in an OSError.
+        full = isinstance(error, SafetensorError | RuntimeError) and shutil.disk_usage(staging).free < LITTLE_ROOM
         shutil.rmtree(staging, ignore_errors=True)
+        if full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory)) from error
         raise
 
 
@@ -51,7 +62,8 @@ def load(directory: Path, *, settings: dict[str, Any]) -> tuple[dict[str, Tensor
     """Read (model, training) back, on the CPU.
 
     Raises:
-        CheckpointError: files are missing or damaged, or other settings than `settings` shaped them.
+        CheckpointDamaged: files are missing, cut short or changed.
+        CheckpointError: other settings than `settings` shaped them.
     """
     weights = load_weights(directory, settings=settings)
     _check(directory, TRAINING, read_manifest(directory))
@@ -66,7 +78,8 @@ def load_weights(directory: Path, *, settings: dict[str, Any]) -> dict[str, Tens
     """The weights and buffers alone, on the CPU.
 
     Raises:
-        CheckpointError: the file is missing or damaged, or other settings than `settings` shaped it.
+        CheckpointDamaged: the file is missing, cut short or changed.
+        CheckpointError: other settings than `settings` shaped it.
     """
     manifest = read_manifest(directory)
     differing = differences(manifest["settings"], json.loads(json.dumps(settings)))
@@ -76,39 +89,49 @@ def load_weights(directory: Path, *, settings: dict[str, Any]) -> dict[str, Tens
     try:
         weights: dict[str, Tensor] = load_file(directory / WEIGHTS)
     except SafetensorError as error:
-        raise CheckpointError(f"{directory / WEIGHTS}: not readable ({error})") from error
+        raise CheckpointDamaged(f"{directory / WEIGHTS}: not readable ({error})") from error
     return weights
 
 
-def is_whole(directory: Place) -> bool:
-    """Whether the weights are there to their last byte: a copy that a killed worker left half done is not.
+def check(directory: Path, *, weights_only: bool = False) -> None:
+    """Read it all through, or the weights alone.
 
-    Damage is not looked for; who loads the weights finds it.
+    Raises:
+        CheckpointDamaged: the file is missing, cut short or changed.
+        CheckpointError: it is of another version.
     """
-    try:
-        files = json.loads((directory / MANIFEST).read_text())["files"]
-        return bool((directory / WEIGHTS).stat().st_size == files[WEIGHTS]["bytes"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    manifest = read_manifest(directory)
+    for name in (WEIGHTS,) if weights_only else (WEIGHTS, TRAINING):
+        _check(directory, name, manifest)
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
     """What checkpoint.json says.
 
     Raises:
-        CheckpointError: it is missing, unreadable or of another version.
+        CheckpointDamaged: it is missing or unreadable.
+        CheckpointError: it is of another version.
     """
     path = directory / MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text())
+        text = path.read_text()
+        manifest: dict[str, Any] = json.loads(text)
         version = manifest["version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: not readable ({error})") from error
+        if text != sealed(manifest) and ("crc32c" in manifest or version == VERSION):
+            raise ValueError("its checksum is not the one written with it")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointDamaged(f"{path}: not readable ({error})") from error
     if version != VERSION:
         raise CheckpointError(f"{path}: version {version}, but this program reads version {VERSION}")
     if not {"settings", "files"} <= manifest.keys():
-        raise CheckpointError(f"{path}: damaged (settings or files are missing from it)")
+        raise CheckpointDamaged(f"{path}: damaged (settings or files are missing from it)")
     return manifest
+
+
+def sealed(manifest: dict[str, Any]) -> str:
+    """The text of checkpoint.json, with its own checksum: a damaged setting must not pass for another one."""
+    content = json.dumps({key: value for key, value in manifest.items() if key != "crc32c"}, indent=1)
+    return json.dumps({**json.loads(content), "crc32c": crc32c.crc32c(content.encode())}, indent=1)
 
 
 def discard_training_state(directory: Place) -> None:
@@ -137,6 +160,6 @@ def _describe(path: Path) -> dict[str, int]:
 def _check(directory: Path, name: str, manifest: dict[str, Any]) -> None:
     path = directory / name
     if not path.exists():
-        raise CheckpointError(f"{path}: missing")
+        raise CheckpointDamaged(f"{path}: missing")
     if _describe(path) != manifest["files"].get(name):
-        raise CheckpointError(f"{path}: damaged (its size or checksum is not the one written with it)")
+        raise CheckpointDamaged(f"{path}: damaged (its size or checksum is not the one written with it)")

@@ -49,8 +49,13 @@ class Console:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         bar = Progress(*columns, console=self._rich, transient=True, disable=not self.is_terminal)
         task = bar.add_task("decoding shards")
+        removed: set[str] = set()
 
         def show(progress: BuildProgress) -> None:
+            for line in progress.removed:
+                if line not in removed:
+                    removed.add(line)
+                    self.print(line)
             waiting = "another process decodes the shards" if progress.waiting_for_lock else "decoding shards"
             bar.update(task, completed=progress.shards_done, total=progress.shards_total, description=waiting)
             if progress.shards_done == progress.shards_total:
@@ -92,6 +97,10 @@ class Console:
         self._view.reported(trial, epoch, epochs, metrics)
         if not self.is_terminal:
             self.print(f"{describe_epoch(trial, epoch, epochs, metrics)}  {self._view.best()}")
+
+    def trial_noted(self, trial: TrialRecord, note: str) -> None:
+        """What a person should know of; the line stays in a terminal too."""
+        self.print(f"trial {trial.number:03d}  {note}")
 
     def trial_ended(self, trial: TrialRecord) -> None:
         """A trial is over; the line stays in a terminal too."""

@@ -14,6 +14,7 @@ import torch
 from data import cache as data_cache
 from data import sample
 from data.batches import Batches, Columns, sample_rows
+from data.build import shard_exists
 from data.cache import BuildProgress, Cache
 from data.errors import DataError
 from data.schema import NUM_CLASSES, VIDEO_FEATURES, Schema
@@ -100,14 +101,24 @@ class DataConfig:
         return Path(self.cache).expanduser() if self.cache else data_cache.default_directory()
 
     def open(
-        self, patterns: Patterns, progress: Callable[[BuildProgress], None] | None = None, require_labels: bool = True
+        self,
+        patterns: Patterns,
+        progress: Callable[[BuildProgress], None] | None = None,
+        require_labels: bool = True,
+        fingerprint: str | None = None,
     ) -> Cache:
         """Return the decoded cache of the shards that match, made first where this node has none.
 
+        With a fingerprint (its first digits), a cache of that content does, whatever has become of the shards.
+
         Raises:
-            DataError: no shard matches, a shard is damaged, or the disk is too small.
+            DataError: no shard matches, a shard is damaged, the content is another, or the disk is too small.
         """
-        return data_cache.open_cache(
+        if fingerprint is not None:
+            kept = data_cache.find_cache(self.cache_directory, fingerprint, self.dtype)
+            if kept is not None:
+                return kept
+        cache = data_cache.open_cache(
             data_cache.find_shards(patterns),
             self.schema,
             self.cache_directory,
@@ -116,6 +127,13 @@ class DataConfig:
             progress=progress,
             require_labels=require_labels,
         )
+        if fingerprint is not None and not cache.fingerprint.startswith(fingerprint):
+            raise DataError(
+                f"{patterns}: the data has changed since the search began ({fingerprint} -> "
+                f"{cache.fingerprint[: len(fingerprint)]}, {len(cache.shards)} shards, {cache.num_videos:,} videos), "
+                "so new trials could not be compared with its old ones; put the shards back, or start a new search"
+            )
+        return cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,15 +228,33 @@ def write_sample(config: DataConfig) -> None:
         )
 
 
-def open_dataset(config: DataConfig, progress: Callable[[BuildProgress], None] | None = None) -> Dataset:
+def missing_shards(data: Dataset) -> list[str]:
+    """The shards that it was decoded from and that are no longer there."""
+    return [
+        shard.path for split in (data.train, data.validate) for shard in split.shards if not shard_exists(shard.path)
+    ]
+
+
+def open_dataset(
+    config: DataConfig,
+    progress: Callable[[BuildProgress], None] | None = None,
+    *,
+    fingerprint: str | None = None,
+) -> Dataset:
     """Open (or decode, once per node) the training and validation splits.
+
+    Args:
+        config: the shards.
+        progress: called while they are decoded.
+        fingerprint: of the dataset that a search began with: no other will do.
 
     Raises:
         DataError: as `DataConfig.open`; also for a validation set without one positive, where every GAP would be 0.
     """
     write_sample(config)
-    train = config.open(config.train, progress)
-    validate = config.open(config.validate, progress)
+    known = fingerprint.split("-") if fingerprint else (None, None)
+    train = config.open(config.train, progress, fingerprint=known[0])
+    validate = config.open(config.validate, progress, fingerprint=known[1])
     for name, split in (("train", train), ("validate", validate)):
         if split.num_videos == 0:
             raise data_cache.CacheError(f"data.{name}: the shards hold no video: {getattr(config, name)}")

@@ -41,7 +41,7 @@ from data.schema import Schema
 from data.tfrecord import read_examples
 from models import FeatureStatistics, FusedMLP, Sizes
 from tuner import checkpoint, model_card, vocabulary
-from tuner.errors import CheckpointError, ModelFolderError, NothingToExport, SearchError, TunerError
+from tuner.errors import CheckpointDamaged, CheckpointError, ModelFolderError, NothingToExport, SearchError, TunerError
 from tuner.journal import SearchRecord, TrialRecord
 from tuner.paths import Place
 from tuner.precision import Precision
@@ -65,31 +65,45 @@ REAL_ROWS, RANDOM_ROWS = 64, (1, 33)
 # ------------------------------------------------------------------------------------------- out of the search's folder
 
 
-def best_checkpoint(search_directory: Place, trial: TrialRecord) -> Place:
-    """The checkpoint of the trial's best epoch, among those that are there and whole.
+def best_checkpoint(search_directory: Place, trial: TrialRecord, say: Callable[[str], None] = lambda _: None) -> Place:
+    """The checkpoint of the trial's best epoch, among those that are there and whole; `say` is told of damage.
 
     Raises:
         NothingToExport: there is none.
     """
     kept = _checkpoints(search_directory, trial)
-    scored = {epoch: path for epoch, path in kept.items() if epoch in trial.reports and checkpoint.is_whole(path)}
-    if not scored:
-        raise NothingToExport(
-            f"trial {trial.number:03d} of search {search_directory.name} has no checkpoint in "
-            f"{_trial_directory(search_directory, trial)} (epochs it reported: {len(trial.reports)})"
-        )
-    return scored[max(scored, key=lambda epoch: (trial.reports[epoch]["gap"], -epoch))]
+    scored = [epoch for epoch in kept if epoch in trial.reports]
+    for epoch in sorted(scored, key=lambda epoch: (-trial.reports[epoch]["gap"], epoch)):
+        try:
+            with fetched(kept[epoch], (checkpoint.MANIFEST, checkpoint.WEIGHTS)) as local:
+                checkpoint.check(local, weights_only=True)
+            return kept[epoch]
+        except CheckpointDamaged as error:
+            say(str(error))
+    raise NothingToExport(
+        f"trial {trial.number:03d} of search {search_directory.name} has no whole checkpoint in "
+        f"{_trial_directory(search_directory, trial)} (epochs it reported: {len(trial.reports)})"
+    )
 
 
-def load_trial(search_directory: Place, experiment: Experiment, trial: TrialRecord, device: torch.device) -> nn.Module:
-    """The model of the trial's best epoch, in eval mode on `device`.
+def load_trial(
+    search_directory: Place,
+    experiment: Experiment,
+    trial: TrialRecord,
+    device: torch.device,
+    say: Callable[[str], None] = lambda _: None,
+) -> nn.Module:
+    """The model of the trial's best epoch, in eval mode on `device`; `say` is told of damaged checkpoints.
 
     Raises:
-        NothingToExport: the trial has no checkpoint.
-        CheckpointError: it is damaged, or other settings shaped it.
+        NothingToExport: the trial has no whole checkpoint.
+        CheckpointError: other settings shaped it.
     """
+    return _load(best_checkpoint(search_directory, trial, say), experiment, trial, device)
+
+
+def _load(directory: Place, experiment: Experiment, trial: TrialRecord, device: torch.device) -> nn.Module:
     settings = experiment.trial_config(trial.values)
-    directory = best_checkpoint(search_directory, trial)
     model = _empty_model(settings.model, experiment.data.sizes)
     try:
         with fetched(directory, (checkpoint.MANIFEST, checkpoint.WEIGHTS)) as local:
@@ -159,20 +173,21 @@ def write(
         say: is told what happened, a line at a time.
 
     Raises:
-        NothingToExport: the trial has no checkpoint.
-        CheckpointError: its checkpoint is damaged.
+        NothingToExport: the trial has no whole checkpoint.
+        CheckpointError: other settings shaped it.
         ModelFolderError: `folder` is something else already, or what was written gives other logits.
         DataError: the training statistics are nowhere: neither with the search nor from the training shards.
     """
     folder = folder.absolute()
     replaces = _check_target(folder, search, trial)
-    epoch = int(best_checkpoint(search_directory, trial).name.removeprefix("epoch-"))
+    best = best_checkpoint(search_directory, trial, say)
+    epoch = int(best.name.removeprefix("epoch-"))
     if epoch != trial.best_epoch and trial.reports[epoch]["gap"] != trial.score:
         say(
-            f"the checkpoint of the trial's best epoch {trial.best_epoch} is gone; "
+            f"the checkpoint of the trial's best epoch {trial.best_epoch} is gone or damaged; "
             f"exporting epoch {epoch}, GAP {trial.reports[epoch]['gap']:.4f} instead of {trial.score:.4f}"
         )
-    model = load_trial(search_directory, experiment, trial, torch.device("cpu")).requires_grad_(False)
+    model = _load(best, experiment, trial, torch.device("cpu")).requires_grad_(False)
     with published(folder, first=CONFIG, last=CHECKSUMS) as staging:
         config = _config(experiment, search, trial, epoch)
         scores = {**metrics, "training": {"epoch": epoch, **trial.reports[epoch]}}

@@ -15,6 +15,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -129,7 +130,7 @@ class Journal:
         """Write one record, stored when this returns, and apply it to `search`.
 
         Raises:
-            SearchError: another driver has taken over.
+            SearchError: another driver has taken over; or it cannot be written, and nothing of it is left in the file.
         """
         line = json.dumps({"type": type, "time": round(time.time(), 3), **fields})
         self.still_ours()
@@ -173,9 +174,14 @@ def searches(storage: Place, experiment: str = "*") -> list[Place]:
     return sorted(found, key=lambda path: path.name)  # an id begins with its time
 
 
-def new_search_id() -> str:
-    """A name that sorts by time and does not repeat on one machine."""
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid() % 10000:04d}"
+def new_search_id(storage: Place) -> str:
+    """A name that sorts by time, behind all that are there: a clock that was set back must not make it an old one."""
+    stamp, form = time.localtime(), "%Y%m%d-%H%M%S"
+    newest = max((path.name for path in searches(storage)), default="")
+    with suppress(ValueError):  # a name that is none of ours
+        after = time.mktime(time.strptime(newest[:15], form)) + 1
+        stamp = max(stamp, time.localtime(after))
+    return f"{time.strftime(form, stamp)}-{os.getpid() % 10000:04d}"
 
 
 def _replay(path: Place) -> SearchRecord | None:

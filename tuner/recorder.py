@@ -1,5 +1,7 @@
 """Takes down what trials do: journal first, then MLflow, then the screen. The one Tune callback of a search."""
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from ray.tune import Callback
@@ -7,6 +9,7 @@ from ray.tune import Callback
 from tuner import export
 from tuner.config import Experiment
 from tuner.console import Console, describe_settings
+from tuner.errors import SearchError
 from tuner.journal import Journal, TrialRecord, Unsaved
 from tuner.redact import redacted
 from tuner.scheduler import ReplayingScheduler
@@ -34,6 +37,19 @@ METRICS = (
 )
 
 
+def _in_order(hear: Callable[..., None]) -> Callable[..., None]:
+    """A journal that cannot be written ends the search in order, as an exception in Tune's loop would not."""
+
+    @wraps(hear)
+    def heard(self: "Recorder", *arguments: Any, **information: Any) -> None:
+        try:
+            hear(self, *arguments, **information)
+        except SearchError as error:
+            self.stop.halt(str(error))
+
+    return heard
+
+
 class Recorder(Unsaved, Callback):
     """Hears of every trial from Tune."""
 
@@ -49,7 +65,7 @@ class Recorder(Unsaved, Callback):
         """Remember where everything goes."""
         assert record.search is not None
         self._experiment, self._journal, self._tracker = experiment, record, tracker
-        self._console, self._scheduler, self._stop = console, scheduler, stop
+        self._console, self._scheduler, self.stop = console, scheduler, stop
         self._search = record.search
         self._started: set[str] = set()
         self._errors: dict[str, str] = {}
@@ -78,14 +94,20 @@ class Recorder(Unsaved, Callback):
         tags = {"data_fingerprint": self._search.fingerprint, "seed": str(settings.seed(record.number))}
         self._tracker.start_trial(record, params=flatten(settings.settings), tags=tags)
 
+    @_in_order
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """An epoch is over, or the trial says what ended it."""
         record = self._search.trials[trial.config["trial_id"]]
+        if "obstacle" in result:
+            self.stop.halt(result["obstacle"])
+            return
         if "error" in result:
             self._errors[record.id] = result["error"]
             return
+        if "note" in result:
+            self._console.trial_noted(record, result["note"])
         if "history" in result:
             self._journal.append("resumed", id=record.id, epoch=result["epoch"])
             self._console.trial_resumed(record, result["epoch"])
@@ -99,21 +121,23 @@ class Recorder(Unsaved, Callback):
             if is_new:
                 self._console.trial_reported(record, epoch, result["epochs"], metrics)
 
+    @_in_order
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended by itself, or was stopped."""
         record = self._search.trials[trial.config["trial_id"]]
-        if self._stop.interrupted and trial.config["trial_id"] not in self._errors:
+        if self.stop.interrupted and trial.config["trial_id"] not in self._errors:
             return  # a resume goes on with it
         error = self._errors.get(record.id)
-        if error is None and not record.reports and self._stop.reason is None:
+        if error is None and not record.reports and self.stop.reason is None:
             error = "it ended without a report"
-        stopped_by = self._scheduler.name if record.id in self._scheduler.stopped else self._stop.reason
+        stopped_by = self._scheduler.name if record.id in self._scheduler.stopped else self.stop.reason
         self._end(record, error, stopped_by)
 
+    @_in_order
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """All attempts at a trial failed."""
         record = self._search.trials[trial.config["trial_id"]]
-        if not self._stop.interrupted:
+        if not self.stop.interrupted:
             self._end(record, _last_line(trial.get_error()), None)
 
     def _end(self, record: TrialRecord, error: str | None, stopped_by: str | None) -> None:

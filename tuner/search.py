@@ -26,8 +26,8 @@ from models.metrics import Accumulator
 from tuner import cluster, config, encoders, export, journal, lock, shared_storage, slots, transfer, vocabulary
 from tuner.config import Experiment
 from tuner.console import Console, describe_settings, quiet
-from tuner.dataset import Dataset, open_dataset
-from tuner.errors import ConfigError, SearchError, TunerError
+from tuner.dataset import Dataset, missing_shards, open_dataset
+from tuner.errors import ConfigError, NothingToExport, SearchError, TunerError
 from tuner.evaluate import BATCH_SIZE, evaluate
 from tuner.journal import Journal, SearchRecord
 from tuner.paths import PROJECT, Place, is_url, program
@@ -81,7 +81,7 @@ def run(file: Path, name: str | None, options: Options, console: Console) -> int
         directory, experiment = _earlier(file, name, options)
     else:
         experiment = config.load(file, name, options.overrides)
-        directory = options.storage / experiment.name / journal.new_search_id()
+        directory = options.storage / experiment.name / journal.new_search_id(options.storage)
     with sigterm_as_interrupt(), lock.only_driver(directory.parent, directory.name) as still_ours:
         try:
             return _run(directory, experiment, options, console, still_ours)
@@ -97,12 +97,12 @@ def run(file: Path, name: str | None, options: Options, console: Console) -> int
 def _run(
     directory: Place, experiment: Experiment, options: Options, console: Console, still_ours: Callable[[], None]
 ) -> int:
-    stored = journal.read(directory).tracking_uri if journal.exists(directory) else None
-    uri = choose_uri(options.tracking_uri, stored, experiment.file.parent)
+    earlier = journal.read(directory) if journal.exists(directory) else None
+    uri = choose_uri(options.tracking_uri, earlier.tracking_uri if earlier else None, experiment.file.parent)
     if experiment.data.vocabulary is not None:
         vocabulary.read(experiment.data.vocabulary, experiment.data.num_classes)  # an export needs it, days later
     with console.decoding() as progress:
-        data = open_dataset(experiment.data, progress)
+        data = open_dataset(experiment.data, progress, fingerprint=earlier.fingerprint if earlier else None)
     for name, cache in (("train", data.train), ("validate", data.validate)):
         for path, reason in cache.skipped:
             console.print(f"data.{name}: left out {path}: {reason}")
@@ -272,7 +272,7 @@ class _Search:
                 metric=settings.metric,
                 mode=settings.mode,
                 num_samples=-1,  # the searcher knows when the planned trials are out
-                search_alg=JournaledSearch(self.experiment, self.journal, self.room),
+                search_alg=JournaledSearch(self.experiment, self.journal, self.room, self.stop.halt),
                 scheduler=scheduler,
                 reuse_actors=False,
             ),
@@ -296,13 +296,20 @@ class _Search:
 
     def _trainable(self, turns: int | None) -> Callable[[dict[str, Any]], None]:
         storage = self.directory.parent.parent
-        return trainable(self.experiment, self.directory, storage / encoders.FOLDER, self.layout.resources, turns)
+        resources, fingerprint = self.layout.resources, self.search.fingerprint
+        return trainable(self.experiment, self.directory, storage / encoders.FOLDER, resources, fingerprint, turns)
 
     def _score_winner(self, tracker: Tracker) -> None:
         """Score the best trial on all of validate (and test), where it is not known yet, and register its model."""
-        best, known = self.search.finished[0], self.search.winner or {}
-        device = torch.device("cpu")
-        model = export.load_trial(self.directory, self.experiment, best, device)
+        known, device = self.search.winner or {}, torch.device("cpu")
+        for best in self.search.finished:
+            try:
+                model = export.load_trial(self.directory, self.experiment, best, device, self.console.print)
+                break
+            except NothingToExport as error:
+                self.console.print(f"{error}; it is not scored on whole splits, the next best trial is")
+        else:
+            return
         metrics: dict[str, dict[str, float]] = dict(known.get("metrics", {})) if known.get("trial") == best.id else {}
         if not metrics:
             splits = {"validate": self.data.validate}
@@ -331,8 +338,11 @@ class _Search:
         console, search, name, python = self.console, self.search, self.search.experiment, program("python")
         console.print()
         if self.stop.interrupted:
-            console.print(_interrupted(search))
-            return 130
+            obstacle = self.stop.obstacle
+            if obstacle is not None and (missing := missing_shards(self.data)):
+                obstacle += f"; missing: {', '.join(missing[:3])}{' and others' if missing[3:] else ''}"
+            console.print(_interrupted(search, obstacle or "interrupted"))
+            return 130 if obstacle is None else 2
         if not search.finished:
             errors = [trial.error for trial in search.failed]
             console.print(f"no trial finished; {len(errors)} failed, the first with: {errors[0] if errors else '-'}")
@@ -354,9 +364,9 @@ class _Search:
         return 0
 
 
-def _interrupted(search: SearchRecord) -> str:
+def _interrupted(search: SearchRecord, why: str = "interrupted") -> str:
     return (
-        f"interrupted: {len(search.finished)} of {search.planned} trials are finished, {len(search.unfinished)} keep "
+        f"{why}: {len(search.finished)} of {search.planned} trials are finished, {len(search.unfinished)} keep "
         f"their last checkpoint\ngo on with: {program('python')} tune.py {search.experiment} --resume"
     )
 

@@ -19,6 +19,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from tuner.config import Experiment
+from tuner.errors import SearchError
 from tuner.journal import Journal, TrialRecord, Unsaved
 from tuner.recent_tpe import RecentTPE
 from tuner.space import Choice, Number
@@ -29,15 +30,18 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 class JournaledSearch(Unsaved, OptunaSearch):
     """OptunaSearch over an experiment's space; configurations are {trial_id, number, values}."""
 
-    def __init__(self, experiment: Experiment, journal: Journal, room: Callable[[], int]) -> None:
+    def __init__(
+        self, experiment: Experiment, journal: Journal, room: Callable[[], int], halt: Callable[[str], None]
+    ) -> None:
         """Fill the study from the journal.
 
         Args:
             experiment: its space and sampler.
             journal: of the search, open.
             room: how many trials may be under way (tuner/room.py); TPE keeps away from those still running.
+            halt: ends the search for the reason it is told, where the journal takes no suggestion.
         """
-        self._experiment, self._journal, self._room = experiment, journal, room
+        self._experiment, self._journal, self._room, self._halt = experiment, journal, room, halt
         self._parallel = room() > 1
         self._under_way: set[str] = set()  # trials that were suggested and have not ended, by Tune's name
         config = experiment.search
@@ -75,15 +79,19 @@ class JournaledSearch(Unsaved, OptunaSearch):
             warnings.simplefilter("ignore")  # samplers announce what they draw at random: --dry-run says it once
             values = super().suggest(trial_id)
         id = f"{search.id}-{number:04d}"
-        self._journal.append(
-            "suggested",
-            number=number,
-            id=id,
-            values=values,
-            settings=self._experiment.space.settings(values),
-            sampler_state=self._ot_study.get_trials(deepcopy=False)[number].system_attrs,
-            study_state=self._study_state(),
-        )
+        try:
+            self._journal.append(
+                "suggested",
+                number=number,
+                id=id,
+                values=values,
+                settings=self._experiment.space.settings(values),
+                sampler_state=self._ot_study.get_trials(deepcopy=False)[number].system_attrs,
+                study_state=self._study_state(),
+            )
+        except SearchError as error:
+            self._halt(str(error))
+            return None
         self._under_way.add(trial_id)
         return _configuration(search.trials[id])
 

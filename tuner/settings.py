@@ -95,6 +95,7 @@ class SearchConfig:
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     time_budget: Seconds | None = None  # seconds, or 90s, 30m, 4h; trials that run then are ended
+    epoch_timeout: Seconds | None = None  # an epoch that takes longer hangs: its worker is ended, its trial goes on
     max_concurrent: Literal["auto"] | int = "auto"  # trials at a time; auto: as many as the cluster holds
     overlap: bool = True  # the next trial's processes start while the last one trains
     plateau: PlateauConfig | None = None
@@ -103,8 +104,10 @@ class SearchConfig:
     def __post_init__(self) -> None:
         if self.trials < 1:
             raise ValueError(f"trials must be at least 1, but got {self.trials}")
-        if self.time_budget is not None and not self.time_budget > 0:
-            raise ValueError(f"time_budget must be above 0 seconds, but got {self.time_budget}")
+        for name in ("time_budget", "epoch_timeout"):
+            seconds = getattr(self, name)
+            if seconds is not None and not seconds > 0:
+                raise ValueError(f"{name} must be above 0 seconds, but got {seconds}")
         if self.max_concurrent != "auto" and self.max_concurrent < 1:
             raise ValueError(f"max_concurrent must be at least 1, but got {self.max_concurrent}")
 

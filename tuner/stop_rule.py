@@ -1,4 +1,4 @@
-"""When a whole search ends before its last planned trial: time, a plateau, too many failures, a signal."""
+"""When a whole search ends before its last planned trial: time, a plateau, too many failures, a signal, no data."""
 
 import signal
 import threading
@@ -24,11 +24,16 @@ class StopRule(Unsaved, Stopper):
         self._interrupted = threading.Event()
         self._ended = -1  # trials that had ended when they were last looked at
         self.reason: str | None = None
+        self.obstacle: str | None = None
 
     @property
     def interrupted(self) -> bool:
-        """Whether a signal ended it: what runs is not over, and a resume goes on with it."""
-        return self._interrupted.is_set()
+        """Whether a signal or an obstacle ended it: what runs is not over, and a resume goes on with it."""
+        return self._interrupted.is_set() or self.obstacle is not None
+
+    def halt(self, obstacle: str) -> None:
+        """End the search for what no trial is to blame for and every trial would meet, such as a full disk."""
+        self.obstacle = self.obstacle or obstacle
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Single trials are the scheduler's business."""
