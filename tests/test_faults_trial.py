@@ -11,7 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from searches import assert_equals_the_uninterrupted, assert_nothing_was_lost, runs_of, search_of
+from searches import (
+    assert_equals_the_uninterrupted,
+    assert_nothing_is_left,
+    assert_nothing_was_lost,
+    runs_of,
+    search_of,
+)
 from workplace import PROJECT, Workplace
 
 from data.sample import write_splits
@@ -94,6 +100,7 @@ def test_a_damaged_checkpoint(workplace: Workplace) -> None:
         workplace.wait_for_line(driver, f"trial 000  epoch {4 + 8 * number}/", output)
         driver.kill()
         driver.wait()
+        assert_nothing_is_left(workplace)  # a worker outlives its driver for a moment, and writes on
         before, last = checkpoints(workplace)[-2:]
         (last / name).write_bytes(damage((last / name).read_bytes()))
         arguments = ("--resume",)
