@@ -301,7 +301,7 @@ def simulate(
         with quiet(folder / "output.txt"), closing(Journal(folder / f"search-{trials}")) as record:
             console = Console()
             assert record.search is not None
-            journal.os.fsync = meter.sync
+            os.fsync = meter.sync
             tracker, requests = open_tracker(uri, folder)
             tracker.start_search(record.search.id, tags={}, params={}, yaml="")
             with console.searching(record.search):
@@ -324,7 +324,7 @@ def simulate(
         }
         return report | {"resume": resume(experiment, record.directory, uri, slots)}
     finally:
-        journal.os.fsync = FSYNC
+        os.fsync = FSYNC
 
 
 def write_history(directory: Path, experiment: Experiment, planned: int, trials: int) -> None:
