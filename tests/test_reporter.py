@@ -10,6 +10,7 @@ import pytest
 import ray.train
 from ray.train.v2._internal.execution.storage import StorageContext
 
+from tuner.ranks import ALONE
 from tuner.reporter import Reporter, checkpoint_name, kept
 
 GAPS = (0.1, 0.5, 0.2, 0.3, 0.4)
@@ -53,7 +54,7 @@ def test_an_epoch_is_told_when_its_checkpoint_is_stored_and_the_best_and_the_las
     assert [metrics["epoch"] for metrics, _ in told] == [1, 2, 3, 4, 5]
     names = [[int(name[-4:]) for name in stored] for _, stored in told]
     assert names == [[1], [1, 2], [2, 3], [2, 3, 4], [2, 4, 5]]
-    found = [(path.name, (path / "state").read_text()) for path in reporter.checkpoints()]
+    found = [(path.name, (path / "state").read_text()) for path in reporter.checkpoints(ALONE)]
     assert found == [(checkpoint_name(epoch), f"of epoch {epoch}") for epoch in (5, 4, 2)]
 
 
@@ -62,7 +63,7 @@ def test_a_checkpoint_written_again_replaces_a_damaged_one(told: Told) -> None:
     report_all(reporter)
     reporter({"epoch": 5}, state("anew"), [checkpoint_name(5)])
     reporter.wait()
-    assert [(path / "state").read_text() for path in reporter.checkpoints()] == ["anew"]
+    assert [(path / "state").read_text() for path in reporter.checkpoints(ALONE)] == ["anew"]
 
 
 def test_other_ranks_tell_and_store_nothing(told: Told) -> None:

@@ -18,6 +18,7 @@ from pyarrow.fs import FileSelector
 from ray.train import Checkpoint
 
 from tuner.errors import no_room
+from tuner.ranks import Ranks
 
 Save = Callable[[Path], None]  # writes the trial's state into the directory
 # Checkpoints that are kept beside the best epoch's.
@@ -57,9 +58,9 @@ class Reporter:
         if self._last is not None:
             self._last.result()
 
-    def checkpoints(self) -> Iterator[Path]:
-        """The trial's checkpoints, newest first; each is there until the next one is asked for."""
-        for name in sorted(self._names(), reverse=True):
+    def checkpoints(self, ranks: Ranks) -> Iterator[Path]:
+        """The trial's checkpoints as rank 0 finds them, newest first; each is there until the next one is asked for."""
+        for name in ranks.gather(sorted(self._names(), reverse=True))[0]:
             with self._at(name).as_directory() as directory:
                 yield Path(directory)
 

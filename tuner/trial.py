@@ -177,7 +177,7 @@ def work(config: dict[str, Any]) -> None:
         run(
             job,
             device=device,
-            checkpoints=reporter.checkpoints(),
+            checkpoints=reporter.checkpoints(ranks),
             report=reporter,
             hung=_fail_worker,
             ranks=ranks,
@@ -258,7 +258,7 @@ def run(
             raise  # the other ranks know nothing of it, and wait
         report({"error": f"{type(error).__name__}: {error}"}, None, ())
     except OSError as error:
-        if (told := no_room(error)) is None:
+        if (told := no_room(error)) is None or ranks.size > 1:  # here too the others wait
             raise
         report({"obstacle": f"{host}: {told}"}, None, ())
 
