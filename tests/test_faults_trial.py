@@ -126,12 +126,12 @@ def test_a_trial_that_hangs(workplace: Workplace) -> None:
         """,
     )
     code, printed = workplace.run(
-        "--set", "search.epoch_timeout=12s", "--set", "search.failures.per_trial=1", timeout=600
+        "--set", "search.epoch_timeout=20s", "--set", "search.failures.per_trial=1", timeout=600
     )
     assert code == 0, printed
     search = search_of(workplace)
     assert [trial.status for trial in search.trials.values()] == ["finished", "failed", "finished"]
-    error = "EpochTimeout: epoch 2 took longer than 12 s (search.epoch_timeout); 2 attempts (search.failures.per_trial)"
+    error = "EpochTimeout: epoch 2 took longer than 20 s (search.epoch_timeout); 2 attempts (search.failures.per_trial)"
     assert f"trial 001  failed: {error}" in printed
     assert tags_of(workplace, 1)["error"] == error
     assert_equals_the_uninterrupted(workplace, number=0)

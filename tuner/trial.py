@@ -188,10 +188,11 @@ def work(config: dict[str, Any]) -> None:
 @contextmanager
 def _turn(job: Job) -> Iterator[None]:
     """Wait for a slot, with everything at hand that takes time and no CPUs to speak of."""
+    # 0.9 s, many times that on a busy machine; the first optimizer of a process imports it, within its first epoch.
+    import_module("torch._dynamo")
     if job.turns is None:
         yield
         return
-    import_module("torch._dynamo")  # 0.9 s; the first optimizer of a process imports it
     with suppress(TunerError, DataError):
         # Decoded, or found sound; what is wrong with it is told by `run`.
         open_dataset(job.data, fingerprint=job.fingerprint)
