@@ -4,8 +4,9 @@ import re
 
 import pytest
 import torch
+from rays import long_lived_ray
 from searches import assert_nothing_was_lost, processes_of, runs_of, search_of
-from workplace import Workplace
+from workplace import Workplace, wait_for
 
 from tuner import config
 from tuner.dataset import open_dataset
@@ -38,6 +39,22 @@ def test_a_search_ends_with_a_model_that_scores_what_it_says(workplace: Workplac
     assert extended == 0, printed
     assert_nothing_was_lost(workplace, planned=5, epochs=EPOCHS)
     assert workplace.run("--resume")[0] == 2
+
+
+@pytest.mark.slow
+def test_trials_follow_a_cluster_that_grows(workplace: Workplace) -> None:
+    with long_lived_ray(workplace, cpus=1) as ray:
+        wide = ("--set", "search.max_concurrent=auto", "--set", "search.overlap=false")
+        driver = workplace.start("--address", ray.address, "--set", "training.epochs=150", *wide)
+        workplace.wait_for_line(driver, "trial 000  epoch 3/")
+        assert "1 trial at a time" in workplace.printed() and "trial 001" not in workplace.printed()
+        raylet = ray.add_node(cpus=1)
+        workplace.wait_for_line(driver, "it holds 2 trials at a time")
+        wait_for(lambda: len(processes_of(workplace, "RayTrainWorker")) == 2)
+        assert raylet.pid in {worker.ppid() for worker in processes_of(workplace, "RayTrainWorker")}
+        assert driver.wait(600) == 0, workplace.printed()
+        ray.assert_nothing_is_left()
+    assert_nothing_was_lost(workplace, planned=3, epochs=150)
 
 
 @pytest.mark.slow
