@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import textwrap
 import uuid
 from collections.abc import Callable, Iterator
@@ -15,6 +16,12 @@ if TYPE_CHECKING:  # the tests that need neither start without torch
     from finished import FinishedSearch
 
 SHARED_DATA = PROJECT.parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def ctrl_c_counts() -> None:
+    """A shell ignores Ctrl-C for what it starts in the background, and that is inherited: not by these tests."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -367,7 +367,7 @@ def test_the_stored_copy_is_complete_and_keeps_distributions_as_written(load_tex
     assert blocks["model"]["hidden"] == 1200
     assert blocks["loss"]["l1"] == {"choice": [0, {"loguniform": [0.001, 10]}]}
     assert [option["clip"]["kind"] for option in blocks["optimizer"]["choice"]] == ["none", "none"]
-    assert blocks["resources"] == {"gpu": "auto", "cpu": "auto", "workers": 1}
+    assert blocks["resources"] == {"gpu": "auto", "cpu": "auto", "workers": 1, "startable": None}
     assert load_stored(text) == blocks
 
 

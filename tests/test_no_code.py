@@ -117,7 +117,8 @@ def planted_checkpoint(folder: Path, name: str, trace: Path, settings: dict[str,
     if name != "checkpoint.json":
         manifest = json.loads((folder / "checkpoint.json").read_text())
         manifest["files"][name] = checkpoint._describe(folder / name)
-        (folder / "checkpoint.json").write_text(json.dumps(manifest))
+        del manifest["crc32c"]
+        (folder / "checkpoint.json").write_text(checkpoint.sealed(manifest))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "training.pt", "checkpoint.json"])
