@@ -3,7 +3,9 @@
 import re
 import shutil
 import sqlite3
+import tempfile
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from hosts import ENVIRONMENT, HOME, KEY, SHARED, Host, Hosts
@@ -76,9 +78,12 @@ class Launched:
         return (host or self.head).run(SETTINGS + line, check=check)
 
     def mlflow(self, query: str) -> list[tuple[str, ...]]:
-        """Ask the database of the head's MLflow server."""
+        """Ask a copy of the database of the head's MLflow server: SQLite takes a host's path for one of ours."""
         database = self.inside(self.head, HOME / ".video-tuner" / "mlflow" / "mlflow.db")
-        with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            closing(sqlite3.connect(shutil.copy(database, folder))) as connection,
+        ):
             return connection.execute(query).fetchall()
 
     def wait(self, condition: Callable[[], object], seconds: float = 300) -> None:

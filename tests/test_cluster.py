@@ -67,7 +67,7 @@ def test_the_token_is_in_no_process_list_and_no_log(cluster: Launched) -> None:
     for host in cluster.nodes:
         assert cluster.inside(host, HOME / ".video-tuner" / "auth_token").read_text() == token
         assert token not in host.run("ps -A -ww -o args=")
-        assert host.run(f"grep -rl {token} /tmp {SHARED} ~/.video-tuner/mlflow", check=False) == ""
+        assert host.run(f"grep -rsl {token} /tmp {SHARED} ~/.video-tuner/mlflow", check=False) == ""
     assert token not in cluster.printed
 
 
