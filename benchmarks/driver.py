@@ -362,7 +362,7 @@ def fit(
     stop = StopRule(experiment, search)
     scheduler = ReplayingScheduler(experiment.search.scheduler, search, experiment.max_epochs)
     recorder = Recorder(experiment, record, tracker, console, scheduler, stop)
-    searcher = JournaledSearch(experiment, record, lambda: slots)
+    searcher = JournaledSearch(experiment, record, lambda: slots, stop.halt)
     clock, delays, meter = world
     for thing, method, name in (
         (searcher, "suggest", "suggest"),
@@ -430,7 +430,8 @@ def resume(experiment: Experiment, directory: Path, uri: str | None, slots: int)
         search = record.search
         assert search is not None
         start = time.process_time()
-        JournaledSearch(experiment, record, lambda: slots)
+        stop = StopRule(experiment, search)
+        JournaledSearch(experiment, record, lambda: slots, stop.halt)
         take("searcher_s", start)
         start = time.process_time()
         scheduler = ReplayingScheduler(experiment.search.scheduler, search, experiment.max_epochs)
@@ -438,7 +439,7 @@ def resume(experiment: Experiment, directory: Path, uri: str | None, slots: int)
         tracker, requests = open_tracker(uri, directory)
         tracker.start_search(search.id, tags={}, params={}, yaml="")
         with quiet(directory / "resume.txt"):
-            Recorder(experiment, record, tracker, Console(), scheduler, StopRule(experiment, search)).catch_up()
+            Recorder(experiment, record, tracker, Console(), scheduler, stop).catch_up()
         tracker.close()
         spent["mlflow_catch_up_s"] = round(sum(requests.seconds), 1)
     return spent | live_view(search, slots)

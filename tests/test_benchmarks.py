@@ -12,7 +12,7 @@ from workplace import PROJECT
 pytestmark = pytest.mark.bench
 
 TINY = {
-    "driver": ["--sizes", "20", "40", "--mlflow-up-to", "20", "--history", "0.5"],
+    "driver": ["--sizes", "20", "--mlflow-up-to", "20", "--history", "0.5"],
     "decode": ["--videos", "200", "--rounds", "1"],
     "feed": ["--videos", "200", "--rounds", "1", "--batch-size", "64"],
     "gap": ["--videos", "1024", "--rounds", "1", "--stream", "2048"],
