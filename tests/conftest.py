@@ -90,10 +90,10 @@ def s3_server() -> Iterator[str]:
     """The address of a server that speaks S3, in this process."""
     import logging
 
-    from moto.server import ThreadedMotoServer
-
+    pytest.importorskip("s3fs", reason='s3fs is not installed: pip install "video-tuner[test-s3]"')
+    moto = pytest.importorskip("moto.server", reason='moto is not installed: pip install "video-tuner[test-s3]"')
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     yield "http://{}:{}".format(*server.get_host_and_port())
     server.stop()

@@ -170,7 +170,8 @@ def test_a_server_killed_for_a_while_gets_everything_once_and_in_order(server: S
     assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
     assert [steps(server, child) for child in children] == [[1, 2, 3]] * 3
     best = mlflow.MlflowClient(server.uri).get_metric_history(parent.info.run_id, "gap_best")
-    assert [metric.step for metric in sorted(best, key=lambda metric: metric.timestamp)] == [2, 3, 1]  # as they ended
+    at = {metric.step: metric.timestamp for metric in best}
+    assert len(best) == 3 and at[2] <= at[3] <= at[1]  # in the order that they ended; some in the same millisecond
 
 
 @pytest.mark.fault
