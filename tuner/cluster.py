@@ -108,7 +108,7 @@ def _join(address: str) -> None:
 
 
 def _start_private(temporary: Path) -> None:
-    """Start a Ray on the loopback address that nobody else finds.
+    """Start a Ray that nobody else gets into: it asks for a token (most of its servers listen on every address).
 
     Train's placement-group cleaner gives up where it sees a second Ray on the machine and no RAY_ADDRESS, so the
     address must be in the environment of every process before there is one: its port is chosen here.
