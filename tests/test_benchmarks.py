@@ -12,7 +12,6 @@ from workplace import PROJECT
 pytestmark = pytest.mark.bench
 
 TINY = {
-    "driver": ["--sizes", "20", "--mlflow-up-to", "20", "--history", "0.5"],
     "decode": ["--videos", "200", "--rounds", "1"],
     "feed": ["--videos", "200", "--rounds", "1", "--batch-size", "64"],
     "gap": ["--videos", "1024", "--rounds", "1", "--stream", "2048"],
@@ -40,8 +39,10 @@ def test_ends_in_one_json_line_with_its_ratio(name: str) -> None:
 
 def test_every_benchmark_is_tried_here() -> None:
     scripts = {path.stem for path in Path(PROJECT, "benchmarks").glob("*.py")}
-    # Searches on real Rays, and few_labels is a hundred trials: minutes, and hours.
-    assert scripts - {"card", "trials", "driver_calibration", "few_labels", "faults", "storm"} == TINY.keys()
+    # Searches on real Rays, and few_labels is a hundred trials: minutes, and hours. A try-out of driver.py took longer
+    # than its two minutes on a loaded machine.
+    large = {"trials", "driver", "driver_calibration", "few_labels", "faults", "storm"}
+    assert scripts - large - {"card"} == TINY.keys()
 
 
 @pytest.mark.parametrize("name", ["decode", "feed"])
