@@ -138,7 +138,6 @@ def test_the_raylet_of_a_worker_node_is_killed(workplace: Workplace, fault_row: 
         fault_row("kill -9 of the raylet of a trial's node", **toll(workplace, 0, at))
 
 
-@pytest.mark.fault_ci
 def test_the_whole_head_is_killed(workplace: Workplace, fault_row: State) -> None:
     """The epochs since the last checkpoint that arrived; the driver ends and says so, a new head goes on."""
     with long_lived_ray(workplace) as ray:

@@ -86,6 +86,7 @@ def tags_of(place: Workplace, number: int) -> dict[str, str]:
 
 
 @pytest.mark.fault
+@pytest.mark.fault_ci
 def test_a_damaged_checkpoint(workplace: Workplace) -> None:
     """Two epochs: the one before it is gone on from."""
     settings = ("--set", "model.hidden=12", "--set", "training.epochs=40", "--trials", "1")
