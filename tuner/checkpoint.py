@@ -11,7 +11,6 @@ import errno
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from tuner.errors import CheckpointDamaged, CheckpointError
 from tuner.paths import Place
+from tuner.transfer import published
 
 VERSION = 3
 # Bytes: a disk with less is full.
@@ -30,32 +30,24 @@ LITTLE_ROOM = 1 << 20
 WEIGHTS, TRAINING, MANIFEST = FILES = "model.safetensors", "training.pt", "checkpoint.json"
 
 
-def save(directory: Path, *, model: dict[str, Tensor], training: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Write a checkpoint; `directory` appears in one rename.
+def save(directory: Place, *, model: dict[str, Tensor], training: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Write a checkpoint; `directory` appears whole or not at all (tuner/transfer.py).
 
     Nothing waits for the disk: what a power cut may then damage, the checksums find.
 
     Raises:
         OSError: it cannot be written.
     """
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in model.items()}, staging / WEIGHTS)
-        torch.save(training, staging / TRAINING)
-        files = {name: _describe(staging / name) for name in (WEIGHTS, TRAINING)}
-        manifest = {"version": VERSION, "settings": settings, "files": files}
-        (staging / MANIFEST).write_text(sealed(manifest))
-        if directory.exists():
-            shutil.rmtree(directory)
-        staging.rename(directory)
-    except BaseException as error:
-        # Neither library says so in an OSError.
-        full = isinstance(error, SafetensorError | RuntimeError) and shutil.disk_usage(staging).free < LITTLE_ROOM
-        shutil.rmtree(staging, ignore_errors=True)
-        if full:
+    with published(directory, last=MANIFEST) as staging:
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in model.items()}, staging / WEIGHTS)
+            torch.save(training, staging / TRAINING)
+        except (SafetensorError, RuntimeError) as error:  # neither library tells of a full disk in an OSError
+            if shutil.disk_usage(staging).free >= LITTLE_ROOM:
+                raise
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory)) from error
-        raise
+        files = {name: _describe(staging / name) for name in (WEIGHTS, TRAINING)}
+        (staging / MANIFEST).write_text(sealed({"version": VERSION, "settings": settings, "files": files}))
 
 
 def load(directory: Path, *, settings: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -30,7 +30,7 @@ from tuner import checkpoint
 from tuner.dataset import Dataset
 from tuner.errors import CheckpointError
 from tuner.paths import Place
-from tuner.transfer import fetched, published
+from tuner.transfer import fetched
 from tuner.trial_config import ContrastiveConfig
 
 FOLDER = ".encoders"  # in the storage; an experiment cannot have this name
@@ -72,8 +72,7 @@ class Shelf:
         if self.find(shaped_by) is None:
             notes = {"made_by": self.trial_id}
             place = self.directory / key(shaped_by)
-            with published(place, last=checkpoint.MANIFEST) as folder:
-                checkpoint.save(folder, model=encoder.state_dict(), training=notes, settings=shaped_by)
+            checkpoint.save(place, model=encoder.state_dict(), training=notes, settings=shaped_by)
 
 
 def shaped_by(trial: ContrastiveConfig, data: Dataset, seed: int) -> dict[str, Any]:
