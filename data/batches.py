@@ -51,6 +51,13 @@ class Batch:
     features_BD: Tensor  # as stored, float16 by default
     label_offsets: Tensor  # int64 [B + 1], from 0 to L
     label_indices: Tensor  # int64 [L], classes
+    rated_offsets: Tensor | None = None  # the classes that are rated for each example, likewise; None: all of them
+    rated_indices: Tensor | None = None
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What a model takes: (features_BD,)."""
+        return (self.features_BD,)
 
 
 class Batches:

@@ -1,11 +1,34 @@
-"""What a video-level record holds: names, widths and the number of classes of YouTube-8M (2018)."""
+"""What a record holds: names, widths and the number of classes of YouTube-8M (2018), at each of its three levels.
+
+video     a tf.train.Example: a list of floats for each feature
+frame     a tf.train.SequenceExample: a list of frames for each feature, each frame one byte a value
+segment   the same, and ratings of some classes for some segments of SEGMENT_FRAMES frames, an example each
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import Final, Literal
+
+Level = Literal["video", "frame", "segment"]
 
 VIDEO_FEATURES: Mapping[str, int] = {"mean_rgb": 1024, "mean_audio": 128}
+FRAME_FEATURES: Mapping[str, int] = {"rgb": 1024, "audio": 128}
+FEATURES: Mapping[Level, Mapping[str, int]] = {
+    "video": VIDEO_FEATURES,
+    "frame": FRAME_FEATURES,
+    "segment": FRAME_FEATURES,
+}
 NUM_CLASSES = 3862
+MAX_FRAMES = 300  # one a second; what lies behind them is left out
+SEGMENT_FRAMES = 5  # from the second that a segment starts at
+
+# A frame's byte q stands for q * DEQUANTISE_SCALE + DEQUANTISE_SHIFT, from -1.992 to 2.008 (google/youtube-8m,
+# utils.Dequantize with max 2 and min -2). The half step of 4/512 is the middle of what a writer that rounds down maps
+# to q; google's own extractor rounds to nearest instead, and comes back 0.0078 too high on average.
+DEQUANTISE_SCALE: Final = 4 / 255
+DEQUANTISE_SHIFT: Final = 4 / 512 - 2
+
 ID_KEYS = ("id", "video_id")  # the 2018 release, and those before it; the first one present counts
 LABELS_KEY = "labels"
 
@@ -16,6 +39,8 @@ class Schema:
 
     features: Mapping[str, int] = field(default_factory=lambda: dict(VIDEO_FEATURES))  # width by name
     num_classes: int = NUM_CLASSES
+    level: Level = "video"
+    max_frames: int = MAX_FRAMES  # of a video, at frame and segment level
 
     def __post_init__(self) -> None:
         """Checks the names and sizes.
@@ -32,6 +57,10 @@ class Schema:
                 raise ValueError(f"a feature must not be called {name!r}: ids and labels are read anyway")
         if self.num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, but got {self.num_classes}")
+        if self.level not in FEATURES:
+            raise ValueError(f"level must be one of {', '.join(FEATURES)}, but got {self.level!r}")
+        if self.max_frames < 1:
+            raise ValueError(f"max_frames must be at least 1, but got {self.max_frames}")
 
     @property
     def width(self) -> int:
@@ -40,7 +69,7 @@ class Schema:
 
     @property
     def columns(self) -> dict[str, slice]:
-        """The columns of each feature in features_ND."""
+        """The columns of each feature in features_ND or frames_FD."""
         stops = accumulate(self.features.values())
         return {
             name: slice(stop - width, stop) for (name, width), stop in zip(self.features.items(), stops, strict=True)

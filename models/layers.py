@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,8 @@ class Sizes:
         str, int
     ]  # width of each feature by name; a row of the input is their concatenation in this order
     num_classes: int
+    level: Literal["video", "frame", "segment"] = "video"  # video: features_BD; else frames_BTD and mask_BT
+    max_frames: int = 300  # T is no more than this
 
     def __post_init__(self) -> None:
         """Checks that there is something to learn from and something to predict."""

@@ -17,7 +17,7 @@ from data.batches import Batches, Columns, sample_rows
 from data.build import shard_exists
 from data.cache import BuildProgress, Cache
 from data.errors import DataError
-from data.schema import NUM_CLASSES, VIDEO_FEATURES, Schema
+from data.schema import FEATURES, MAX_FRAMES, NUM_CLASSES, Level, Schema
 from data.statistics import Statistics
 from models import FeatureStatistics, Sizes
 from models.losses import fixed_bootstrap_weights
@@ -63,7 +63,9 @@ class DataConfig:
     test: Patterns | None = None  # scored once, for the winner only
     validate_fraction: float = 1.0  # of the validation videos, after each epoch; the winner is scored on all of them
     label_fraction: float = 1.0  # of the training videos that keep their labels; pretraining sees all, without them
-    features: Mapping[str, int] = field(default_factory=lambda: dict(VIDEO_FEATURES))  # widths by the shards' keys
+    level: Level = "video"  # of the records: features of videos, frames of videos, or rated segments of frames
+    features: Mapping[str, int] = field(default_factory=dict)  # widths by the shards' keys; empty: YouTube-8M's
+    max_frames: int = MAX_FRAMES  # of a video: the first ones, at frame and segment level
     num_classes: int = NUM_CLASSES
     on_bad_shard: Literal["fail", "skip"] = "fail"
     vocabulary: str | None = None  # csv with the columns Index and Name: the classes' names in exports
@@ -79,8 +81,10 @@ class DataConfig:
             raise ValueError("cache must be a folder, which every machine has for itself; no URL")
         if self.num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, but got {self.num_classes}")
+        if self.max_frames < 1:
+            raise ValueError(f"max_frames must be at least 1, but got {self.max_frames}")
         if not self.features:
-            raise ValueError("features must name at least one feature and its width")
+            object.__setattr__(self, "features", dict(FEATURES[self.level]))
         for name, width in self.features.items():
             if width < 1:
                 raise ValueError(f"the width of feature {name!r} must be at least 1, but got {width}")
@@ -88,12 +92,16 @@ class DataConfig:
     @property
     def schema(self) -> Schema:
         """What every shard of the experiment must hold."""
-        return Schema(features=dict(self.features), num_classes=self.num_classes)
+        return Schema(
+            features=dict(self.features), num_classes=self.num_classes, level=self.level, max_frames=self.max_frames
+        )
 
     @property
     def sizes(self) -> Sizes:
         """The same, in the words of the models."""
-        return Sizes(features=dict(self.features), num_classes=self.num_classes)
+        return Sizes(
+            features=dict(self.features), num_classes=self.num_classes, level=self.level, max_frames=self.max_frames
+        )
 
     @property
     def cache_directory(self) -> Path:

@@ -44,8 +44,8 @@ def evaluate(
     scores: Accumulator | None = None
     with torch.inference_mode():
         for batch in batches.epoch(0):
-            with autocast(batch.features_BD.device, precision):
-                logits_BC = model(batch.features_BD)
+            with autocast(batch.rows.device, precision):
+                logits_BC = model(*batch.inputs)
             scores = scores or Accumulator(logits_BC.shape[1])
             scores.update(logits_BC, batch.label_offsets, batch.label_indices)
     model.train(was_training)

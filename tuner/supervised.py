@@ -261,7 +261,7 @@ class Step:
     def loss(self, batch: Any, progress: float) -> Tensor:
         """The data term of this rank's part of a batch."""
         with autocast(self.device, self.trial.training.precision):
-            logits_BC = self.model(batch.features_BD)
+            logits_BC = self.model(*batch.inputs)
         return losses.sigmoid_cross_entropy(
             logits_BC,
             batch.label_offsets,
