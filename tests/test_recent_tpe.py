@@ -1,9 +1,13 @@
 """TPE over a long history: Optuna's own up to a length, then the best and the newest trials alone."""
 
+import inspect
+
+import numpy as np
 import optuna
 import pytest
 from optuna.distributions import FloatDistribution
 from optuna.samplers import BaseSampler, TPESampler
+from optuna.samplers._tpe import _truncnorm
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tuner import recent_tpe
@@ -68,3 +72,10 @@ def test_parameters_that_only_some_trials_have_are_drawn_by_themselves() -> None
     study.add_trials(study_of(30))
     sampler = RecentTPE(["rate"], seed=7, constant_liar=True)
     assert sampler.infer_relative_search_space(study, study.get_trials()[-1]) == {"dropout": SPACE["dropout"]}
+
+
+def test_scipys_logarithm_is_the_one_that_optuna_computes() -> None:
+    a = np.concatenate([-np.logspace(2, -6, 200), [0.0], np.logspace(-6, 2, 200)])
+    one_after_the_other = [_truncnorm._log_ndtr_single(value) for value in a.tolist()]
+    np.testing.assert_allclose(_truncnorm._log_ndtr(a), one_after_the_other, rtol=1e-12, atol=1e-15)
+    assert "_log_ndtr(" in inspect.getsource(_truncnorm._log_gauss_mass)  # so it is this one that a suggestion calls

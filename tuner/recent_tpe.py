@@ -9,10 +9,16 @@ from collections.abc import Collection, Container
 from heapq import nlargest
 from typing import Any
 
+import scipy.special
 from optuna import Study
 from optuna.distributions import BaseDistribution
 from optuna.samplers import TPESampler
+from optuna.samplers._tpe import _truncnorm
 from optuna.trial import FrozenTrial, TrialState
+
+# Three quarters of a suggestion with a whole-number parameter: Optuna takes this logarithm of one number after another
+# in Python, scipy of all at once, and to the last digits the same (tests/test_recent_tpe.py).
+_truncnorm._log_ndtr = scipy.special.log_ndtr
 
 # The newest finished trials, and at the most as many running ones, that a suggestion is made from.
 HISTORY = 250
