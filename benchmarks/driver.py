@@ -379,6 +379,7 @@ def fit(
     tune_controller.RayActorManager = lambda resource_manager: actors
     storage._get_ray_train_session_dir = lambda: str(record.directory / "session")  # Ray's, where there is one
     os.environ.update({name: os.environ.get(name, value) for name, value in cluster.SETTINGS.items()})
+    cluster.start_together(slots)
     trainable = tune.with_resources(lambda configuration: None, {"memory": 2**20})
     whole = TuneExperiment(
         "driver", trainable, storage_path=str(record.directory / "tune"), num_samples=10**9, stop=stop

@@ -266,6 +266,7 @@ class _Search:
         settings, layout = self.experiment.search, self.layout
         private = self.search.attempts[-1].scratch is not None  # no other machine will join
         turns = layout.slots if self.room.overlap and layout.one_machine and private else None
+        cluster.start_together(layout.slots)
         tuner = Tuner(
             ray.tune.with_resources(self._trainable(turns), TRIAL_ACTOR),
             tune_config=TuneConfig(
