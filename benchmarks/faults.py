@@ -2,7 +2,7 @@
 
     python benchmarks/faults.py [-k EXPRESSION] [--table docs/faults.md]
 
-Runs the tests marked `fault` of tests/test_faults_*.py one after the other, each of which says through the fixture
+Runs the tests marked `fault` one after the other, each of which says through the fixture
 `fault_row` what its fault cost; its docstring says what may be lost at most. With -k only those whose names match are
 run and their rows replaced: every row carries its own date and commit. Fails if a fault's test fails; the table then
 says so in its row. The last line is one JSON object.
@@ -41,8 +41,7 @@ def run(selected: str | None) -> tuple[list[dict], dict[str, str]]:
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         rows, report = Path(folder, "rows"), Path(folder, "report.xml")
         rows.touch()
-        files = sorted(str(path) for path in PROJECT.glob("tests/test_faults_*.py"))
-        command = [sys.executable, "-m", "pytest", "-m", "fault", f"--junit-xml={report}", *files]
+        command = [sys.executable, "-m", "pytest", "-m", "fault", f"--junit-xml={report}"]
         command += ["-k", selected] if selected else []
         done = subprocess.run(command, cwd=PROJECT, env=os.environ | {"FAULT_ROWS": str(rows)})
         if done.returncode not in (0, 1):  # 1: tests failed, which the table says
@@ -65,7 +64,7 @@ def endings(report: Path) -> dict[str, str]:
 def lost_at_most() -> dict[str, str]:
     """The docstring's line of every test function, by `file::function`."""
     said = {}
-    for path in PROJECT.glob("tests/test_faults_*.py"):
+    for path in PROJECT.glob("tests/test_*.py"):
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
                 said[f"tests/{path.name}::{node.name}"] = " ".join((ast.get_docstring(node) or "").split())

@@ -6,6 +6,7 @@ Each test is a fault, its first line what is lost at most; every search ends wit
 import shutil
 import subprocess
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,10 +18,15 @@ from searches import (
     assert_nothing_was_lost,
     runs_of,
     search_of,
+    toll,
 )
 from workplace import PROJECT, Workplace
 
 from data.sample import write_splits
+
+pytestmark = pytest.mark.fault
+
+State = Callable[..., None]  # the fixture fault_row
 
 # Found by every Python process of a search: calls `fault(number of the trial, epoch)` before each epoch.
 HOOK = """\
@@ -72,6 +78,11 @@ def inject(place: Workplace, fault: str) -> None:
     place.variables["PYTHONPATH"] = f"{folder}:{PROJECT}"
 
 
+def happened(place: Workplace) -> float:
+    """When `once()` was true."""
+    return (place.folder / "hook" / "happened").stat().st_mtime
+
+
 def checkpoints(place: Workplace) -> list[Path]:
     """Of the search's trials, oldest first."""
     return sorted(place.folder.glob("storage/tiny/*/trials/*/epoch-*"))
@@ -85,16 +96,15 @@ def tags_of(place: Workplace, number: int) -> dict[str, str]:
     return tags
 
 
-@pytest.mark.fault
 @pytest.mark.fault_ci
-def test_a_damaged_checkpoint(workplace: Workplace) -> None:
+def test_a_damaged_checkpoint(workplace: Workplace, fault_row: State) -> None:
     """Two epochs: the one before it is gone on from."""
     settings = ("--set", "model.hidden=12", "--set", "training.epochs=40", "--trials", "1")
     damages: dict[str, Damage] = {
         "model.safetensors": lambda content: content[:99] + bytes([content[99] ^ 1]) + content[100:]
     }
     damages["training.pt"] = lambda content: content[:-100]
-    arguments = settings
+    arguments, at = settings, []
     for number, (name, damage) in enumerate(damages.items()):
         output = f"output{number}.txt"
         driver = workplace.start(*arguments, output=output)
@@ -104,6 +114,7 @@ def test_a_damaged_checkpoint(workplace: Workplace) -> None:
         assert_nothing_is_left(workplace)  # a worker outlives its driver for a moment, and writes on
         before, last = checkpoints(workplace)[-2:]
         (last / name).write_bytes(damage((last / name).read_bytes()))
+        at.append(time.time())
         arguments = ("--resume",)
     code, printed = workplace.run("--resume", output="output2.txt", timeout=600)
     assert code == 0, printed
@@ -113,10 +124,11 @@ def test_a_damaged_checkpoint(workplace: Workplace) -> None:
     assert_nothing_was_lost(workplace, planned=1, epochs=40)
     assert_equals_the_uninterrupted(workplace, number=0)
     assert f"{last / name}: damaged" in tags_of(workplace, 0)["note"]
+    for fault, when in zip(("a flipped byte in", "an end missing from"), at, strict=True):
+        fault_row(f"{fault} the last checkpoint, after kill -9", **toll(workplace, 0, when))
 
 
-@pytest.mark.fault
-def test_a_trial_that_hangs(workplace: Workplace) -> None:
+def test_a_trial_that_hangs(workplace: Workplace, fault_row: State) -> None:
     """The epoch that hung; a trial that hangs every time has failed, and says so."""
     inject(
         workplace,
@@ -136,10 +148,10 @@ def test_a_trial_that_hangs(workplace: Workplace) -> None:
     assert f"trial 001  failed: {error}" in printed
     assert tags_of(workplace, 1)["error"] == error
     assert_equals_the_uninterrupted(workplace, number=0)
+    fault_row("an epoch that hangs (a limit of 20 s)", **toll(workplace, 0, happened(workplace)))
 
 
-@pytest.mark.fault
-def test_a_trial_that_runs_out_of_memory(workplace: Workplace) -> None:
+def test_a_trial_that_runs_out_of_memory(workplace: Workplace, fault_row: State) -> None:
     """The trial: it would run out of it again. One that is killed for it is tried again before it has failed."""
     inject(
         workplace,
@@ -162,6 +174,55 @@ def test_a_trial_that_runs_out_of_memory(workplace: Workplace) -> None:
     assert "its worker was killed, as the kernel does where memory runs out" in (second.error or "")
     assert "2 attempts" in (second.error or "")
     assert third.status == "finished"
+    fault_row("a trial that runs out of memory", lost_epochs=0, recovery_seconds=None)
+
+
+def test_a_trial_that_diverges(workplace: Workplace, fault_row: State) -> None:
+    """The trial: it would diverge again. It has failed and counts as no score; the search goes on."""
+    file = workplace.folder / "experiments.yaml"
+    rates = "{choice: [1.0e-3, 2.0e-3, 3.0e-3, 1.0e+39], default: 1.0e+39}"
+    file.write_text(file.read_text().replace("{loguniform: [1.0e-3, 1.0e-2]}", rates))
+    code, printed = workplace.run("--set", "training.epochs=3")
+    assert code == 0, printed
+    (failed, *_) = search_of(workplace).failed
+    assert failed.number == 0 and "the loss is not finite" in (failed.error or "")
+    statuses = {tags["trial_number"]: status for tags, status, _ in runs_of(workplace) if "trial_id" in tags}
+    assert statuses["0"] == "FAILED"
+    fault_row("a trial that diverges", lost_epochs=0, recovery_seconds=None)
+
+
+# In every process: another time of day from when there is a file `jumped`, which holds by how much.
+CLOCK = """import os, time
+real, folder = time.time, os.path.dirname(__file__)
+
+def jumping():
+    try:
+        with open(os.path.join(folder, "jumped")) as file:
+            return real() + float(file.read() or 0)
+    except FileNotFoundError:
+        return real()
+
+time.time = jumping
+"""
+
+
+@pytest.mark.parametrize("hours", [-30, 30])
+def test_a_clock_that_jumps(workplace: Workplace, fault_row: State, hours: int) -> None:
+    """Nothing: durations come from a clock that does not jump, and what is newest is told by its name."""
+    hook = workplace.folder / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(CLOCK)
+    workplace.variables["PYTHONPATH"] = f"{hook}:{PROJECT}"
+    limits = ("--set", "search.epoch_timeout=10m", "--set", "search.time_budget=1h")
+    driver = workplace.start("--set", "training.epochs=40", "--trials", "2", *limits)
+    workplace.wait_for_line(driver, "trial 000  epoch 5/")
+    (hook / "pending").write_text(str(hours * 3600))
+    (hook / "pending").rename(hook / "jumped")
+    assert driver.wait(600) == 0, workplace.printed()
+    assert_nothing_was_lost(workplace, planned=2, epochs=40)
+    assert_equals_the_uninterrupted(workplace, number=0)
+    by = "back" if hours < 0 else "forward"
+    fault_row(f"the clock jumps {by} by {abs(hours)} hours", lost_epochs=0, recovery_seconds=None)
 
 
 @contextmanager
@@ -194,8 +255,7 @@ def without_sample(place: Workplace) -> list[Path]:
     return sorted((place.folder / "shards").glob("train*.tfrecord"))
 
 
-@pytest.mark.fault
-def test_a_shard_that_vanishes(workplace: Workplace) -> None:
+def test_a_shard_that_vanishes(workplace: Workplace, fault_row: State) -> None:
     """Nothing: the search has it decoded. Where it is decoded no more, the search ends and waits for the shard."""
     first, *_ = without_sample(workplace)
     workplace.variables["TUNER_CACHE"] = str(workplace.folder / "cache")
@@ -213,15 +273,15 @@ def test_a_shard_that_vanishes(workplace: Workplace) -> None:
     code, printed = workplace.run("--resume", output="resumed.txt", timeout=600)
     assert code == 0, printed
     assert_nothing_was_lost(workplace, planned=3, epochs=12)
+    fault_row("a shard that vanishes", lost_epochs=0, recovery_seconds=None)
 
 
-@pytest.mark.fault
-def test_a_full_disk_under_the_storage(workplace: Workplace) -> None:
+def test_a_full_disk_under_the_storage(workplace: Workplace, fault_row: State) -> None:
     """The epochs since the last checkpoint: the search ends in order, and goes on when there is room."""
     with small_disk(workplace.folder / "storage", "4m") as storage:
         driver = workplace.start("--set", "training.epochs=60", "--trials", "2")
         workplace.wait_for_line(driver, "trial 000  epoch 5/")
-        filling = fill(storage)
+        filling, at = fill(storage), time.time()
         assert driver.wait(600) == 2, workplace.printed()
         printed = workplace.printed()
         assert "No space left on device" in printed and "--resume" in printed and "Traceback" not in printed
@@ -234,10 +294,10 @@ def test_a_full_disk_under_the_storage(workplace: Workplace) -> None:
         assert code == 0, printed
         assert_nothing_was_lost(workplace, planned=2, epochs=60)
         assert_equals_the_uninterrupted(workplace, number=0)
+        fault_row("a full disk under the storage, then room again", **toll(workplace, 0, at))
 
 
-@pytest.mark.fault
-def test_a_full_disk_under_the_cache(workplace: Workplace) -> None:
+def test_a_full_disk_under_the_cache(workplace: Workplace, fault_row: State) -> None:
     """Nothing: the search has not begun, and half a cache is removed."""
     with small_disk(workplace.folder / "cache", "1200k") as cache:
         workplace.variables["TUNER_CACHE"] = str(cache)
@@ -249,3 +309,4 @@ def test_a_full_disk_under_the_cache(workplace: Workplace) -> None:
         code, printed = workplace.run("--trials", "1", output="again.txt", timeout=600)
         assert code == 0, printed
         assert_nothing_was_lost(workplace, planned=1, epochs=12)
+        fault_row("a full disk under the cache", lost_epochs=0, recovery_seconds=None)
