@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from .layers import BatchNorm, Dropout, Normalize, Sizes, Statistics, linear, prior_log_odds, tensor
+from .layers import BatchNorm, Dropout, Normalize, Sizes, Statistics, linear, start_at_prior, tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +22,7 @@ class FusedMLPConfig:
     """Settings of the fused MLP; the defaults are the published ones but for batch_norm_momentum and prior_bias."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    level: ClassVar[str] = "video"
 
     kind: Literal["fused_mlp"] = "fused_mlp"
     towers: Mapping[str, int]  # width of the tower of each feature, by feature name (published: 2048 rgb, 256 audio)
@@ -157,8 +158,7 @@ class FusedMLP(nn.Module):
         self.encoder = FusedEncoder(config, sizes, statistics, generator)
         self.head = linear(config.hidden, sizes.num_classes, generator)
         if config.prior_bias:
-            with torch.no_grad():
-                self.head.bias.copy_(prior_log_odds(statistics.label_counts_C, statistics.num_videos))
+            start_at_prior(self.head, statistics)
 
     @property
     def regularized(self) -> list[Tensor]:

@@ -109,6 +109,33 @@ class Normalize(nn.Module):
         return (features_BD.float() - self.mean_D) * self.scale_D
 
 
+class L2Normalize(nn.Module):
+    """x / |x| over all features together, as published: rgb and audio share one length. Zeros stay zeros."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] of any float dtype -> [..., D] float32 of length 1."""
+        return l2_normalize(x.float(), dim=-1)
+
+
+NormalizeKind = Literal["standard", "l2", "none"]
+
+
+def normalizer(kind: NormalizeKind, statistics: Statistics) -> nn.Module:
+    """The module that a model's setting `normalize` names."""
+    match kind:
+        case "standard":
+            return Normalize(statistics.mean_D, statistics.variance_D)
+        case "l2":
+            return L2Normalize()
+        case "none":
+            return nn.Identity()
+
+
+def l2_normalize(x: Tensor, dim: int) -> Tensor:
+    """Scale x by 1 / sqrt(max(sum x^2, 1e-12)): zeros, which have no direction, stay zeros with a finite gradient."""
+    return x * x.square().sum(dim, keepdim=True).clamp(min=NORMALIZE_EPSILON).rsqrt()
+
+
 class Dropout(nn.Module):
     """Zeroes a unit with the probability `p` in training and divides the others by 1 - p.
 
@@ -222,13 +249,56 @@ def prior_log_odds(label_counts_C: Any, num_videos: int) -> Tensor:
     return ((counts_C + 0.5) / (num_videos - counts_C + 0.5)).log().float()
 
 
+def start_at_prior(head: nn.Linear, statistics: Statistics) -> None:
+    """Set the biases of an output layer so that it predicts each class at its frequency."""
+    with torch.no_grad():
+        head.bias.copy_(prior_log_odds(statistics.label_counts_C, statistics.num_videos))
+
+
 def linear(in_features: int, out_features: int, generator: torch.Generator | None = None) -> nn.Linear:
     """A linear layer as published: weights from a normal of std 1/sqrt(fan_in) truncated at 2 std, biases 0.
 
     Values beyond 2 std are redrawn, not clipped, so the weights' real std is 0.88 of the nominal one.
     """
-    layer = nn.Linear(in_features, out_features, device="meta").to_empty(device="cpu")  # without torch's own draws
+    layer = _undrawn(in_features, out_features, bias=True)
     std = 1 / math.sqrt(in_features)
     nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std, generator=generator)
-    nn.init.zeros_(layer.bias)
     return layer
+
+
+def xavier_linear(
+    in_features: int, out_features: int, generator: torch.Generator | None = None, *, bias: bool = True
+) -> nn.Linear:
+    """A linear layer as TensorFlow's slim starts it: uniform, variance 2 / (fan_in + fan_out); biases 0."""
+    layer = _undrawn(in_features, out_features, bias=bias)
+    nn.init.xavier_uniform_(layer.weight, generator=generator)
+    return layer
+
+
+def normal_linear(
+    in_features: int,
+    out_features: int,
+    generator: torch.Generator | None = None,
+    *,
+    std: float,
+    bias_std: float | None = None,
+) -> nn.Linear:
+    """A linear layer whose weights are drawn from N(0, std), and its biases from N(0, bias_std); None: no biases."""
+    layer = _undrawn(in_features, out_features, bias=bias_std is not None)
+    nn.init.normal_(layer.weight, std=std, generator=generator)
+    if bias_std is not None:
+        nn.init.normal_(layer.bias, std=bias_std, generator=generator)
+    return layer
+
+
+def _undrawn(in_features: int, out_features: int, *, bias: bool) -> nn.Linear:
+    """Without torch's own draws, which would move its global generator; biases 0."""
+    layer = nn.Linear(in_features, out_features, bias=bias, device="meta").to_empty(device=torch.get_default_device())
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def matrices(module: nn.Module) -> list[Tensor]:
+    """The weight matrices of a module and all within it: what l1 and l2 fall on. No biases, no norms, no centres."""
+    return [parameter for parameter in module.parameters() if parameter.ndim == 2]

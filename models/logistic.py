@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from .layers import Normalize, Sizes, Statistics, linear, prior_log_odds
+from .layers import Normalize, Sizes, Statistics, linear, start_at_prior
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +20,7 @@ class LogisticConfig:
     """Settings of the logistic regression."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    level: ClassVar[str] = "video"
 
     kind: Literal["logistic"] = "logistic"
     prior_bias: bool = True  # output biases start at the classes' log-odds instead of 0
@@ -36,8 +37,7 @@ class Logistic(nn.Module):
         self.normalize = Normalize(statistics.mean_D, statistics.variance_D)
         self.head = linear(sizes.width, sizes.num_classes, generator)
         if config.prior_bias:
-            with torch.no_grad():
-                self.head.bias.copy_(prior_log_odds(statistics.label_counts_C, statistics.num_videos))
+            start_at_prior(self.head, statistics)
 
     @property
     def regularized(self) -> list[Tensor]:

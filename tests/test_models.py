@@ -8,15 +8,25 @@ import pytest
 import torch
 
 import models
-from models import FeatureStatistics, FusedMLPConfig, LogisticConfig, Sizes
+from models import (
+    AverageLogisticConfig,
+    FeatureStatistics,
+    FusedMLPConfig,
+    LogisticConfig,
+    MixtureOfExpertsConfig,
+    Sizes,
+)
 from models.layers import BatchNorm, Dropout, Normalize, linear, prior_log_odds
 from models.losses import sigmoid_cross_entropy
 
 SIZES = Sizes(features={"mean_rgb": 24, "mean_audio": 8}, num_classes=11)
+FRAMES = Sizes(features={"rgb": 24, "audio": 8}, num_classes=11, level="frame")
 YT8M = Sizes(features={"mean_rgb": 1024, "mean_audio": 128}, num_classes=3862)
 SMALL = {  # one small configuration of every kind
     "fused_mlp": FusedMLPConfig(towers={"mean_rgb": 16, "mean_audio": 6}, hidden=10, dropout=0.3),
     "logistic": LogisticConfig(),
+    "mixture_of_experts": MixtureOfExpertsConfig(low_rank=4, probability_gating="probabilities"),
+    "average_logistic": AverageLogisticConfig(normalize="standard"),
 }
 
 
@@ -31,11 +41,32 @@ def statistics(sizes=SIZES):
 
 
 def build(kind, seed=0):
-    return models.build(SMALL[kind], SIZES, statistics(), torch.Generator().manual_seed(seed))
+    return models.build(SMALL[kind], sizes_of(kind), statistics(), torch.Generator().manual_seed(seed))
+
+
+def sizes_of(kind):
+    return {"video": SIZES, "frame": FRAMES}[models.CONFIGS[kind].level]
 
 
 def features(num_videos=6, seed=3):
     return torch.randn(num_videos, SIZES.width, generator=torch.Generator().manual_seed(seed))
+
+
+def frames(num_videos=6, num_frames=7, seed=3):
+    """Bytes [B, T, D], and a mask that leaves each video between one frame and all of them."""
+    generator = torch.Generator().manual_seed(seed)
+    frames_BTD = torch.randint(0, 256, (num_videos, num_frames, FRAMES.width), generator=generator, dtype=torch.uint8)
+    lengths_B = torch.randint(1, num_frames + 1, (num_videos,), generator=generator)
+    lengths_B[0] = num_frames
+    mask_BT = torch.arange(num_frames) < lengths_B[:, None]
+    return frames_BTD * mask_BT[..., None], mask_BT
+
+
+def inputs(kind, num_videos=6, seed=3):
+    """What a model of this kind takes."""
+    if models.CONFIGS[kind].level == "frame":
+        return frames(num_videos, seed=seed)
+    return (features(num_videos, seed),)
 
 
 def labels(num_videos=6):
@@ -52,12 +83,12 @@ def test_every_kind_has_a_configuration_that_is_tested():
 class TestEveryModel:
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
     def test_gives_one_float32_logit_per_class(self, kind, dtype):
-        logits = build(kind)(features().to(dtype))
+        logits = build(kind)(*(x.to(dtype) if x.is_floating_point() else x for x in inputs(kind)))
         assert logits.shape == (6, SIZES.num_classes) and logits.dtype == torch.float32
 
     def test_every_trainable_weight_gets_a_gradient(self, kind):
         model = build(kind)
-        sigmoid_cross_entropy(model(features()), *labels()).backward()
+        sigmoid_cross_entropy(model(*inputs(kind)), *labels()).backward()
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
@@ -65,12 +96,12 @@ class TestEveryModel:
 
     def test_state_survives_save_and_load_bit_for_bit(self, kind):
         model, other = build(kind), build(kind, seed=1)
-        model(features())  # moves the running statistics
+        model(*inputs(kind))  # moves the running statistics
         file = io.BytesIO()
         torch.save(model.state_dict(), file)
         file.seek(0)
         other.load_state_dict(torch.load(file, weights_only=True))
-        assert torch.equal(model.eval()(features()), other.eval()(features()))
+        assert torch.equal(model.eval()(*inputs(kind)), other.eval()(*inputs(kind)))
 
     def test_same_seed_same_weights(self, kind):
         first, second, third = build(kind), build(kind), build(kind, seed=1)
@@ -80,9 +111,9 @@ class TestEveryModel:
 
     def test_the_global_seed_decides_without_a_generator(self, kind):
         torch.manual_seed(5)
-        first = models.build(SMALL[kind], SIZES, statistics())
+        first = models.build(SMALL[kind], sizes_of(kind), statistics())
         torch.manual_seed(5)
-        second = models.build(SMALL[kind], SIZES, statistics())
+        second = models.build(SMALL[kind], sizes_of(kind), statistics())
         assert all(torch.equal(a, b) for a, b in zip(first.regularized, second.regularized, strict=True))
 
     def test_a_generator_leaves_the_global_seed_alone(self, kind):
@@ -97,7 +128,7 @@ class TestEveryModel:
 
     def test_in_evaluation_a_video_does_not_depend_on_its_neighbours(self, kind):
         model = build(kind).eval()
-        torch.testing.assert_close(model(features())[:2], model(features()[:2]))
+        torch.testing.assert_close(model(*inputs(kind))[:2], model(*(x[:2] for x in inputs(kind))))
 
     def test_learns_a_batch_by_heart(self, kind):
         torch.manual_seed(0)
@@ -106,7 +137,7 @@ class TestEveryModel:
         history = []
         for _ in range(40):
             optimizer.zero_grad()
-            loss = sigmoid_cross_entropy(model(features()), *labels())
+            loss = sigmoid_cross_entropy(model(*inputs(kind)), *labels())
             loss.backward()
             optimizer.step()
             history.append(loss.item())
@@ -115,17 +146,23 @@ class TestEveryModel:
     def test_bf16_autocast_stays_near_float32(self, kind):
         model = build(kind).eval()
         with torch.autocast("cpu", torch.bfloat16):
-            logits = model(features())
-        torch.testing.assert_close(logits.float(), model(features()), rtol=0.05, atol=0.1)
+            logits = model(*inputs(kind))
+        torch.testing.assert_close(logits.float(), model(*inputs(kind)), rtol=0.05, atol=0.1)
 
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside torch.export
     @pytest.mark.filterwarnings("ignore::FutureWarning")  # inside torch.export
     def test_exports_with_any_number_of_videos(self, kind):
         model = build(kind).eval()
         batch = torch.export.Dim("batch", min=1)
-        program = torch.export.export(model, (features(),), dynamic_shapes=({0: batch},))
+        given = inputs(kind, num_videos=2)
+        dynamic = {0: batch} if len(given) == 1 else {0: batch, 1: torch.export.Dim("frames", min=1)}
+        program = torch.export.export(model, given, dynamic_shapes=tuple(dynamic for _ in given)).module()
         for num_videos in (1, 2, 50):
-            torch.testing.assert_close(program.module()(features(num_videos)), model(features(num_videos)))
+            given = inputs(kind, num_videos)
+            torch.testing.assert_close(program(*given), model(*given))
+            if len(given) == 2:
+                short = tuple(x[:, :1] for x in given)
+                torch.testing.assert_close(program(*short), model(*short))
 
     def test_configuration_survives_asdict_through_pydantic(self, kind):
         pydantic = pytest.importorskip("pydantic")
@@ -140,14 +177,78 @@ class TestEveryModel:
         for array in arrays.values():
             array.flags.writeable = False  # as a memory map is
         model = models.build(
-            SMALL[kind], SIZES, FeatureStatistics(num_videos=100, **arrays), torch.Generator().manual_seed(0)
+            SMALL[kind], sizes_of(kind), FeatureStatistics(num_videos=100, **arrays), torch.Generator().manual_seed(0)
         )
-        assert torch.equal(model.eval()(features()), build(kind).eval()(features()))
+        assert torch.equal(model.eval()(*inputs(kind)), build(kind).eval()(*inputs(kind)))
 
     def test_statistics_of_another_size_are_refused(self, kind):
         other = dataclasses.replace(statistics(), label_counts_C=torch.zeros(12))
         with pytest.raises(ValueError, match=r"label_counts_C must have 11 values, but got the shape \(12,\)"):
-            models.build(SMALL[kind], SIZES, other)
+            models.build(SMALL[kind], sizes_of(kind), other)
+
+
+@pytest.mark.parametrize("kind", [kind for kind, config in models.CONFIGS.items() if config.level == "frame"])
+class TestEveryFrameModel:
+    def test_padding_has_no_say_in_evaluation(self, kind):
+        model = build(kind)
+        model(*frames())  # running statistics that are not trivial
+        model.eval()
+        frames_BTD, mask_BT = frames()
+        for filler in (0, 255):
+            wider = torch.nn.functional.pad(frames_BTD, (0, 0, 0, 5), value=filler)
+            torch.testing.assert_close(
+                model(wider, torch.nn.functional.pad(mask_BT, (0, 5))), model(frames_BTD, mask_BT)
+            )
+            garbage = torch.where(mask_BT[..., None], frames_BTD, filler)
+            torch.testing.assert_close(model(garbage, mask_BT), model(frames_BTD, mask_BT))
+
+    def test_padding_has_no_say_in_training(self, kind):
+        """Above all not in BatchNorm's statistics."""
+        frames_BTD, mask_BT = frames()
+        wider = torch.nn.functional.pad(frames_BTD, (0, 0, 0, 5)), torch.nn.functional.pad(mask_BT, (0, 5))
+        first, second = build(kind), build(kind)
+        torch.manual_seed(0)
+        logits = first(frames_BTD, mask_BT)
+        torch.manual_seed(0)
+        torch.testing.assert_close(second(*wider), logits)
+        for (name, a), b in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
+            torch.testing.assert_close(a, b, msg=lambda m, name=name: f"{name}: {m}")
+
+    def test_the_same_frames_as_floats_give_the_same_logits(self, kind):
+        model = build(kind).eval()
+        frames_BTD, mask_BT = frames()
+        floats_BTD = frames_BTD.double() * 4 / 255 + 4 / 512 - 2
+        torch.testing.assert_close(model(floats_BTD.float(), mask_BT), model(frames_BTD, mask_BT))
+
+    @pytest.mark.parametrize("num_frames", [1, 2])
+    def test_short_videos_have_finite_gradients(self, kind, num_frames):
+        model = build(kind)
+        sigmoid_cross_entropy(model(*frames(num_frames=num_frames)), *labels()).backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+    def test_a_video_without_frames_harms_nobody(self, kind):
+        model = build(kind)
+        frames_BTD, mask_BT = frames()
+        mask_BT[3] = False
+        logits = model(frames_BTD, mask_BT)
+        sigmoid_cross_entropy(logits, *labels()).backward()
+        assert logits.isfinite().all()
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+    def test_video_level_data_is_refused(self, kind):
+        with pytest.raises(ValueError, match=f"{kind} takes frames, but the data has a row of features for each video"):
+            models.build(SMALL[kind], SIZES, statistics())
+
+
+@pytest.mark.parametrize("kind", [kind for kind, config in models.CONFIGS.items() if config.level == "video"])
+def test_a_video_level_model_takes_the_mean_of_frames(kind):
+    sizes = dataclasses.replace(SIZES, level="frame")
+    model = models.build(SMALL[kind], sizes, statistics(), torch.Generator().manual_seed(0)).eval()
+    frames_BTD, mask_BT = frames()
+    means = [(video[mask].double() * 4 / 255 + 4 / 512 - 2).mean(dim=0) for video, mask in zip(*frames(), strict=True)]
+    expected = build(kind).eval()(torch.stack(means).float())
+    torch.testing.assert_close(model(frames_BTD, mask_BT), expected, rtol=1e-4, atol=1e-5)
+    assert [w.shape for w in model.regularized] == [w.shape for w in build(kind).regularized]
 
 
 # The fused MLP

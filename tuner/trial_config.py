@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
-from models import FusedMLPConfig, LogisticConfig
+from models import FusedMLPConfig, LogisticConfig, ModelConfig
 from models.losses import LossConfig
 from models.moco import METHODS, CrossModalConfig, MethodConfig, leaks
 from models.optimizers import OptimizerConfig, ScheduleConfig
@@ -40,7 +40,7 @@ class TrialConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    model: FusedMLPConfig | LogisticConfig
+    model: ModelConfig
     optimizer: OptimizerConfig
     loss: LossConfig = field(default_factory=LossConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
