@@ -29,8 +29,10 @@ from torch.utils.data import DataLoader
 
 import models
 from data.schema import NUM_CLASSES
+from models.cross_entropy import sigmoid_cross_entropy
 from models.fused_mlp import FusedMLPConfig
-from models.losses import LossConfig, positive_weights, sigmoid_cross_entropy
+from models.loss_weights import positive_weights
+from models.losses import LossConfig
 from models.optimizers import OptimizerConfig
 from models.optimizers import build as build_optimizer
 from tuner.dataset import DataConfig, Dataset, SampleConfig, open_dataset

@@ -1,206 +1,265 @@
-"""The training loss: sigmoid cross-entropy over sparse labels, class and example weights, l1 and l2.
+"""The training losses by name, of logits and sparse labels; reduction: mean over videos of the sum over classes.
 
-Shapes   B videos in the batch   C classes   N training videos
-Labels are sparse: those of video b are `label_indices[label_offsets[b]:label_offsets[b + 1]]`, each class at most once.
-Nothing here makes CUDA wait for the host or the host for CUDA.
+    loss_of = build(config, class_weights_C)
+    loss = loss_of(logits_BC, label_offsets, label_indices, rated_offsets=..., rated_indices=..., ...)
+
+Shapes   B videos in the batch   C classes   L labels of the batch   R rated cells   K predictions kept of a teacher's
+Labels and rated classes are ragged, as models/cross_entropy.py has them, which is the loss by default. A cell that is
+not rated costs nothing. With p the sigmoid of a logit z, a cell of the others costs
+
+    cross_entropy   -log(p + epsilon) where the video has the label, -log(1 - p + epsilon) where not
+    hamming         the same of p clipped to [epsilon, 1 - epsilon]
+    hinge           max(0, margin - z), max(0, margin + z)
+
+and softmax is the cross-entropy between softmax(z) and the labels, 1/n each.
+
+NOTE: As published, hinge and softmax see p for z: with p in [0, 1] the negatives of the hinge always pay at least its
+margin, and a softmax of numbers in [0, 1] is nearly flat. `scores: probabilities` gives these, for comparison.
+NOTE: Keras's clipping, which `hamming` has, takes the gradient from a cell that is wrong by more than 1 - epsilon.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import ClassVar, Literal, Protocol
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .layers import tensor
+from .cross_entropy import label_rows, sigmoid_cross_entropy, softplus_sums
+from .penalties import Convention, LayerPenalty
 
-Penalty = Literal["mean", "sum"]
+Scores = Literal["logits", "probabilities"]
+
+# What each kind reads beside what all of them do; defaults: as published, but for `scores`.
+SETTINGS: dict[str, dict[str, float | Scores]] = {
+    "sigmoid_cross_entropy": {},
+    "cross_entropy": {"epsilon": 1e-5},
+    "hinge": {"margin": 1.0, "scores": "logits"},
+    "softmax": {"scores": "logits"},
+    "hamming": {"epsilon": 1e-7},
+    "weighted_hamming": {"epsilon": 1e-7, "class_weight_power": 1.0},
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossConfig:
-    """Settings of the training loss; the validation loss is always the plain one."""
+    """Settings of the training loss; the validation loss is always the plain sigmoid cross-entropy."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
+    kind: Literal["sigmoid_cross_entropy", "cross_entropy", "hinge", "softmax", "hamming", "weighted_hamming"] = (
+        "sigmoid_cross_entropy"
+    )
+    epsilon: float | None = None  # cross_entropy: beside p in the logarithm; hammings: least p. None: SETTINGS'
+    margin: float | None = None  # hinge
+    scores: Scores | None = None  # hinge, softmax: of logits, or of probabilities as published
+    class_weight_power: float | None = None  # weighted_hamming: (mean n / n_c) ** power, by data.vocabulary's counts
     l1: float = 0.0  # times the mean (or sum) of |W| of every weight matrix
     l2: float = 0.0  # times half the mean (or sum) of W^2 of every weight matrix
-    penalty: Penalty = "mean"  # the mean, as published, does not grow with the matrix
+    penalty: Convention = "mean"  # the mean, as published, does not grow with the matrix
+    layers: Mapping[str, LayerPenalty] = field(default_factory=dict)  # {head: {l2: 1}}: of one layer, in place of these
     pos_weight_power: float = 0.0  # positives of class c weigh (N / n_c - 1) ** power; 0 = unweighted, published: 0.5
     pos_weight_max: float | None = None  # the largest of these weights allowed
     bootstrap: Literal["none", "per_batch", "fixed"] = "none"  # draw videos with replacement: anew each batch, or once
 
     def __post_init__(self) -> None:
-        """Checks the ranges."""
-        for name in ("l1", "l2", "pos_weight_power"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, but got {getattr(self, name)}")
+        """Checks the ranges, and that no setting is given that the kind does not read."""
+        if self.kind not in SETTINGS:
+            raise ValueError(f"kind must be one of {', '.join(SETTINGS)}, but got {self.kind!r}")
+        for name in ("epsilon", "margin", "scores", "class_weight_power"):
+            value = getattr(self, name)
+            if value is not None and name not in SETTINGS[self.kind]:
+                has = ", ".join(SETTINGS[self.kind]) or "none of its own"
+                raise ValueError(f"{name} has no effect on {self.kind}, which has {has}, but got {value}")
+        if self.epsilon is not None and not 0 < self.epsilon < 0.5:
+            raise ValueError(f"epsilon must be in (0, 0.5), but got {self.epsilon}")
+        if self.margin is not None and not self.margin > 0:
+            raise ValueError(f"margin must be positive, but got {self.margin}")
+        for name in ("l1", "l2", "pos_weight_power", "class_weight_power"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"{name} must not be negative, but got {value}")
         if self.pos_weight_max is not None and not self.pos_weight_max > 0:
             raise ValueError(f"pos_weight_max must be positive, but got {self.pos_weight_max}")
 
+    def setting(self, name: str) -> float:
+        """The value of a setting of this kind: the given one, else the kind's default."""
+        value = getattr(self, name)
+        return float(SETTINGS[self.kind][name] if value is None else value)
 
-def sigmoid_cross_entropy(
+    @property
+    def of_probabilities(self) -> bool:
+        """Whether the loss sees probabilities for logits."""
+        return (self.scores or SETTINGS[self.kind].get("scores")) == "probabilities"
+
+
+class Loss(Protocol):
+    """What `build` returns; arguments and result as `sigmoid_cross_entropy` has them."""
+
+    def __call__(
+        self,
+        logits_BC: Tensor,
+        label_offsets: Tensor,
+        label_indices: Tensor,
+        *,
+        rated_offsets: Tensor | None = None,
+        rated_indices: Tensor | None = None,
+        pos_weights_C: Tensor | None = None,
+        example_weights_B: Tensor | None = None,
+    ) -> Tensor:
+        """A scalar."""
+
+
+def build(config: LossConfig, class_weights_C: Tensor | None = None) -> Loss:
+    """The loss that a configuration describes, without its penalties.
+
+    Args:
+        config: its settings.
+        class_weights_C: what each class weighs, in weighted_hamming alone.
+    """
+    if config.kind == "sigmoid_cross_entropy":
+        return sigmoid_cross_entropy
+    if config.kind == "cross_entropy":
+        positive = partial(_log_loss, epsilon=config.setting("epsilon"))
+        return partial(sum_of_cells, positive, lambda z: positive(-z))
+    if config.kind in ("hamming", "weighted_hamming"):
+        clipped = partial(_clipped_log_loss, epsilon=config.setting("epsilon"))
+        if config.kind == "weighted_hamming" and class_weights_C is None:
+            raise ValueError("weighted_hamming needs class_weights_C, but got None")
+        weights_C = class_weights_C if config.kind == "weighted_hamming" else None
+        return partial(sum_of_cells, clipped, lambda z: clipped(-z), class_weights_C=weights_C)
+    scored: Callable[[Tensor], Tensor] = torch.sigmoid if config.of_probabilities else lambda z: z
+    if config.kind == "softmax":
+        return partial(softmax_cross_entropy, scored)
+    margin = config.setting("margin")
+    return partial(sum_of_cells, lambda z: F.relu(margin - scored(z)), lambda z: F.relu(margin + scored(z)))
+
+
+def _log_loss(logits: Tensor, epsilon: float) -> Tensor:
+    return -(logits.sigmoid() + epsilon).log()
+
+
+def _clipped_log_loss(logits: Tensor, epsilon: float) -> Tensor:
+    return -logits.sigmoid().clamp(epsilon, 1 - epsilon).log()
+
+
+def sum_of_cells(
+    positive: Callable[[Tensor], Tensor],
+    negative: Callable[[Tensor], Tensor],
     logits_BC: Tensor,
     label_offsets: Tensor,
     label_indices: Tensor,
     *,
+    rated_offsets: Tensor | None = None,
+    rated_indices: Tensor | None = None,
+    pos_weights_C: Tensor | None = None,
+    example_weights_B: Tensor | None = None,
+    class_weights_C: Tensor | None = None,
+) -> Tensor:
+    """mean_b e_b sum_c v_c [w_c y positive(z) + (1 - y) negative(z)], over the rated cells; no dense target is made.
+
+    Args:
+        positive: logits of any shape -> what they cost where the video has the label.
+        negative: the same where it has not.
+        logits_BC: and the further arguments as `sigmoid_cross_entropy` has them.
+        label_offsets: [B + 1].
+        label_indices: [L].
+        rated_offsets: [B + 1], or None.
+        rated_indices: [R], or None.
+        pos_weights_C: w_c.
+        example_weights_B: e_b.
+        class_weights_C: v_c.
+    """
+    logits_BC = logits_BC.to(torch.promote_types(logits_BC.dtype, torch.float32))
+    rows = label_rows(label_offsets, label_indices)
+    logits_L = logits_BC[rows, label_indices]
+    corrections_L = positive(logits_L)
+    if pos_weights_C is not None:
+        corrections_L = pos_weights_C[label_indices] * corrections_L
+    corrections_L = corrections_L - negative(logits_L)
+    if class_weights_C is not None:
+        corrections_L = class_weights_C[label_indices] * corrections_L
+    if rated_offsets is None or rated_indices is None:
+        costs_BC = negative(logits_BC)
+        losses_B = costs_BC.sum(dim=1) if class_weights_C is None else costs_BC @ class_weights_C.to(costs_BC.dtype)
+    else:
+        rated_rows = label_rows(rated_offsets, rated_indices)
+        costs_R = negative(logits_BC[rated_rows, rated_indices])
+        if class_weights_C is not None:
+            costs_R = class_weights_C[rated_indices] * costs_R
+        losses_B = logits_BC.new_zeros(len(logits_BC)).index_add(0, rated_rows, costs_R.to(logits_BC.dtype))
+    losses_B = losses_B.index_add(0, rows, corrections_L.to(losses_B.dtype))
+    return (losses_B if example_weights_B is None else losses_B * example_weights_B).mean()
+
+
+def softmax_cross_entropy(
+    scored: Callable[[Tensor], Tensor],
+    logits_BC: Tensor,
+    label_offsets: Tensor,
+    label_indices: Tensor,
+    *,
+    rated_offsets: Tensor | None = None,
+    rated_indices: Tensor | None = None,
     pos_weights_C: Tensor | None = None,
     example_weights_B: Tensor | None = None,
 ) -> Tensor:
-    """mean_b e_b sum_c [w_c y softplus(-z) + (1 - y) softplus(z)]: -log p of the labels, summed over classes.
+    """mean_b e_b sum_c -w_c y_c / n_b log softmax(s)_c, n_b the video's number of labels; without labels it costs 0.
 
-    With y in {0, 1} that is sum_c softplus(z_c) plus a correction at the labels alone, so no dense target is made.
-    Computed in float32 from half-precision logits (in float64 from float64); the gradient has the logits' dtype.
+    The softmax is over the rated classes.
 
     Args:
-        logits_BC: [B, C], B >= 1.
-        label_offsets: [B + 1] int64.
-        label_indices: [labels of the batch] int64.
-        pos_weights_C: w_c, weights of the positives; None weighs them 1.
-        example_weights_B: e_b, for instance how often the bootstrap drew the video. The sum is divided by B all the
-            same, not by the weights' sum, as published.
+        scored: logits -> s.
+        logits_BC: and the further arguments as `sigmoid_cross_entropy` has them.
+        label_offsets: [B + 1].
+        label_indices: [L].
+        rated_offsets: [B + 1], or None.
+        rated_indices: [R], or None.
+        pos_weights_C: w_c.
+        example_weights_B: e_b.
+    """
+    scores_BC = scored(logits_BC.to(torch.promote_types(logits_BC.dtype, torch.float32)))
+    rows = label_rows(label_offsets, label_indices)
+    if rated_offsets is not None and rated_indices is not None:
+        scores_BC = scores_BC.masked_fill(~rated_cells(scores_BC, rated_offsets, rated_indices), -torch.inf)
+    # logsumexp and not log_softmax: of a video without a rated class nothing is looked up, and nothing is NaN.
+    totals_B = scores_BC.logsumexp(dim=1)
+    costs_L = (totals_B[rows] - scores_BC[rows, label_indices]) / label_offsets.diff()[rows]
+    if pos_weights_C is not None:
+        costs_L = pos_weights_C[label_indices] * costs_L
+    losses_B = scores_BC.new_zeros(len(scores_BC)).index_add(0, rows, costs_L.to(scores_BC.dtype))
+    return (losses_B if example_weights_B is None else losses_B * example_weights_B).mean()
+
+
+def rated_cells(scores_BC: Tensor, rated_offsets: Tensor, rated_indices: Tensor) -> Tensor:
+    """[B, C] bool: whether the class is rated for the video."""
+    rows = label_rows(rated_offsets, rated_indices)
+    cells_BC = torch.zeros_like(scores_BC, dtype=torch.bool)
+    cells_BC[rows, rated_indices] = torch.ones_like(rows, dtype=torch.bool)  # a host's True would be copied over
+    return cells_BC
+
+
+def distillation(
+    logits_BC: Tensor,
+    classes_BK: Tensor,
+    probabilities_BK: Tensor,
+    example_weights_B: Tensor | None = None,
+) -> Tensor:
+    """mean_b e_b sum_c [softplus(z) - q z]: cross-entropy against a teacher's probabilities q, who rates every class.
+
+    Args:
+        logits_BC: [B, C].
+        classes_BK: [B, K] int64, each class of a video once; q of the others is 0.
+        probabilities_BK: [B, K], q of these.
+        example_weights_B: e_b.
 
     Returns:
         A scalar in float32 (float64 for float64 logits).
     """
-    loss: Tensor = _SigmoidCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        logits_BC, label_offsets, label_indices, pos_weights_C, example_weights_B
-    )
-    return loss
-
-
-class _SigmoidCrossEntropy(torch.autograd.Function):
-    """Keeps the logits, which the model's last layer holds anyway, and makes one [B, C] buffer in backward."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        logits_BC: Tensor,
-        label_offsets: Tensor,
-        label_indices: Tensor,
-        pos_weights_C: Tensor | None,
-        example_weights_B: Tensor | None,
-    ) -> Tensor:
-        rows = label_rows(label_offsets, label_indices)
-        ctx.save_for_backward(logits_BC, rows, label_indices, pos_weights_C, example_weights_B)
-        dtype = torch.promote_types(logits_BC.dtype, torch.float32)
-        logits_L = logits_BC[rows, label_indices].to(dtype)  # L: labels of the batch
-        if pos_weights_C is None:
-            corrections_L = -logits_L  # softplus(-z) - softplus(z)
-        else:
-            corrections_L = pos_weights_C.to(dtype)[label_indices] * softplus(-logits_L) - softplus(logits_L)
-        losses_B = softplus_sums(logits_BC, dtype).index_add_(0, rows, corrections_L)
-        if example_weights_B is not None:
-            losses_B *= example_weights_B
-        return losses_B.mean()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None, None, None]:
-        logits_BC, rows, label_indices, pos_weights_C, example_weights_B = ctx.saved_tensors
-        scale_B = (grad_loss / len(logits_BC)).expand(len(logits_BC))
-        if example_weights_B is not None:
-            scale_B = scale_B * example_weights_B
-        residuals_L = -(-logits_BC[rows, label_indices].to(grad_loss.dtype)).sigmoid_()  # p - 1, without cancellation
-        if pos_weights_C is not None:
-            residuals_L *= pos_weights_C[label_indices]
-        grad_BC = logits_BC.to(grad_loss.dtype, copy=True).sigmoid_().mul_(scale_B[:, None])
-        grad_BC[rows, label_indices] = residuals_L * scale_B[rows]
-        return grad_BC.to(logits_BC.dtype), None, None, None, None
-
-
-def softplus(x: Tensor) -> Tensor:
-    """log(1 + exp(x)), exact to rounding; torch's own default cuts over to x at 20, which float64 can tell."""
-    return F.softplus(x, threshold=40)
-
-
-def softplus_sums(logits_BC: Tensor, dtype: torch.dtype) -> Tensor:
-    """[B] sum_c softplus(z_c): the cross-entropy of a video without labels, computed in `dtype`."""
-    # A CPU takes piece by piece, so that the intermediate stays in its cache instead of in fresh pages.
-    parts = [logits_BC] if logits_BC.is_cuda else torch.split(logits_BC, 64)
-    return torch.cat([softplus(part.to(dtype)).sum(dim=1) for part in parts])
-
-
-def label_rows(label_offsets: Tensor, label_indices: Tensor) -> Tensor:
-    """The row of the batch that each label belongs to; the known output size spares CUDA a synchronisation."""
-    return torch.repeat_interleave(label_offsets.diff(), output_size=len(label_indices))
-
-
-def positive_weights(label_counts_C: Any, num_videos: int, power: float, maximum: float | None = None) -> Tensor:
-    """w_c = (N / n_c - 1) ** power, the ratio of negatives to positives tempered; power 0.5 as published.
-
-    n_c is clipped to [1, N - 1], so a class without a positive, or with nothing else, keeps a finite weight above 0.
-
-    Args:
-        label_counts_C: n_c, videos that carry each class.
-        num_videos: N, at least 2.
-        power: 0 makes every weight 1.
-        maximum: larger weights are cut to it.
-
-    Returns:
-        [C] float32.
-    """
-    if num_videos < 2:
-        raise ValueError(f"num_videos must be at least 2, but got {num_videos}")
-    counts_C = tensor(label_counts_C).double().clamp(1, num_videos - 1)
-    return ((num_videos / counts_C - 1) ** power).clamp(max=maximum if maximum is not None else np.inf).float()
-
-
-def penalty(matrices: Iterable[Tensor], l1: float, l2: float, convention: Penalty = "mean") -> Tensor:
-    """l1 * sum_W mean|W| + l2 * sum_W mean(W^2) / 2; with the convention `sum`, sums in place of the means.
-
-    Returns:
-        A scalar. For training, add_penalty_gradients is several times faster than the backward of this.
-    """
-    total = torch.zeros(())
-    for matrix in matrices:
-        share = 1 / matrix.numel() if convention == "mean" else 1.0
-        if l1:
-            total = total.to(matrix.device) + l1 * share * torch.linalg.vector_norm(matrix, 1)
-        if l2:
-            total = total.to(matrix.device) + l2 * share / 2 * matrix.square().sum()
-    return total
-
-
-@torch.no_grad()
-def add_penalty_gradients(matrices: Iterable[Tensor], l1: float, l2: float, convention: Penalty = "mean") -> None:
-    """Adds the gradient of `penalty` to every matrix's .grad in place: l1 sign(W) + l2 W, over W's size for `mean`.
-
-    To be called between backward and clipping.
-    """
-    for matrix in matrices:
-        share = 1 / matrix.numel() if convention == "mean" else 1.0
-        if matrix.grad is None:
-            raise ValueError("every matrix must have a gradient, but got one without: call backward first")
-        if l1:
-            matrix.grad.add_(matrix.sign(), alpha=l1 * share)
-        if l2:
-            matrix.grad.add_(matrix, alpha=l2 * share)
-
-
-def per_batch_bootstrap_weights(
-    batch_size: int, generator: torch.Generator, device: torch.device | str = "cpu"
-) -> Tensor:
-    """How often each video of a batch is drawn when batch_size are drawn with replacement; to be drawn anew each batch.
-
-    Returns:
-        [B] float32 on `device`, summing to B. Drawn on the generator's device (for CUDA make it one of CUDA's, and
-        nothing is copied); the same generator state, the same weights.
-    """
-    draws = torch.randint(batch_size, (batch_size,), generator=generator, device=generator.device).to(device)
-    return torch.zeros(batch_size, device=device).index_add_(0, draws, torch.ones(batch_size, device=device))
-
-
-def fixed_bootstrap_weights(num_videos: int, seed: int) -> Tensor:
-    """How often each training video is drawn when N are drawn with replacement: one bootstrap sample of the data set.
-
-    Returns:
-        [N] float32 in the cache's order, summing to N: multinomial counts of np.random.default_rng(seed).
-    """
-    counts = np.random.default_rng(seed).multinomial(num_videos, np.full(num_videos, 1 / num_videos))
-    return torch.from_numpy(counts.astype(np.float32))
+    logits_BC = logits_BC.to(torch.promote_types(logits_BC.dtype, torch.float32))
+    taught_B = (probabilities_BK.to(logits_BC.dtype) * logits_BC.gather(1, classes_BK)).sum(dim=1)
+    losses_B = softplus_sums(logits_BC, logits_BC.dtype) - taught_B
+    return (losses_B if example_weights_B is None else losses_B * example_weights_B).mean()

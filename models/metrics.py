@@ -22,8 +22,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from .cross_entropy import softplus_sums
 from .layers import tensor
-from .losses import softplus_sums
+from .losses import rated_cells
 
 Columns = dict[str, NDArray[Any]]
 
@@ -69,13 +70,23 @@ class Accumulator:
         self._positives_C = torch.zeros(num_classes, dtype=torch.long)  # videos that carry each class
         self._num_videos = 0
 
-    def update(self, logits_BC: Tensor, label_offsets: Tensor, label_indices: Tensor) -> None:
+    def update(
+        self,
+        logits_BC: Tensor,
+        label_offsets: Tensor,
+        label_indices: Tensor,
+        *,
+        rated_offsets: Tensor | None = None,
+        rated_indices: Tensor | None = None,
+    ) -> None:
         """Adds a batch.
 
         Args:
             logits_BC: [B, C] of any float dtype; half precision is upcast.
             label_offsets: [B + 1] int64, on the logits' device.
-            label_indices: [L] int64, on the logits' device; a video carries a class at most once.
+            label_indices: [L] int64, on the logits' device; a video carries a class at most once, and a rated one.
+            rated_offsets: [B + 1] int64; None: every class of every video is rated.
+            rated_indices: int64, ragged as the labels. A class that is not rated is neither ranked nor counted.
 
         Raises:
             ValueError: a logit is NaN (for logits on CUDA, `compute` says so), or the shape is wrong.
@@ -83,6 +94,9 @@ class Accumulator:
         if logits_BC.ndim != 2 or logits_BC.shape[1] != self.num_classes:
             raise ValueError(f"logits must be [videos, {self.num_classes}], but got {tuple(logits_BC.shape)}")
         logits_BC = logits_BC.detach().to(torch.promote_types(logits_BC.dtype, torch.float32))
+        if rated_offsets is not None and rated_indices is not None:
+            # Behind all others, where no hit is, and with a loss of softplus(-inf) = 0.
+            logits_BC = logits_BC.masked_fill(~rated_cells(logits_BC, rated_offsets, rated_indices), -torch.inf)
         labels_B = label_offsets.diff()
         rows_L = torch.repeat_interleave(labels_B, output_size=len(label_indices))
         truth_BC = torch.zeros_like(logits_BC, dtype=torch.bool)

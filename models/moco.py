@@ -26,9 +26,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .cross_entropy import softplus
 from .fused_mlp import Block, FusedEncoder
 from .layers import BatchNorm, linear
-from .losses import softplus
 from .views import ViewsConfig, check, mix, view
 
 TIE = 1e-6  # cosines as near as this are equal: their difference is that of two ways to sum in float32

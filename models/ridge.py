@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .losses import label_rows
+from .cross_entropy import label_rows
 
 NEWTON_STEPS = 50  # of `logistic_scale`; it is over after five or six
 

@@ -228,6 +228,42 @@ def test_a_video_without_labels_scores_zero_and_counts():
     assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-7)
 
 
+# Classes that are not rated
+
+
+def given_rated(rated_NC):
+    """The mask as the accumulator takes it."""
+    return dict(zip(("rated_offsets", "rated_indices"), sparse(rated_NC), strict=True))
+
+
+@settings(deadline=None)
+@given(problems())
+def test_only_rated_cells_are_ranked_and_counted(problem):
+    """Against the definitions on what is left of each video: the others' scores behind all, their losses taken off."""
+    logits, labels, top_k = problem
+    rated = np.random.default_rng(len(logits)).random(labels.shape) < 0.4
+    labels = labels & rated
+    accumulator = Accumulator(logits.shape[1], top_k)
+    accumulator.update(torch.tensor(logits), *sparse(labels), **given_rated(rated))
+    hidden = np.where(rated, logits, -1e30)
+    expected = defined(hidden, labels, top_k)
+    cells = np.logaddexp(0, np.where(labels, -logits, logits).astype(np.float64))
+    expected["loss"] = (cells * rated).sum() / len(logits)
+    assert accumulator.compute() == pytest.approx(expected, rel=1e-5, abs=1e-9)
+
+
+def test_a_class_that_is_not_rated_does_not_count_as_a_miss():
+    """As with [google]'s eval.py, whose loss ignores the weights, and whose zeros stay in the pool as predictions."""
+    rated = np.array([[1, 0, 1, 0, 0], [0, 1, 1, 1, 0], [1, 0, 0, 1, 0]])
+    accumulator = Accumulator(5)
+    accumulator.update(torch.tensor(LOGITS), *sparse(LABELS), **given_rated(rated))
+    found = accumulator.compute()
+    # Rated cells by score: .9 + | .7 + | .6 + | .55 + | .4 - | .35 + | .1 +
+    assert found["gap"] == pytest.approx((1 + 1 + 1 + 1 + 5 / 6 + 6 / 7) / 6)
+    assert found["loss"] == pytest.approx(-np.log([0.9, 0.1, 0.7, 0.6, 0.6, 0.55, 0.35]).sum() / 3)
+    assert found["average_num_classes"] == pytest.approx(4 / 3) and found["precision"] == 1
+
+
 # The rules for ties, zeros and damage
 
 

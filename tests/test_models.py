@@ -16,8 +16,8 @@ from models import (
     MixtureOfExpertsConfig,
     Sizes,
 )
+from models.cross_entropy import sigmoid_cross_entropy
 from models.layers import BatchNorm, Dropout, Normalize, linear, prior_log_odds
-from models.losses import sigmoid_cross_entropy
 
 SIZES = Sizes(features={"mean_rgb": 24, "mean_audio": 8}, num_classes=11)
 FRAMES = Sizes(features={"rgb": 24, "audio": 8}, num_classes=11, level="frame")

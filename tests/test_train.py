@@ -20,7 +20,7 @@ import models
 from data.batches import Batches
 from data.errors import DataError
 from data.sample import write_splits
-from models import losses
+from models import loss_weights, losses
 from models.fused_mlp import FusedMLPConfig
 from models.losses import LossConfig
 from models.optimizers import ClipConfig, OptimizerConfig, ScheduleConfig, learning_rate_at
@@ -247,7 +247,7 @@ class TestWhatActsInTrainingOnly:
         if settings.get("bootstrap") == "fixed":
             drawn_N = torch.from_numpy(np.random.default_rng(1).multinomial(300, [1 / 300] * 300)).float()
         if settings.get("bootstrap") == "per_batch":  # drawn for the places in the batch
-            drawn_N = losses.per_batch_bootstrap_weights(300, torch.Generator().manual_seed(1))
+            drawn_N = loss_weights.per_batch_bootstrap_weights(300, torch.Generator().manual_seed(1))
             order = next(iter(data.train_batches(300, 1, CPU).epoch(0))).rows
             loss_NC = loss_NC[order]
         assert progress.metrics["loss_train"] == pytest.approx((loss_NC.sum(1) * drawn_N).mean().item(), rel=1e-5)
@@ -395,7 +395,7 @@ class TestLabelFraction:
     def test_a_fixed_bootstrap_draws_from_the_labelled_videos(self, few: Dataset) -> None:
         weights = few.bootstrap_weights(3)
         assert weights.sum() == 60 and not weights[torch.arange(300) % 5 != 0].any()
-        assert torch.equal(weights[::5], losses.fixed_bootstrap_weights(60, 3))
+        assert torch.equal(weights[::5], loss_weights.fixed_bootstrap_weights(60, 3))
 
     def test_data_of_another_share_is_other_data(self, few: Dataset, data: Dataset) -> None:
         assert few.fingerprint != data.fingerprint and few.train.fingerprint == data.train.fingerprint

@@ -20,7 +20,7 @@ from data.errors import DataError
 from data.schema import FEATURES, MAX_FRAMES, NUM_CLASSES, Level, Schema
 from data.statistics import Statistics
 from models import FeatureStatistics, Sizes
-from models.losses import fixed_bootstrap_weights
+from models.loss_weights import fixed_bootstrap_weights
 from tuner.ranks import ALONE, Ranks
 
 Patterns = str | tuple[str, ...]

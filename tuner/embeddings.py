@@ -17,7 +17,7 @@ from torch import Tensor
 from data.batches import Batch, Batches
 from data.statistics import Moments
 from models import FeatureStatistics, FusedEncoder, Sizes
-from models.losses import fixed_bootstrap_weights
+from models.loss_weights import fixed_bootstrap_weights
 from tuner.dataset import Dataset, feature_statistics, take_labels
 from tuner.precision import Precision, autocast
 from tuner.ranks import ALONE, Ranks

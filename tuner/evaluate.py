@@ -47,7 +47,13 @@ def evaluate(
             with autocast(batch.rows.device, precision):
                 logits_BC = model(*batch.inputs)
             scores = scores or Accumulator(logits_BC.shape[1])
-            scores.update(logits_BC, batch.label_offsets, batch.label_indices)
+            scores.update(
+                logits_BC,
+                batch.label_offsets,
+                batch.label_indices,
+                rated_offsets=batch.rated_offsets,
+                rated_indices=batch.rated_indices,
+            )
     model.train(was_training)
     ranks = ranks or ALONE
     if ranks.size > 1:

@@ -377,7 +377,13 @@ def frequency_baseline(batches: Batches, data: Dataset) -> float:
     scores_C = data.statistics.label_counts_C.float()
     scores = Accumulator(len(scores_C))
     for batch in batches.epoch(0):
-        scores.update(scores_C.expand(len(batch.rows), -1), batch.label_offsets, batch.label_indices)
+        scores.update(
+            scores_C.expand(len(batch.rows), -1),
+            batch.label_offsets,
+            batch.label_indices,
+            rated_offsets=batch.rated_offsets,
+            rated_indices=batch.rated_indices,
+        )
     return scores.compute()["gap"]
 
 

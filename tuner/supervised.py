@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import models
 from data.batches import Batches
-from models import FeatureStatistics, Sizes, losses, optimizers
+from models import FeatureStatistics, Sizes, loss_weights, losses, optimizers, penalties
 from tuner import checkpoint
 from tuner.dataset import Dataset
 from tuner.evaluate import BATCH_SIZE, evaluate
@@ -238,12 +238,13 @@ class Step:
             device=device,
             ranks=ranks,
         )
-        self.regularized: list[nn.Parameter] = state.model.regularized  # type: ignore[assignment]
-        counts_C, num_videos = data.statistics.label_counts_C, data.statistics.num_videos
         loss = trial.loss
+        self.loss_of = losses.build(loss)
+        self.penalised = penalties.penalised(state.model, loss.l1, loss.l2, loss.layers)
+        counts_C, num_videos = data.statistics.label_counts_C, data.statistics.num_videos
         self.pos_weights_C: Tensor | None = None
         if loss.pos_weight_power:
-            weights_C = losses.positive_weights(counts_C, num_videos, loss.pos_weight_power, loss.pos_weight_max)
+            weights_C = loss_weights.positive_weights(counts_C, num_videos, loss.pos_weight_power, loss.pos_weight_max)
             self.pos_weights_C = weights_C.to(device)
         self.fixed_weights_N: Tensor | None = None
         if loss.bootstrap == "fixed":
@@ -262,18 +263,19 @@ class Step:
         """The data term of this rank's part of a batch."""
         with autocast(self.device, self.trial.training.precision):
             logits_BC = self.model(*batch.inputs)
-        return losses.sigmoid_cross_entropy(
+        return self.loss_of(
             logits_BC,
             batch.label_offsets,
             batch.label_indices,
+            rated_offsets=batch.rated_offsets,
+            rated_indices=batch.rated_indices,
             pos_weights_C=self.pos_weights_C,
             example_weights_B=self.example_weights(batch),
         )
 
     def add_penalty(self) -> None:
         """Its gradients: of the weights alone, so the same on every rank."""
-        loss = self.trial.loss
-        losses.add_penalty_gradients(self.regularized, loss.l1, loss.l2, loss.penalty)
+        penalties.add_penalty_gradients(self.penalised, self.trial.loss.penalty)
 
     def example_weights(self, batch: Any) -> Tensor | None:
         """How often each video of the batch counts: bootstrap, in training only."""
@@ -281,6 +283,6 @@ class Step:
             return self.fixed_weights_N[batch.rows]
         if self.trial.loss.bootstrap == "per_batch":
             # All ranks draw the same for the whole batch, and each takes the places that data.batches gives it.
-            weights = losses.per_batch_bootstrap_weights(self.steps.batch_size, self.state.bootstrap, self.device)
+            weights = loss_weights.per_batch_bootstrap_weights(self.steps.batch_size, self.state.bootstrap, self.device)
             return weights[self.ranks.rank :: self.ranks.size]
         return None
