@@ -218,12 +218,12 @@ def test_an_export_that_fails_leaves_nothing(
 def test_an_export_that_gives_other_logits_is_refused(
     finished_search: FinishedSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_model: Callable[[Path, nn.Module, int], None] = export._write_model
+    write_model: Callable[..., None] = export._write_model
 
-    def write_another(folder: Path, model: nn.Module, width: int) -> None:
+    def write_another(folder: Path, model: nn.Module, width: int, **options: bool) -> None:
         bias = model.get_parameter("head.bias")
         bias.add_(1e-3)
-        write_model(folder, model, width)
+        write_model(folder, model, width, **options)
         bias.sub_(1e-3)
 
     monkeypatch.setattr(export, "_write_model", write_another)
@@ -325,7 +325,7 @@ DAMAGE: list[tuple[str, Callable[[Path], None], str]] = [
     ("config.json", Path.unlink, r"no exported model \(config.json: No such file"),
     ("config.json", flip, "config.json: damaged"),
     ("config.json", cut, "config.json: damaged"),
-    ("config.json", newer, "written in format 99, but this program reads format 2"),
+    ("config.json", newer, "written in format 99, but this program reads formats 2 and 3"),
     ("config.json", empty_list, "config.json: damaged, or no exported model's"),
     ("model.safetensors", Path.unlink, "model.safetensors: missing"),
     ("model.safetensors", flip, "model.safetensors: damaged"),

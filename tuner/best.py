@@ -1,6 +1,7 @@
 """The best trial of a search, its leader table, and its model: `python -m tuner.best [EXPERIMENT] [--export [DIR]]`.
 
-Reads the search's folder alone, so it works while the search runs, and without MLflow.
+Reads the search's folder alone, so it works while the search runs, and without MLflow. With `--ensemble K` the model is
+made of several trials (tuner/ensemble.py); that takes the validation shards too.
 """
 
 import argparse
@@ -13,11 +14,13 @@ from tuner import journal, paths
 from tuner.errors import NothingToExport, SearchError, main
 from tuner.journal import SearchRecord, TrialRecord
 from tuner.paths import Place, program
+from tuner.streaming import positive
 
 if TYPE_CHECKING:  # `--help` needs no torch
     from rich.console import Console
 
     from tuner.config import Experiment
+    from tuner.ensemble import Options
 
 TOP = 10
 WIDTH = 240  # columns of the table in a file or a pipe, where no terminal says
@@ -29,7 +32,9 @@ def run(arguments: list[str] | None = None) -> None:
 
     Raises:
         SearchError: no such experiment or search in the storage.
-        NothingToExport: no trial has finished.
+        NothingToExport: no trial has finished, or none that the ensemble wants.
+        TunerError: no ensemble keeps to the size limit.
+        DataError: the validation shards of an ensemble are not at hand.
         ModelFolderError: the folder of the export is something else already.
     """
     parser = argparse.ArgumentParser(
@@ -44,9 +49,34 @@ def run(arguments: list[str] | None = None) -> None:
     parser.add_argument("--file", type=Path, metavar="YAML", help="default: experiments.yaml, here or the project's")
     parser.add_argument("--tracking-uri", metavar="URI", help="of the MLflow to name; default: where the search logged")
     parser.add_argument("--top", type=int, default=TOP, metavar="N", help="trials in the table; default: %(default)s")
+    ensemble = parser.add_argument_group("ensembles")
+    ensemble.add_argument(
+        "--ensemble", type=positive, metavar="K", help="make one model of the K best trials: the mean of probabilities"
+    )
+    ensemble.add_argument(
+        "--bagging",
+        action="store_true",
+        help="of trials on bootstrap samples of their own (loss.bootstrap: fixed)",
+    )
+    ensemble.add_argument(
+        "--weights",
+        choices=["validation", "equal"],
+        default="validation",
+        help="of the members: chosen on the validation videos (default), or all equal",
+    )
+    ensemble.add_argument(
+        "--size-limit",
+        type=_mib,
+        metavar="MIB",
+        help="of model.safetensors: the weakest members are dropped",
+    )
+    ensemble.add_argument("--half", action="store_true", help="store the weight matrices as float16")
     options = parser.parse_args(arguments)
     if options.top < 1:
         parser.error(f"--top takes a number of trials, at least 1, but got {options.top}")
+    for name in ("bagging", "size_limit", "half"):
+        if getattr(options, name) and not options.ensemble:
+            parser.error(f"--{name.replace('_', '-')} belongs to --ensemble K; --ensemble 1 is the best trial alone")
 
     storage = paths.storage(options.storage, options.file)
     directory = find_search(storage, options.experiment, options.search)
@@ -63,9 +93,27 @@ def run(arguments: list[str] | None = None) -> None:
     if not console.is_terminal:
         console.width = WIDTH
     _show(console, search, winner, experiment, top=options.top, tracking_uri=options.tracking_uri)
+    suffix = f"-ensemble-{options.ensemble}" if options.ensemble else ""
+    folder = None
     if options.export is not None:
-        folder = paths.place(options.export or f"exports/{search.experiment}-{search.id}", "--export")
+        folder = paths.place(options.export or f"exports/{search.experiment}-{search.id}{suffix}", "--export")
+    if options.ensemble:
+        from tuner.ensemble import Options
+
+        wanted = Options(
+            count=options.ensemble,
+            bagging=options.bagging,
+            weights=options.weights,
+            size_limit=options.size_limit,
+            half=options.half,
+        )
+        _ensemble(console, folder, directory, experiment, search, wanted)
+    elif folder is not None:
         _export(console, folder, directory, experiment, search, winner)
+    if folder is not None:
+        console.print("next:")
+        console.print(f"  {program('python')} -m tuner.evaluate {folder} --data 'GLOB'")
+        console.print(f"  {program('python')} -m tuner.predict {folder} --data 'GLOB' --output predictions.csv")
 
 
 def find_search(storage: Place, experiment: str | None, search_id: str | None) -> Place:
@@ -109,6 +157,16 @@ def best_trial(search: SearchRecord) -> TrialRecord:
         failed += f", the first with: {search.failed[0].error}"
     running = f"{len(search.unfinished)} have not ended; " if search.unfinished else ""
     raise NothingToExport(f"search {search.id} of {search.experiment}: no trial has finished; {running}{failed}")
+
+
+def _mib(text: str) -> float:
+    try:
+        size = float(text)
+    except ValueError:
+        size = 0.0
+    if not 0 < size < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of MiB above 0, but got {text!r}")
+    return size
 
 
 def _nearest(name: str, known: list[str]) -> str:
@@ -164,6 +222,40 @@ def _over_trial_0(search: SearchRecord, score: float) -> str:
     return f"{score - first.score:+.4f} over trial 0 (the defaults)"
 
 
+def _ensemble(
+    console: "Console",
+    folder: Place | None,
+    directory: Place,
+    experiment: "Experiment",
+    search: SearchRecord,
+    options: "Options",
+) -> None:
+    from tuner import ensemble, export
+
+    if folder is not None:
+        export.check_target(folder.absolute(), search, None)  # before the long part
+    console.print()
+    built = ensemble.build(directory, experiment, search, options, console.print)
+    console.print("\n".join(ensemble.describe(built)))
+    if folder is not None:
+        export.publish(
+            folder,
+            built.subject(experiment),
+            search_directory=directory,
+            experiment=experiment,
+            search=search,
+            class_names=_class_names(experiment),
+            say=console.print,
+        )
+
+
+def _class_names(experiment: "Experiment") -> list[str] | None:
+    from tuner import vocabulary
+
+    names = experiment.data.vocabulary
+    return None if names is None else vocabulary.read(names, experiment.data.num_classes)
+
+
 def _export(
     console: "Console",
     folder: Place,
@@ -172,10 +264,9 @@ def _export(
     search: SearchRecord,
     winner: TrialRecord,
 ) -> None:
-    from tuner import export, vocabulary
+    from tuner import export
 
-    names = experiment.data.vocabulary
-    class_names = None if names is None else vocabulary.read(names, experiment.data.num_classes)
+    class_names = _class_names(experiment)
     console.print()
     trials = [winner, *(trial for trial in search.finished if trial.id != winner.id)]
     for number, trial in enumerate(trials, start=1):
@@ -197,9 +288,6 @@ def _export(
             console.print(
                 f"{error}; the next best is trial {trials[number].number:03d}, GAP {trials[number].score:.4f}"
             )
-    console.print("next:")
-    console.print(f"  {program('python')} -m tuner.evaluate {folder} --data 'GLOB'")
-    console.print(f"  {program('python')} -m tuner.predict {folder} --data 'GLOB' --output predictions.csv")
 
 
 if __name__ == "__main__":

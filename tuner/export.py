@@ -1,12 +1,13 @@
-"""A finished trial -> a folder that needs nothing of the search any more.
+"""A finished trial, or an ensemble of several -> a folder that needs nothing of the search any more.
 
-    model.safetensors        weights and buffers
+    model.safetensors        weights and buffers; of an ensemble, those of its members side by side
     model.pt2                the same model by torch.export: runs on PyTorch alone, any number of videos at a time
     encoder.safetensors  encoder.pt2    of a contrastive trial: the encoder alone, features -> embeddings
     probe.safetensors        and the linear layer on it, embeddings -> logits; model.* is both in one
     config.json              what `load_model` needs to build it again, and where it comes from
     statistics.safetensors   mean, variance and label counts of the training videos
     trial.yaml               the trial as an experiment: `python -m tuner.train --file trial.yaml` trains it again
+                             (of an ensemble an experiment for each member)
     classes.csv              Index,Name, where the experiment names a vocabulary
     metrics.json  README.md  the model card
     SHA256SUMS               of all these: `sha256sum -c SHA256SUMS`
@@ -40,6 +41,7 @@ from data.errors import DataError
 from data.schema import Schema
 from data.tfrecord import read_examples
 from models import FeatureStatistics, FusedMLP, Sizes
+from models.ensemble import Ensemble
 from tuner import checkpoint, model_card, vocabulary
 from tuner.errors import CheckpointDamaged, CheckpointError, ModelFolderError, NothingToExport, SearchError, TunerError
 from tuner.journal import SearchRecord, TrialRecord
@@ -51,7 +53,8 @@ from tuner.transfer import fetched, published
 if TYPE_CHECKING:  # a folder is loaded without pydantic and yaml
     from tuner.config import Experiment
 
-VERSION = 2
+VERSION = 3
+READ = (2, 3)  # 3 has ensembles as well
 WEIGHTS, PROGRAM, CONFIG, STATISTICS = "model.safetensors", "model.pt2", "config.json", "statistics.safetensors"
 ENCODER, ENCODER_PROGRAM, PROBE = "encoder.safetensors", "encoder.pt2", "probe.safetensors"
 TRIAL, CLASSES, METRICS, CARD, CHECKSUMS = "trial.yaml", "classes.csv", "metrics.json", "README.md", "SHA256SUMS"
@@ -99,10 +102,15 @@ def load_trial(
         NothingToExport: the trial has no whole checkpoint.
         CheckpointError: other settings shaped it.
     """
-    return _load(best_checkpoint(search_directory, trial, say), experiment, trial, device)
+    return load_checkpoint(best_checkpoint(search_directory, trial, say), experiment, trial, device)
 
 
-def _load(directory: Place, experiment: Experiment, trial: TrialRecord, device: torch.device) -> nn.Module:
+def load_checkpoint(directory: Place, experiment: Experiment, trial: TrialRecord, device: torch.device) -> nn.Module:
+    """The model of one of the trial's checkpoints, in eval mode on `device`.
+
+    Raises:
+        CheckpointError: it is damaged, or other settings shaped it.
+    """
     settings = experiment.trial_config(trial.values)
     model = _empty_model(settings.model, experiment.data.sizes)
     try:
@@ -111,6 +119,11 @@ def _load(directory: Place, experiment: Experiment, trial: TrialRecord, device: 
     except RuntimeError as error:
         raise CheckpointError(f"{directory}: the weights do not fit the trial's model ({error})") from error
     return model.to(device).eval()
+
+
+def epoch_of(checkpoint_directory: Place) -> int:
+    """The epoch after which it was written."""
+    return int(checkpoint_directory.name.removeprefix("epoch-"))
 
 
 def discard_training_states(search_directory: Place, trial: TrialRecord) -> None:
@@ -131,7 +144,7 @@ def _trial_directory(search_directory: Place, trial: TrialRecord) -> Place:
 def _checkpoints(search_directory: Place, trial: TrialRecord) -> dict[int, Place]:
     """The checkpoints of a trial by epoch."""
     found: list[Place] = list(_trial_directory(search_directory, trial).glob("epoch-[0-9]*"))
-    return {int(path.name.removeprefix("epoch-")): path for path in sorted(found, key=lambda path: path.name)}
+    return {epoch_of(path): path for path in sorted(found, key=lambda path: path.name)}
 
 
 def _empty_model(config: models.ModelConfig, sizes: Sizes) -> nn.Module:
@@ -147,6 +160,17 @@ def _empty_model(config: models.ModelConfig, sizes: Sizes) -> nn.Module:
 
 
 # ------------------------------------------------------------------------------------------------- into a model folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What is exported: a model, and what its folder says of it."""
+
+    model: nn.Module  # in eval mode, on the CPU
+    trials: Sequence[TrialRecord]  # what it is made of: one, or the members of an ensemble
+    config: Mapping[str, Any]  # its own entries of config.json: model, precision, and, unless an ensemble, trial
+    scores: Mapping[str, Mapping[str, float]]  # by split
+    half: bool = False  # weight matrices are stored as float16, which loses nothing of what `round_to_half` has rounded
 
 
 def write(
@@ -178,42 +202,81 @@ def write(
         ModelFolderError: `folder` is something else already, or what was written gives other logits.
         DataError: the training statistics are nowhere: neither with the search nor from the training shards.
     """
-    folder = folder.absolute()
-    replaces = _check_target(folder, search, trial)
+    check_target(folder, search, trial)
     best = best_checkpoint(search_directory, trial, say)
-    epoch = int(best.name.removeprefix("epoch-"))
+    epoch = epoch_of(best)
     if epoch != trial.best_epoch and trial.reports[epoch]["gap"] != trial.score:
         say(
             f"the checkpoint of the trial's best epoch {trial.best_epoch} is gone or damaged; "
             f"exporting epoch {epoch}, GAP {trial.reports[epoch]['gap']:.4f} instead of {trial.score:.4f}"
         )
-    model = _load(best, experiment, trial, torch.device("cpu")).requires_grad_(False)
+    settings = experiment.trial_config(trial.values)
+    publish(
+        folder,
+        Subject(
+            model=load_checkpoint(best, experiment, trial, torch.device("cpu")).requires_grad_(False),
+            trials=[trial],
+            config={
+                "model": asdict(settings.model),
+                "precision": settings.training.precision,
+                "trial": {"number": trial.number, "id": trial.id, "epoch": epoch},
+            },
+            scores={**metrics, "training": {"epoch": epoch, **trial.reports[epoch]}},
+        ),
+        search_directory=search_directory,
+        experiment=experiment,
+        search=search,
+        class_names=class_names,
+        say=say,
+    )
+
+
+def publish(
+    folder: Place,
+    subject: Subject,
+    *,
+    search_directory: Place,
+    experiment: Experiment,
+    search: SearchRecord,
+    class_names: Sequence[str] | None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Write the folder of a model, then load what was written and compare its logits with the model's own.
+
+    An older export of the same trial, or of an ensemble of the same search, is replaced. Arguments and errors as
+    `write` has them.
+    """
+    folder = folder.absolute()
+    trial = None if isinstance(subject.model, Ensemble) else subject.trials[0]
+    replaces = check_target(folder, search, trial)
+    model, width = subject.model, experiment.data.schema.width
     with published(folder, first=CONFIG, last=CHECKSUMS) as staging:
-        config = _config(experiment, search, trial, epoch)
-        scores = {**metrics, "training": {"epoch": epoch, **trial.reports[epoch]}}
-        _write_model(staging, model, experiment.data.schema.width)
-        if config["pipeline"] == "contrastive":
-            assert isinstance(model, FusedMLP)
-            _write_halves(staging, model, experiment.data.schema.width)
+        config = _config(experiment, search, subject)
+        _write_model(staging, model, width, half=subject.half)
+        if config["pipeline"] == "contrastive" and isinstance(model, FusedMLP):
+            _write_halves(staging, model, width)
         save_file(_statistics(search_directory, experiment, search), staging / STATISTICS)
         _write_json(staging / CONFIG, config)
-        _write_json(staging / METRICS, scores)
-        (staging / TRIAL).write_text(_trial_yaml(experiment, trial))
+        _write_json(staging / METRICS, subject.scores)
+        (staging / TRIAL).write_text(_trial_yaml(experiment, subject.trials))
         if class_names is not None:
             vocabulary.write(staging / CLASSES, class_names)
-        card = model_card.render(config, scores, (staging / TRIAL).read_text(), has_names=class_names is not None)
+        trial_yaml = (staging / TRIAL).read_text()
+        card = model_card.render(config, subject.scores, trial_yaml, has_names=class_names is not None)
         (staging / CARD).write_text(card)
         sums = {path.name: _sha256(path) for path in sorted(staging.iterdir())}
         (staging / CHECKSUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
         for path in staging.iterdir():  # safetensors keeps its files to their owner
             path.chmod((staging / CONFIG).stat().st_mode)
         say(_compare(staging, model, experiment))
-    again = " (replaced the export of the same trial that was there)" if replaces else ""
-    say(f"exported trial {trial.number:03d}, epoch {epoch}, to {folder}{again}")
+    what = "an ensemble of the same search" if trial is None else "the same trial"
+    again = f" (replaced the export of {what} that was there)" if replaces else ""
+    epoch = "" if trial is None else f", epoch {config['trial']['epoch']},"
+    say(f"exported {_told(trial)}{epoch} to {folder}{again}")
 
 
-def _check_target(folder: Place, search: SearchRecord, trial: TrialRecord) -> bool:
-    """Whether an export of the same trial is there to be replaced.
+def check_target(folder: Place, search: SearchRecord, trial: TrialRecord | None) -> bool:
+    """Whether an export of the same trial (None: of an ensemble) of this search is there to be replaced.
 
     Raises:
         ModelFolderError: something else is there.
@@ -222,52 +285,86 @@ def _check_target(folder: Place, search: SearchRecord, trial: TrialRecord) -> bo
         return False  # an empty folder is renamed over
     try:
         there = json.loads((folder / CONFIG).read_text())
-        same = there["search"] == search.id and there["trial"]["id"] == trial.id
-    except (OSError, ValueError, KeyError, TypeError):
+        exported = f"trial {there['trial']['number']:03d}" if "trial" in there else _told(None)
+        same = there["search"] == search.id and there.get("trial", {}).get("id") == (trial.id if trial else None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ModelFolderError(f"{folder} is there already and is no exported model: give another folder") from None
     if not same:
         raise ModelFolderError(
-            f"{folder} is there already: trial {there['trial']['number']:03d} of search {there['search']}; "
-            f"remove it or give another folder for trial {trial.number:03d} of search {search.id}"
+            f"{folder} is there already: {exported} of search {there['search']}; "
+            f"remove it or give another folder for {_told(trial)} of search {search.id}"
         )
     return True
 
 
-def _config(experiment: Experiment, search: SearchRecord, trial: TrialRecord, epoch: int) -> dict[str, Any]:
+def _told(trial: TrialRecord | None) -> str:
+    return "an ensemble" if trial is None else f"trial {trial.number:03d}"
+
+
+def _config(experiment: Experiment, search: SearchRecord, subject: Subject) -> dict[str, Any]:
     """What config.json says."""
-    settings, data = experiment.trial_config(trial.values), experiment.data
+    data = experiment.data
     return {
         "format": VERSION,
         "pipeline": experiment.pipeline,
-        "model": asdict(settings.model),
+        **subject.config,
+        "weights": "float16" if subject.half else "float32",  # of the matrices in model.safetensors
         "features": [{"name": name, "width": width} for name, width in data.features.items()],  # in this order
         "num_classes": data.num_classes,
         "dtype": data.dtype,  # that features are rounded to, as in training
-        "precision": settings.training.precision,
         "experiment": search.experiment,
         "search": search.id,
-        "trial": {"number": trial.number, "id": trial.id, "epoch": epoch},
         "data_fingerprint": search.fingerprint,
         "exported": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
     }
 
 
-def _trial_yaml(experiment: Experiment, trial: TrialRecord) -> str:
-    """The trial as an experiment without distributions, with the seed that it had."""
+def _trial_yaml(experiment: Experiment, trials: Sequence[TrialRecord]) -> str:
+    """Each trial as an experiment without distributions, with the seed that it had; the first is the default."""
     from tuner.yaml_tree import dump
 
-    trial_config = experiment.trial_config(trial.values)
-    settings = trial_config.settings
-    settings["training"]["seed"] = trial_config.seed(trial.number)
-    blocks = {"data": asdict(experiment.data), "pipeline": experiment.pipeline, **settings}
-    plain = json.loads(json.dumps(blocks))  # lists for tuples, as yaml has them
-    return dump({"default": experiment.name, "experiments": {experiment.name: plain}})
+    experiments = {}
+    for trial in trials:
+        trial_config = experiment.trial_config(trial.values)
+        settings = trial_config.settings
+        settings["training"]["seed"] = trial_config.seed(trial.number)
+        blocks = {"data": asdict(experiment.data), "pipeline": experiment.pipeline, **settings}
+        name = experiment.name if len(trials) == 1 else f"{experiment.name}_{trial.number:03d}"
+        experiments[name] = json.loads(json.dumps(blocks))  # plain: lists for tuples, as yaml has them
+    return dump({"default": next(iter(experiments)), "experiments": experiments})
 
 
-def _write_model(folder: Path, model: nn.Module, width: int) -> None:
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
+def _write_model(folder: Path, model: nn.Module, width: int, *, half: bool = False) -> None:
+    save_file(_stored(model, half), folder / WEIGHTS)
     _write_program(folder / PROGRAM, model, width)
+
+
+def _stored(model: nn.Module, half: bool) -> dict[str, Tensor]:
+    """The tensors of model.safetensors."""
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    return {name: tensor.half() if half and _is_matrix(tensor) else tensor for name, tensor in tensors.items()}
+
+
+def _is_matrix(tensor: Tensor) -> bool:
+    """Whether it takes room and its values are near 1, as weights are; variances and counts need their range."""
+    return tensor.is_floating_point() and tensor.ndim >= 2
+
+
+def round_to_half(model: nn.Module) -> None:
+    """Round the weight matrices to what float16 holds: the model is then what it will be when it is read back."""
+    for tensor in model.state_dict().values():  # which shares the model's memory
+        if _is_matrix(tensor):
+            tensor.copy_(tensor.half())
+
+
+def stored_bytes(model: nn.Module, *, half: bool) -> int:
+    """The size of model.safetensors, or a little more: its header is not made for that."""
+    sizes = {
+        name: tensor.numel() * (2 if half and _is_matrix(tensor) else tensor.element_size())
+        for name, tensor in model.state_dict().items()
+    }
+    return sum(sizes.values()) + sum(len(name) + 128 for name in sizes)
 
 
 def _write_program(path: Path, model: nn.Module, width: int) -> None:
@@ -433,7 +530,7 @@ def _load_model(folder: Path, device: torch.device) -> Exported:
     try:
         features = {feature["name"]: feature["width"] for feature in config["features"]}
         sizes = Sizes(features=features, num_classes=config["num_classes"])
-        model = _empty_model(models.CONFIGS[config["model"]["kind"]](**config["model"]), sizes)
+        model = _model_of(config["model"], sizes)
         model.load_state_dict(load_file(folder / WEIGHTS))
         return Exported(
             model=model.to(device).eval(),
@@ -445,6 +542,14 @@ def _load_model(folder: Path, device: torch.device) -> Exported:
         )
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelFolderError(f"{folder}: {CONFIG} and {WEIGHTS} make no model ({_first_line(error)})") from error
+
+
+def _model_of(config: Mapping[str, Any], sizes: Sizes) -> nn.Module:
+    """The model that config.json describes, before its weights."""
+    if config["kind"] != "ensemble":
+        return _empty_model(models.CONFIGS[config["kind"]](**config), sizes)
+    members = [_model_of(member["model"], sizes) for member in config["members"]]
+    return Ensemble(members, [member["weight"] for member in config["members"]])
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -472,9 +577,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise ModelFolderError(f"{folder}: no exported model ({CONFIG}: {error.strerror})") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ModelFolderError(f"{folder / CONFIG}: damaged, or no exported model's ({_first_line(error)})") from error
-    if version != VERSION:
+    if version not in READ:
         raise ModelFolderError(
-            f"{folder}: written in format {version}, but this program reads format {VERSION}; "
+            f"{folder}: written in format {version}, but this program reads formats {' and '.join(map(str, READ))}; "
             "use the version of it that wrote the folder"
         )
     assert isinstance(config, dict)

@@ -1,6 +1,6 @@
 """The README.md of an exported model: what it is, how good, made of what, and how to use it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # Metrics that the card shows, with their names for people.
@@ -31,17 +31,19 @@ def render(
     features = config["features"]
     columns = " + ".join(f"{feature['name']} ({feature['width']})" for feature in features)
     width = sum(feature["width"] for feature in features)
-    halves = HALVES if config["pipeline"] == "contrastive" else ""
+    ensemble = config["model"]["kind"] == "ensemble"
+    halves = HALVES if config["pipeline"] == "contrastive" and not ensemble else ""
     names = "; their names are in classes.csv" if has_names else ""
-    trial = config["trial"]
+    stored = ", its matrices rounded to float16" if config["weights"] == "float16" else ""
+    again = "NAME --file trial.yaml` trains one of its members" if ensemble else "--file trial.yaml` trains it"
     return f"""\
 # {config["experiment"]}: {config["model"]["kind"]}
 
 Labels videos with any of {config["num_classes"]:,} classes{names}. It takes a row of {width:,} numbers a video,
 {columns} side by side in this order, and gives a logit for each class; the sigmoid of a logit is the probability.
 
-It is trial {trial["number"]:03d} (epoch {trial["epoch"]}) of search {config["search"]}, exported {config["exported"]}.
-
+It is {_origin(config)} of search {config["search"]}, exported {config["exported"]}{stored}.
+{_members(config["model"]["members"]) if ensemble else ""}
 ## Metrics
 
 {_table(metrics)}
@@ -74,12 +76,26 @@ probabilities = model(features).sigmoid()  # [videos, {config["num_classes"]}]
 
 ## Settings
 
-trial.yaml, whole: `python -m tuner.train --file trial.yaml` trains it again.
+trial.yaml, whole: `python -m tuner.train {again} again.
 
 ```yaml
 {trial_yaml.strip()}
 ```
 """
+
+
+def _origin(config: Mapping[str, Any]) -> str:
+    if config["model"]["kind"] == "ensemble":
+        return f"the weighted mean of the probabilities of {len(config['model']['members'])} trials"
+    return f"trial {config['trial']['number']:03d} (epoch {config['trial']['epoch']})"
+
+
+def _members(members: Sequence[Mapping[str, Any]]) -> str:
+    rows = ["", "| trial | epoch | model | weight | GAP@20 of its own, all of validate |", "|---|---|---|---|---|"]
+    for member in members:
+        cells = [f"{member['number']:03d}", str(member["epoch"]), member["model"]["kind"], f"{member['weight']:.3f}"]
+        rows.append(f"| {' | '.join(cells)} | {member['gap']:.4f} |")
+    return "\n".join(rows) + "\n"
 
 
 def _table(metrics: Mapping[str, Mapping[str, float]]) -> str:

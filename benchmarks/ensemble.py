@@ -1,0 +1,109 @@
+"""An ensemble of five fused MLPs against its best member, on real videos.
+
+    python benchmarks/ensemble.py [--data DIR] [--storage DIR]
+
+Trains the five of ensemble.yaml one after the other, without Ray, as the trials of one search; a finished one is not
+trained again. Then exports what `python -m tuner.best --ensemble 5 --export` exports, and scores it on `validate/`,
+loaded from its folder.
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from card import show
+
+from data.batches import Batches
+from tuner import config, ensemble, export, journal
+from tuner.config import Experiment
+from tuner.dataset import Dataset, open_dataset
+from tuner.errors import main
+from tuner.evaluate import evaluate
+from tuner.journal import Journal
+from tuner.train import train
+
+HERE = Path(__file__).resolve().parent
+MEMBERS = (  # on seeds 1 to 5
+    {"model.dropout": 0.5, "model.variance_power": 0.0},
+    {"model.dropout": 0.6, "model.variance_power": 1.0},
+    {"model.dropout": 0.7, "model.variance_power": 2.0},
+    {"model.dropout": 0.6, "model.variance_power": 2.0},
+    {"model.dropout": 0.7, "model.variance_power": 3.0},
+)
+CPU = torch.device("cpu")
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python benchmarks/ensemble.py", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data" / "yt8m", metavar="DIR")
+    parser.add_argument("--storage", type=Path, default=HERE.parent / "storage" / "ensemble", metavar="DIR")
+    options = parser.parse_args(arguments)
+    os.environ["YT8M_SMALL_DIR"] = str(options.data.resolve())
+    experiment = config.load(HERE / "ensemble.yaml", "ensemble")
+    data = open_dataset(experiment.data)
+    directory = options.storage / experiment.name / "members"
+    search_without_ray(directory, experiment, data)
+
+    search, started = journal.read(directory), time.monotonic()
+    wanted = ensemble.Options(count=len(MEMBERS))
+    built = ensemble.build(directory, experiment, search, wanted, print)
+    seconds = time.monotonic() - started
+    folder = options.storage / "export"
+    whole = {"search_directory": directory, "experiment": experiment, "search": search, "class_names": None}
+    export.publish(folder, built.subject(experiment), **whole)
+    loaded = export.load_model(folder, CPU)
+    gap = evaluate(loaded.model, Batches(loaded.open(experiment.data.validate), batch_size=1024, shuffle=False))["gap"]
+    gaps = [scores["validate"]["gap"] for scores in built.member_scores]
+    weights = {f"trial {m.trial.number}": w for m, w in zip(built.members, built.weights, strict=True)}
+    rows = [["", "weight", "GAP@20 on validate"]]
+    rows += [[name, f"{weight:.3f}", f"{one:.4f}"] for (name, weight), one in zip(weights.items(), gaps, strict=True)]
+    rows.append(["ensemble, from its folder", "", f"{gap:.4f}"])
+    gain = gap - max(gaps)
+    notes = [f"{gain:+.4f} over its best member", *ensemble.describe(built)[-2:]]
+    notes.append(f"{seconds:.0f} s to choose the weights and score all")
+    report = {"gaps": gaps, "weights": weights, "gap": gap, "gain": gain, "seconds": round(seconds)}
+    show("ensemble", f"{len(gaps)} fused MLPs as one model, {data.validate.num_videos:,} videos", rows, notes, report)
+
+
+def search_without_ray(directory: Path, experiment: Experiment, data: Dataset) -> None:
+    """Train the members that are not trained yet, and keep the journal that a driver would have kept."""
+    record = Journal(directory)
+    if not journal.exists(directory):
+        (directory / "experiment.yaml").write_text(experiment.to_yaml())
+        record.append(
+            "search",
+            version=journal.VERSION,
+            id=directory.name,
+            experiment=experiment.name,
+            fingerprint=data.fingerprint,
+            planned=len(MEMBERS),
+            tracking_uri="",
+            overrides=[],
+            baseline=0.0,
+        )
+    for number, values in enumerate(MEMBERS):
+        id = f"member-{number}"
+        if id not in record.search.trials:
+            states: dict[str, Any] = {"sampler_state": {}, "study_state": {}}
+            settings = experiment.space.settings(values)
+            record.append("suggested", number=number, id=id, values=values, settings=settings, **states)
+        if record.search.trials[id].status == "finished":
+            continue
+        trial, started = experiment.trial_config(values), time.monotonic()
+        for progress in train(trial, data, device=CPU, seed=trial.seed(number)):
+            progress.state.save(directory / "trials" / id / f"epoch-{progress.epoch:04d}", trial)
+            record.append("report", id=id, epoch=progress.epoch, metrics=progress.metrics)
+            seconds = time.monotonic() - started
+            print(f"{id} epoch {progress.epoch}: GAP {progress.metrics['gap']:.4f}, {seconds:.0f} s", flush=True)
+        record.append("finished", id=id, stopped_by=None)
+        export.discard_training_states(directory, record.search.trials[id])
+    record.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main(run))
