@@ -39,8 +39,8 @@ def test_ends_in_one_json_line_with_its_ratio(name: str) -> None:
 
 def test_every_benchmark_is_tried_here() -> None:
     scripts = {path.stem for path in Path(PROJECT, "benchmarks").glob("*.py")}
-    # Searches on real Rays, and few_labels is a hundred trials, ensemble five on real videos: minutes, and hours. A try-out of driver.py took longer
-    # than its two minutes on a loaded machine.
+    # Searches on real Rays; few_labels is a hundred trials, ensemble five on real videos: minutes, and hours. A try-out
+    # of driver.py took longer than its two minutes on a loaded machine.
     large = {"trials", "driver", "driver_calibration", "few_labels", "ensemble", "faults", "storm"}
     assert scripts - large - {"card"} == TINY.keys()
 
