@@ -1,15 +1,16 @@
-"""Shards -> a csv of the best classes of every video, by an exported model.
+"""Shards -> the best classes of every video, by an exported model.
 
     python -m tuner.predict MODEL_DIR --data 'GLOB' --output predictions.csv [--top-k 20]
 
     VideoId,LabelConfidencePairs
     u93s,12 0.987654 3 0.5 77 0.0312345
 
-One row a video, in the order of shards and records; its classes best first, each with its probability. Shards are
+One row a video, in the order of shards and records; its classes best first, each with its probability. An output that
+ends in .safetensors is for another model to learn from (tuner/teacher.py), and its best 50 classes are kept. Shards are
 decoded one after the other, the next one while the model scores the last, so their number does not matter; labels in
 them are not looked at. Equal logits go to the lower class first, as in the metrics.
 
-Shapes   B videos in the batch   D features   C classes   K = min(top_k, C)
+Shapes   N videos of a shard   B videos in the batch   D features   C classes   K = min(top_k, C)
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ import gzip
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tuner import teacher
 from tuner.errors import main
 from tuner.streaming import BATCH_SIZE, Count, decoded, positive, replacing
 
 if TYPE_CHECKING:  # `--help` needs no torch
+    import numpy as np
     import torch
     from numpy.typing import NDArray
     from torch import Tensor
@@ -35,7 +38,13 @@ if TYPE_CHECKING:  # `--help` needs no torch
 HEADER = ("VideoId", "LabelConfidencePairs")
 TOP_K = 20
 
-Row = tuple[str, str]  # a video's id and its pairs, as in the csv
+
+class Predicted(NamedTuple):
+    """The videos of a shard."""
+
+    ids: list[bytes]
+    classes_NK: NDArray[np.int64]  # best first
+    probabilities_NK: NDArray[np.float64]
 
 
 def predict(
@@ -45,19 +54,22 @@ def predict(
     device: torch.device,
     top_k: int = TOP_K,
     batch_size: int = BATCH_SIZE,
-) -> Iterator[list[Row]]:
-    """The rows of one shard after the other.
+) -> Iterator[Predicted]:
+    """One shard after the other.
 
     Raises:
         ShardError: a shard is damaged or does not fit the model.
     """
+    import numpy as np
+
+    kept = min(top_k, exported.schema.num_classes)
     for ids, features_ND in decoded(shards, exported):
-        rows: list[Row] = []
+        classes_NK, probabilities_NK = np.empty((len(ids), kept), np.int64), np.empty((len(ids), kept))
         for first in range(0, len(ids), batch_size):
             batch = slice(first, first + batch_size)
             classes_BK, probabilities_BK = best_classes(_logits(exported, features_ND[batch], device), top_k)
-            rows += map(_row, ids[batch], classes_BK.tolist(), probabilities_BK.tolist())
-        yield rows
+            classes_NK[batch], probabilities_NK[batch] = classes_BK.cpu(), probabilities_BK.cpu()
+        yield Predicted(ids, classes_NK, probabilities_NK)
 
 
 def best_classes(logits_BC: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
@@ -90,7 +102,39 @@ def _logits(exported: Exported, features_BD: NDArray[Any], device: torch.device)
     return logits_BC
 
 
-def _row(id: bytes, classes: Iterable[int], probabilities: Iterable[float]) -> Row:
+def write_csv(path: Path, shards: Iterable[Predicted], *, compressed: bool = False) -> None:
+    """Write the videos as they come."""
+    open_text: Any = gzip.open if compressed else open
+    with open_text(path, "wt", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(HEADER)
+        for shard in shards:
+            writer.writerows(map(_row, shard.ids, shard.classes_NK.tolist(), shard.probabilities_NK.tolist()))
+
+
+def write_teacher(path: Path, shards: Iterable[Predicted], exported: Exported) -> None:
+    """Write what another model is to learn from; all of it is held in memory, 300 bytes a video at K = 50."""
+    import numpy as np
+
+    kept = [
+        (shard.ids, shard.classes_NK.astype(np.int32), shard.probabilities_NK.astype(np.float16)) for shard in shards
+    ]
+    config = exported.config
+    members = [config["trial"]] if "trial" in config else config["model"]["members"]
+    teacher.write(
+        path,
+        [id for ids, _, _ in kept for id in ids],
+        np.concatenate([classes_NK for _, classes_NK, _ in kept]),
+        np.concatenate([probabilities_NK for _, _, probabilities_NK in kept]),
+        num_classes=exported.schema.num_classes,
+        model={
+            "trials": [member["number"] for member in members],
+            **{name: config[name] for name in ("experiment", "search", "data_fingerprint")},
+        },
+    )
+
+
+def _row(id: bytes, classes: Iterable[int], probabilities: Iterable[float]) -> tuple[str, str]:
     pairs = " ".join(f"{label} {share:.6g}" for label, share in zip(classes, probabilities, strict=True))
     return id.decode(errors="surrogateescape"), pairs
 
@@ -108,8 +152,14 @@ def run(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("model", metavar="MODEL_DIR", help="what tuner.best --export wrote: a folder or its URL")
     parser.add_argument("--data", required=True, nargs="+", metavar="GLOB", help="shards; they need no labels")
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help=".csv, or .csv.gz to compress it")
-    parser.add_argument("--top-k", type=positive, default=TOP_K, metavar="K", help="classes a video; default: 20")
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help=".csv; .csv.gz to compress it; .safetensors for another model to learn from",
+    )
+    parser.add_argument("--top-k", type=positive, metavar="K", help="classes a video; default: 20, or 50 to learn from")
     parser.add_argument("--batch-size", type=positive, default=BATCH_SIZE, metavar="B", help="default: %(default)s")
     parser.add_argument("--device", metavar="cpu|cuda", help="default: cuda where there is one")
     options = parser.parse_args(arguments)
@@ -121,18 +171,22 @@ def run(arguments: list[str] | None = None) -> None:
     device = choose_device(options.device)
     exported = load_model(place(options.model, "MODEL_DIR"), device)
     shards = find_shards(options.data)
-    open_text: Any = gzip.open if options.output.suffix == ".gz" else open
-    with (
-        replacing(options.output) as unfinished,
-        open_text(unfinished, "wt", encoding="utf-8", errors="surrogateescape", newline="") as file,
-        Count(options.output, len(shards)) as count,
-    ):
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(HEADER)
-        for rows in predict(exported, shards, device=device, top_k=options.top_k, batch_size=options.batch_size):
-            writer.writerows(rows)
-            count.shard(len(rows))
+    to_learn_from = options.output.suffix == teacher.SUFFIX
+    top_k = options.top_k or (teacher.TOP_K if to_learn_from else TOP_K)
+    with replacing(options.output) as unfinished, Count(options.output, len(shards)) as count:
+        predicted = predict(exported, shards, device=device, top_k=top_k, batch_size=options.batch_size)
+        if to_learn_from:
+            write_teacher(unfinished, _counted(predicted, count), exported)
+        else:
+            write_csv(unfinished, _counted(predicted, count), compressed=options.output.suffix == ".gz")
     count.say()
+
+
+def _counted(shards: Iterable[Predicted], count: Count) -> Iterator[Predicted]:
+    """A shard counts when the next one is asked for: then it is written."""
+    for shard in shards:
+        yield shard
+        count.shard(len(shard.ids))
 
 
 if __name__ == "__main__":
