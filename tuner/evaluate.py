@@ -2,7 +2,9 @@
 
     python -m tuner.evaluate MODEL_DIR --data 'GLOB'
 
-scores an exported model; its last line is one JSON object with the metrics.
+scores an exported model; its last line is one JSON object with the metrics. With `--predictions FILE` (Kaggle's format
+of 2017 and 2018, tuner/predictions.py) it says how far the file is from what the model says, and ends with exit code 1
+where that is more than rounding. Without MODEL_DIR it scores the file alone.
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tuner.errors import main
 
@@ -22,6 +26,8 @@ if TYPE_CHECKING:  # `--help` needs no torch
     from tuner.ranks import Ranks
 
 BATCH_SIZE = 1024
+# How far a stored probability may be from the model's: the six digits of a csv and float32 in another order are less.
+TOLERANCE = 1e-4
 
 
 def evaluate(
@@ -66,19 +72,55 @@ def evaluate(
     return scores.compute()
 
 
-def run(arguments: list[str] | None = None) -> None:
+def run(arguments: list[str] | None = None) -> int:
     """The command line.
 
+    Returns:
+        The exit code: 1 where stored predictions are not what the model says.
+
     Raises:
+        ConfigError: the stored predictions cannot be read, or have nothing to do with the model or the shards.
         ModelFolderError: MODEL_DIR cannot be used.
         DataError: no shard matches, they hold no video, or one is damaged or does not fit the model.
     """
     parser = argparse.ArgumentParser(prog="python -m tuner.evaluate", description="Score an exported model on shards.")
-    parser.add_argument("model", metavar="MODEL_DIR", help="what tuner.best --export wrote: a folder or its URL")
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL_DIR", help="what tuner.best --export wrote: a folder or its URL"
+    )
     parser.add_argument("--data", required=True, nargs="+", metavar="GLOB", help="shards with labels")
     parser.add_argument("--device", metavar="cpu|cuda", help="default: cuda where there is one")
+    parser.add_argument(
+        "--predictions", type=Path, metavar="FILE", help="a csv as tuner.predict writes it: compare it with the model"
+    )
+    parser.add_argument(
+        "--tolerance", type=float, default=TOLERANCE, metavar="P", help="of a probability; default: %(default)g"
+    )
     options = parser.parse_args(arguments)
+    if options.model is None and options.predictions is None:
+        parser.error("give MODEL_DIR, or --predictions FILE to score a file alone")
+    if not 0 <= options.tolerance < 1:
+        parser.error(f"--tolerance is a difference of probabilities, from 0 to below 1, but got {options.tolerance:g}")
+    return _of_file(options) if options.model is None else _of_model(options)
 
+
+def _of_file(options: argparse.Namespace) -> int:
+    """Score stored predictions alone."""
+    from data.cache import find_shards
+    from data.errors import NoShardsError
+    from tuner import predictions
+
+    stored = predictions.read(options.predictions)
+    labels = predictions.labels_of(find_shards(options.data))
+    if not len(labels.ids):
+        raise NoShardsError(f"{' '.join(options.data)}: the shards hold no video")
+    metrics = predictions.score(stored, labels)
+    _show(metrics)
+    print(json.dumps(metrics))
+    return 0
+
+
+def _of_model(options: argparse.Namespace) -> int:
+    """Score a model, and compare stored predictions with it."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -87,6 +129,11 @@ def run(arguments: list[str] | None = None) -> None:
     from tuner.export import choose_device, load_model
     from tuner.paths import place
 
+    stored = None
+    if options.predictions is not None:
+        from tuner import predictions
+
+        stored = predictions.read(options.predictions)
     device = choose_device(options.device)
     exported = load_model(place(options.model, "MODEL_DIR"), device)
     stderr = Console(stderr=True)
@@ -98,11 +145,29 @@ def run(arguments: list[str] | None = None) -> None:
     if cache.num_videos == 0:
         raise NoShardsError(f"{' '.join(options.data)}: the shards hold no video")
     batches = Batches(cache, batch_size=BATCH_SIZE, shuffle=False, device=device)
-    metrics = evaluate(exported.model, batches, exported.precision)
+    metrics: dict[str, Any] = evaluate(exported.model, batches, exported.precision)
+    _show(metrics)
+    if stored is None:
+        print(json.dumps(metrics))
+        return 0
+    comparison = predictions.compare(stored, exported, cache, batches, options.tolerance)
+    scores = predictions.score(stored, cache)
+    print("\n".join(predictions.describe(options.predictions, comparison, options.tolerance)))
+    print(f"  its GAP {scores['gap']:.6f}, the model's {metrics['gap']:.6f}")
+    found = {
+        "largest_difference": comparison.largest[0].size,
+        "differing": comparison.differing,
+        "missing": len(comparison.missing),
+        "unknown": len(comparison.unknown),
+    }
+    print(json.dumps({**metrics, "predictions": {**scores, **found}}))
+    return 0 if comparison.agrees else 1
+
+
+def _show(metrics: Mapping[str, float]) -> None:
     width = max(map(len, metrics))
     for name, value in metrics.items():
         print(f"{name:<{width}}  {value:,.6g}")
-    print(json.dumps(metrics))
 
 
 if __name__ == "__main__":
