@@ -1,0 +1,177 @@
+"""The best segments of every class, in Kaggle's format of 2019: ranked as they come, written, and read back.
+
+    Class,Segments
+    3,u93s:15 2vab:0 u93s:20
+
+A segment is five seconds of a video, named by its id and the second where they begin. A class lists its best segments,
+best first. Memory is bounded however many come: 8 bytes for each of a class's best, with room for a quarter more, so
+1 GB for 1,000 classes of 100,000; beside these, 8 bytes a segment and the videos' ids.
+
+Shapes   S segments of a batch   C classes of the model   K classes that are listed
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import zlib
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuner.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HEADER = ("Class", "Segments")
+INDEX = "Index"  # the column of a list of classes
+MOST = 100_000  # segments of a class, as Kaggle took
+SECONDS = 5  # of a segment
+SPARE = 1024  # room for segments beside the best, at least
+
+
+class Segment(NamedTuple):
+    """Five seconds of a video."""
+
+    video: bytes
+    start: int  # in seconds
+
+    def __str__(self) -> str:
+        """As in the csv: text, not b'...'."""
+        return f"{self.video.decode(errors='surrogateescape')}:{self.start}"
+
+
+class Ranking:
+    """The best segments of each class among all that were added; of equal ones, those that were added first."""
+
+    def __init__(self, classes: Sequence[int], most: int = MOST) -> None:
+        """Starts empty.
+
+        Args:
+            classes: those to list, in the order of the file.
+            most: segments kept of each class.
+        """
+        self._classes, self._most = list(classes), most
+        # One integer for both: a score's bits, made to sort as it does, upside down above the segment's number. The
+        # smallest are the best. What is not filled takes no memory yet.
+        self._keys_KN = np.empty((len(classes), most + max(most // 4, SPARE)), np.int64)
+        self._held = 0
+        self._videos: list[bytes] = []
+        self._video_of = array("i")  # of each segment: the number of its video
+        self._starts = array("i")
+
+    def add(self, segments: Sequence[Segment], logits_SC: Tensor) -> None:
+        """Adds segments; logits or probabilities, which rank alike.
+
+        Args:
+            segments: those of one video behind each other, or its id is kept twice.
+            logits_SC: [S, C] for all classes of the model, on any device.
+        """
+        import torch
+
+        scores_SK = logits_SC[:, self._classes].float().cpu() + 0.0  # -0 becomes 0
+        bits_SK = scores_SK.view(torch.int32).long()
+        ordered_SK = torch.where(bits_SK < 0, bits_SK ^ 0x7FFF_FFFF, bits_SK)
+        numbers_S = torch.arange(len(self._starts), len(self._starts) + len(segments))
+        keys_SK = (~ordered_SK << 32) + numbers_S[:, None]
+        for segment in segments:
+            if not self._videos or self._videos[-1] != segment.video:
+                self._videos.append(segment.video)
+            self._video_of.append(len(self._videos) - 1)
+            self._starts.append(segment.start)
+        room = self._keys_KN.shape[1] - self._most
+        for first in range(0, len(segments), room):
+            self._keep(keys_SK[first : first + room].numpy().T)
+
+    def _keep(self, keys_KS: NDArray[np.int64]) -> None:
+        if self._held + keys_KS.shape[1] > self._keys_KN.shape[1]:
+            self._keys_KN[:, : self._held].partition(self._most - 1, axis=1)  # in place: the best come first
+            self._held = self._most
+        self._keys_KN[:, self._held : self._held + keys_KS.shape[1]] = keys_KS
+        self._held += keys_KS.shape[1]
+
+    def rows(self) -> Iterator[tuple[int, list[Segment]]]:
+        """Every class with its segments, best first."""
+        for label, keys_N in zip(self._classes, self._keys_KN, strict=True):
+            numbers = (np.sort(keys_N[: self._held])[: self._most] & 0xFFFF_FFFF).tolist()
+            yield label, [Segment(self._videos[self._video_of[n]], self._starts[n]) for n in numbers]
+
+
+def write(path: Path, ranking: Ranking, *, compressed: bool = False) -> None:
+    """Write the csv."""
+    with _opened(path, "wt", compressed) as file:
+        file.write(",".join(HEADER) + "\n")
+        for label, segments in ranking.rows():
+            file.write(f"{label},{' '.join(map(str, segments))}\n")
+
+
+def read(path: Path) -> dict[int, list[Segment]]:
+    """The segments of every class of a csv, best first.
+
+    Raises:
+        ConfigError: it cannot be read, or a line is not `class,video:start video:start ...`.
+    """
+    found: dict[int, list[Segment]] = {}
+    try:
+        with _opened(path, "rt", path.suffix == ".gz") as file:
+            header = file.readline().strip()
+            if header != ",".join(HEADER):
+                raise ConfigError(f"{path}: must begin with the line {','.join(HEADER)}, but got {header!r:.80}")
+            for number, line in enumerate(file, start=2):
+                label, comma, listed = line.strip().partition(",")
+                if not comma or not label.isdecimal() or int(label) in found:
+                    again = " a second time" if label.isdecimal() and int(label) in found else ""
+                    raise ConfigError(
+                        f"{path}:{number}: must begin with a class and a comma, but got {label!r:.80}{again}"
+                    )
+                found[int(label)] = [_segment(word, path, number) for word in listed.split()]
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path}: cannot be read as ranked segments: {reason}") from error
+    return found
+
+
+def _segment(word: str, path: Path, line: int) -> Segment:
+    video, _, start = word.rpartition(":")
+    if not video or not start.isdecimal():
+        raise ConfigError(f"{path}:{line}: a segment is video:start, as in u93s:15, but got {word!r:.80}")
+    return Segment(video.encode(errors="surrogateescape"), int(start))
+
+
+def _opened(path: Path, mode: str, compressed: bool) -> Any:
+    open_text: Any = gzip.open if compressed else open
+    return open_text(path, mode, encoding="utf-8", errors="surrogateescape", newline="\n")
+
+
+def read_classes(path: str, num_classes: int) -> list[int]:
+    """The classes to list: the column Index of a csv, such as segment_label_ids.csv.
+
+    Raises:
+        ConfigError: it is a URL or cannot be read, or a line is no class of the model, or one that was there already.
+    """
+    if "://" in path:
+        raise ConfigError(f"--classes {path}: must be a file of this machine, no URL: fetch it first")
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file)
+            if INDEX not in (rows.fieldnames or ()):
+                got = ", ".join(rows.fieldnames or ["none"])
+                raise ConfigError(f"--classes {path}: must have a column {INDEX}, but got {got}")
+            classes: dict[int, None] = {}
+            for row in rows:
+                index = row[INDEX] or ""
+                if not (index.isdecimal() and int(index) < num_classes) or int(index) in classes:
+                    rule = f"must name each class once, all in [0, {num_classes})"
+                    raise ConfigError(f"--classes {path}:{rows.line_num}: {rule}, but got {index!r}")
+                classes[int(index)] = None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"--classes {path}: cannot be read: {reason}") from error
+    if not classes:
+        raise ConfigError(f"--classes {path}: names no class")
+    return list(classes)
