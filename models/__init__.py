@@ -8,19 +8,58 @@ model.regularized                               # the weight matrices under l1 a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
+from .attention import Attention, AttentionConfig
 from .average_logistic import AverageLogistic, AverageLogisticConfig
+from .dbof import Dbof, DbofConfig
+from .frame_model import FrameModel
 from .frames import MeanPooled
 from .fused_mlp import FusedEncoder, FusedMLP, FusedMLPConfig
+from .gated_dbof import GatedDbofConfig, gated_count
+from .gru import Gru, GruConfig
+from .heads import HeadConfig
 from .layers import FeatureStatistics, Sizes, Statistics
 from .logistic import Logistic, LogisticConfig
+from .lstm import Lstm, LstmConfig
 from .mixture_of_experts import MixtureOfExperts, MixtureOfExpertsConfig
+from .netfv import FisherVector, NetFvConfig
+from .netrvlad import NetRVladConfig, sums_of_frames
+from .netvlad import NetVladConfig, Vlad
+from .nextvlad import NeXtVlad, NeXtVladConfig
+from .pooling import PerFeature
+from .soft_dbof import SoftDbofConfig, soft_count
 
-ModelConfig = FusedMLPConfig | LogisticConfig | MixtureOfExpertsConfig | AverageLogisticConfig
+ModelConfig = (
+    LogisticConfig
+    | MixtureOfExpertsConfig
+    | FusedMLPConfig
+    | AverageLogisticConfig
+    | DbofConfig
+    | SoftDbofConfig
+    | GatedDbofConfig
+    | LstmConfig
+    | GruConfig
+    | NetVladConfig
+    | NetRVladConfig
+    | NetFvConfig
+    | NeXtVladConfig
+    | AttentionConfig
+)
+
+
+def _frame_model(pooling: Callable[..., nn.Module]) -> Callable[..., FrameModel]:
+    return partial(FrameModel, pooling)
+
+
+def _per_feature(pooling: Callable[..., nn.Module]) -> Callable[..., FrameModel]:
+    return partial(FrameModel, partial(PerFeature, pooling))
+
 
 # By kind: its settings, and what builds it from (config, sizes, statistics, generator).
 MODELS: dict[str, tuple[type[ModelConfig], Callable[..., nn.Module]]] = {
@@ -28,8 +67,24 @@ MODELS: dict[str, tuple[type[ModelConfig], Callable[..., nn.Module]]] = {
     "mixture_of_experts": (MixtureOfExpertsConfig, MixtureOfExperts),
     "fused_mlp": (FusedMLPConfig, FusedMLP),
     "average_logistic": (AverageLogisticConfig, AverageLogistic),
+    "dbof": (DbofConfig, _frame_model(Dbof)),
+    "soft_dbof": (SoftDbofConfig, _per_feature(soft_count)),
+    "gated_dbof": (GatedDbofConfig, _per_feature(gated_count)),
+    "lstm": (LstmConfig, _frame_model(Lstm)),
+    "gru": (GruConfig, _frame_model(Gru)),
+    "netvlad": (NetVladConfig, _per_feature(Vlad)),
+    "netrvlad": (NetRVladConfig, _per_feature(sums_of_frames)),
+    "netfv": (NetFvConfig, _per_feature(FisherVector)),
+    "nextvlad": (NeXtVladConfig, _frame_model(NeXtVlad)),
+    "attention": (AttentionConfig, _frame_model(Attention)),
 }
 CONFIGS: dict[str, type[ModelConfig]] = {kind: config for kind, (config, _) in MODELS.items()}
+
+
+def configured(settings: Mapping[str, Any]) -> ModelConfig:
+    """The configuration that dataclasses.asdict made these plain settings of."""
+    nested = {"head": HeadConfig(**settings["head"])} if "head" in settings else {}
+    return CONFIGS[settings["kind"]](**{**settings, **nested})
 
 
 def build(
@@ -69,16 +124,28 @@ def build(
 __all__ = [
     "CONFIGS",
     "MODELS",
+    "AttentionConfig",
     "AverageLogisticConfig",
+    "DbofConfig",
     "FeatureStatistics",
     "FusedEncoder",
     "FusedMLP",
     "FusedMLPConfig",
+    "GatedDbofConfig",
+    "GruConfig",
+    "HeadConfig",
     "Logistic",
     "LogisticConfig",
+    "LstmConfig",
     "MixtureOfExpertsConfig",
     "ModelConfig",
+    "NeXtVladConfig",
+    "NetFvConfig",
+    "NetRVladConfig",
+    "NetVladConfig",
     "Sizes",
+    "SoftDbofConfig",
     "Statistics",
     "build",
+    "configured",
 ]

@@ -14,7 +14,19 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from .layers import BatchNorm, Dropout, Normalize, Sizes, Statistics, linear, start_at_prior, tensor
+from .layers import (
+    BatchNorm,
+    Dropout,
+    Normalize,
+    Sizes,
+    Statistics,
+    check_momentum,
+    check_per_feature,
+    check_positive,
+    linear,
+    start_at_prior,
+    tensor,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,15 +52,10 @@ class FusedMLPConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        for name, width in self.towers.items():
-            if width < 1:
-                raise ValueError(f"towers.{name} must be at least 1, but got {width}")
-        if self.hidden < 1:
-            raise ValueError(f"hidden must be at least 1, but got {self.hidden}")
+        check_positive(self, "towers", "hidden")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), but got {self.dropout}")
-        if not 0 < self.batch_norm_momentum <= 1:
-            raise ValueError(f"batch_norm_momentum must be in (0, 1], but got {self.batch_norm_momentum}")
+        check_momentum(self.batch_norm_momentum)
         if not 0 <= self.variance_power < math.inf:
             raise ValueError(f"variance_power must be finite and not negative, but got {self.variance_power}")
         if not self.batch_norm_epsilon > 0:
@@ -109,19 +116,7 @@ class FusedEncoder(nn.Module):
             ValueError: the towers are not those of the data's features.
         """
         super().__init__()
-        missing, unknown = (
-            [n for n in sizes.features if n not in config.towers],
-            [n for n in config.towers if n not in sizes.features],
-        )
-        if missing or unknown:
-            raise ValueError(
-                f"towers must name every feature of the data once ({', '.join(sizes.features)}), but "
-                + " and ".join(
-                    f"{', '.join(names)} {what}"
-                    for names, what in ((missing, "is missing"), (unknown, "is not a feature"))
-                    if names
-                )
-            )
+        check_per_feature("towers", config.towers, sizes)
         self.widths = list(sizes.features.values())  # where a row is cut, in the row's order
         self.width = config.hidden  # of an embedding
         self.normalize = Normalize(statistics.mean_D, statistics.variance_D)

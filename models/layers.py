@@ -44,6 +44,48 @@ class Sizes:
         return sum(self.features.values())
 
 
+def check_per_feature(name: str, given: Mapping[str, Any], sizes: Sizes) -> None:
+    """Refuse a setting that does not have one value for each feature of the data.
+
+    Raises:
+        ValueError: says which are missing, and which are no feature.
+    """
+    missing = [feature for feature in sizes.features if feature not in given]
+    unknown = [feature for feature in given if feature not in sizes.features]
+    if missing or unknown:
+        raise ValueError(
+            f"{name} must name every feature of the data once ({', '.join(sizes.features)}), but "
+            + " and ".join(
+                f"{', '.join(names)} {what}"
+                for names, what in ((missing, "is missing"), (unknown, "is not a feature"))
+                if names
+            )
+        )
+
+
+def check_positive(config: Any, *names: str) -> None:
+    """Refuse numbers below 1, in settings and in those that have one for each feature.
+
+    Raises:
+        ValueError: says which setting, and its value.
+    """
+    for name in names:
+        value = getattr(config, name)
+        for path, number in value.items() if isinstance(value, Mapping) else [("", value)]:
+            if number < 1:
+                raise ValueError(f"{name}{path and '.' + path} must be at least 1, but got {number}")
+
+
+def check_momentum(batch_norm_momentum: float) -> None:
+    """Refuse a weight of a new batch outside of (0, 1].
+
+    Raises:
+        ValueError: says the value.
+    """
+    if not 0 < batch_norm_momentum <= 1:
+        raise ValueError(f"batch_norm_momentum must be in (0, 1], but got {batch_norm_momentum}")
+
+
 class Statistics(Protocol):
     """What a model reads of its training videos, as tensors or as arrays."""
 

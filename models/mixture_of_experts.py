@@ -24,6 +24,7 @@ from .layers import (
     NormalizeKind,
     Sizes,
     Statistics,
+    check_momentum,
     matrices,
     normal_linear,
     normalizer,
@@ -53,8 +54,7 @@ class MixtureOfExpertsConfig:
     def __post_init__(self) -> None:
         """Checks the ranges."""
         check_mixture(self.mixtures, self.low_rank)
-        if not 0 < self.batch_norm_momentum <= 1:
-            raise ValueError(f"batch_norm_momentum must be in (0, 1], but got {self.batch_norm_momentum}")
+        check_momentum(self.batch_norm_momentum)
 
 
 def check_mixture(mixtures: int, low_rank: int | None) -> None:

@@ -91,7 +91,7 @@ MISTAKES = [
     ("missing within", "{trials: 2}", "{plateau: {min_gain: 0.1}}", "14: tiny.search.plateau.trials: is missing"),
     ("twice", "train: t", "train: s*\n      train: t", "6: experiments.tiny.data.train: this key stands twice (first in line 5)"),
     # words
-    ("kind", "kind: fused_mlp", "kind: mooc", "7: tiny.model.kind: 'mooc' is not one of: fused_mlp, logistic"),
+    ("kind", "kind: fused_mlp", "kind: mooc", "7: tiny.model.kind: 'mooc' is not one of: logistic, mixture_of_experts, fused_mlp, average_logistic, dbof, soft_dbof, gated_dbof, lstm, gru, netvlad, netrvlad, netfv, nextvlad, attention"),
     ("kind of no word", "kind: adam", "kind: 3", "9: tiny.optimizer.kind: must be one of: rmsprop_tf, adam, adamw, sgd (got 3)"),
     ("pipeline", "search: {trials: 2}", "pipeline: contrast", "14: tiny.pipeline: 'contrast' is not one of: supervised, contrastive"),
     # types
@@ -117,6 +117,7 @@ MISTAKES = [
     ("duration", "{trials: 2}", "{time_budget: 4x}", "14: tiny.search.time_budget: must be a number of seconds, or a time such as 90s, 30m, 4h or 1h30m (got 4x)"),
     ("end of a range", "[0.2, 0.7]", "[0.2, 1.7]", "7: tiny.model.dropout: dropout must be in [0, 1), but got 1.7"),
     ("towers", "mean_audio: 8", "mean_adio: 8", "7: tiny.model.towers: must have a tower for each of data.features: mean_rgb, mean_audio (got mean_rgb, mean_adio)"),
+    ("frames", "kind: fused_mlp, towers: {mean_rgb: 8, mean_audio: 8}, dropout: {uniform: [0.2, 0.7]}", "kind: attention", "7: tiny.model.kind: attention takes frames; set data.level to frame or segment (got video)"),
     # distributions
     ("misspelt", "uniform: [0.2", "unifrom: [0.2", "7: tiny.model.dropout: unknown distribution 'unifrom'; did you mean 'uniform'?"),
     ("empty range", "[0.2, 0.7]", "[0.7, 0.2]", "7: tiny.model.dropout: the low end must be below the high end, but got [0.7, 0.2]"),

@@ -9,12 +9,23 @@ import torch
 
 import models
 from models import (
+    AttentionConfig,
     AverageLogisticConfig,
+    DbofConfig,
     FeatureStatistics,
     FusedMLPConfig,
+    GatedDbofConfig,
+    GruConfig,
+    HeadConfig,
     LogisticConfig,
+    LstmConfig,
     MixtureOfExpertsConfig,
+    NetFvConfig,
+    NetRVladConfig,
+    NetVladConfig,
+    NeXtVladConfig,
     Sizes,
+    SoftDbofConfig,
 )
 from models.cross_entropy import sigmoid_cross_entropy
 from models.layers import BatchNorm, Dropout, Normalize, linear, prior_log_odds
@@ -22,11 +33,22 @@ from models.layers import BatchNorm, Dropout, Normalize, linear, prior_log_odds
 SIZES = Sizes(features={"mean_rgb": 24, "mean_audio": 8}, num_classes=11)
 FRAMES = Sizes(features={"rgb": 24, "audio": 8}, num_classes=11, level="frame")
 YT8M = Sizes(features={"mean_rgb": 1024, "mean_audio": 128}, num_classes=3862)
+CLUSTERS = {"rgb": 5, "audio": 3}
 SMALL = {  # one small configuration of every kind
     "fused_mlp": FusedMLPConfig(towers={"mean_rgb": 16, "mean_audio": 6}, hidden=10, dropout=0.3),
     "logistic": LogisticConfig(),
     "mixture_of_experts": MixtureOfExpertsConfig(low_rank=4, probability_gating="probabilities"),
     "average_logistic": AverageLogisticConfig(normalize="standard"),
+    "dbof": DbofConfig(clusters=12, hidden=10),
+    "soft_dbof": SoftDbofConfig(clusters=CLUSTERS, hidden=10, maximum=True, relu=True),
+    "gated_dbof": GatedDbofConfig(clusters=CLUSTERS, hidden=10, head=HeadConfig(kind="logistic")),
+    "lstm": LstmConfig(normalize="standard", cells=6, reverse=True),
+    "gru": GruConfig(normalize="standard", cells=6),
+    "netvlad": NetVladConfig(clusters=CLUSTERS, hidden=10, context_gating=True),
+    "netrvlad": NetRVladConfig(clusters=CLUSTERS, hidden=10, batch_norm=False),
+    "netfv": NetFvConfig(clusters=CLUSTERS, hidden=10, head=HeadConfig(probability_gating="inputs")),
+    "nextvlad": NeXtVladConfig(clusters=CLUSTERS, groups={"rgb": 4, "audio": 2}, hidden=16, dropout=0.1),
+    "attention": AttentionConfig(heads=2, units=5, hidden=10),
 }
 
 
@@ -149,20 +171,8 @@ class TestEveryModel:
             logits = model(*inputs(kind))
         torch.testing.assert_close(logits.float(), model(*inputs(kind)), rtol=0.05, atol=0.1)
 
-    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside torch.export
-    @pytest.mark.filterwarnings("ignore::FutureWarning")  # inside torch.export
-    def test_exports_with_any_number_of_videos(self, kind):
-        model = build(kind).eval()
-        batch = torch.export.Dim("batch", min=1)
-        given = inputs(kind, num_videos=2)
-        dynamic = {0: batch} if len(given) == 1 else {0: batch, 1: torch.export.Dim("frames", min=1)}
-        program = torch.export.export(model, given, dynamic_shapes=tuple(dynamic for _ in given)).module()
-        for num_videos in (1, 2, 50):
-            given = inputs(kind, num_videos)
-            torch.testing.assert_close(program(*given), model(*given))
-            if len(given) == 2:
-                short = tuple(x[:, :1] for x in given)
-                torch.testing.assert_close(program(*short), model(*short))
+    def test_configuration_survives_asdict(self, kind):
+        assert models.configured(dataclasses.asdict(SMALL[kind])) == SMALL[kind]
 
     def test_configuration_survives_asdict_through_pydantic(self, kind):
         pydantic = pytest.importorskip("pydantic")
@@ -185,6 +195,26 @@ class TestEveryModel:
         other = dataclasses.replace(statistics(), label_counts_C=torch.zeros(12))
         with pytest.raises(ValueError, match=r"label_counts_C must have 11 values, but got the shape \(12,\)"):
             models.build(SMALL[kind], sizes_of(kind), other)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside torch.export
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # inside torch.export
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind in ("lstm", "gru") else ()) for kind in models.CONFIGS]
+)
+@torch.no_grad()
+def test_every_model_exports_with_any_number_of_videos(kind):
+    model = build(kind).eval()
+    batch = torch.export.Dim("batch", min=1)
+    given = inputs(kind, num_videos=2)
+    dynamic = {0: batch} if len(given) == 1 else {0: batch, 1: torch.export.Dim("frames", min=1)}
+    program = torch.export.export(model, given, dynamic_shapes=tuple(dynamic for _ in given)).module()
+    for num_videos in (1, 2, 50):
+        given = inputs(kind, num_videos)
+        torch.testing.assert_close(program(*given), model(*given))
+        if len(given) == 2:
+            short = tuple(x[:, :1] for x in given)
+            torch.testing.assert_close(program(*short), model(*short))
 
 
 @pytest.mark.parametrize("kind", [kind for kind, config in models.CONFIGS.items() if config.level == "frame"])

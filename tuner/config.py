@@ -189,7 +189,7 @@ def _build(node: Node, name: str, file: Path, problems: Problems) -> Experiment:
         if config is not None:
             _note_classes(tree, config, "", corner, classes)
             if data is not None:
-                _check_towers(resolved, config, data, problems)
+                _check_features(resolved, config, data, problems)
             if resources is not None:
                 _check_workers(blocks["resources"], config, resources.most_workers, problems)
     problems.check()
@@ -238,14 +238,17 @@ def _refuse_credentials(node: Node, path: str, problems: Problems) -> None:
         _refuse_credentials(entry, join(path, str(key)), problems)
 
 
-def _check_towers(resolved: Node, config: Trial, data: DataConfig, problems: Problems) -> None:
-    """The two blocks must agree on the features; found here, before the shards are read."""
-    towers = getattr(config.model, "towers", None)
-    if towers is None or set(towers) == set(data.features):
-        return
-    node = resolved.entries["model"].entries["towers"]
-    asked, given = ", ".join(data.features), ", ".join(towers)
-    problems.add(node, "model.towers", f"must have a tower for each of data.features: {asked} (got {given})")
+def _check_features(resolved: Node, config: Trial, data: DataConfig, problems: Problems) -> None:
+    """The blocks `model` and `data` must agree on the records; found here, before the shards are read."""
+    node = resolved.entries["model"]
+    if config.model.level == "frame" and data.level == "video":
+        message = f"{config.model.kind} takes frames; set data.level to frame or segment"
+        problems.add(node.entries["kind"], "model.kind", f"{message} (got {data.level})")
+    for name, one in (("towers", "a tower"), ("clusters", "clusters"), ("groups", "groups")):
+        given = getattr(config.model, name, None)
+        if isinstance(given, Mapping) and set(given) != set(data.features):
+            wish = f"must have {one} for each of data.features: {', '.join(data.features)}"
+            problems.add(node.entries[name], f"model.{name}", f"{wish} (got {', '.join(given)})")
 
 
 def _check_workers(node: Node, config: Trial, workers: int, problems: Problems) -> None:

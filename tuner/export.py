@@ -370,7 +370,8 @@ def stored_bytes(model: nn.Module, *, half: bool) -> int:
 def _write_program(path: Path, model: nn.Module, width: int) -> None:
     batch = torch.export.Dim("batch", min=1)
     # Two rows to trace with: of a single one, torch.export would take the batch size for a constant.
-    program = torch.export.export(model, (torch.zeros(2, width),), dynamic_shapes=({0: batch},))
+    with torch.no_grad():
+        program = torch.export.export(model, (torch.zeros(2, width),), dynamic_shapes=({0: batch},))
     torch.export.save(program, path)
 
 
@@ -547,7 +548,7 @@ def _load_model(folder: Path, device: torch.device) -> Exported:
 def _model_of(config: Mapping[str, Any], sizes: Sizes) -> nn.Module:
     """The model that config.json describes, before its weights."""
     if config["kind"] != "ensemble":
-        return _empty_model(models.CONFIGS[config["kind"]](**config), sizes)
+        return _empty_model(models.configured(config), sizes)
     members = [_model_of(member["model"], sizes) for member in config["members"]]
     return Ensemble(members, [member["weight"] for member in config["members"]])
 

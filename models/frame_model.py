@@ -1,0 +1,52 @@
+"""What all frame-level models but the simplest are: input, pooling, head. A model's file says how it pools.
+
+Shapes   B videos   T frames of the longest of them   D features of a frame   H units of a pooled video   C classes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .frames import FrameInput
+from .heads import head
+from .layers import Sizes, Statistics, matrices
+
+
+class FrameModel(nn.Module):
+    """FrameInput -> pooling -> head."""
+
+    def __init__(
+        self,
+        pooling: Callable[[Any, Sizes, torch.Generator | None], Any],
+        config: Any,
+        sizes: Sizes,
+        statistics: Statistics,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Draws the weights from `generator`, or from torch's global one.
+
+        Args:
+            pooling: a module class; forward(x_BTD, mask_BT) -> [B, H], and its attribute `width` is H.
+            config: of the model, with `normalize`, `batch_norm_momentum` and `head`.
+            sizes: of the data.
+            statistics: of the training frames.
+            generator: of the weights.
+        """
+        super().__init__()
+        self.input = FrameInput(config.normalize, statistics)
+        self.pooling = pooling(config, sizes, generator)
+        self.head = head(config.head, self.pooling.width, statistics, generator, config.batch_norm_momentum)
+
+    @property
+    def regularized(self) -> list[Tensor]:
+        """The weight matrices of pooling and head, under l1 and l2; no cluster centres."""
+        return matrices(self)
+
+    def forward(self, frames_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+        """Bytes or floats, and which are frames -> logits_BC."""
+        logits_BC: Tensor = self.head(self.pooling(self.input(frames_BTD, mask_BT), mask_BT))
+        return logits_BC
