@@ -67,13 +67,27 @@ def locate(
     Returns:
         The records that were understood as a whole, and the places by key.
     """
-    found_N = np.zeros(len(start_N), np.bool_)
-    nowhere = np.full((len(wanted), 2, len(start_N)), -1)
+    sound_N, entries_N, end_N = _envelopes(blob, start_N, stop_N)
+    return locate_entries(blob, np.flatnonzero(sound_N), entries_N, end_N, wanted)
+
+
+def locate_entries(
+    blob: Bytes, rest_L: Integers, entries_N: Integers, end_N: Integers, wanted: Mapping[str, int]
+) -> tuple[NDArray[np.bool_], dict[str, Places]]:
+    """The same, where the message's envelope is known.
+
+    Args:
+        blob: the shard.
+        rest_L: the records to look at.
+        entries_N: first byte of the features' entries.
+        end_N: the byte after them.
+        wanted: kind by key.
+    """
+    found_N = np.zeros(len(entries_N), np.bool_)
+    nowhere = np.full((len(wanted), 2, len(entries_N)), -1)
     places = {
         key: Places(start_N=start_N, size_N=size_N) for key, (start_N, size_N) in zip(wanted, nowhere, strict=True)
     }
-    sound_N, entries_N, end_N = _envelopes(blob, start_N, stop_N)
-    rest_L = np.flatnonzero(sound_N)
     for _ in range(_MAX_LEADERS):
         if not len(rest_L):
             break
@@ -232,13 +246,14 @@ def read_varints(blob: Bytes, start_N: Integers, size_N: Integers) -> tuple[Inte
 @lru_cache(maxsize=4096)
 def head(key: bytes, kind: int, size: int) -> bytes:
     """The bytes of a Features message from the entry of a key to its values: the tags and lengths of five messages."""
-    before = b"\n" + _varint(size)
-    before = bytes([kind]) + _varint(len(before) + size) + before
-    before = b"\n" + _varint(len(key)) + key + b"\x12" + _varint(len(before) + size) + before
-    return b"\n" + _varint(len(before) + size) + before
+    before = b"\n" + varint(size)
+    before = bytes([kind]) + varint(len(before) + size) + before
+    before = b"\n" + varint(len(key)) + key + b"\x12" + varint(len(before) + size) + before
+    return b"\n" + varint(len(before) + size) + before
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
+    """In the fewest bytes."""
     septets = [value & 0x7F]
     while value := value >> 7:
         septets[-1] |= 0x80

@@ -10,7 +10,7 @@ There are two ways through the bytes. `read_examples` is general and reads a rec
 frames, takes the records that have the usual layout all at once (data/lockstep.py), and hands every other record, and
 every damaged file, to the general way: it gives the same values and finds the words for what is wrong.
 
-Shapes   N videos in the shard   D columns of features
+Shapes   N videos in the shard   M those found in lockstep   V labels of all of them   D columns of features
 """
 
 import gzip
@@ -19,7 +19,7 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -38,6 +38,8 @@ from data.wire import Values, WireError, parse_record
 _HEADER: Final = struct.Struct("<QI")
 _LENGTH: Final = struct.Struct("<Q")  # what the header starts with
 _FOOTER: Final = struct.Struct("<I")
+Ragged = tuple[NDArray[np.int64], NDArray[np.int32]]  # offsets [N + 1], and indices sorted within each row
+
 _PIECE: Final = 1 << 24  # read at most this at once, so that a forged length claims no memory
 
 
@@ -62,7 +64,7 @@ class Example:
             raise self.error(f"is missing (no {' or '.join(map(repr, ID_KEYS))})", ID_KEYS[0])
         values = self.features[key]
         if not isinstance(values, list):
-            raise self.error(f"holds {_type(values)}, but an id is bytes", key)
+            raise self.error(f"holds {type_of(values)}, but an id is bytes", key)
         if len(values) != 1 or not values[0]:
             raise self.error(f"holds {len(values)} values, but one is due" if len(values) != 1 else "is empty", key)
         if values[0].endswith(b"\0"):
@@ -80,8 +82,24 @@ class Example:
             raise self.error("is missing", LABELS_KEY)
         values = self.features[LABELS_KEY]
         if isinstance(values, list) or values.dtype != np.int64:
-            raise self.error(f"holds {_type(values)}, but labels are int64", LABELS_KEY)
+            raise self.error(f"holds {type_of(values)}, but labels are int64", LABELS_KEY)
         return cast(NDArray[np.int64], values)
+
+    def checked_labels(self, num_classes: int, required: bool = True) -> NDArray[np.int64]:
+        """The labels as they are stored; none where the key is missing and not required.
+
+        Raises:
+            ShardError: as `labels`, and for a label outside [0, num_classes).
+        """
+        labels = self.labels if required or LABELS_KEY in self.features else np.empty(0, np.int64)
+        self.check_classes(labels, num_classes, LABELS_KEY)
+        return labels
+
+    def check_classes(self, labels: NDArray[np.int64], num_classes: int, key: str) -> None:
+        """Raises ShardError if a label is no class."""
+        if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+            wrong = labels.min() if labels.min() < 0 else labels.max()
+            raise self.error(f"holds the label {wrong}, outside the classes [0, {num_classes})", key)
 
     def error(self, reason: str, key: str | None = None) -> ShardError:
         """What is wrong with this record, as an exception to raise."""
@@ -93,10 +111,15 @@ class DecodedShard:
     """The videos of one shard as arrays."""
 
     ids: NDArray[np.bytes_]  # [N], zero-padded to the longest
-    features_ND: NDArray[Any]  # float32, or the float16 or float32 array given as `out`
+    features_ND: NDArray[Any]  # float32, or the float16 or float32 array given as `out`; frames: uint8 [F, D]
     label_offsets: NDArray[np.int64]  # [N + 1]: the labels of video n are label_indices[offsets[n]:offsets[n + 1]]
     label_indices: NDArray[np.int32]  # sorted, without repetition within a video
     content_hash: str  # of the records' stored CRCs in order: the same for a copy, plain or gzip, under any name
+    # Of frames only (data/frames.py): the frames of row n are features_ND[frame_offsets[n]:frame_offsets[n + 1]].
+    frame_offsets: NDArray[np.int64] | None = None
+    # Of segments only: the classes that were rated for each, as the labels.
+    rated_offsets: NDArray[np.int64] | None = None
+    rated_indices: NDArray[np.int32] | None = None
 
 
 def read_examples(path: str | os.PathLike[str]) -> Iterator[Example]:
@@ -182,32 +205,28 @@ def decode_shard(
             width, a value that is not finite (or too large for `out`), or a label outside [0, num_classes).
     """
     name = os.fspath(path)
-    frames = _frames(name)
-    count = len(frames.start_N)
+    records = load_records(name)
+    count = len(records.start_N)
     features_ND = np.empty((count, schema.width), np.float32) if out is None else _checked(name, out, count, schema)
-    fast = _decode_in_lockstep(frames, schema, require_labels, features_ND)
+    context = _decode_in_lockstep(records, schema, require_labels, features_ND)
     slow = {}
-    for row in np.flatnonzero(~fast.found_N).tolist():
-        start, stop = int(frames.start_N[row]), int(frames.stop_N[row])
-        example = _parse(name, start - _HEADER.size, frames.blob[start:stop].tobytes())
-        slow[row] = _decode(example, schema, require_labels, features_ND.dtype)
+    for row in np.flatnonzero(~context.found_N).tolist():
+        slow[row] = _decode(parse_example(name, records, row), schema, require_labels, features_ND.dtype)
         features_ND[row] = slow[row].features_D
-    # Labels as sorted, unique numbers: row * C + label.
-    others = [row * schema.num_classes + video.labels for row, video in slow.items()]
-    labels = np.sort(np.concatenate([fast.labels, *others]))
-    labels = labels[np.append(True, labels[1:] > labels[:-1])[: len(labels)]]
-    label_offsets = np.searchsorted(labels, np.arange(count + 1) * schema.num_classes)
+    label_offsets, label_indices = labels_of(
+        context, {row: video.labels for row, video in slow.items()}, schema.num_classes
+    )
     return DecodedShard(
-        ids=_ids(frames, fast, {row: video.id for row, video in slow.items()}),
+        ids=ids_of(records, context, {row: video.id for row, video in slow.items()}),
         features_ND=features_ND,
-        label_offsets=label_offsets.astype(np.int64),
-        label_indices=(labels % schema.num_classes).astype(np.int32),
-        content_hash=hashlib.blake2b(frames.crc_N.tobytes(), digest_size=16).hexdigest(),
+        label_offsets=label_offsets,
+        label_indices=label_indices,
+        content_hash=content_hash(records),
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Frames:
+class Records:
     """A whole shard in memory, its CRCs checked."""
 
     blob: NDArray[np.uint8]  # and SLACK zeros after it
@@ -216,8 +235,12 @@ class _Frames:
     crc_N: NDArray[np.uint32]  # masked, as stored
 
 
-def _frames(name: str) -> _Frames:
-    """Raises ShardError."""
+def load_records(name: str) -> Records:
+    """Reads a whole shard.
+
+    Raises:
+        ShardError: as `read_records`.
+    """
     try:
         blob, size = _load(name)
         view = blob.data
@@ -241,7 +264,7 @@ def _frames(name: str) -> _Frames:
     good_N = (stored == _masked(_length_crcs(length_N))) & (crc_N == _masked(np.array(data_crcs, np.uint32)))
     if not good_N.all():
         raise _damage(name)
-    return _Frames(blob=blob, start_N=start_N, stop_N=stop_N, crc_N=crc_N)
+    return Records(blob=blob, start_N=start_N, stop_N=stop_N, crc_N=crc_N)
 
 
 def _load(name: str) -> tuple[NDArray[np.uint8], int]:
@@ -266,45 +289,80 @@ def _damage(name: str) -> ShardError:
     return ShardError(name, "changed while it was read")
 
 
+# What must precede a record's values, by the key they have.
+CONTEXT: Final = dict.fromkeys(ID_KEYS, BYTES_LIST) | {LABELS_KEY: INT64_LIST}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Fast:
-    """The videos that were decoded in lockstep."""
+class Context:
+    """Ids and labels of the records that were understood in lockstep."""
 
-    found_N: NDArray[np.bool_]
+    found_N: NDArray[np.bool_]  # the others are for the general way; whoever finds a fault in one takes it out
     id: Places
-    labels: NDArray[np.int64]  # row * C + label, of the videos found
+    row_V: NDArray[np.int64]  # of every label
+    label_V: NDArray[np.int64]
 
 
-def _decode_in_lockstep(frames: _Frames, schema: Schema, require_labels: bool, features_ND: NDArray[Any]) -> _Fast:
-    """Writes the features of every video with the usual layout and without fault; leaves the others alone."""
-    blob = frames.blob
-    wanted = dict.fromkeys(ID_KEYS, BYTES_LIST) | {LABELS_KEY: INT64_LIST} | dict.fromkeys(schema.features, FLOAT_LIST)
-    found_N, places = locate(blob, frames.start_N, frames.stop_N, wanted)
+def read_contexts(
+    blob: NDArray[np.uint8],
+    found_N: NDArray[np.bool_],
+    places: Mapping[str, Places],
+    num_classes: int,
+    require_labels: bool,
+) -> Context:
+    """Ids and labels from their places; takes records whose are not as they should be out of `found_N`."""
     ids = places[ID_KEYS[0]]
     for key in ID_KEYS[1:]:
         absent = np.flatnonzero(ids.size_N < 0)
         ids.start_N[absent], ids.size_N[absent] = places[key].start_N[absent], places[key].size_N[absent]
     found_N &= (ids.size_N > 0) & (blob[ids.start_N + ids.size_N - 1] != 0)
-    for key, width in schema.features.items():
-        found_N &= places[key].size_N == 4 * width
     label = places[LABELS_KEY]
     if require_labels:
         found_N &= label.size_N >= 0
-
     row_M = np.flatnonzero(found_N)
     list_V, label_V, sound_M = read_varints(blob, label.start_N[row_M], label.size_N[row_M].clip(0))
-    sound_M[list_V[label_V >= schema.num_classes]] = False
+    sound_M[list_V[label_V >= num_classes]] = False
+    found_N[row_M] = sound_M
+    return Context(found_N=found_N, id=ids, row_V=row_M[list_V], label_V=label_V)
+
+
+def _decode_in_lockstep(records: Records, schema: Schema, require_labels: bool, features_ND: NDArray[Any]) -> Context:
+    """Writes the features of every video with the usual layout and without fault; leaves the others alone."""
+    blob = records.blob
+    wanted = CONTEXT | dict.fromkeys(schema.features, FLOAT_LIST)
+    found_N, places = locate(blob, records.start_N, records.stop_N, wanted)
+    for key, width in schema.features.items():
+        found_N &= places[key].size_N == 4 * width
+    context = read_contexts(blob, found_N, places, schema.num_classes, require_labels)
+    row_M = np.flatnonzero(found_N)
+    sound_M = np.ones(len(row_M), np.bool_)
     for key, columns in schema.columns.items():
         sound_M &= copy_floats(blob, places[key].start_N[row_M], row_M, features_ND[:, columns])
     found_N[row_M] = sound_M
-    labels = (row_M * schema.num_classes)[list_V] + label_V
-    return _Fast(found_N=found_N, id=ids, labels=labels if sound_M.all() else labels[sound_M[list_V]])
+    return context
 
 
-def _ids(frames: _Frames, fast: _Fast, slow: dict[int, bytes]) -> NDArray[np.bytes_]:
-    size_N = np.where(fast.found_N, fast.id.size_N, 0)
+def ragged(row_V: NDArray[np.int64], label_V: NDArray[np.int64], num_rows: int, num_classes: int) -> Ragged:
+    """Labels in any order, repeated ones too, as offsets and sorted indices without repetition."""
+    labels = np.sort(row_V * num_classes + label_V)
+    labels = labels[np.append(True, labels[1:] > labels[:-1])[: len(labels)]]
+    offsets = np.searchsorted(labels, np.arange(num_rows + 1) * num_classes).astype(np.int64)
+    return offsets, (labels % num_classes).astype(np.int32)
+
+
+def labels_of(context: Context, slow: Mapping[int, NDArray[np.int64]], num_classes: int) -> Ragged:
+    """The labels of all records: those found in lockstep, and the others by row."""
+    found_V = context.found_N[context.row_V]
+    rows = [context.row_V[found_V], *(np.full(len(labels), row) for row, labels in slow.items())]
+    labels = [context.label_V[found_V], *slow.values()]
+    return ragged(np.concatenate(rows), np.concatenate(labels), len(context.found_N), num_classes)
+
+
+def ids_of(records: Records, context: Context, slow: Mapping[int, bytes]) -> NDArray[np.bytes_]:
+    """The ids of all records: those found in lockstep, and the others by row."""
+    size_N = np.where(context.found_N, context.id.size_N, 0)
     width = int(size_N.max(initial=1))
-    ids = gather(frames.blob, f"S{width}", np.where(fast.found_N, fast.id.start_N, 0))
+    ids = gather(records.blob, f"S{width}", np.where(context.found_N, context.id.start_N, 0))
     for size in np.unique(size_N[size_N < width]):
         ids[size_N == size] = ids[size_N == size].astype(f"S{size}") if size else b""
     if slow:
@@ -313,22 +371,23 @@ def _ids(frames: _Frames, fast: _Fast, slow: dict[int, bytes]) -> NDArray[np.byt
     return ids
 
 
+def content_hash(records: Records) -> str:
+    """Of the records' stored CRCs in order: the same for a copy, plain or gzip, under any name."""
+    return hashlib.blake2b(records.crc_N.tobytes(), digest_size=16).hexdigest()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Video:
     id: bytes
     features_D: NDArray[np.float32]
-    labels: NDArray[np.int64]  # sorted, unique
+    labels: NDArray[np.int64]
 
 
 def _decode(example: Example, schema: Schema, require_labels: bool, dtype: np.dtype[Any]) -> _Video:
     """One record against the schema. Raises ShardError."""
     columns = [_feature(example, key, width, dtype) for key, width in schema.features.items()]
-    stored = example.labels if require_labels or LABELS_KEY in example.features else np.empty(0, np.int64)
-    labels = sorted(set(stored.tolist()))
-    if labels and not 0 <= labels[0] <= labels[-1] < schema.num_classes:
-        wrong = labels[0] if labels[0] < 0 else labels[-1]
-        raise example.error(f"holds the label {wrong}, outside the classes [0, {schema.num_classes})", LABELS_KEY)
-    return _Video(id=example.id, features_D=np.concatenate(columns), labels=np.array(labels, np.int64))
+    labels = example.checked_labels(schema.num_classes, require_labels)
+    return _Video(id=example.id, features_D=np.concatenate(columns), labels=labels)
 
 
 def _feature(example: Example, key: str, width: int, dtype: np.dtype[Any]) -> NDArray[np.float32]:
@@ -340,7 +399,7 @@ def _feature(example: Example, key: str, width: int, dtype: np.dtype[Any]) -> ND
         raise example.error(f"is missing; the record holds {others}", key)
     values = example.features[key]
     if isinstance(values, list) or values.dtype != np.float32:
-        raise example.error(f"holds {_type(values)}, but the schema says float32", key)
+        raise example.error(f"holds {type_of(values)}, but the schema says float32", key)
     if len(values) != width:
         raise example.error(f"has {len(values)} values, but the schema says {width}", key)
     limit = float(np.finfo(dtype).max)
@@ -358,6 +417,16 @@ def _checked(name: str, out: NDArray[Any], count: int, schema: Schema) -> NDArra
     if len(out) != count:
         raise ShardError(name, f"holds {count} records, but {len(out)} were counted: has it been changed meanwhile?")
     return out
+
+
+def parse_example(name: str, records: Records, row: int) -> Example:
+    """One record by the general way.
+
+    Raises:
+        ShardError: it is no tf.train.Example or SequenceExample.
+    """
+    start, stop = int(records.start_N[row]), int(records.stop_N[row])
+    return _parse(name, start - _HEADER.size, records.blob[start:stop].tobytes())
 
 
 def _parse(name: str, offset: int, data: bytes) -> Example:
@@ -448,7 +517,8 @@ def _masked(crc_N: NDArray[np.uint32]) -> NDArray[np.uint32]:
     return cast(NDArray[np.uint32], rotated_N + np.uint32(0xA282EAD8))
 
 
-def _type(values: Values | Sequence[bytes]) -> str:
+def type_of(values: Values | Sequence[bytes]) -> str:
+    """For a sentence."""
     return "bytes" if isinstance(values, list) else str(cast(NDArray[Any], values).dtype)
 
 
