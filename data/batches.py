@@ -1,11 +1,15 @@
 """Batches: rows of a cache in a seeded order, as tensors on the device that trains.
 
 Shapes   N videos in the cache   B videos in the batch   D features   L labels of the batch
+         F frames in the cache   T frames of the longest video of the batch
+
+(At segment level, what is said of videos here goes for their segments.)
 
     cache columns -> order of the epoch (host) -> windows of a few hundred batches -> Batch
 
 * The order is a pure function of (seed, epoch), so a position is (epoch, batch) and a resume is exact.
 * Features stay as stored (float16): half the bytes to move; the model's first layer widens them.
+* Frames are padded to the longest video of the batch, with zeros; which of them are taken is data/sampling.py's.
 * Labels stay ragged: label_indices[label_offsets[b] : label_offsets[b + 1]] are the classes of video b.
 * Where the features lie on the device (always on a CPU: the memory map itself; on a GPU where they fit), a batch
   is one gather there. Otherwise one thread gathers the next batch into pinned memory while the GPU works.
@@ -17,11 +21,12 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, Protocol
+from functools import partial
+from itertools import pairwise, repeat
+from typing import Any, Protocol, Self
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -30,6 +35,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data import statistics
+from data.sampling import ALL, FramesConfig
 
 _BATCHES_PER_WINDOW = 256  # labels are gathered for so many batches at once: ten kernels per window, one per batch
 _GPU_RESERVE = 2 << 30  # bytes left to the model, its optimizer and its activations when features move to the GPU
@@ -42,22 +48,31 @@ class Columns(statistics.Columns, Protocol):
     def fingerprint(self) -> str:
         """Names the content: caches of one fingerprint share one copy on a GPU."""
 
+    @property
+    def rated_offsets(self) -> NDArray[np.int64] | None:
+        """As label_offsets: of the classes that are rated; None: every class is."""
+
+    @property
+    def rated_indices(self) -> NDArray[np.int32] | None:
+        """As label_indices."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Batch:
     """B videos, every tensor on the device asked for. Nothing in it is reused by a later batch."""
 
     rows: Tensor  # int64 [B], the videos' rows in the cache
-    features_BD: Tensor  # as stored, float16 by default
+    inputs: tuple[Tensor, ...]  # what a model takes: (features_BD,) as stored, or (frames_BTD uint8, mask_BT bool)
     label_offsets: Tensor  # int64 [B + 1], from 0 to L
     label_indices: Tensor  # int64 [L], classes
     rated_offsets: Tensor | None = None  # the classes that are rated for each example, likewise; None: all of them
     rated_indices: Tensor | None = None
 
     @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        """What a model takes: (features_BD,)."""
-        return (self.features_BD,)
+    def features_BD(self) -> Tensor:
+        """The input of a model at video level: float16 by default."""
+        (features_BD,) = self.inputs
+        return features_BD
 
 
 class Batches:
@@ -78,6 +93,7 @@ class Batches:
         device: where the batches are wanted.
         resident: keep all features on the device; None: where they fit in a GPU's free memory. A CPU always reads
             the memory map in place.
+        frames: which frames of a video are taken, where the cache has frames.
     """
 
     def __init__(
@@ -93,8 +109,9 @@ class Batches:
         drop_last: bool = False,
         device: torch.device | str = "cpu",
         resident: bool | None = None,
+        frames: FramesConfig = ALL,
     ) -> None:
-        num_rows = len(cache.features_ND)
+        num_rows = len(cache.label_offsets) - 1
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, but got {batch_size}")
         if not 0 <= rank < world_size:
@@ -114,7 +131,7 @@ class Batches:
         self._rank, self._world_size = rank, world_size
         self._shuffler = ThreadPoolExecutor(1, thread_name_prefix="shuffle")
         self._orders_ahead: dict[int, Future[NDArray[np.int64]]] = {}
-        self._host_label_offsets = np.asarray(cache.label_offsets)
+        self._frames, self._host_frame_offsets = frames, cache.frame_offsets
         self._features_ND = _as_tensor(cache.features_ND)
         if self.device.type != "cpu":
             if resident is None:
@@ -122,8 +139,10 @@ class Batches:
             if resident:
                 self._features_ND = _resident(cache.fingerprint, self._features_ND, self.device)
         # Labels are a hundredth of the features: they lie on the device in any case.
-        self._label_offsets = _as_tensor(cache.label_offsets).to(self.device)
-        self._label_indices = _as_tensor(cache.label_indices).to(self.device)
+        self._labels = _Labels.of(cache.label_offsets, cache.label_indices, self.device)
+        self._rated: _Labels | None = None
+        if cache.rated_offsets is not None and cache.rated_indices is not None:
+            self._rated = _Labels.of(cache.rated_offsets, cache.rated_indices, self.device)
 
         self.num_videos = len(self._rows)  # of an epoch, on all ranks together
         if drop_last:
@@ -170,25 +189,18 @@ class Batches:
             raise ValueError(f"first_batch must be in [0, {len(self)}], but got {first_batch}")
         order = self._order_and_next(epoch)
         starts = range(first_batch * self._part_size, len(order), self._part_size)
-        labelled = self._windows(order, starts)
-        if self.resident:
-            # On a CPU this gather takes 0.2 ms per 1024 videos, on a training step of 100 ms: a thread that works
-            # ahead would gain 0.2 % and take its core from the training.
-            for rows, label_offsets, label_indices in labelled:
-                yield Batch(
-                    rows=rows,
-                    features_BD=self._features_ND.index_select(0, rows),
-                    label_offsets=label_offsets,
-                    label_indices=label_indices,
-                )
-            return
-        gathered = self._gathered_ahead(order, starts)
-        for (rows, label_offsets, label_indices), host_features_BD in zip(labelled, gathered, strict=True):
+        # On a CPU this gather takes 0.2 ms per 1024 videos, on a training step of 100 ms: a thread that works
+        # ahead would gain 0.2 % and take its core from the training.
+        gather = partial(self._inputs, order, epoch)
+        inputs = map(gather, starts) if self.resident else _ahead(gather, starts)
+        for (rows, labels, rated), inputs_of_batch in zip(self._windows(order, starts), inputs, strict=True):
             yield Batch(
                 rows=rows,
-                features_BD=host_features_BD.to(self.device, non_blocking=True),
-                label_offsets=label_offsets,
-                label_indices=label_indices,
+                inputs=tuple(tensor.to(self.device, non_blocking=True) for tensor in inputs_of_batch),
+                label_offsets=labels[0],
+                label_indices=labels[1],
+                rated_offsets=None if rated is None else rated[0],
+                rated_indices=None if rated is None else rated[1],
             )
 
     def _order_and_next(self, epoch: int) -> NDArray[np.int64]:
@@ -203,41 +215,78 @@ class Batches:
         self._orders_ahead = {epoch + 1: self._shuffler.submit(self.order, epoch + 1)}
         return order
 
-    def _windows(self, order: NDArray[np.int64], starts: range) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(rows, label_offsets, label_indices) of the batches that begin at `starts`, many batches gathered at once."""
+    def _windows(self, order: NDArray[np.int64], starts: range) -> Iterator[tuple[Tensor, _Ragged, _Ragged | None]]:
+        """(rows, labels, rated) of the batches that begin at `starts`, many batches gathered at once."""
         for window in range(0, len(starts), _BATCHES_PER_WINDOW):
             window_starts = starts[window : window + _BATCHES_PER_WINDOW]
             origin = window_starts[0]
             host_rows = order[origin : window_starts[-1] + self._part_size]
-            host_lengths = self._host_label_offsets[host_rows + 1] - self._host_label_offsets[host_rows]
-            host_offsets = np.concatenate(([0], np.cumsum(host_lengths)))
             bounds = [*(start - origin for start in window_starts), len(host_rows)]
-            label_bounds = host_offsets[bounds].tolist()
             rows = _to(self.device, host_rows)
-            offsets, indices = _gather_labels(rows, self._label_offsets, self._label_indices, label_bounds[-1])
-            for (begin, end), (label_begin, label_end) in zip(pairwise(bounds), pairwise(label_bounds), strict=True):
-                label_offsets = offsets[begin : end + 1] - label_begin
-                yield rows[begin:end], label_offsets, indices[label_begin:label_end]
+            labels = self._labels.of_batches(host_rows, rows, bounds)
+            rated = repeat(None) if self._rated is None else self._rated.of_batches(host_rows, rows, bounds)
+            rows_of_batches = (rows[begin:end] for begin, end in pairwise(bounds))
+            yield from zip(rows_of_batches, labels, rated, strict=False)
 
-    def _gathered_ahead(self, order: NDArray[np.int64], starts: range) -> Iterator[Tensor]:
-        """Features of the batches that begin at `starts` in pinned host memory, one batch ahead of the consumer."""
-        pinned = self.device.type == "cuda"
+    def _inputs(self, order: NDArray[np.int64], epoch: int, start: int) -> tuple[Tensor, ...]:
+        """What the model takes of the batch that begins at `start`: where the features lie, in pinned memory if off."""
+        rows = order[start : start + self._part_size]
+        if self._host_frame_offsets is None:
+            return (self._gather(rows),)
+        begins_B = self._host_frame_offsets[rows]
+        lengths_B = self._host_frame_offsets[rows + 1] - begins_B
+        frame_BT, mask_BT = self._frames.places(lengths_B, rows, self.seed, epoch)
+        frames_BTD = self._gather((begins_B[:, None] + frame_BT).ravel()).view(*mask_BT.shape, -1)
+        mask = _pinned(torch.from_numpy(mask_BT), self.device).to(frames_BTD.device, non_blocking=True)
+        return frames_BTD.mul_(mask[:, :, None]), mask
 
-        def gather(start: int) -> Tensor:
-            rows = torch.from_numpy(order[start : start + self._part_size])
-            # torch gives a pinned block out again only after the copies from it have ended, so a fresh one is safe.
-            features_BD = torch.empty(
-                (len(rows), self._features_ND.shape[1]), dtype=self._features_ND.dtype, pin_memory=pinned
-            )
-            return torch.index_select(self._features_ND, 0, rows, out=features_BD)
+    def _gather(self, rows: NDArray[np.int64]) -> Tensor:
+        """Those rows of the features, on the device where they lie."""
+        if self.resident:
+            return self._features_ND.index_select(0, _to(self.device, rows))
+        # torch gives a pinned block out again only after the copies from it have ended, so a fresh one is safe.
+        taken = torch.empty(
+            (len(rows), self._features_ND.shape[1]),
+            dtype=self._features_ND.dtype,
+            pin_memory=self.device.type == "cuda",
+        )
+        return torch.index_select(self._features_ND, 0, torch.from_numpy(rows), out=taken)
 
-        with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
-            ahead: Future[Tensor] | None = None
-            for start in starts:
-                current = ahead or thread.submit(gather, start)
-                following = start + self._part_size
-                ahead = thread.submit(gather, following) if following < starts.stop else None
-                yield current.result()
+
+def _ahead(gather: Callable[[int], tuple[Tensor, ...]], starts: range) -> Iterator[tuple[Tensor, ...]]:
+    """What `gather` gives for each start, by a thread, one batch ahead of the consumer."""
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
+        ahead: Future[tuple[Tensor, ...]] | None = None
+        for start in starts:
+            current = ahead or thread.submit(gather, start)
+            following = start + starts.step
+            ahead = thread.submit(gather, following) if following < starts.stop else None
+            yield current.result()
+
+
+_Ragged = tuple[Tensor, Tensor]  # offsets from 0, and indices
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Labels:
+    """The ragged labels of a cache on the device, where they are a hundredth of the features."""
+
+    host_offsets: NDArray[np.int64]
+    offsets: Tensor
+    indices: Tensor
+
+    @classmethod
+    def of(cls, offsets: NDArray[np.int64], indices: NDArray[np.int32], device: torch.device) -> Self:
+        host = np.asarray(offsets)
+        return cls(host_offsets=host, offsets=_as_tensor(offsets).to(device), indices=_as_tensor(indices).to(device))
+
+    def of_batches(self, host_rows: NDArray[np.int64], rows: Tensor, bounds: list[int]) -> Iterator[_Ragged]:
+        """Those of rows[begin:end] for each pair of bounds: all gathered at once, the host not waiting for them."""
+        host_lengths = self.host_offsets[host_rows + 1] - self.host_offsets[host_rows]
+        label_bounds = np.concatenate(([0], np.cumsum(host_lengths)))[bounds].tolist()
+        offsets, indices = _gather_labels(rows, self.offsets, self.indices, label_bounds[-1])
+        for (begin, end), (label_begin, label_end) in zip(pairwise(bounds), pairwise(label_bounds), strict=True):
+            yield offsets[begin : end + 1] - label_begin, indices[label_begin:label_end]
 
 
 def sample_rows(num_videos: int, fraction: float, seed: int) -> NDArray[np.int64]:
@@ -275,10 +324,12 @@ def _as_tensor(array: NDArray[Any]) -> Tensor:
 
 def _to(device: torch.device, array: NDArray[np.int64]) -> Tensor:
     """A copy on the device that the host does not wait for."""
-    tensor = torch.from_numpy(array)
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    return _pinned(torch.from_numpy(array), device).to(device, non_blocking=True)
+
+
+def _pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    """In memory that a GPU copies from by itself, if `device` is one."""
+    return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
 def _gather_labels(

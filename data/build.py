@@ -1,14 +1,17 @@
 """Builds a cache: shards -> one file per column, appended in the order of the shards.
 
     journal.jsonl        a line per shard: videos, labels, content hash, CRC32C of what was appended for it
-    features.npy         [N, D] float16 or float32
+    features.npy         [N, D] float16 or float32; of frames [F, D] uint8
+    frame_lengths.bin    [N] int32, of frames only -> frame_offsets.npy at the end
     label_lengths.bin    [N] int32                 -> label_offsets.npy at the end
     label_indices.npy    [number of labels] int32
+    rated_lengths.bin    rated_indices.npy         as the labels: the classes rated, of segments only
     ids.bin              ids of each shard, as wide as its longest -> ids.npy at the end
 
-All of it lies in a working folder that becomes the cache by one rename, its manifest written last. A build that was
-killed goes on behind the last shard whose bytes still have the checksum of its line in the journal, so neither a
-half-written line nor pages lost with the power are ever taken for data, and no shard costs an fsync.
+N counts examples: videos, or at segment level their rated segments. All of it lies in a working folder that becomes the
+cache by one rename, its manifest written last. A build that was killed goes on behind the last shard whose bytes still
+have the checksum of its line in the journal, so neither a half-written line nor pages lost with the power are ever
+taken for data, and no shard costs an fsync.
 """
 
 from __future__ import annotations
@@ -18,12 +21,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from pathlib import Path
-from typing import IO, Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import crc32c
 import numpy as np
@@ -32,12 +35,12 @@ from numpy.typing import NDArray
 from data import remote
 from data.errors import CacheError, ShardError
 from data.eviction import BUILDING, GIGABYTE, MANIFEST, make_room, room
+from data.frames import decode
 from data.schema import Schema
-from data.tfrecord import count_records, decode_shard
+from data.tfrecord import DecodedShard, count_records, decode_shard
 from data.workers import map_in_order
 
 FORMAT = 1  # of the files below; another number is another cache
-COLUMNS = ("features.npy", "label_offsets.npy", "label_indices.npy", "ids.npy")
 
 _IN_PROCESS_BYTES = 256 << 20  # fewer bytes are decoded here in the 0.3 s that processes take to start; threads share
 # one core whatever their number (280 thousand videos/s with one, 230 with two)
@@ -62,6 +65,11 @@ class Recipe:
     require_labels: bool = True
 
     @property
+    def columns(self) -> tuple[Column, ...]:
+        """The files of the cache."""
+        return columns_of(self.schema, self.dtype)
+
+    @property
     def key(self) -> str:
         """The name of the cache's folder."""
         parts = [
@@ -71,8 +79,14 @@ class Recipe:
             self.schema.num_classes,
             self.dtype,
             self.require_labels,
+            *_level(self.schema),
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+
+
+def _level(schema: Schema) -> list[Any]:
+    """What names the level in keys and fingerprints: nothing at video level, so that older caches keep theirs."""
+    return [] if schema.level == "video" else [schema.level, schema.max_frames]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +96,8 @@ class ShardRecord:
     path: str
     num_videos: int = 0
     num_labels: int = 0
+    num_frames: int = 0
+    num_rated: int = 0
     id_width: int = 1  # bytes of the longest id
     content_hash: str = ""
     checksum: int = 0  # CRC32C of the shard's bytes in the columns
@@ -119,21 +135,90 @@ class BuildProgress:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """A file of a cache in the making: every shard appends its entries."""
+
+    name: str  # of the array in a `Part`
+    count: str  # the field of ShardRecord that says how many entries a shard has
+    dtype: str  # "": bytes as long as the shard's longest
+    width: int | None = None  # values of an entry; None: it is one value
+    working: str  # the file
+    finished: str  # what becomes of it
+
+    def dtype_in(self, record: ShardRecord) -> np.dtype[Any]:
+        """Of a shard's entries."""
+        return np.dtype(self.dtype or f"S{record.id_width}")
+
+    def num_bytes(self, record: ShardRecord) -> int:
+        """Of a shard's entries."""
+        return int(getattr(record, self.count)) * (self.width or 1) * self.dtype_in(record).itemsize
+
+
+def columns_of(schema: Schema, dtype: str) -> tuple[Column, ...]:
+    """The columns of a cache, in the order of a shard's checksum."""
+
+    def values(name: str, count: str, dtype: str, width: int | None = None) -> Column:
+        file = f"{name}.npy"
+        return Column(name=name, count=count, dtype=dtype, width=width, working=file, finished=file)
+
+    def lengths(name: str) -> Column:
+        working, finished = f"{name}_lengths.bin", f"{name}_offsets.npy"
+        return Column(name=f"{name}_lengths", count="num_videos", dtype="<i4", working=working, finished=finished)
+
+    ids = Column(name="ids", count="num_videos", dtype="", working="ids.bin", finished="ids.npy")
+    labels = lengths("label"), values("label_indices", "num_labels", "<i4")
+    if schema.level == "video":
+        return values("features", "num_videos", dtype, schema.width), *labels, ids
+    frames = values("features", "num_frames", "|u1", schema.width), lengths("frame")
+    rated = (lengths("rated"), values("rated_indices", "num_rated", "<i4")) if schema.level == "segment" else ()
+    return *frames, *labels, *rated, ids
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Part:
     """The rows of one shard (or of several) as the columns hold them."""
 
-    features_ND: NDArray[Any]  # float16 or float32
-    label_lengths: NDArray[np.int32]  # [N]
-    label_indices: NDArray[np.int32]
-    ids: NDArray[np.bytes_]  # [N]
+    arrays: Mapping[str, NDArray[Any]]  # by the columns' names, in their order
+
+    @classmethod
+    def of(cls, shard: DecodedShard, columns: Sequence[Column]) -> Self:
+        """The rows of a decoded shard."""
+        arrays = {
+            "features": shard.features_ND,
+            "frame_lengths": _lengths(shard.frame_offsets),
+            "label_lengths": _lengths(shard.label_offsets),
+            "label_indices": shard.label_indices,
+            "rated_lengths": _lengths(shard.rated_offsets),
+            "rated_indices": shard.rated_indices,
+            "ids": np.array(shard.ids, dtype=np.bytes_),
+        }
+        return cls(arrays={column.name: cast(NDArray[Any], arrays[column.name]) for column in columns})
+
+    def record(self, path: str, content_hash: str) -> ShardRecord:
+        """What is noted of them."""
+        sizes = {name: len(array) for name, array in self.arrays.items()}
+        return ShardRecord(
+            path=path,
+            num_videos=sizes["ids"],
+            num_labels=sizes["label_indices"],
+            num_frames=sizes["features"] if "frame_lengths" in sizes else 0,
+            num_rated=sizes.get("rated_indices", 0),
+            id_width=self.arrays["ids"].itemsize,
+            content_hash=content_hash,
+            checksum=self.checksum(),
+        )
 
     def checksum(self) -> int:
-        """CRC32C over the bytes of all four, one after the other."""
+        """CRC32C over the bytes of all arrays, one after the other."""
         value = 0
-        for array in (self.features_ND, self.label_lengths, self.label_indices, self.ids):
+        for array in self.arrays.values():
             value = crc32c.crc32c(np.ascontiguousarray(array).view(np.uint8).data, value) if array.size else value
         return value
+
+
+def _lengths(offsets: NDArray[np.int64] | None) -> NDArray[np.int32] | None:
+    return None if offsets is None else np.diff(offsets).astype(np.int32)
 
 
 def build(
@@ -189,7 +274,8 @@ def build(
         raise
     os.replace(working, directory)
     _sync(directory.parent)
-    for name in ("journal.jsonl", "label_lengths.bin", "ids.bin"):
+    finished = {column.finished for column in recipe.columns}
+    for name in {"journal.jsonl", *(column.working for column in recipe.columns)} - finished:
         (directory / name).unlink()
 
 
@@ -282,16 +368,12 @@ def _decoded(recipe: Recipe, num_done: int, workers: int | None) -> Generator[tu
 
 def _decode(job: _Job) -> tuple[str, Part] | ShardError:
     try:
-        shard = decode_shard(job.path, job.schema, require_labels=job.require_labels)
-        part = Part(
-            features_ND=_stored(shard.features_ND, job),
-            label_lengths=np.diff(shard.label_offsets).astype(np.int32),
-            label_indices=shard.label_indices.astype(np.int32),
-            ids=np.array(shard.ids, dtype=np.bytes_),
-        )
+        shard = decode(job.path, job.schema, require_labels=job.require_labels)
+        if job.schema.level == "video":
+            shard = replace(shard, features_ND=_stored(shard.features_ND, job))
     except ShardError as error:
         return error
-    return str(shard.content_hash), part
+    return shard.content_hash, Part.of(shard, columns_of(job.schema, job.dtype))
 
 
 def _stored(features_ND: NDArray[np.float32], job: _Job) -> NDArray[Any]:
@@ -320,18 +402,16 @@ class _Columns:
     """The files of a cache in the making, open at the end of the last whole shard."""
 
     def __init__(self, working: Path, recipe: Recipe) -> None:
-        self._working, self._recipe = working, recipe
-        self._width = recipe.schema.width
-        self._dtype = np.dtype(recipe.dtype)
+        self._working, self._recipe, self._columns = working, recipe, recipe.columns
         self.records: list[ShardRecord] = []
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            names = ("features.npy", "label_lengths.bin", "label_indices.npy", "ids.bin", "journal.jsonl")
-            for name in names:
+            names = [column.working for column in self._columns]
+            for name in (*names, "journal.jsonl"):
                 (self._working / name).touch()
-            files = [stack.enter_context(open(self._working / name, "r+b")) for name in names]
-            self._features, self._lengths, self._indices, self._ids, self._journal = files
+            self._files = {name: stack.enter_context(open(self._working / name, "r+b")) for name in names}
+            self._journal = stack.enter_context(open(self._working / "journal.jsonl", "r+b"))
             self._write_headers()
             for record in read_journal(self._working):
                 if not self._is_whole(record):
@@ -346,24 +426,11 @@ class _Columns:
 
     def append(self, path: str, content_hash: str, part: Part) -> None:
         """Writes a shard's rows behind the others, then its line."""
-        for file, array in (
-            (self._features, part.features_ND),
-            (self._lengths, part.label_lengths),
-            (self._indices, part.label_indices),
-            (self._ids, part.ids),
-        ):
+        for column in self._columns:
+            file, array = self._files[column.working], part.arrays[column.name]
             file.write(np.ascontiguousarray(array).view(np.uint8).data if array.size else b"")
             file.flush()
-        self._note(
-            ShardRecord(
-                path=path,
-                num_videos=len(part.ids),
-                num_labels=len(part.label_indices),
-                id_width=part.ids.itemsize,
-                content_hash=content_hash,
-                checksum=part.checksum(),
-            )
-        )
+        self._note(part.record(path, content_hash))
 
     def skip(self, error: ShardError) -> None:
         """Notes that a bad shard is left out, whole."""
@@ -372,11 +439,13 @@ class _Columns:
     def finish(self) -> None:
         """Writes what is known only now, and makes sure that all columns are on the disk."""
         self._write_headers()
-        lengths = np.fromfile(self._working / "label_lengths.bin", np.int32)
-        np.save(self._working / "label_offsets.npy", np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))))
-        np.save(self._working / "ids.npy", self._all_ids())
-        for name in COLUMNS:
-            _sync(self._working / name)
+        for column in self._columns:
+            if column.name.endswith("_lengths"):
+                lengths = np.fromfile(self._working / column.working, np.int32)
+                np.save(self._working / column.finished, np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))))
+            elif column.name == "ids":
+                np.save(self._working / column.finished, self._all_ids(column))
+            _sync(self._working / column.finished)
 
     def _note(self, record: ShardRecord) -> None:
         self._journal.write(json.dumps(asdict(record)).encode() + b"\n")
@@ -385,41 +454,32 @@ class _Columns:
 
     def _write_headers(self) -> None:
         """Headers for as many rows as there are; numpy pads them so that more rows need no more room."""
-        num_videos = sum(record.num_videos for record in self.records)
-        num_labels = sum(record.num_labels for record in self.records)
-        for file, dtype, shape in (
-            (self._features, self._dtype, (num_videos, self._width)),
-            (self._indices, np.dtype(np.int32), (num_labels,)),
-        ):
+        for column in self._columns:
+            file = self._files[column.working]
             file.seek(0)
-            header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            file.flush()
+            if column.working == column.finished:
+                count = sum(getattr(record, column.count) for record in self.records)
+                shape = (count,) if column.width is None else (count, column.width)
+                header = {"descr": np.dtype(column.dtype).str, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                file.flush()
 
     def _is_whole(self, record: ShardRecord) -> bool:
         """Whether the files hold the next shard of the recipe as its line says; reads on behind it."""
         if len(self.records) == len(self._recipe.shards) or record.path != self._recipe.shards[len(self.records)].path:
             return False
-        features_ND = _read(self._features, self._dtype, record.num_videos * self._width)
-        part = Part(
-            features_ND=features_ND,
-            label_lengths=_read(self._lengths, np.dtype(np.int32), record.num_videos),
-            label_indices=_read(self._indices, np.dtype(np.int32), record.num_labels),
-            ids=_read(self._ids, np.dtype(f"S{record.id_width}"), record.num_videos),
-        )
-        return part.checksum() == record.checksum
+        arrays = {
+            column.name: np.frombuffer(self._files[column.working].read(column.num_bytes(record)), np.uint8)
+            for column in self._columns
+        }
+        return Part(arrays=arrays).checksum() == record.checksum
 
     def _cut(self) -> None:
         """Truncates every file behind the last whole shard and goes there."""
-        num_videos = sum(record.num_videos for record in self.records)
-        num_labels = sum(record.num_labels for record in self.records)
         self._write_headers()
-        for file, size in (
-            (self._features, self._features.tell() + num_videos * self._width * self._dtype.itemsize),
-            (self._lengths, num_videos * 4),
-            (self._indices, self._indices.tell() + num_labels * 4),
-            (self._ids, sum(record.num_videos * record.id_width for record in self.records)),
-        ):
+        for column in self._columns:
+            file = self._files[column.working]
+            size = file.tell() + sum(column.num_bytes(record) for record in self.records)
             file.truncate(size)
             file.seek(size)
         self._journal.seek(0)
@@ -427,37 +487,36 @@ class _Columns:
         self._journal.writelines(json.dumps(asdict(record)).encode() + b"\n" for record in self.records)
         self._journal.flush()
 
-    def _all_ids(self) -> NDArray[np.bytes_]:
+    def _all_ids(self, column: Column) -> NDArray[np.bytes_]:
         """The ids of all shards, as wide as the longest."""
         ids = np.zeros(
             sum(record.num_videos for record in self.records),
             f"S{max((record.id_width for record in self.records), default=1)}",
         )
-        self._ids.seek(0)
+        file = self._files[column.working]
+        file.seek(0)
         row = 0
         for record in self.records:
-            ids[row : row + record.num_videos] = _read(self._ids, np.dtype(f"S{record.id_width}"), record.num_videos)
+            ids[row : row + record.num_videos] = np.frombuffer(
+                file.read(column.num_bytes(record)), column.dtype_in(record)
+            )
             row += record.num_videos
         return ids
 
 
-def _read(file: IO[bytes], dtype: np.dtype[Any], count: int) -> NDArray[Any]:
-    """The next `count` values, fewer where the file ends."""
-    data = file.read(count * dtype.itemsize)
-    return np.frombuffer(data[: len(data) // dtype.itemsize * dtype.itemsize], dtype)
-
-
 def _write_manifest(working: Path, recipe: Recipe, records: Sequence[ShardRecord]) -> None:
-    content = [list(recipe.schema.features.items()), recipe.schema.num_classes]
+    content = [list(recipe.schema.features.items()), recipe.schema.num_classes, *_level(recipe.schema)]
     content += [[record.num_videos, record.content_hash] for record in records if record.error is None]
     manifest = {
         "format": FORMAT,
         "features": dict(recipe.schema.features),
         "num_classes": recipe.schema.num_classes,
+        "level": recipe.schema.level,
+        "max_frames": recipe.schema.max_frames,
         "dtype": recipe.dtype,
         "fingerprint": hashlib.sha256(json.dumps(content).encode()).hexdigest(),
         "num_videos": sum(record.num_videos for record in records),
-        "columns": {name: (working / name).stat().st_size for name in COLUMNS},
+        "columns": {column.finished: (working / column.finished).stat().st_size for column in recipe.columns},
         "shards": [asdict(record) for record in records],
     }
     path = working / MANIFEST
@@ -489,10 +548,13 @@ def _check_disk(recipe: Recipe, folder: Path, *, num_done: int) -> list[str]:
             break
         except ShardError:  # decoding will say so, in order and by the rule for bad shards
             continue
-    # Features, and offsets, ids and a few labels; 5 % of the whole for shards that are denser than the largest.
-    video_bytes = recipe.schema.width * np.dtype(recipe.dtype).itemsize + 64
-    videos = counted_videos / max(counted_bytes, 1) * sum(shard.size for shard in shards)
-    need = int(1.05 * videos * video_bytes) + (1 << 20)
+    size = sum(shard.size for shard in shards)
+    if recipe.schema.level == "video":
+        # Features, and offsets, ids and a few labels; 5 % of the whole for shards that are denser than the largest.
+        video_bytes = recipe.schema.width * np.dtype(recipe.dtype).itemsize + 64
+        size = int(counted_videos / max(counted_bytes, 1) * size * video_bytes)
+    # Frames take no more room here than there, unless the shards are compressed.
+    need = int(1.05 * size) + (1 << 20)
     directory = folder.parent
     removed = make_room(directory, need, folder) if need > room(directory) else []
     if need > (free := room(directory)):

@@ -34,11 +34,12 @@ from numpy.typing import NDArray
 
 from data import build as _build
 from data import remote
-from data.build import BuildProgress, Part, Recipe, ShardRecord
+from data.build import BuildProgress, Column, Part, Recipe, ShardRecord
 from data.errors import CacheError, DataError, NoShardsError, ShardError
 from data.eviction import MANIFEST, hold
-from data.schema import NUM_CLASSES, VIDEO_FEATURES, Schema
-from data.statistics import Moments, Statistics
+from data.schema import FEATURES, MAX_FRAMES, NUM_CLASSES, Schema
+from data.statistics import Statistics, statistics_of
+from data.tfrecord import DecodedShard
 
 __all__ = [
     "BuildProgress",
@@ -67,9 +68,12 @@ class Cache:
     num_videos: int  # N
     num_bytes: int  # on disk
     ids: NDArray[np.bytes_]  # [N]
-    features_ND: NDArray[Any]  # float16 or float32 [N, D]
+    features_ND: NDArray[Any]  # float16 or float32 [N, D]; uint8 [F, D] where there are frames
     label_offsets: NDArray[np.int64]  # [N + 1]: the labels of row n are label_indices[offsets[n] : offsets[n + 1]]
     label_indices: NDArray[np.int32]  # sorted, without repetition within a video
+    frame_offsets: NDArray[np.int64] | None  # the frames of row n are features_ND[offsets[n] : offsets[n + 1]]
+    rated_offsets: NDArray[np.int64] | None  # of segments, as the labels: the classes that were rated
+    rated_indices: NDArray[np.int32] | None
     shards: tuple[ShardRecord, ...]  # in the order of their rows, without the skipped ones
     skipped: tuple[tuple[str, str], ...]  # path and reason of the bad shards that were left out
 
@@ -81,26 +85,49 @@ class Cache:
         path = self.directory / "statistics.npz"
         if (kept := _kept_statistics(path)) is not None:
             return kept
-        statistics = Moments.of_columns(self, self.schema.num_classes).statistics()
+        statistics = statistics_of(self, self.schema.num_classes)
         _keep_statistics(path, statistics)
         return statistics
 
     def damaged(self) -> list[str]:
         """Reads everything; returns the shards whose rows are not what was decoded: none, on a healthy disk."""
         damaged, row = [], 0
+        columns = _build.columns_of(self.schema, str(self.features_ND.dtype))
         for shard in self.shards:
-            offsets = self.label_offsets[row : row + shard.num_videos + 1]
-            rows = slice(row, row + shard.num_videos)
-            part = Part(
-                features_ND=self.features_ND[rows],
-                label_lengths=np.diff(offsets).astype(np.int32),
-                label_indices=self.label_indices[offsets[0] : offsets[-1]],
-                ids=self.ids[rows].astype(f"S{shard.id_width}"),
-            )
-            if part.checksum() != shard.checksum:
+            if self._part(row, shard, columns).checksum() != shard.checksum:
                 damaged.append(shard.path)
             row += shard.num_videos
         return damaged
+
+    def _part(self, row: int, shard: ShardRecord, columns: Sequence[Column]) -> Part:
+        """The rows of a shard, of which `row` is the first, as they were appended."""
+
+        def rows(offsets: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
+            return None if offsets is None else offsets[row : row + shard.num_videos + 1]
+
+        def within(values: Any, offsets: NDArray[np.int64] | None) -> Any:
+            return None if offsets is None else values[offsets[0] : offsets[-1]]
+
+        videos = slice(row, row + shard.num_videos)
+        label_offsets, frame_offsets, rated_offsets = map(
+            rows, (self.label_offsets, self.frame_offsets, self.rated_offsets)
+        )
+        assert label_offsets is not None
+        return Part.of(
+            DecodedShard(
+                ids=self.ids[videos].astype(f"S{shard.id_width}"),
+                features_ND=self.features_ND[videos]
+                if frame_offsets is None
+                else within(self.features_ND, frame_offsets),
+                frame_offsets=frame_offsets,
+                label_offsets=label_offsets,
+                label_indices=within(self.label_indices, label_offsets),
+                rated_offsets=rated_offsets,
+                rated_indices=within(self.rated_indices, rated_offsets),
+                content_hash=shard.content_hash,
+            ),
+            columns,
+        )
 
     @classmethod
     def load(cls, directory: Path) -> Self:
@@ -130,17 +157,27 @@ class Cache:
             if (directory / name).stat().st_size != size:
                 raise CacheError(f"{directory / name}: the file is not as long as when it was written")
         records = [ShardRecord.from_json(entry) for entry in manifest["shards"]]
-        features_ND, label_offsets, label_indices, ids = (_map(directory / name) for name in _build.COLUMNS)
+        schema = Schema(
+            features=manifest["features"],
+            num_classes=manifest["num_classes"],
+            level=manifest.get("level", "video"),  # caches of earlier versions are of videos
+            max_frames=manifest.get("max_frames", MAX_FRAMES),
+        )
+        names = [column.finished for column in _build.columns_of(schema, manifest["dtype"])]
+        arrays = {name.removesuffix(".npy"): _map(directory / name) for name in names}
         return cls(
             directory=directory,
-            schema=Schema(features=manifest["features"], num_classes=manifest["num_classes"]),
+            schema=schema,
             fingerprint=manifest["fingerprint"],
             num_videos=manifest["num_videos"],
             num_bytes=sum(manifest["columns"].values()),
-            ids=ids,
-            features_ND=features_ND,
-            label_offsets=label_offsets,
-            label_indices=label_indices,
+            ids=arrays["ids"],
+            features_ND=arrays["features"],
+            label_offsets=arrays["label_offsets"],
+            label_indices=arrays["label_indices"],
+            frame_offsets=arrays.get("frame_offsets"),
+            rated_offsets=arrays.get("rated_offsets"),
+            rated_indices=arrays.get("rated_indices"),
             shards=tuple(record for record in records if record.error is None),
             skipped=tuple((record.path, record.error[0]) for record in records if record.error is not None),
         )
@@ -361,9 +398,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m data.cache`: builds or checks the cache of some shards and says what it holds."""
     parser = argparse.ArgumentParser(prog="python -m data.cache", description=main.__doc__)
     parser.add_argument("--data", required=True, nargs="+", metavar="GLOB", help="shards: paths, globs or URLs")
+    parser.add_argument("--level", choices=tuple(FEATURES), default="video", help="of the records; default: video")
     parser.add_argument(
-        "--features", nargs="+", type=_feature, metavar="NAME=WIDTH", help="default: mean_rgb=1024 mean_audio=128"
+        "--features",
+        nargs="+",
+        type=_feature,
+        metavar="NAME=WIDTH",
+        help="default: mean_rgb=1024 mean_audio=128, at the other levels rgb=1024 audio=128",
     )
+    parser.add_argument("--max-frames", type=int, default=MAX_FRAMES, metavar="T", help="default: %(default)s")
     parser.add_argument("--num-classes", type=int, default=NUM_CLASSES, metavar="C", help="default: %(default)s")
     parser.add_argument("--directory", type=Path, help="folder of all caches; default: $TUNER_CACHE or ~/.cache/tuner")
     parser.add_argument("--on-bad-shard", choices=("fail", "skip"), default="fail", help="default: %(default)s")
@@ -391,7 +434,12 @@ def _build_and_tell(options: argparse.Namespace) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    schema = Schema(features=dict(options.features or VIDEO_FEATURES), num_classes=options.num_classes)
+    schema = Schema(
+        features=dict(options.features or FEATURES[options.level]),
+        num_classes=options.num_classes,
+        level=options.level,
+        max_frames=options.max_frames,
+    )
     text = TextColumn("{task.description}")
     began = time.perf_counter()
     built = False
@@ -440,10 +488,11 @@ def _print_table(cache: Cache, origin: str) -> None:
     without = int((statistics.label_counts_C == 0).sum())
     table = Table(box=box.SIMPLE, show_header=False)
     rows = {
-        "videos": f"{cache.num_videos:,}",
+        "segments" if cache.schema.level == "segment" else "videos": f"{cache.num_videos:,}",
         "shards": f"{len(cache.shards):,}",
         "features": ", ".join(f"{name} {width}" for name, width in cache.schema.features.items()),
         "stored as": str(cache.features_ND.dtype),
+        **({} if cache.frame_offsets is None else {"frames": f"{len(cache.features_ND):,}"}),
         "labels per video": f"{len(cache.label_indices) / max(cache.num_videos, 1):.2f}",
         "classes": f"{cache.schema.num_classes:,}, of which {without:,} without a positive",
         "size on disk": f"{cache.num_bytes / 1e6:,.1f} MB",

@@ -1,6 +1,6 @@
 """Statistics of a split: mean and variance of every feature column, and how many videos carry each label.
 
-Shapes   N videos   D features side by side   C classes
+Shapes   N videos   F frames of all of them   D features side by side   C classes
 
 Sums run in float64 and two summaries merge exactly as if they had been one (Chan, Golub and LeVeque, 1979,
 "Updating formulae and a pairwise algorithm for computing sample variances"), so neither the chunk size nor
@@ -15,6 +15,8 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from data.schema import DEQUANTISE_SCALE, DEQUANTISE_SHIFT
+
 _ROWS_AT_ONCE = 512  # 512 x 1152 float64 = 4.7 MB: the chunk stays in a core's cache over its three passes
 
 
@@ -23,7 +25,11 @@ class Columns(Protocol):
 
     @property
     def features_ND(self) -> NDArray[Any]:
-        """float16 or float32 [N, D]."""
+        """float16 or float32 [N, D]; the bytes of frames, uint8 [F, D]."""
+
+    @property
+    def frame_offsets(self) -> NDArray[np.int64] | None:
+        """int64 [N + 1]: the frames of row n are features_ND[offsets[n] : offsets[n + 1]]; None: rows are features."""
 
     @property
     def label_offsets(self) -> NDArray[np.int64]:
@@ -42,6 +48,38 @@ class Statistics:
     mean_D: NDArray[np.float32]
     variance_D: NDArray[np.float32]  # of the population, sum of squares / N; the corrected one is N / (N - 1) times it
     label_counts_C: NDArray[np.int64]  # videos that carry the class
+
+
+def statistics_of(columns: Columns, num_classes: int) -> Statistics:
+    """Of a whole cache, read once from front to back, a few megabytes at a time."""
+    if columns.frame_offsets is None:
+        return Moments.of_columns(columns, num_classes).statistics()
+    mean_D, variance_D = frame_moments(columns.features_ND)
+    return Statistics(
+        num_videos=len(columns.frame_offsets) - 1,
+        mean_D=mean_D.astype(np.float32),
+        variance_D=variance_D.astype(np.float32),
+        label_counts_C=np.bincount(columns.label_indices, minlength=num_classes).astype(np.int64),
+    )
+
+
+def frame_moments(frames_FD: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and population variance of every column of dequantised frames; 0 and 0 of no frames.
+
+    From the sums of the bytes and of their squares, which are whole numbers and exact: in a float64 up to 1e11 frames.
+    """
+    num_frames, width = frames_FD.shape
+    if num_frames == 0:
+        return np.zeros(width), np.zeros(width)
+    sum_D, squares_D = np.zeros(width), np.zeros(width)
+    for first in range(0, num_frames, _ROWS_AT_ONCE):
+        chunk_FD = frames_FD[first : first + _ROWS_AT_ONCE].astype(np.float64)
+        sum_D += chunk_FD.sum(axis=0)
+        squares_D += np.einsum("fd,fd->d", chunk_FD, chunk_FD)
+    # The difference cancels: Python's integers have room for it.
+    pairs = [(int(total), int(squares)) for total, squares in zip(sum_D, squares_D, strict=True)]
+    spread_D = np.array([(num_frames * squares - total * total) / num_frames**2 for total, squares in pairs])
+    return sum_D / num_frames * DEQUANTISE_SCALE + DEQUANTISE_SHIFT, spread_D * DEQUANTISE_SCALE**2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -419,14 +419,14 @@ def _checked(name: str, out: NDArray[Any], count: int, schema: Schema) -> NDArra
     return out
 
 
-def parse_example(name: str, records: Records, row: int) -> Example:
-    """One record by the general way.
+def parse_example(name: str, records: Records, row: int, stop: int | None = None) -> Example:
+    """One record by the general way; with `stop`, only what lies before that byte of the shard.
 
     Raises:
         ShardError: it is no tf.train.Example or SequenceExample.
     """
-    start, stop = int(records.start_N[row]), int(records.stop_N[row])
-    return _parse(name, start - _HEADER.size, records.blob[start:stop].tobytes())
+    start, end = int(records.start_N[row]), int(records.stop_N[row])
+    return _parse(name, start - _HEADER.size, records.blob[start : stop or end].tobytes())
 
 
 def _parse(name: str, offset: int, data: bytes) -> Example:

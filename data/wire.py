@@ -155,7 +155,7 @@ def _fields(message: bytes) -> Iterator[Field]:
         at += size
 
 
-def read_varint(message: bytes, at: int) -> tuple[int, int]:
+def read_varint(message: bytes | memoryview, at: int) -> tuple[int, int]:
     """The unsigned base-128 integer at a position, at most 64 bits, and the position after it.
 
     Raises:

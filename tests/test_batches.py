@@ -27,6 +27,9 @@ def columns(num_videos, width=3, num_classes=11, seed=0):
         features_ND=features_ND,
         label_offsets=np.concatenate([[0], np.cumsum(lengths)]),
         label_indices=rng.integers(0, num_classes, lengths.sum()).astype(np.int32),
+        frame_offsets=None,
+        rated_offsets=None,
+        rated_indices=None,
     )
 
 

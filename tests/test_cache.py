@@ -30,6 +30,7 @@ from data.tfrecord import decode_shard
 PROJECT = Path(__file__).parents[1]
 REAL = PROJECT.parent / "shared" / "data" / "yt8m"
 SCHEMA = Schema(features={"rgb": 3, "audio": 2}, num_classes=7)
+COLUMNS = [column.finished for column in build.columns_of(SCHEMA, "float16")]
 
 
 def make_videos(num_videos, seed=0):
@@ -90,7 +91,7 @@ class Decodings:
 
     def __init__(self, monkeypatch, stop_after=None):
         self.paths, self.stop_after = [], stop_after
-        monkeypatch.setattr(build, "decode_shard", self)
+        monkeypatch.setattr(build, "decode", self)
 
     def __call__(self, path, schema, **settings):
         if len(self.paths) == self.stop_after:
@@ -121,8 +122,8 @@ def test_processes_and_none_build_the_same_cache(shards, folder, workers):
     cached = open_cache(shards, SCHEMA, folder, workers=workers)
     assert_holds(cached, shards)
     assert [shard.num_videos for shard in cached.shards] == [3, 4, 5, 6, 7]
-    assert cached.num_bytes == sum((cached.directory / name).stat().st_size for name in build.COLUMNS)
-    assert sorted(path.name for path in cached.directory.iterdir()) == sorted([*build.COLUMNS, "manifest.json"])
+    assert cached.num_bytes == sum((cached.directory / name).stat().st_size for name in COLUMNS)
+    assert sorted(path.name for path in cached.directory.iterdir()) == sorted([*COLUMNS, "manifest.json"])
 
 
 def test_a_split_without_videos_is_a_cache_of_none(tmp_path, folder):
@@ -172,7 +173,7 @@ def test_statistics_are_computed_once_and_kept(shards, folder, monkeypatch):
     cached = open_cache(shards, SCHEMA, folder)
     first = cached.statistics()
     np.testing.assert_allclose(first.mean_D, cached.features_ND.astype(np.float64).mean(axis=0), rtol=1e-6)
-    monkeypatch.setattr(cache, "Moments", None)
+    monkeypatch.setattr(cache, "statistics_of", None)
     second = open_cache(shards, SCHEMA, folder).statistics()
     np.testing.assert_array_equal(first.variance_D, second.variance_D)
     np.testing.assert_array_equal(first.label_counts_C, second.label_counts_C)
@@ -265,7 +266,7 @@ def test_a_shard_that_changes_while_it_is_read_is_not_trusted(shards, folder, mo
         os.utime(path, ns=(1, 1))
         return decode_shard(path, schema, **settings)
 
-    monkeypatch.setattr(build, "decode_shard", touched)
+    monkeypatch.setattr(build, "decode", touched)
     with pytest.raises(CacheError, match="changed while it was read"):
         open_cache(shards, SCHEMA, folder)
     assert [path.suffix for path in folder.iterdir()] in ([], [".lock"])
@@ -425,7 +426,7 @@ SLOW_BUILDER = """
             file.write(path + "\\n")
         return decode_shard(path, schema, **settings)
 
-    build.decode_shard = slow
+    build.decode = slow
     waited = []
     cache = open_cache(
         shards,

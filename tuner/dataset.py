@@ -41,9 +41,10 @@ class SampleConfig:
     test: int = 0
     shards: int = 4  # of each split
     seed: int = 1
+    frames: int = sample.NUM_FRAMES  # of the longest video, at frame and segment level
 
     def __post_init__(self) -> None:
-        for name in ("train", "validate", "shards"):
+        for name in ("train", "validate", "shards", "frames"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, but got {getattr(self, name)}")
         if self.test < 0:
@@ -233,6 +234,8 @@ def write_sample(config: DataConfig) -> None:
             num_classes=config.num_classes,
             seed=config.sample.seed,
             features=config.features,
+            level=config.level,
+            num_frames=config.sample.frames,
         )
 
 

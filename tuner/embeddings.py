@@ -36,6 +36,9 @@ class Embeddings:
     label_indices: NDArray[np.int32]
     num_classes: int
     fingerprint: str
+    frame_offsets: None = None  # the rows are embeddings, not frames
+    rated_offsets: None = None  # and all classes are rated
+    rated_indices: None = None
 
     @property
     def sizes(self) -> Sizes:
