@@ -68,6 +68,12 @@ class Schema:
         return sum(self.features.values())
 
     @property
+    def values_of_largest(self) -> int:
+        """Values that an example has at the most."""
+        frames = {"video": 1, "frame": self.max_frames, "segment": min(self.max_frames, SEGMENT_FRAMES)}
+        return frames[self.level] * self.width
+
+    @property
     def columns(self) -> dict[str, slice]:
         """The columns of each feature in features_ND or frames_FD."""
         stops = accumulate(self.features.values())

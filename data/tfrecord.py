@@ -121,6 +121,11 @@ class DecodedShard:
     rated_offsets: NDArray[np.int64] | None = None
     rated_indices: NDArray[np.int32] | None = None
 
+    @property
+    def fingerprint(self) -> str:
+        """So that a shard can be fed in batches as a cache is (data/batches.py)."""
+        return self.content_hash
+
 
 def read_examples(path: str | os.PathLike[str]) -> Iterator[Example]:
     """Every record of a shard, in order, with no schema.

@@ -1,5 +1,6 @@
 """A small search that has come to its end, made in a second without Ray: what export, predict and best start from."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,18 +82,25 @@ class FinishedSearch:
         export.write(target, **settings | changes)
 
 
-def build(folder: Path) -> FinishedSearch:
+def build(
+    folder: Path,
+    experiments: str = EXPERIMENTS,
+    slow: Mapping[str, Any] = SLOW,
+    fast: Mapping[str, Any] = FAST,
+) -> FinishedSearch:
     """Write shards, train two trials for two epochs each, and keep the journal that a driver would have kept."""
+    (folder / "vocabulary.csv").write_text(VOCABULARY)
+    (folder / "experiments.yaml").write_text(experiments)
+    experiment = config.load(folder / "experiments.yaml", None)
     write_splits(
         folder / "shards",
         num_videos={"train": 400, "validate": 150, "test": 50},
         num_shards=3,
         num_classes=12,
-        features={"mean_rgb": 24, "mean_audio": 8},
+        features=experiment.data.features,
+        level=experiment.data.level,
+        num_frames=11,
     )
-    (folder / "vocabulary.csv").write_text(VOCABULARY)
-    (folder / "experiments.yaml").write_text(EXPERIMENTS)
-    experiment = config.load(folder / "experiments.yaml", None)
     data = open_dataset(experiment.data)
     made = FinishedSearch(folder=folder, experiment=experiment, data=data)
     record = Journal(made.directory)
@@ -108,7 +116,7 @@ def build(folder: Path) -> FinishedSearch:
         overrides=[],
         baseline=0.25,
     )
-    for number, values in enumerate((SLOW, FAST, SLOW, SLOW)):
+    for number, values in enumerate((slow, fast, slow, slow)):
         states: dict[str, Any] = {"sampler_state": {}, "study_state": {}}
         record.append(
             "suggested",
@@ -118,7 +126,7 @@ def build(folder: Path) -> FinishedSearch:
             settings=experiment.space.settings(values),
             **states,
         )
-    for number, (id, values) in enumerate({"trial-0": SLOW, "trial-1": FAST}.items()):
+    for number, (id, values) in enumerate({"trial-0": slow, "trial-1": fast}.items()):
         settings = experiment.trial_config(values)
         for progress in train(settings, data, device=torch.device("cpu"), seed=settings.seed(number)):
             progress.state.save(made.directory / "trials" / id / f"epoch-{progress.epoch:04d}", settings)

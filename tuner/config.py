@@ -19,6 +19,7 @@ from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replac
 from pathlib import Path
 from typing import Any
 
+from data.sampling import FramesConfig
 from tuner.dataset import DataConfig
 from tuner.distributions import DISTRIBUTIONS, default_label, distribution_of, label, options
 from tuner.errors import ConfigError
@@ -189,6 +190,7 @@ def _build(node: Node, name: str, file: Path, problems: Problems) -> Experiment:
         if config is not None:
             _note_classes(tree, config, "", corner, classes)
             if data is not None:
+                _check_level(resolved, config, data, problems)
                 _check_features(resolved, config, data, problems)
             if resources is not None:
                 _check_workers(blocks["resources"], config, resources.most_workers, problems)
@@ -236,6 +238,17 @@ def _refuse_credentials(node: Node, path: str, problems: Problems) -> None:
     below = enumerate(node.value) if isinstance(node.value, tuple) else node.entries.items()
     for key, entry in below:
         _refuse_credentials(entry, join(path, str(key)), problems)
+
+
+def _check_level(resolved: Node, config: Trial, data: DataConfig, problems: Problems) -> None:
+    """Whether the trial can take what the records hold; found here, before the shards are read."""
+    if isinstance(config, ContrastiveConfig):
+        if data.level != "video":
+            message = f"learns from features of whole videos, but data.level is {data.level}; take supervised"
+            problems.add(resolved, "pipeline", f"contrastive {message}")
+    elif data.level == "video" and config.training.frames != FramesConfig():
+        node = resolved.entries["training"].entries["frames"]
+        problems.add(node, "training.frames", "has no effect where data.level is video")
 
 
 def _check_features(resolved: Node, config: Trial, data: DataConfig, problems: Problems) -> None:

@@ -17,6 +17,7 @@ from data.batches import Batches, Columns, sample_rows
 from data.build import shard_exists
 from data.cache import BuildProgress, Cache
 from data.errors import DataError
+from data.sampling import ALL, FramesConfig
 from data.schema import FEATURES, MAX_FRAMES, NUM_CLASSES, Level, Schema
 from data.statistics import Statistics
 from models import FeatureStatistics, Sizes
@@ -100,9 +101,7 @@ class DataConfig:
     @property
     def sizes(self) -> Sizes:
         """The same, in the words of the models."""
-        return Sizes(
-            features=dict(self.features), num_classes=self.num_classes, level=self.level, max_frames=self.max_frames
-        )
+        return sizes_of(self.schema)
 
     @property
     def cache_directory(self) -> Path:
@@ -145,6 +144,16 @@ class DataConfig:
         return cache
 
 
+def sizes_of(schema: Schema) -> Sizes:
+    """The same, in the words of the models."""
+    return Sizes(
+        features=dict(schema.features),
+        num_classes=schema.num_classes,
+        level=schema.level,
+        max_frames=schema.max_frames,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
     """What a trial trains and validates on."""
@@ -169,7 +178,9 @@ class Dataset:
         statistics = replace(self.statistics, num_videos=len(rows), label_counts_C=counts_C)
         return replace(self, labelled_rows=rows, statistics=statistics)
 
-    def train_batches(self, batch_size: int, seed: int, device: torch.device, ranks: Ranks = ALONE) -> Batches:
+    def train_batches(
+        self, batch_size: int, seed: int, device: torch.device, ranks: Ranks = ALONE, frames: FramesConfig = ALL
+    ) -> Batches:
         """Shuffled labelled videos; the last, smaller batch of an epoch is left out (BatchNorm needs company).
 
         A batch of `batch_size` videos is split over the ranks, so that it is the same batch however many there are.
@@ -184,6 +195,7 @@ class Dataset:
             world_size=ranks.size,
             drop_last=True,
             device=device,
+            frames=frames,
         )
 
     def bootstrap_weights(self, seed: int) -> torch.Tensor:

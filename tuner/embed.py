@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuner.errors import ModelFolderError, TunerError, main
-from tuner.streaming import BATCH_SIZE, Count, decoded, positive, replacing
+from tuner.streaming import BATCH_SIZE, Count, batches_of, decoded, positive, replacing
 
 if TYPE_CHECKING:  # `--help` needs no torch
     import numpy as np
@@ -53,14 +53,15 @@ def embed(
     from tuner.precision import autocast
 
     encoder = encoder_of(exported)
-    for ids, features_ND in decoded(shards, exported):
-        embeddings_NH = np.empty((len(ids), encoder.width), np.float32)
-        for first in range(0, len(ids), batch_size):
-            batch = slice(first, first + batch_size)
+    for shard in decoded(shards, exported):
+        embeddings_NH = np.empty((len(shard.ids), encoder.width), np.float32)
+        first = 0
+        for batch in batches_of(shard, exported, batch_size, device).epoch(0):
             with torch.inference_mode(), autocast(device, exported.precision):
-                embeddings_BH = encoder(torch.from_numpy(features_ND[batch]).to(device))
-            embeddings_NH[batch] = embeddings_BH.float().cpu().numpy()
-        yield ids, embeddings_NH
+                embeddings_BH = encoder(batch.features_BD)
+            rows = slice(first, first := first + len(batch.rows))
+            embeddings_NH[rows] = embeddings_BH.float().cpu().numpy()
+        yield shard.ids.tolist(), embeddings_NH
 
 
 def encoder_of(exported: Exported) -> FusedEncoder:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.batches import Batch, Batches
+from data.sampling import ALL, FramesConfig
 from data.statistics import Moments
 from models import FeatureStatistics, FusedEncoder, Sizes
 from models.loss_weights import fixed_bootstrap_weights
@@ -50,7 +51,9 @@ class Embeddings:
         """Of every unit of the embedding, and of the labels."""
         return feature_statistics(Moments.of_columns(self, self.num_classes).statistics())
 
-    def train_batches(self, batch_size: int, seed: int, device: torch.device, ranks: Ranks = ALONE) -> Batches:
+    def train_batches(
+        self, batch_size: int, seed: int, device: torch.device, ranks: Ranks = ALONE, frames: FramesConfig = ALL
+    ) -> Batches:
         """Shuffled; the last, smaller batch of an epoch is left out, as in `Dataset.train_batches`."""
         return Batches(
             self,

@@ -21,7 +21,7 @@ from data.cache import Cache
 from models.ensemble import Ensemble
 from tuner import export
 from tuner.errors import NothingToExport, TunerError
-from tuner.evaluate import BATCH_SIZE, evaluate
+from tuner.evaluate import batch_size_of, evaluate
 from tuner.export import Subject
 from tuner.journal import SearchRecord, TrialRecord
 from tuner.paths import Place
@@ -228,7 +228,7 @@ def _splits(experiment: Experiment, search: SearchRecord) -> dict[str, Cache]:
 
 def _scores(model: nn.Module, splits: dict[str, Cache], precision: Precision) -> dict[str, dict[str, float]]:
     return {
-        name: evaluate(model, Batches(cache, batch_size=BATCH_SIZE, shuffle=False), precision)
+        name: evaluate(model, Batches(cache, batch_size=batch_size_of(cache.schema), shuffle=False), precision)
         for name, cache in splits.items()
     }
 
@@ -238,7 +238,9 @@ def _predictions(models: Sequence[nn.Module], cache: Cache, precision: Precision
     rows = None
     if cache.num_videos > MOST_VIDEOS:
         rows = sample_rows(cache.num_videos, MOST_VIDEOS / cache.num_videos, VIDEO_SEED)
-    parts = list(_parts(models, Batches(cache, batch_size=BATCH_SIZE, shuffle=False, rows=rows), precision))
+    parts = list(
+        _parts(models, Batches(cache, batch_size=batch_size_of(cache.schema), shuffle=False, rows=rows), precision)
+    )
     width = max(part.hits_NU.shape[1] for part in parts)
     beyond = [width - part.hits_NU.shape[1] for part in parts]
     probabilities = [

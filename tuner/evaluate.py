@@ -22,12 +22,19 @@ if TYPE_CHECKING:  # `--help` needs no torch
     from torch import nn
 
     from data.batches import Batches
+    from data.schema import Schema
     from tuner.precision import Precision
     from tuner.ranks import Ranks
 
-BATCH_SIZE = 1024
+BATCH_SIZE = 1024  # videos that are scored at once
+VALUES_AT_ONCE = 1 << 26  # unless their frames have more values than these: 256 MB in float32
 # How far a stored probability may be from the model's: the six digits of a csv and float32 in another order are less.
 TOLERANCE = 1e-4
+
+
+def batch_size_of(schema: Schema) -> int:
+    """How many examples to score at once; it does not show in the scores."""
+    return max(1, min(BATCH_SIZE, VALUES_AT_ONCE // schema.values_of_largest))
 
 
 def evaluate(
@@ -144,7 +151,7 @@ def _of_model(options: argparse.Namespace) -> int:
         )
     if cache.num_videos == 0:
         raise NoShardsError(f"{' '.join(options.data)}: the shards hold no video")
-    batches = Batches(cache, batch_size=BATCH_SIZE, shuffle=False, device=device)
+    batches = Batches(cache, batch_size=batch_size_of(cache.schema), shuffle=False, device=device)
     metrics: dict[str, Any] = evaluate(exported.model, batches, exported.precision)
     _show(metrics)
     if stored is None:

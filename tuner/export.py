@@ -24,7 +24,6 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,13 +35,15 @@ from torch import Tensor, nn
 
 import models
 from data import cache as data_cache
+from data.batches import Batches
 from data.cache import BuildProgress, Cache
 from data.errors import DataError
-from data.schema import Schema
-from data.tfrecord import read_examples
+from data.frames import decode
+from data.schema import MAX_FRAMES, Schema
 from models import FeatureStatistics, FusedMLP, Sizes
 from models.ensemble import Ensemble
 from tuner import checkpoint, model_card, vocabulary
+from tuner.dataset import sizes_of
 from tuner.errors import CheckpointDamaged, CheckpointError, ModelFolderError, NothingToExport, SearchError, TunerError
 from tuner.journal import SearchRecord, TrialRecord
 from tuner.paths import Place
@@ -249,12 +250,12 @@ def publish(
     folder = folder.absolute()
     trial = None if isinstance(subject.model, Ensemble) else subject.trials[0]
     replaces = check_target(folder, search, trial)
-    model, width = subject.model, experiment.data.schema.width
+    model, schema = subject.model, experiment.data.schema
     with published(folder, first=CONFIG, last=CHECKSUMS) as staging:
         config = _config(experiment, search, subject)
-        _write_model(staging, model, width, half=subject.half)
+        _write_model(staging, model, schema, half=subject.half)
         if config["pipeline"] == "contrastive" and isinstance(model, FusedMLP):
-            _write_halves(staging, model, width)
+            _write_halves(staging, model, schema)
         save_file(_statistics(search_directory, experiment, search), staging / STATISTICS)
         _write_json(staging / CONFIG, config)
         _write_json(staging / METRICS, subject.scores)
@@ -310,6 +311,8 @@ def _config(experiment: Experiment, search: SearchRecord, subject: Subject) -> d
         **subject.config,
         "weights": "float16" if subject.half else "float32",  # of the matrices in model.safetensors
         "features": [{"name": name, "width": width} for name, width in data.features.items()],  # in this order
+        "level": data.level,
+        "max_frames": data.max_frames,
         "num_classes": data.num_classes,
         "dtype": data.dtype,  # that features are rounded to, as in training
         "experiment": search.experiment,
@@ -335,9 +338,9 @@ def _trial_yaml(experiment: Experiment, trials: Sequence[TrialRecord]) -> str:
     return dump({"default": next(iter(experiments)), "experiments": experiments})
 
 
-def _write_model(folder: Path, model: nn.Module, width: int, *, half: bool = False) -> None:
+def _write_model(folder: Path, model: nn.Module, schema: Schema, *, half: bool = False) -> None:
     save_file(_stored(model, half), folder / WEIGHTS)
-    _write_program(folder / PROGRAM, model, width)
+    _write_program(folder / PROGRAM, model, schema)
 
 
 def _stored(model: nn.Module, half: bool) -> dict[str, Tensor]:
@@ -367,15 +370,29 @@ def stored_bytes(model: nn.Module, *, half: bool) -> int:
     return sum(sizes.values()) + sum(len(name) + 128 for name in sizes)
 
 
-def _write_program(path: Path, model: nn.Module, width: int) -> None:
-    batch = torch.export.Dim("batch", min=1)
+def _write_program(path: Path, model: nn.Module, schema: Schema) -> None:
     # Two rows to trace with: of a single one, torch.export would take the batch size for a constant.
+    inputs = _random_inputs(schema, 2, torch.Generator().manual_seed(0))
+    batch, frames = torch.export.Dim("batch", min=1), torch.export.Dim("frames", min=1, max=schema.max_frames)
+    free = {0: batch} if schema.level == "video" else {0: batch, 1: frames}
     with torch.no_grad():
-        program = torch.export.export(model, (torch.zeros(2, width),), dynamic_shapes=({0: batch},))
+        program = torch.export.export(model, inputs, dynamic_shapes=(free,) * len(inputs))
     torch.export.save(program, path)
 
 
-def _write_halves(folder: Path, model: FusedMLP, width: int) -> None:
+def _random_inputs(schema: Schema, rows: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """What a model takes: features of so many videos, or their frames, of different numbers, and the mask."""
+    if schema.level == "video":
+        return (torch.randn(rows, schema.width, generator=generator),)
+    most = min(7, schema.max_frames)
+    lengths = torch.randint(1, most + 1, (rows, 1), generator=generator)
+    lengths[0] = most
+    mask_BT = torch.arange(most) < lengths
+    frames_BTD = torch.randint(0, 256, (rows, most, schema.width), dtype=torch.uint8, generator=generator)
+    return frames_BTD * mask_BT[:, :, None], mask_BT
+
+
+def _write_halves(folder: Path, model: FusedMLP, schema: Schema) -> None:
     """The encoder and the linear layer on it, each for itself.
 
     Raises:
@@ -384,9 +401,9 @@ def _write_halves(folder: Path, model: FusedMLP, width: int) -> None:
     encoder = model.encoder
     save_file({name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, folder / ENCODER)
     save_file({name: tensor.contiguous() for name, tensor in model.head.state_dict().items()}, folder / PROBE)
-    _write_program(folder / ENCODER_PROGRAM, encoder, width)
+    _write_program(folder / ENCODER_PROGRAM, encoder, schema)
     probe = load_file(folder / PROBE)
-    features_BD = torch.randn(max(RANDOM_ROWS), width, generator=torch.Generator().manual_seed(0))
+    (features_BD,) = _random_inputs(schema, max(RANDOM_ROWS), torch.Generator().manual_seed(0))
     with torch.inference_mode():
         embeddings_BH = torch.export.load(folder / ENCODER_PROGRAM).module()(features_BD)
         own_BC = model(features_BD)
@@ -431,18 +448,17 @@ def _compare(folder: Path, model: nn.Module, experiment: Experiment) -> str:
     weights = load_model(folder, torch.device("cpu")).model
     program = torch.export.load(folder / PROGRAM).module()
     generator = torch.Generator().manual_seed(0)
-    width = experiment.data.schema.width
-    batches = [torch.randn(rows, width, generator=generator) for rows in RANDOM_ROWS]
+    batches = [_random_inputs(experiment.data.schema, rows, generator) for rows in RANDOM_ROWS]
     real = _real_rows(experiment)
     if real is not None:
         batches.append(real)
     worst = 0.0
-    for features_BD in batches:
+    for inputs in batches:
         with torch.inference_mode():
-            own_BC = model(features_BD)
+            own_BC = model(*inputs)
             for name, form in ((WEIGHTS, weights), (PROGRAM, program)):
-                worst = max(worst, _difference(name, form(features_BD), own_BC))
-    kinds = f"{sum(RANDOM_ROWS)} random" + (f" and {len(real)} real" if real is not None else "")
+                worst = max(worst, _difference(name, form(*inputs), own_BC))
+    kinds = f"{sum(RANDOM_ROWS)} random" + (f" and {len(real[0])} real" if real is not None else "")
     found = f"give the trial's logits on {kinds} videos (largest relative difference {worst:.1g})"
     return f"read back: {WEIGHTS} and {PROGRAM} {found}"
 
@@ -462,17 +478,15 @@ def _difference(name: str, logits_BC: Tensor, own_BC: Tensor) -> float:
     return difference
 
 
-def _real_rows(experiment: Experiment) -> Tensor | None:
-    """A few validation videos, float32 [rows, D]; None where the shards are not at hand."""
+def _real_rows(experiment: Experiment) -> tuple[Tensor, ...] | None:
+    """A few validation videos, as a model takes them; None where the shards are not at hand, or hold none."""
     try:
         first = data_cache.find_shards(experiment.data.validate)[0]
-        rows = [
-            np.concatenate([np.asarray(example.features[name], np.float32) for name in experiment.data.features])
-            for example in islice(read_examples(first), REAL_ROWS)
-        ]
+        shard = decode(first, experiment.data.schema, require_labels=False)
     except DataError:
         return None
-    return torch.from_numpy(np.stack(rows)) if rows else None
+    batch = next(Batches(shard, batch_size=REAL_ROWS, shuffle=False).epoch(0), None)
+    return None if batch is None else batch.inputs
 
 
 # ---------------------------------------------------------------------------------------------- out of a model folder
@@ -482,7 +496,7 @@ def _real_rows(experiment: Experiment) -> Tensor | None:
 class Exported:
     """An exported model, ready to score videos."""
 
-    model: nn.Module  # in eval mode: float features [B, D] -> logits_BC
+    model: nn.Module  # in eval mode: float features [B, D], or frames and mask, -> logits_BC
     config: dict[str, Any]  # config.json
     schema: Schema  # what a shard must hold: features in the order of the model's columns, classes
     dtype: Literal["float16", "float32"]  # that features are rounded to, as in training
@@ -530,13 +544,18 @@ def _load_model(folder: Path, device: torch.device) -> Exported:
         _check_file(folder, name, sums)
     try:
         features = {feature["name"]: feature["width"] for feature in config["features"]}
-        sizes = Sizes(features=features, num_classes=config["num_classes"])
-        model = _model_of(config["model"], sizes)
+        schema = Schema(
+            features=features,
+            num_classes=config["num_classes"],
+            level=config.get("level", "video"),  # older folders are of videos
+            max_frames=config.get("max_frames", MAX_FRAMES),
+        )
+        model = _model_of(config["model"], sizes_of(schema))
         model.load_state_dict(load_file(folder / WEIGHTS))
         return Exported(
             model=model.to(device).eval(),
             config=config,
-            schema=Schema(features=features, num_classes=config["num_classes"]),
+            schema=schema,
             dtype=config["dtype"],
             precision=config["precision"],
             class_names=vocabulary.read(folder / CLASSES, config["num_classes"]) if CLASSES in sums else None,

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tuner import teacher
 from tuner.errors import main
-from tuner.streaming import BATCH_SIZE, Count, decoded, positive, replacing
+from tuner.streaming import BATCH_SIZE, Count, batches_of, decoded, positive, replacing
 
 if TYPE_CHECKING:  # `--help` needs no torch
     import numpy as np
@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # `--help` needs no torch
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from data.batches import Batch
     from tuner.export import Exported
 
 HEADER = ("VideoId", "LabelConfidencePairs")
@@ -63,12 +64,14 @@ def predict(
     import numpy as np
 
     kept = min(top_k, exported.schema.num_classes)
-    for ids, features_ND in decoded(shards, exported):
+    for shard in decoded(shards, exported):
+        ids = shard.ids.tolist()
         classes_NK, probabilities_NK = np.empty((len(ids), kept), np.int64), np.empty((len(ids), kept))
-        for first in range(0, len(ids), batch_size):
-            batch = slice(first, first + batch_size)
-            classes_BK, probabilities_BK = best_classes(_logits(exported, features_ND[batch], device), top_k)
-            classes_NK[batch], probabilities_NK[batch] = classes_BK.cpu(), probabilities_BK.cpu()
+        first = 0
+        for batch in batches_of(shard, exported, batch_size, device).epoch(0):
+            rows = slice(first, first := first + len(batch.rows))
+            classes_BK, probabilities_BK = best_classes(_logits(exported, batch), top_k)
+            classes_NK[rows], probabilities_NK[rows] = classes_BK.cpu(), probabilities_BK.cpu()
         yield Predicted(ids, classes_NK, probabilities_NK)
 
 
@@ -92,13 +95,13 @@ def best_classes(logits_BC: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     return classes_BK, logits_BC.gather(1, classes_BK).double().sigmoid()
 
 
-def _logits(exported: Exported, features_BD: NDArray[Any], device: torch.device) -> Tensor:
+def _logits(exported: Exported, batch: Batch) -> Tensor:
     import torch
 
     from tuner.precision import autocast
 
-    with torch.inference_mode(), autocast(device, exported.precision):
-        logits_BC: Tensor = exported.model(torch.from_numpy(features_BD).to(device))
+    with torch.inference_mode(), autocast(batch.rows.device, exported.precision):
+        logits_BC: Tensor = exported.model(*batch.inputs)
     return logits_BC
 
 

@@ -28,7 +28,7 @@ from tuner.config import Experiment
 from tuner.console import Console, describe_settings, quiet
 from tuner.dataset import Dataset, missing_shards, open_dataset
 from tuner.errors import ConfigError, NothingToExport, SearchError, TunerError
-from tuner.evaluate import BATCH_SIZE, evaluate
+from tuner.evaluate import batch_size_of, evaluate
 from tuner.journal import Journal, SearchRecord
 from tuner.paths import PROJECT, Place, is_url, program
 from tuner.recorder import Recorder
@@ -159,7 +159,9 @@ def _begin(record: Journal, experiment: Experiment, options: Options, uri: str, 
             fingerprint=data.fingerprint,
             planned=experiment.search.trials,
             tracking_uri=redacted(uri),
-            baseline=frequency_baseline(data.validate_batches(BATCH_SIZE, torch.device("cpu")), data),
+            baseline=frequency_baseline(
+                data.validate_batches(batch_size_of(data.validate.schema), torch.device("cpu")), data
+            ),
         )
     elif search.fingerprint != data.fingerprint:
         raise SearchError(
@@ -317,7 +319,7 @@ class _Search:
             if self.experiment.data.test is not None:
                 splits["test"] = self.experiment.data.open(self.experiment.data.test)
             for name, cache in splits.items():
-                batches = Batches(cache, batch_size=BATCH_SIZE, shuffle=False, device=device)
+                batches = Batches(cache, batch_size=batch_size_of(cache.schema), shuffle=False, device=device)
                 metrics[name] = evaluate(model, batches, self.experiment.trial_config(best.values).training.precision)
             self.journal.append("winner", id=best.id, metrics=metrics)
         example = torch.from_numpy(self.data.validate.features_ND[:2].astype("float32")).numpy()

@@ -11,21 +11,24 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tuner.errors import TunerError
 
 if TYPE_CHECKING:  # `--help` needs no torch
-    from numpy.typing import NDArray
+    import torch
 
+    from data.batches import Batches
+    from data.tfrecord import DecodedShard
     from tuner.export import Exported
 
 BATCH_SIZE = 1024
 
 
-def decoded(shards: Sequence[str], exported: Exported) -> Iterator[tuple[list[bytes], NDArray[Any]]]:
-    """Ids and features of every shard, the next one decoded meanwhile."""
+def decoded(shards: Sequence[str], exported: Exported) -> Iterator[DecodedShard]:
+    """Every shard, with its features as the model was trained on them, the next one decoded meanwhile."""
     with ThreadPoolExecutor(1, thread_name_prefix="decode") as thread:
         coming = thread.submit(_decode, shards[0], exported)
         for following in shards[1:]:
@@ -35,19 +38,31 @@ def decoded(shards: Sequence[str], exported: Exported) -> Iterator[tuple[list[by
         yield coming.result()
 
 
-def _decode(shard: str, exported: Exported) -> tuple[list[bytes], NDArray[Any]]:
+def _decode(path: str, exported: Exported) -> DecodedShard:
     import numpy as np
 
+    from data.frames import decode
     from data.tfrecord import decode_shard
 
-    videos = decode_shard(shard, exported.schema, require_labels=False)
+    shard = decode(path, exported.schema, require_labels=False)
+    if exported.schema.level != "video":
+        return shard
     with np.errstate(over="ignore"):  # found and named below
         # Rounded as the cache rounds what the model was trained and is evaluated on.
-        features_ND = videos.features_ND.astype(exported.dtype)
+        features_ND = shard.features_ND.astype(exported.dtype)
     if not np.isfinite(features_ND).all():
         # Told the type, the decoder finds the record and the words.
-        decode_shard(shard, exported.schema, require_labels=False, out=features_ND)
-    return videos.ids.tolist(), features_ND
+        decode_shard(path, exported.schema, require_labels=False, out=features_ND)
+    return replace(shard, features_ND=features_ND)
+
+
+def batches_of(shard: DecodedShard, exported: Exported, batch_size: int, device: torch.device) -> Batches:
+    """Its videos in order, at most `batch_size` at a time, fewer where their frames would take too much memory."""
+    from data.batches import Batches
+    from tuner.evaluate import batch_size_of
+
+    batch_size = min(batch_size, batch_size_of(exported.schema))
+    return Batches(shard, batch_size=batch_size, shuffle=False, device=device)
 
 
 @contextmanager

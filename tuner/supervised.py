@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 import models
 from data.batches import Batches
+from data.sampling import ALL, FramesConfig
 from models import FeatureStatistics, Sizes, loss_weights, losses, optimizers, penalties
 from tuner import checkpoint
 from tuner.dataset import Dataset
-from tuner.evaluate import BATCH_SIZE, evaluate
+from tuner.evaluate import batch_size_of, evaluate
 from tuner.precision import autocast
 from tuner.ranks import ALONE, Ranks
 from tuner.steps import Steps
@@ -38,7 +39,9 @@ class TrainingData(Protocol):
     def statistics(self) -> FeatureStatistics:
         """Of the training videos."""
 
-    def train_batches(self, batch_size: int, seed: int, device: torch.device, ranks: Ranks = ALONE) -> Batches:
+    def train_batches(
+        self, batch_size: int, seed: int, device: torch.device, ranks: Ranks = ALONE, frames: FramesConfig = ALL
+    ) -> Batches:
         """Shuffled videos with their labels, of every batch the part of this rank."""
 
     def bootstrap_weights(self, seed: int) -> Tensor:
@@ -140,7 +143,7 @@ def train(
     if resume_from is not None:
         ranks.together(partial(state.load, resume_from, trial))
         yield Progress(epoch=state.epoch, metrics=state.history[-1], state=state, repeated=True)
-    validation = data.validate_batches(BATCH_SIZE, device, ranks)
+    validation = data.validate_batches(batch_size_of(data.validate.schema), device, ranks)
     yield from epochs(
         trial,
         data,
@@ -175,7 +178,7 @@ def epochs(
 ) -> Iterator[Progress]:
     """The epochs that `state` has not behind it yet; `score` validates the model after each."""
     config = trial.training
-    batches = data.train_batches(config.batch_size, seed, device, ranks)
+    batches = data.train_batches(config.batch_size, seed, device, ranks, config.frames)
     step = Step(trial, data, state, device=device, seed=seed, examples_per_epoch=batches.num_videos, ranks=ranks)
     while state.epoch < config.epochs:
         start = time.monotonic()

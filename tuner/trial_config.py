@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
+from data.sampling import FramesConfig
 from models import FusedMLPConfig, LogisticConfig, ModelConfig
 from models.losses import LossConfig
 from models.moco import METHODS, CrossModalConfig, MethodConfig, leaks
@@ -29,6 +30,7 @@ class TrainingConfig:
     epochs: int = 20  # passes over the training videos
     precision: Precision = "auto"  # of the matrix products; auto: bf16 where the hardware has it
     seed: Seed = 1  # of weights, order, dropout and bootstrap; per_trial: 1 + the trial's number
+    frames: FramesConfig = field(default_factory=FramesConfig)  # of each video, where the data has frames
 
     def __post_init__(self) -> None:
         _check_at_least_1(self, "batch_size", "epochs")

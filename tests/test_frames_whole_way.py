@@ -1,0 +1,123 @@
+"""Frames from shards to a model folder and back: train, export, load, evaluate, predict."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from finished import FinishedSearch, build
+
+from data.batches import Batches
+from data.sample import write_shards
+from data.schema import Schema
+from tuner import evaluate, export, predict
+from tuner.errors import ModelFolderError
+from tuner.evaluate import BATCH_SIZE, batch_size_of
+
+CPU = torch.device("cpu")
+EXPERIMENTS = """\
+default: tiny
+experiments:
+  tiny:
+    data:
+      level: {level}
+      train: shards/train*.tfrecord
+      validate: shards/validate*.tfrecord
+      features: {{rgb: 24, audio: 8}}
+      max_frames: 9
+      num_classes: 12
+      cache: cache
+    model: {{kind: average_logistic}}
+    optimizer: {{kind: adam, learning_rate: {{loguniform: [1e-4, 1e-1]}}}}
+    training: {{batch_size: 32, epochs: 2, precision: fp32, frames: {{sampling: random, count: 4}}}}
+    search: {{trials: 4}}
+"""
+
+
+@pytest.fixture(scope="module", params=["frame", "segment"])
+def search(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> FinishedSearch:
+    return build(
+        tmp_path_factory.mktemp("frames"),
+        EXPERIMENTS.format(level=request.param),
+        slow={"optimizer.learning_rate": 1e-4},
+        fast={"optimizer.learning_rate": 3e-2},
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(search: FinishedSearch) -> Path:
+    search.export(search.folder / "exported", class_names=None)
+    return search.folder / "exported"
+
+
+def test_an_export_scores_as_its_trial_did(search: FinishedSearch, folder: Path) -> None:
+    loaded = export.load_model(folder, CPU)
+    assert loaded.schema == search.experiment.data.schema
+    cache = loaded.open(search.validate)
+    metrics = evaluate.evaluate(loaded.model, Batches(cache, batch_size=40, shuffle=False), loaded.precision)
+    reported = search.best.reports[search.best.best_epoch]
+    assert metrics["gap"] == pytest.approx(reported["gap"], abs=1e-6)
+    assert metrics["num_videos"] == cache.num_videos == search.data.validate.num_videos
+
+
+def test_the_program_takes_any_number_of_videos_and_frames(search: FinishedSearch, folder: Path) -> None:
+    model, program = export.load_model(folder, CPU).model, torch.export.load(folder / export.PROGRAM).module()
+    for batch in (1, 3):
+        for num_frames in (1, 9):
+            frames_BTD = torch.randint(0, 256, (batch, num_frames, 32), dtype=torch.uint8)
+            inputs = frames_BTD, torch.ones(batch, num_frames, dtype=torch.bool)
+            torch.testing.assert_close(program(*inputs), model(*inputs))
+
+
+def test_padding_has_no_say(search: FinishedSearch) -> None:
+    model, (batch, *_) = search.load_best(), Batches(search.data.validate, batch_size=8, shuffle=False).epoch(0)
+    frames_BTD, mask_BT = batch.inputs
+    noise = torch.randint(0, 256, frames_BTD.shape, dtype=torch.uint8)
+    longer = torch.cat([torch.where(mask_BT[:, :, None], frames_BTD, noise), noise], dim=1)
+    mask = torch.cat([mask_BT, torch.zeros_like(mask_BT)], dim=1)
+    torch.testing.assert_close(model(longer, mask), model(frames_BTD, mask_BT))
+
+
+def test_predictions_are_the_models_on_every_example(search: FinishedSearch, folder: Path) -> None:
+    output = search.folder / "predictions.csv"
+    predict.run([str(folder), "--data", search.validate, "--output", str(output), "--batch-size", "7"])
+    with output.open() as file:
+        rows = list(csv.DictReader(file))
+    loaded = export.load_model(folder, CPU)
+    cache = loaded.open(search.validate, require_labels=False)
+    assert [row["VideoId"] for row in rows] == [id.decode() for id in cache.ids.tolist()]
+    assert (":" in rows[0]["VideoId"]) == (loaded.schema.level == "segment")
+    (batch,) = Batches(cache, batch_size=cache.num_videos, shuffle=False).epoch(0)
+    best = loaded.model(*batch.inputs).sigmoid().max(dim=1)
+    for row, label, share in zip(rows, best.indices.tolist(), best.values.tolist(), strict=True):
+        first = row["LabelConfidencePairs"].split()[:2]
+        assert int(first[0]) == label and float(first[1]) == pytest.approx(share, abs=1e-5)
+
+
+def test_there_is_no_encoder_to_embed_with(search: FinishedSearch, folder: Path) -> None:
+    from tuner.embed import encoder_of
+
+    with pytest.raises(ModelFolderError, match="has no encoder"):
+        encoder_of(export.load_model(folder, CPU))
+
+
+def test_long_videos_are_scored_fewer_at_a_time() -> None:
+    assert batch_size_of(Schema()) == BATCH_SIZE
+    assert batch_size_of(Schema(features={"a": 128}, level="frame", max_frames=10)) == BATCH_SIZE
+    assert batch_size_of(Schema(features={"rgb": 1024, "audio": 128}, level="frame")) == (1 << 26) // (1152 * 300)
+    assert batch_size_of(Schema(features={"rgb": 1 << 20}, level="frame")) == 1
+
+
+def test_the_frames_of_a_sample_video_differ_more_than_the_means_of_its_videos(tmp_path: Path) -> None:
+    """Its classes are seen in a part of the frames: else attention and VLAD would have nothing to find."""
+    from data.frames import decode_frames
+
+    schema = Schema(features={"rgb": 64}, num_classes=8, level="frame")
+    given = {"num_shards": 1, "num_classes": 8, "seed": 1, "features": schema.features, "level": "frame"}
+    (path,) = write_shards(tmp_path, num_videos=300, **given)
+    shard = decode_frames(path, schema)
+    video_F = np.repeat(np.arange(300), np.diff(shard.frame_offsets))
+    spread = [shard.features_ND[video_F == n].astype(float).var(axis=0).mean() for n in range(300)]
+    mean_ND = np.stack([shard.features_ND[video_F == n].mean(axis=0) for n in range(300)])
+    assert np.mean(spread) > 3 * mean_ND.var(axis=0).mean()
