@@ -117,7 +117,6 @@ MISTAKES = [
     ("duration", "{trials: 2}", "{time_budget: 4x}", "14: tiny.search.time_budget: must be a number of seconds, or a time such as 90s, 30m, 4h or 1h30m (got 4x)"),
     ("end of a range", "[0.2, 0.7]", "[0.2, 1.7]", "7: tiny.model.dropout: dropout must be in [0, 1), but got 1.7"),
     ("frames of videos", "epochs: 2}", "epochs: 2, frames: {sampling: random}}", "13: tiny.training.frames: has no effect where data.level is video"),
-    ("a model of frames", "{kind: fused_mlp, towers: {mean_rgb: 8, mean_audio: 8}, dropout: {uniform: [0.2, 0.7]}}", "{kind: average_logistic}", "7: tiny.model.kind: average_logistic takes frames; set data.level to frame or segment (got video)"),
     ("level", "train: t*.tfrecord", "level: clip\n      train: t*.tfrecord", "5: tiny.data.level: 'clip' is not one of: video, frame, segment"),
     ("max_frames", "train: t*.tfrecord", "max_frames: 0\n      train: t*.tfrecord", "5: tiny.data.max_frames: max_frames must be at least 1, but got 0"),
     ("towers", "mean_audio: 8", "mean_adio: 8", "7: tiny.model.towers: must have a tower for each of data.features: mean_rgb, mean_audio (got mean_rgb, mean_adio)"),
@@ -675,10 +674,6 @@ def contrastive(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Experiment]:
         ),
         ("probe.dropout=0.5", "contrastive.probe.dropout: dropout has no effect on a linear probe, only on fine_tune"),
         ("model.kind=logistic", "contrastive.model.kind: 'logistic' is not one of: fused_mlp"),
-        (
-            "data.level=frame",
-            "contrastive.pipeline: contrastive learns from features of whole videos, but data.level is f",
-        ),
         ("data.label_fraction=0", "contrastive.data.label_fraction: label_fraction must be in (0, 1], but got 0"),
     ],
 )
@@ -689,6 +684,11 @@ def test_a_mistake_in_a_contrastive_experiment_is_told_at_its_place(
         contrastive(override)
     (found,) = str(told.value).splitlines()
     assert found.startswith(f"--set {override}: {line}")
+
+
+def test_an_encoder_learns_from_features_of_videos_alone(contrastive: Callable[..., Experiment]) -> None:
+    with pytest.raises(ConfigError, match=r"contrastive\.pipeline: contrastive learns from features of whole videos"):
+        contrastive("data.level=frame", "data.features={mean_rgb: 1024, mean_audio: 128}")
 
 
 def test_epochs_of_a_contrastive_experiment_are_those_of_both_halves(contrastive: Callable[..., Experiment]) -> None:
