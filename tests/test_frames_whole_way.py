@@ -1,6 +1,7 @@
 """Frames from shards to a model folder and back: train, export, load, evaluate, predict."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from finished import FinishedSearch, build
 from data.batches import Batches
 from data.sample import write_shards
 from data.schema import Schema
-from tuner import evaluate, export, predict
+from tuner import evaluate, export, predict, segments
 from tuner.errors import ModelFolderError
 from tuner.evaluate import BATCH_SIZE, batch_size_of
 
@@ -93,6 +94,25 @@ def test_predictions_are_the_models_on_every_example(search: FinishedSearch, fol
     for row, label, share in zip(rows, best.indices.tolist(), best.values.tolist(), strict=True):
         first = row["LabelConfidencePairs"].split()[:2]
         assert int(first[0]) == label and float(first[1]) == pytest.approx(share, abs=1e-5)
+
+
+def test_segments_are_ranked_by_class_whatever_frames_it_was_trained_on(search: FinishedSearch, folder: Path) -> None:
+    """All whole segments of every video, each class's best first, two of the classes, four of each."""
+    (search.folder / "ids.csv").write_text("Index\n7\n3\n")
+    output, classes = search.folder / "segments.csv", str(search.folder / "ids.csv")
+    command = [str(folder), "--data", search.validate, "--output", str(output), "--segments", "--batch-size", "7"]
+    predict.run([*command, "--classes", classes, "--per-class", "4"])
+    loaded = export.load_model(folder, CPU)
+    of_segments = replace(loaded, schema=replace(loaded.schema, level="segment"))
+    cache = of_segments.open(search.validate, require_labels=False)
+    (batch,) = Batches(cache, batch_size=cache.num_videos, shuffle=False).epoch(0)
+    logits_NC = loaded.model(*batch.inputs)
+    ranked = segments.read(output)
+    assert list(ranked) == [7, 3]
+    for label, listed in ranked.items():
+        best = logits_NC[:, label].topk(4)
+        numbers = [cache.ids.tolist().index(b"%s:%d" % segment) for segment in listed]
+        torch.testing.assert_close(logits_NC[numbers, label], best.values)
 
 
 def test_there_is_no_encoder_to_embed_with(search: FinishedSearch, folder: Path) -> None:

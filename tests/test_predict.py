@@ -232,3 +232,30 @@ def test_the_best_classes_are_those_of_a_stable_sort(logits_BC: np.ndarray, top_
 def test_equal_logits_of_bf16_go_to_the_lower_class() -> None:
     classes_BK, _ = predict.best_classes(torch.ones(1, 100, dtype=torch.bfloat16), 3)
     assert classes_BK.tolist() == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--classes", "ids.csv"], "--classes belongs to --segments"),
+        (["--per-class", "5"], "--per-class belongs to --segments"),
+        (["--segments", "--top-k", "5"], "--segments are ranked for each class into a csv"),
+        (["--segments", "--per-class", "0"], "must be a whole number, at least 1, but got '0'"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    exported: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        predict.run([str(exported), "--data", "x", "--output", "out.csv", *arguments])
+    assert end.value.code == 2 and told in capsys.readouterr().err
+
+
+def test_features_of_whole_videos_have_no_segments(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shard = write_shard(tmp_path / "a.tfrecord", videos(b"one"))
+    command = [str(exported), "--data", str(shard), "--output", str(tmp_path / "s.csv"), "--segments"]
+    assert errors.main(partial(predict.run, command)) == 2
+    assert "--segments: the model takes features of whole videos" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tfrecord"]

@@ -159,13 +159,20 @@ def test_a_file_of_another_kind_is_told(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------ the command
 
 
-@pytest.fixture
-def stored(finished_search: FinishedSearch, exported: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def written(finished_search: FinishedSearch, exported: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """What tuner.predict writes of the validation videos, five classes each."""
-    output = tmp_path / "stored.csv"
+    output = tmp_path_factory.mktemp("predictions") / "stored.csv"
     command = [str(exported), "--data", finished_search.validate, "--output", str(output), "--top-k", "5"]
     predict.run([*command, "--device", "cpu"])
-    return output
+    return output.read_text()
+
+
+@pytest.fixture
+def stored(written: str, tmp_path: Path) -> Path:
+    """A copy to change."""
+    (tmp_path / "stored.csv").write_text(written)
+    return tmp_path / "stored.csv"
 
 
 def run(*arguments: str | Path) -> int:

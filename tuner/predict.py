@@ -10,6 +10,9 @@ ends in .safetensors is for another model to learn from (tuner/teacher.py), and 
 decoded one after the other, the next one while the model scores the last, so their number does not matter; labels in
 them are not looked at. Equal logits go to the lower class first, as in the metrics.
 
+With `--segments`, a model of frames gives the best segments of every class instead, in Kaggle's format of 2019: the
+five seconds that begin at 0, 5, 10, ... of every video (tuner/segments.py).
+
 Shapes   N videos of a shard   B videos in the batch   D features   C classes   K = min(top_k, C)
 """
 
@@ -20,11 +23,12 @@ import csv
 import gzip
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tuner import teacher
-from tuner.errors import main
+from tuner import segments, teacher
+from tuner.errors import ModelFolderError, main
 from tuner.streaming import BATCH_SIZE, Count, batches_of, decoded, positive, replacing
 
 if TYPE_CHECKING:  # `--help` needs no torch
@@ -73,6 +77,33 @@ def predict(
             classes_BK, probabilities_BK = best_classes(_logits(exported, batch), top_k)
             classes_NK[rows], probabilities_NK[rows] = classes_BK.cpu(), probabilities_BK.cpu()
         yield Predicted(ids, classes_NK, probabilities_NK)
+
+
+def rank_segments(
+    exported: Exported,
+    shards: Sequence[str],
+    ranking: segments.Ranking,
+    *,
+    device: torch.device,
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[int]:
+    """Add all whole segments of every video to `ranking`; yields how many a shard had.
+
+    Raises:
+        ModelFolderError: the model takes no frames.
+        ShardError: a shard is damaged or does not fit the model.
+    """
+    if exported.schema.level == "video":
+        raise ModelFolderError(
+            "--segments: the model takes features of whole videos, in which no segment can be told: "
+            "give one that was trained with data.level frame or segment"
+        )
+    of_segments = replace(exported, schema=replace(exported.schema, level="segment"))
+    for shard in decoded(shards, of_segments):
+        for batch in batches_of(shard, of_segments, batch_size, device).epoch(0):
+            names = shard.ids[batch.rows.cpu().numpy()].tolist()
+            ranking.add([segments.Segment.of(name) for name in names], _logits(exported, batch))
+        yield len(shard.ids)
 
 
 def best_classes(logits_BC: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
@@ -146,7 +177,8 @@ def run(arguments: list[str] | None = None) -> None:
     """The command line.
 
     Raises:
-        ModelFolderError: MODEL_DIR cannot be used.
+        ModelFolderError: MODEL_DIR cannot be used, or not for this.
+        ConfigError: the list of classes cannot be used.
         DataError: no shard matches, or one is damaged or does not fit the model.
         TunerError: the output cannot be written.
     """
@@ -165,7 +197,19 @@ def run(arguments: list[str] | None = None) -> None:
     parser.add_argument("--top-k", type=positive, metavar="K", help="classes a video; default: 20, or 50 to learn from")
     parser.add_argument("--batch-size", type=positive, default=BATCH_SIZE, metavar="B", help="default: %(default)s")
     parser.add_argument("--device", metavar="cpu|cuda", help="default: cuda where there is one")
+    ranked = parser.add_argument_group("segments")
+    ranked.add_argument("--segments", action="store_true", help="the best five seconds of each class, as in 2019")
+    ranked.add_argument("--classes", metavar="FILE", help="a csv whose column Index names them; default: all")
+    ranked.add_argument(
+        "--per-class", type=positive, metavar="N", help=f"segments of each class at most; default: {segments.MOST:,}"
+    )
     options = parser.parse_args(arguments)
+    to_learn_from = options.output.suffix == teacher.SUFFIX
+    if options.segments and (to_learn_from or options.top_k):
+        parser.error("--segments are ranked for each class into a csv: leave --top-k out, and .safetensors")
+    for name in ("classes", "per_class"):
+        if getattr(options, name) and not options.segments:
+            parser.error(f"--{name.replace('_', '-')} belongs to --segments")
 
     from data.cache import find_shards
     from tuner.export import choose_device, load_model
@@ -174,14 +218,23 @@ def run(arguments: list[str] | None = None) -> None:
     device = choose_device(options.device)
     exported = load_model(place(options.model, "MODEL_DIR"), device)
     shards = find_shards(options.data)
-    to_learn_from = options.output.suffix == teacher.SUFFIX
+    compressed = options.output.suffix == ".gz"
     top_k = options.top_k or (teacher.TOP_K if to_learn_from else TOP_K)
     with replacing(options.output) as unfinished, Count(options.output, len(shards)) as count:
+        if options.segments:
+            num_classes = exported.schema.num_classes
+            classes = segments.read_classes(options.classes, num_classes) if options.classes else range(num_classes)
+            ranking = segments.Ranking(classes, options.per_class or segments.MOST)
+            for number in rank_segments(exported, shards, ranking, device=device, batch_size=options.batch_size):
+                count.shard(number)
+            segments.write(unfinished, ranking, compressed=compressed)
+            count.say("segments")
+            return
         predicted = predict(exported, shards, device=device, top_k=top_k, batch_size=options.batch_size)
         if to_learn_from:
             write_teacher(unfinished, _counted(predicted, count), exported)
         else:
-            write_csv(unfinished, _counted(predicted, count), compressed=options.output.suffix == ".gz")
+            write_csv(unfinished, _counted(predicted, count), compressed=compressed)
     count.say()
 
 

@@ -41,6 +41,18 @@ class Segment(NamedTuple):
     video: bytes
     start: int  # in seconds
 
+    @classmethod
+    def of(cls, name: bytes) -> Segment:
+        """The segment of that name: `u93s:15`.
+
+        Raises:
+            ValueError: it is no such name.
+        """
+        video, _, start = name.rpartition(b":")
+        if not video or not start.isdigit():
+            raise ValueError(f"a segment is video:start, as in u93s:15, but got {name.decode(errors='replace')!r:.80}")
+        return cls(video, int(start))
+
     def __str__(self) -> str:
         """As in the csv: text, not b'...'."""
         return f"{self.video.decode(errors='surrogateescape')}:{self.start}"
@@ -137,10 +149,10 @@ def read(path: Path) -> dict[int, list[Segment]]:
 
 
 def _segment(word: str, path: Path, line: int) -> Segment:
-    video, _, start = word.rpartition(":")
-    if not video or not start.isdecimal():
-        raise ConfigError(f"{path}:{line}: a segment is video:start, as in u93s:15, but got {word!r:.80}")
-    return Segment(video.encode(errors="surrogateescape"), int(start))
+    try:
+        return Segment.of(word.encode(errors="surrogateescape"))
+    except ValueError as error:
+        raise ConfigError(f"{path}:{line}: {error}") from error
 
 
 def _opened(path: Path, mode: str, compressed: bool) -> Any:

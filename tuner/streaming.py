@@ -114,11 +114,11 @@ class Count:
         self._num_videos += num_videos
         self._bar.update(self._task, advance=1, description=f"{self._num_videos:,} videos, shards")
 
-    def say(self) -> None:
+    def say(self, what: str = "videos") -> None:
         """The last line."""
         seconds = time.monotonic() - self._start
         rate = self._num_videos / max(seconds, 1e-9)
-        print(f"{self._output}: {self._num_videos:,} videos in {seconds:.1f} s ({rate:,.0f} videos/s)")
+        print(f"{self._output}: {self._num_videos:,} {what} in {seconds:.1f} s ({rate:,.0f} {what}/s)")
 
 
 def positive(text: str) -> int:
