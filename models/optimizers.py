@@ -1,4 +1,4 @@
-"""TF-style RMSProp, Adam(W) and SGD; learning rates by examples seen; gradient clipping; a step that may be skipped."""
+"""TF-style RMSProp, Adam(W), SGD, LARS; learning rates by examples seen; clipping; a step that may be skipped."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-# What each kind reads, with the published (rmsprop_tf) or usual defaults.
+from .lars import LARS
+
+# What each kind reads, with the published (rmsprop_tf, lars: MoCo v3's) or usual defaults.
 SETTINGS: dict[str, dict[str, float]] = {
     "rmsprop_tf": {"decay": 0.9, "momentum": 0.0, "epsilon": 1e-10},
     "adam": {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8},
     "adamw": {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 0.01},
     "sgd": {"momentum": 0.0, "weight_decay": 0.0},
+    "lars": {"momentum": 0.9, "trust": 0.001, "weight_decay": 1e-6},
 }
 
 
@@ -71,15 +74,16 @@ class OptimizerConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    kind: Literal["rmsprop_tf", "adam", "adamw", "sgd"]
+    kind: Literal["rmsprop_tf", "adam", "adamw", "sgd", "lars"]
     learning_rate: float  # the schedule's peak
     decay: float | None = None  # rmsprop_tf: of the running mean square
-    momentum: float | None = None  # rmsprop_tf, sgd
+    momentum: float | None = None  # rmsprop_tf, sgd, lars
     nesterov: bool = False  # sgd with momentum
     epsilon: float | None = None  # rmsprop_tf (inside the root), adam and adamw (outside)
     beta1: float | None = None  # adam, adamw: decay of the mean
     beta2: float | None = None  # adam, adamw: decay of the mean square
-    weight_decay: float | None = None  # of weight matrices alone; adamw: times the rate, sgd: added to the gradient
+    weight_decay: float | None = None  # of matrices alone; adamw: times the rate; sgd, lars: added to the gradient
+    trust: float | None = None  # lars: length of a step at a rate of 1, as a share of each matrix's norm
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     clip: ClipConfig = field(default_factory=ClipConfig)
 
@@ -89,7 +93,7 @@ class OptimizerConfig:
             raise ValueError(f"kind must be one of {', '.join(SETTINGS)}, but got {self.kind!r}")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be positive and finite, but got {self.learning_rate}")
-        for name in ("decay", "momentum", "epsilon", "beta1", "beta2", "weight_decay"):
+        for name in ("decay", "momentum", "epsilon", "beta1", "beta2", "weight_decay", "trust"):
             value = getattr(self, name)
             if value is None:
                 continue
@@ -97,11 +101,11 @@ class OptimizerConfig:
                 raise ValueError(
                     f"{name} has no effect on {self.kind}, which has {', '.join(SETTINGS[self.kind])}, but got {value}"
                 )
-            if name == "epsilon" and not value > 0:
-                raise ValueError(f"epsilon must be positive, but got {value}")
+            if name in ("epsilon", "trust") and not value > 0:
+                raise ValueError(f"{name} must be positive, but got {value}")
             if name == "weight_decay" and not value >= 0:
                 raise ValueError(f"weight_decay must not be negative, but got {value}")
-            if name not in ("epsilon", "weight_decay") and not 0 <= value < 1:
+            if name not in ("epsilon", "trust", "weight_decay") and not 0 <= value < 1:
                 raise ValueError(f"{name} must be in [0, 1), but got {value}")
         if self.nesterov and not (self.kind == "sgd" and self.momentum):
             raise ValueError(f"nesterov needs sgd with a momentum, but got {self.kind} with momentum {self.momentum}")
@@ -154,6 +158,9 @@ def build(config: OptimizerConfig, parameters: Iterable[Tensor]) -> Optimizer:
     if config.kind == "adam":
         betas = (config.setting("beta1"), config.setting("beta2"))
         return Adam(parameters, lr=config.learning_rate, betas=betas, eps=config.setting("epsilon"), fused=True)
+    if config.kind == "lars":
+        settings = {name: config.setting(name) for name in SETTINGS["lars"]}
+        return LARS(parameters, lr=config.learning_rate, **settings)
     groups = _decayed(parameters, config.setting("weight_decay"))
     if config.kind == "adamw":
         betas = (config.setting("beta1"), config.setting("beta2"))

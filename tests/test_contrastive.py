@@ -349,6 +349,12 @@ def test_a_method_without_an_optimizer_has_its_published_one(kind: str, optimize
     assert chosen.learning_rate == pytest.approx({"sgd": 0.06, "adamw": 3e-4}[optimizer])  # linear in the batch
 
 
+@pytest.mark.parametrize(("batch_size", "rate"), [(256, 0.03), (128, 0.015)])
+def test_mocos_rate_is_linear_in_the_batch(batch_size: int, rate: float) -> None:
+    """reference/systems.md, section D."""
+    assert PretrainConfig(kind="moco_v2", batch_size=batch_size).chosen_optimizer.learning_rate == rate
+
+
 def test_more_videos_in_a_batch_than_there_are_is_one_sentence(data: Dataset) -> None:
     with pytest.raises(DataError, match=r"320 videos do not fill one batch of pretraining; give pretrain\.batch_size"):
         next(train(trial(batch_size=512), data, device=CPU, seed=1))

@@ -20,6 +20,7 @@ KINDS = {
     "sgd with decay": OptimizerConfig(kind="sgd", learning_rate=0.01, weight_decay=0.1),
     "sgd with momentum": OptimizerConfig(kind="sgd", learning_rate=0.01, momentum=0.9),
     "sgd with nesterov": OptimizerConfig(kind="sgd", learning_rate=0.01, momentum=0.9, nesterov=True),
+    "lars": OptimizerConfig(kind="lars", learning_rate=0.5),
 }
 every_kind = pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
 
@@ -125,6 +126,38 @@ def test_sgd_follows_its_formula(momentum, nesterov):
         assert weight.tolist() == pytest.approx(w.tolist(), rel=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["matrix", "vector"])
+def test_lars_follows_its_formula(kind):
+    """MoCo v3: matrices are decayed and scaled by trust ||w|| / ||g||, biases and gains neither."""
+    shape = (2, 3) if kind == "matrix" else (6,)
+    weight = torch.nn.Parameter(torch.ones(shape, dtype=torch.float64))
+    config = OptimizerConfig(kind="lars", learning_rate=0.6, weight_decay=0.1, momentum=0.8, trust=0.02)
+    optimizer = optimizers.build(config, [weight])
+    w, moved = np.ones(shape), np.zeros(shape)
+    rng = np.random.default_rng(0)
+    for lr in (0.6, 0.6, 0.3):
+        g = rng.normal(size=shape)
+        scaled = g
+        if kind == "matrix":
+            scaled = g + 0.1 * w
+            scaled = scaled * 0.02 * np.linalg.norm(w) / np.linalg.norm(scaled)
+        moved = 0.8 * moved + scaled
+        w = w - lr * moved
+        optimizers.set_learning_rate(optimizer, lr)
+        weight.grad = torch.tensor(g)
+        optimizers.step(optimizer)
+        assert weight.detach().numpy() == pytest.approx(w, rel=1e-12)
+
+
+def test_lars_steps_where_a_norm_is_zero():
+    """A matrix that starts at zero, or has no gradient, is not scaled by 0 or infinity."""
+    zero, still = torch.nn.Parameter(torch.zeros(2, 2)), torch.nn.Parameter(torch.ones(2, 2))
+    optimizer = optimizers.build(OptimizerConfig(kind="lars", learning_rate=1.0, weight_decay=0.0), [zero, still])
+    zero.grad, still.grad = torch.ones(2, 2), torch.zeros(2, 2)
+    optimizers.step(optimizer)
+    assert torch.equal(zero.detach(), -torch.ones(2, 2)) and torch.equal(still.detach(), torch.ones(2, 2))
+
+
 def test_the_kinds_defaults_are_the_published_ones():
     rmsprop = optimizers.build(OptimizerConfig(kind="rmsprop_tf", learning_rate=1e-3), weights()).param_groups[0]
     assert (rmsprop["decay"], rmsprop["momentum"], rmsprop["epsilon"]) == (0.9, 0.0, 1e-10)
@@ -132,6 +165,8 @@ def test_the_kinds_defaults_are_the_published_ones():
     assert (adam["betas"], adam["eps"]) == ((0.9, 0.999), 1e-8)
     sgd = optimizers.build(OptimizerConfig(kind="sgd", learning_rate=1e-3), weights()).param_groups[0]
     assert (sgd["momentum"], sgd["nesterov"]) == (0.0, False)
+    lars = optimizers.build(OptimizerConfig(kind="lars", learning_rate=0.6), weights()).param_groups[0]
+    assert (lars["momentum"], lars["trust"], lars["weight_decay"]) == (0.9, 0.001, 1e-6)
 
 
 @every_kind
@@ -312,9 +347,11 @@ def test_clipping_passes_over_parameters_without_a_gradient():
         ({"kind": "sgd", "nesterov": True}, "nesterov needs sgd with a momentum"),
         ({"kind": "adam", "beta2": 1.0}, r"beta2 must be in \[0, 1\), but got 1.0"),
         ({"kind": "adam", "epsilon": 0.0}, "epsilon must be positive, but got 0.0"),
+        ({"kind": "sgd", "trust": 0.1}, "trust has no effect on sgd"),
+        ({"kind": "lars", "trust": 0.0}, "trust must be positive, but got 0.0"),
         ({"kind": "adam", "learning_rate": 0.0}, "learning_rate must be positive and finite, but got 0.0"),
         ({"kind": "adam", "learning_rate": math.nan}, "learning_rate must be positive and finite, but got nan"),
-        ({"kind": "lion"}, "kind must be one of rmsprop_tf, adam, adamw, sgd, but got 'lion'"),
+        ({"kind": "lion"}, "kind must be one of rmsprop_tf, adam, adamw, sgd, lars, but got 'lion'"),
     ],
 )
 def test_settings_without_effect_or_out_of_range_are_refused(settings, message):

@@ -21,13 +21,16 @@ from data.batches import Batches
 from data.errors import DataError
 from data.sample import write_splits
 from models import loss_weights, losses
+from models.averaging import AverageConfig
 from models.fused_mlp import FusedMLPConfig
 from models.losses import LossConfig
 from models.optimizers import ClipConfig, OptimizerConfig, ScheduleConfig, learning_rate_at
-from tuner import errors
+from tuner import checkpoint, errors
 from tuner import train as command
 from tuner.dataset import DataConfig, Dataset, open_dataset
-from tuner.errors import CheckpointError, TrialDiverged
+from tuner.errors import CheckpointError, ConfigError, TrialDiverged
+from tuner.objective import Objective
+from tuner.ranks import ALONE
 from tuner.supervised import Progress, train
 from tuner.trial_config import TrainingConfig, TrialConfig
 
@@ -72,9 +75,11 @@ def data(shards: DataConfig) -> Dataset:
 
 def trial(optimizer: OptimizerConfig = ADAM, *, dropout: float = 0.4, **settings: Any) -> TrialConfig:
     """A small trial; what is not the optimizer's is training's or the loss's."""
-    training = {name: settings.pop(name) for name in ("batch_size", "epochs", "precision", "seed") if name in settings}
+    names = ("batch_size", "epochs", "precision", "seed", "accumulate", "average")
+    training = {name: settings.pop(name) for name in names if name in settings}
+    norm = settings.pop("norm", "batch_norm")
     return TrialConfig(
-        model=FusedMLPConfig(kind="fused_mlp", towers={"rgb": 12, "audio": 6}, hidden=16, dropout=dropout),
+        model=FusedMLPConfig(kind="fused_mlp", towers={"rgb": 12, "audio": 6}, hidden=16, dropout=dropout, norm=norm),
         optimizer=optimizer,
         loss=LossConfig(**settings),
         training=TrainingConfig(**({"batch_size": 64, "epochs": 3, "precision": "fp32"} | training)),
@@ -163,6 +168,83 @@ def test_a_resumed_trial_equals_the_uninterrupted_one(data: Dataset, tmp_path: P
         found, found_weights = run(config, data, resume_from=tmp_path / f"epoch-{epoch}")
         assert found == expected[epoch - 1 :]  # its own epoch is told once more
         assert_same(found_weights, expected_weights)
+
+
+def test_a_resumed_trial_goes_on_with_both_its_weights(data: Dataset, tmp_path: Path) -> None:
+    """The averaged ones, which the checkpoint exports, and the live ones, which the next step moves."""
+    config = trial(average=AverageConfig(decay=0.9))
+    expected, live = [], {}
+    for progress in train(config, data, device=CPU, seed=1):
+        expected.append(numbers(progress))
+        progress.state.save(tmp_path / f"epoch-{progress.epoch}", config)
+        live = weights(progress.state.model)
+        exported = checkpoint.load_weights(tmp_path / f"epoch-{progress.epoch}", settings=config.settings)
+        assert_same(exported, weights(progress.state.average.model))
+        assert any(not torch.equal(exported[name], live[name]) for name in live)
+    for epoch in (1, 3):
+        torch.manual_seed(99)
+        found, found_live = run(config, data, resume_from=tmp_path / f"epoch-{epoch}")
+        assert found == expected[epoch - 1 :]
+        assert_same(found_live, live)
+
+
+def test_averaging_is_validated_and_leaves_training_as_it_is(data: Dataset) -> None:
+    plain, plain_weights = run(trial(), data)
+    (*_, averaged), averaged_weights = run(trial(average=AverageConfig(half_life=8.0)), data)
+    assert averaged["loss_train"] == plain[-1]["loss_train"]
+    assert_same(averaged_weights, plain_weights)
+    assert averaged["loss_validate"] != plain[-1]["loss_validate"]
+
+
+@pytest.mark.parametrize("settings", [{}, {"bootstrap": "per_batch"}, {"bootstrap": "fixed"}], ids=str)
+def test_accumulated_gradients_are_those_of_the_whole_batch(data: Dataset, settings: dict[str, Any]) -> None:
+    """Without BatchNorm and dropout; with clipping, which must come after all parts."""
+    optimizer = OptimizerConfig(kind="sgd", learning_rate=0.1, momentum=0.9, schedule=COSINE, clip=CLIPPED)
+    whole, parts = (
+        run(trial(optimizer, dropout=0.0, norm="layer_norm", l2=1.0, accumulate=n, **settings), data) for n in (1, 4)
+    )
+    for found, expected in zip(parts[0], whole[0], strict=True):
+        for key in ("loss_train", "loss_validate", "learning_rate"):  # rounding may turn a rank around
+            assert found[key] == pytest.approx(expected[key], rel=1e-4)
+    for name, weight in whole[1].items():
+        torch.testing.assert_close(parts[1][name], weight, rtol=1e-3, atol=1e-5)
+
+
+def test_a_batch_that_is_accumulated_must_be_filled(data: Dataset) -> None:
+    with pytest.raises(DataError, match=r"do not fill one batch of 1,000, as training\.accumulate needs"):
+        next(train(trial(batch_size=1000, accumulate=2), data, device=CPU, seed=1))
+
+
+def test_a_batch_has_equal_parts() -> None:
+    with pytest.raises(ValueError, match="batch_size must be a multiple of accumulate, but got 64 and 3"):
+        trial(accumulate=3)
+
+
+class TestWeightedHamming:
+    """Class weights from the vocabulary's TrainVideoCount."""
+
+    def test_the_weights_go_by_the_index_and_not_by_the_row(self, data: Dataset, tmp_path: Path) -> None:
+        path, counts = tmp_path / "vocabulary.csv", [2 ** (c % 5) for c in range(12)]
+        rows = [f'{c},{counts[c]},"a, {c}"' for c in (3, 0, 11, *range(1, 3), *range(4, 11))]  # not sorted
+        path.write_text("\n".join(["Index,TrainVideoCount,Name", *rows]))
+        config = trial(kind="weighted_hamming", class_weight_power=2.0)
+        loss_of = objective(config, replace(data, vocabulary=str(path)))
+        (batch,) = data.validate_batches(90, CPU).epoch(0)
+        weights_C = (np.mean(counts) / np.array(counts)) ** 2
+        logits = torch.full((90, 12), -np.inf)
+        logits[:, 4] = 0.0  # one class says nothing: its loss is log 2 times its weight
+        batch = replace(batch, label_offsets=torch.zeros(91, dtype=torch.long), label_indices=torch.zeros(0).long())
+        assert loss_of(logits, batch).item() == pytest.approx(np.log(2) * weights_C[4], rel=1e-4)
+
+    def test_without_a_vocabulary_it_is_refused(self, data: Dataset) -> None:
+        with pytest.raises(ConfigError, match=r"takes its counts from data\.vocabulary, which is not set"):
+            objective(trial(kind="weighted_hamming"), data)
+
+
+def objective(config: TrialConfig, data: Dataset) -> Objective:
+    sizes = {"batch_size": 64, "part_size": 64}
+    generator = torch.Generator().manual_seed(1)
+    return Objective(config.loss, data, **sizes, bootstrap=generator, device=CPU, seed=1, ranks=ALONE)
 
 
 def test_a_resumed_trial_knows_its_past(data: Dataset, tmp_path: Path) -> None:

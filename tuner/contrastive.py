@@ -97,7 +97,7 @@ class _Run:
         if isinstance(self.half, Pretraining):
             training["pretraining"] = self.half.parts()
         elif self.half is not None:
-            training["probe"] = {"weights": self.half.model.state_dict(), **self.half.parts()}
+            training["probe"] = {"weights": self.half.scored.state_dict(), **self.half.parts()}
         checkpoint.save(directory, model=self.classifier.state_dict(), training=training, settings=trial.settings)
 
     def resume(self, directory: Path) -> None:

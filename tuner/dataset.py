@@ -70,7 +70,7 @@ class DataConfig:
     max_frames: int = MAX_FRAMES  # of a video: the first ones, at frame and segment level
     num_classes: int = NUM_CLASSES
     on_bad_shard: Literal["fail", "skip"] = "fail"
-    vocabulary: str | None = None  # csv with the columns Index and Name: the classes' names in exports
+    vocabulary: str | None = None  # csv: Index, Name (of classes, in exports), TrainVideoCount (loss weighted_hamming)
     cache: str | None = None  # folder of the decoded shards; $TUNER_CACHE or ~/.cache/tuner when left out
     dtype: Literal["float16", "float32"] = "float16"  # of the decoded features
     sample: SampleConfig | None = None  # write these sample shards first
@@ -164,6 +164,7 @@ class Dataset:
     labelled_rows: np.ndarray | None  # sorted rows of `train` that have labels to learn from; None: all
     sizes: Sizes
     statistics: FeatureStatistics  # moments of all training videos; label counts and number of the labelled ones
+    vocabulary: str | None = None  # csv with the classes' names and counts
 
     @property
     def fingerprint(self) -> str:
@@ -296,6 +297,7 @@ def open_dataset(
         labelled_rows=None,
         sizes=config.sizes,
         statistics=feature_statistics(train.statistics()),
+        vocabulary=config.vocabulary,
     )
     if config.label_fraction < 1:
         data = data.with_labels_of(sample_rows(train.num_videos, config.label_fraction, LABEL_SEED))

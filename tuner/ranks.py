@@ -5,6 +5,7 @@ torch.distributed group, whoever started it (Ray Train, a test).
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -47,6 +48,13 @@ class Ranks:
             if isinstance(module, BatchNorm):
                 module.over_ranks = True
         return DistributedDataParallel(model)
+
+    def unreduced(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Within it, backward adds to each rank's own gradients; those of the next backward outside are averaged.
+
+        `model` is what `parallel` returned.
+        """
+        return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over the ranks, in place, the same bits on each (collective)."""

@@ -1,6 +1,8 @@
 """Steps of an optimizer through the batches of an epoch, alike in both halves of a trial. Plain PyTorch, no Ray."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -20,6 +22,10 @@ class Steps:
 
     Where several ranks train, a batch is theirs together: its loss, and so the gradient, is the mean over its videos,
     however many of them lie on which rank. The model that the loss comes from is `Ranks.parallel`'s.
+
+    Gradients may be accumulated: a step's batch then comes in several parts, one forward and backward each, so that
+    only a part's activations need memory. The gradient is that of the whole batch, but for BatchNorm, which takes the
+    statistics of a part.
     """
 
     def __init__(
@@ -33,6 +39,8 @@ class Steps:
         device: torch.device,
         ranks: Ranks = ALONE,
         name: str = "loss",
+        accumulate: int = 1,
+        unreduced: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """Takes steps with `optimizer`.
 
@@ -45,9 +53,12 @@ class Steps:
             device: where the loss is computed.
             ranks: that share the batches.
             name: what the loss is called when it diverges.
+            accumulate: parts that a step's batch comes in.
+            unreduced: makes the context of the backwards whose gradients are not averaged over the ranks yet.
         """
         self.optimizer, self.config, self.device, self.ranks, self.name = optimizer, config, device, ranks, name
         self.batch_size, self.examples_per_epoch = batch_size, examples_per_epoch
+        self.accumulate, self.unreduced = accumulate, unreduced
         self.examples_in_all = examples_per_epoch * epochs
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.learning_rate = 0.0  # of the last step
@@ -58,14 +69,16 @@ class Steps:
         epoch: int,
         loss_of: Callable[[Any, float], Tensor],
         add_gradients: Callable[[], None] | None = None,
+        stepped: Callable[[], None] | None = None,
     ) -> float:
         """Step through the batches of one epoch, and return the mean of their losses.
 
         Args:
-            batches: this rank's parts of them.
+            batches: this rank's share of them, or with `accumulate` of each one's parts, no step's missing.
             epoch: its number, from 0.
             loss_of: the mean loss of a batch's videos; its second argument is the training's progress, from 0 to 1.
             add_gradients: of what is not a mean over videos, called between backward and clipping.
+            stepped: called after every update of the weights.
 
         Raises:
             TrialDiverged: a loss is not finite; the weights are left as they were before that step.
@@ -73,12 +86,15 @@ class Steps:
         total = torch.zeros((), device=self.device, dtype=torch.float64)
         diverged = torch.zeros((), device=self.device, dtype=torch.bool)
         steps = 0
-        for batch in batches:
+        for first in batches:
+            parts = chain([first], islice(batches, self.accumulate - 1))
             examples_seen = epoch * self.examples_per_epoch + steps * self.batch_size
             self.learning_rate = optimizers.learning_rate_at(self.config, examples_seen, self.examples_in_all)
             optimizers.set_learning_rate(self.optimizer, self.learning_rate)
-            loss = loss_of(batch, examples_seen / self.examples_in_all)
-            loss = self._update(loss, len(batch.rows) / self.batch_size, add_gradients)
+            loss = self._backward(parts, loss_of, examples_seen / self.examples_in_all)
+            self._update(~torch.isfinite(loss), add_gradients)
+            if stepped is not None:
+                stepped()
             diverged |= ~torch.isfinite(loss)
             total += loss
             steps += 1
@@ -91,20 +107,22 @@ class Steps:
             )
         return float(total) / max(steps, 1)
 
-    def _update(self, loss: Tensor, share: float, add_gradients: Callable[[], None] | None) -> Tensor:
-        """One update of the weights, skipped (not waited for) where the loss is not finite; returns the whole batch's.
-
-        Args:
-            loss: mean over the videos of this rank.
-            share: of the batch's videos that are this rank's.
-            add_gradients: as `run_epoch` has it.
-        """
-        # Reduced before backward begins, whose own reductions come in an order of their own.
-        whole = self.ranks.sum(loss.detach() * share)
+    def _backward(self, parts: Iterator[Any], loss_of: Callable[[Any, float], Tensor], progress: float) -> Tensor:
+        """Make the gradients of one batch; returns its mean loss over all parts and ranks."""
         self.optimizer.zero_grad(set_to_none=True)
-        (loss * (share * self.ranks.size)).backward()  # type: ignore[no-untyped-call]  # averaged over the ranks
+        whole = torch.zeros((), device=self.device)
+        for part, batch in enumerate(parts, start=1):
+            share = len(batch.rows) / self.batch_size
+            with self.unreduced() if part < self.accumulate else nullcontext():
+                loss = loss_of(batch, progress)
+                # Reduced before backward begins, whose own reductions come in an order of their own.
+                whole = whole + self.ranks.sum(loss.detach() * share)
+                (loss * (share * self.ranks.size)).backward()  # type: ignore[no-untyped-call]  # averaged over the ranks
+        return whole
+
+    def _update(self, skip: Tensor, add_gradients: Callable[[], None] | None) -> None:
+        """One update of the weights, skipped (not waited for) where the loss is not finite."""
         if add_gradients is not None:
             add_gradients()
         optimizers.clip(self.parameters, self.config.clip)
-        optimizers.step(self.optimizer, skip=~torch.isfinite(whole))
-        return whole
+        optimizers.step(self.optimizer, skip=skip)

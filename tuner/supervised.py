@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,11 +18,14 @@ from torch import Tensor, nn
 
 import models
 from data.batches import Batches
+from data.errors import DataError
 from data.sampling import ALL, FramesConfig
-from models import FeatureStatistics, Sizes, loss_weights, losses, optimizers, penalties
+from models import FeatureStatistics, Sizes, optimizers, penalties
+from models.averaging import Average
 from tuner import checkpoint
 from tuner.dataset import Dataset
 from tuner.evaluate import batch_size_of, evaluate
+from tuner.objective import Objective
 from tuner.precision import autocast
 from tuner.ranks import ALONE, Ranks
 from tuner.steps import Steps
@@ -38,6 +42,10 @@ class TrainingData(Protocol):
     @property
     def statistics(self) -> FeatureStatistics:
         """Of the training videos."""
+
+    @property
+    def vocabulary(self) -> str | None:
+        """The csv with the classes' names and counts."""
 
     def train_batches(
         self, batch_size: int, seed: int, device: torch.device, ranks: Ranks = ALONE, frames: FramesConfig = ALL
@@ -77,6 +85,7 @@ class TrainingState:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     bootstrap: torch.Generator
+    average: Average | None = None
     history: list[dict[str, float]] = field(default_factory=list)  # the metrics of each finished epoch
 
     @property
@@ -84,18 +93,28 @@ class TrainingState:
         """How many epochs are finished."""
         return len(self.history)
 
+    @property
+    def scored(self) -> nn.Module:
+        """The model that is validated and exported: the averaged one, where weights are averaged."""
+        return self.model if self.average is None else self.average.model
+
     def parts(self) -> dict[str, Any]:
-        """Everything but the weights, as tensors and plain values."""
+        """Everything but the weights of `scored`, as tensors and plain values."""
+        average = self.average
         return {
             "history": self.history,
+            "live": average and {"weights": self.model.state_dict(), "steps_averaged": average.steps},
             "optimizer": self.optimizer.state_dict(),
             "bootstrap": self.bootstrap.get_state(),
             **random_state(),
         }
 
     def restore(self, weights: dict[str, Tensor], parts: dict[str, Any]) -> None:
-        """Put weights and parts back, random numbers included."""
-        self.model.load_state_dict(weights)
+        """Put the weights of `scored` and the parts back, random numbers included."""
+        self.scored.load_state_dict(weights)
+        if self.average is not None:
+            self.model.load_state_dict(parts["live"]["weights"])
+            self.average.steps = parts["live"]["steps_averaged"]
         self.optimizer.load_state_dict(parts["optimizer"])
         self.bootstrap.set_state(parts["bootstrap"])
         set_random_state(parts)
@@ -103,7 +122,7 @@ class TrainingState:
 
     def save(self, directory: Path, trial: TrialConfig) -> None:
         """Write the state into `directory`, whole or not at all."""
-        checkpoint.save(directory, model=self.model.state_dict(), training=self.parts(), settings=trial.settings)
+        checkpoint.save(directory, model=self.scored.state_dict(), training=self.parts(), settings=trial.settings)
 
     def load(self, directory: Path, trial: TrialConfig) -> None:
         """Put a saved state back.
@@ -161,6 +180,7 @@ def begin(trial: TrialConfig, data: TrainingData, *, device: torch.device, seed:
     model = models.build(trial.model, data.sizes, data.statistics).to(device)
     return TrainingState(
         model=model,
+        average=Average(model, trial.training.average) if trial.training.average else None,
         optimizer=optimizers.build(trial.optimizer, model.parameters()),
         bootstrap=torch.Generator(device=device).manual_seed(seed),
     )
@@ -176,22 +196,33 @@ def epochs(
     score: Callable[[nn.Module], dict[str, float]],
     ranks: Ranks = ALONE,
 ) -> Iterator[Progress]:
-    """The epochs that `state` has not behind it yet; `score` validates the model after each."""
+    """The epochs that `state` has not behind it yet; `score` validates the model after each.
+
+    Raises:
+        DataError: gradients are accumulated over parts of a batch that the videos do not fill.
+    """
     config = trial.training
-    batches = data.train_batches(config.batch_size, seed, device, ranks, config.frames)
-    step = Step(trial, data, state, device=device, seed=seed, examples_per_epoch=batches.num_videos, ranks=ranks)
+    batches = data.train_batches(config.batch_size // config.accumulate, seed, device, ranks, config.frames)
+    steps = len(batches) // config.accumulate
+    if not steps:
+        raise DataError(
+            f"data.train: {batches.num_videos:,} videos do not fill one batch of {config.batch_size:,}, "
+            "as training.accumulate needs; give a smaller training.batch_size"
+        )
+    examples = min(steps * config.batch_size, batches.num_videos)  # one batch may hold fewer
+    step = Step(trial, data, state, device=device, seed=seed, examples_per_epoch=examples, ranks=ranks)
     while state.epoch < config.epochs:
         start = time.monotonic()
         state.model.train()
         ranks.seed(seed, state.epoch)
-        loss_train = step.run_epoch(batches.epoch(state.epoch), state.epoch)
+        loss_train = step.run_epoch(islice(batches.epoch(state.epoch), steps * config.accumulate), state.epoch)
         trained = time.monotonic()
         metrics = {
             "epoch": state.epoch + 1,
-            **validated(score(state.model), state.history),
+            **validated(score(state.scored), state.history),
             "loss_train": loss_train,
             "learning_rate": step.learning_rate,
-            "videos_per_second": batches.num_videos / (trained - start),
+            "videos_per_second": examples / (trained - start),
             "seconds": time.monotonic() - start,
             **device_metrics(device),
         }
@@ -230,28 +261,33 @@ class Step:
         examples_per_epoch: int,
         ranks: Ranks = ALONE,
     ) -> None:
-        self.trial, self.state, self.device, self.ranks = trial, state, device, ranks
+        self.trial, self.device = trial, device
         self.model = ranks.parallel(state.model)
+        training, average = trial.training, state.average
+        batch_size = min(training.batch_size, examples_per_epoch)
         self.steps = Steps(
             state.optimizer,
             trial.optimizer,
-            batch_size=min(trial.training.batch_size, examples_per_epoch),
+            batch_size=batch_size,
             examples_per_epoch=examples_per_epoch,
-            epochs=trial.training.epochs,
+            epochs=training.epochs,
             device=device,
             ranks=ranks,
+            accumulate=training.accumulate,
+            unreduced=partial(ranks.unreduced, self.model),
         )
-        loss = trial.loss
-        self.loss_of = losses.build(loss)
-        self.penalised = penalties.penalised(state.model, loss.l1, loss.l2, loss.layers)
-        counts_C, num_videos = data.statistics.label_counts_C, data.statistics.num_videos
-        self.pos_weights_C: Tensor | None = None
-        if loss.pos_weight_power:
-            weights_C = loss_weights.positive_weights(counts_C, num_videos, loss.pos_weight_power, loss.pos_weight_max)
-            self.pos_weights_C = weights_C.to(device)
-        self.fixed_weights_N: Tensor | None = None
-        if loss.bootstrap == "fixed":
-            self.fixed_weights_N = data.bootstrap_weights(seed).to(device)
+        self.objective = Objective(
+            trial.loss,
+            data,
+            batch_size=batch_size,
+            part_size=training.batch_size // training.accumulate,
+            bootstrap=state.bootstrap,
+            device=device,
+            seed=seed,
+            ranks=ranks,
+        )
+        self.penalised = penalties.penalised(state.model, trial.loss.l1, trial.loss.l2, trial.loss.layers)
+        self.stepped = partial(average.update, state.model) if average else None
 
     @property
     def learning_rate(self) -> float:
@@ -260,32 +296,14 @@ class Step:
 
     def run_epoch(self, batches: Iterator[Any], epoch: int) -> float:
         """Step through the batches of one epoch; return the mean of their losses (the data term, without penalty)."""
-        return self.steps.run_epoch(batches, epoch, self.loss, self.add_penalty)
+        return self.steps.run_epoch(batches, epoch, self.loss, self.add_penalty, self.stepped)
 
     def loss(self, batch: Any, progress: float) -> Tensor:
         """The data term of this rank's part of a batch."""
         with autocast(self.device, self.trial.training.precision):
             logits_BC = self.model(*batch.inputs)
-        return self.loss_of(
-            logits_BC,
-            batch.label_offsets,
-            batch.label_indices,
-            rated_offsets=batch.rated_offsets,
-            rated_indices=batch.rated_indices,
-            pos_weights_C=self.pos_weights_C,
-            example_weights_B=self.example_weights(batch),
-        )
+        return self.objective(logits_BC, batch)
 
     def add_penalty(self) -> None:
         """Its gradients: of the weights alone, so the same on every rank."""
         penalties.add_penalty_gradients(self.penalised, self.trial.loss.penalty)
-
-    def example_weights(self, batch: Any) -> Tensor | None:
-        """How often each video of the batch counts: bootstrap, in training only."""
-        if self.fixed_weights_N is not None:
-            return self.fixed_weights_N[batch.rows]
-        if self.trial.loss.bootstrap == "per_batch":
-            # All ranks draw the same for the whole batch, and each takes the places that data.batches gives it.
-            weights = loss_weights.per_batch_bootstrap_weights(self.steps.batch_size, self.state.bootstrap, self.device)
-            return weights[self.ranks.rank :: self.ranks.size]
-        return None

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from data.sampling import FramesConfig
 from models import FusedMLPConfig, LogisticConfig, ModelConfig
+from models.averaging import AverageConfig
 from models.losses import LossConfig
 from models.moco import METHODS, CrossModalConfig, MethodConfig, leaks
 from models.optimizers import OptimizerConfig, ScheduleConfig
@@ -27,13 +28,19 @@ class TrainingConfig:
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     batch_size: int = 1024  # videos a step, on all workers of the trial together
+    accumulate: int = 1  # parts that they are trained in, one after the other: less memory, the same gradient
     epochs: int = 20  # passes over the training videos
+    average: AverageConfig | None = None  # of the weights over the steps: what is validated and exported
     precision: Precision = "auto"  # of the matrix products; auto: bf16 where the hardware has it
     seed: Seed = 1  # of weights, order, dropout and bootstrap; per_trial: 1 + the trial's number
     frames: FramesConfig = field(default_factory=FramesConfig)  # of each video, where the data has frames
 
     def __post_init__(self) -> None:
-        _check_at_least_1(self, "batch_size", "epochs")
+        _check_at_least_1(self, "batch_size", "accumulate", "epochs")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size must be a multiple of accumulate, but got {self.batch_size} and {self.accumulate}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +146,7 @@ class ProbeConfig:
     dropout: float | None = None  # fine_tune: the model's from here on; None: as in pretraining
     optimizer: OptimizerConfig
     loss: LossConfig = field(default_factory=LossConfig)
+    average: AverageConfig | None = None  # of the probe's weights over its steps: what is validated and exported
     batch_size: int = 1024  # videos a step
     epochs: int = 20  # passes over the labelled videos
 
@@ -208,7 +216,11 @@ class ContrastiveConfig:
             optimizer=probe.optimizer,
             loss=probe.loss,
             training=TrainingConfig(
-                batch_size=probe.batch_size, epochs=probe.epochs, precision=training.precision, seed=training.seed
+                batch_size=probe.batch_size,
+                epochs=probe.epochs,
+                average=probe.average,
+                precision=training.precision,
+                seed=training.seed,
             ),
         )
 
