@@ -46,6 +46,21 @@ SETTINGS: dict[str, dict[str, float | Scores]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DistillConfig:
+    """A teacher whose probabilities are learned beside the labels: weight * CE(p, q) + (1 - weight) * the loss."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    predictions: str  # of the training videos: a file that tuner.predict wrote with --output FILE.safetensors
+    weight: float = 0.5  # of the teacher's part; published: 0.5
+
+    def __post_init__(self) -> None:
+        """Checks the range."""
+        if not 0 < self.weight <= 1:
+            raise ValueError(f"weight must be in (0, 1], but got {self.weight}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LossConfig:
     """Settings of the training loss; the validation loss is always the plain sigmoid cross-entropy."""
 
@@ -64,6 +79,7 @@ class LossConfig:
     layers: Mapping[str, LayerPenalty] = field(default_factory=dict)  # {head: {l2: 1}}: of one layer, in place of these
     pos_weight_power: float = 0.0  # positives of class c weigh (N / n_c - 1) ** power; 0 = unweighted, published: 0.5
     pos_weight_max: float | None = None  # the largest of these weights allowed
+    distill: DistillConfig | None = None  # learn from an ensemble's predictions too
     bootstrap: Literal["none", "per_batch", "fixed"] = "none"  # draw videos with replacement: anew each batch, or once
 
     def __post_init__(self) -> None:

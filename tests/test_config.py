@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from data.errors import ShardError
 from models.fused_mlp import FusedMLPConfig
-from models.losses import LossConfig
+from models.losses import DistillConfig, LossConfig
 from tuner import errors, reading
 from tuner.config import Experiment, PlateauConfig, ResourcesConfig, SearchConfig, load
 from tuner.errors import ConfigError
@@ -456,6 +456,31 @@ def test_a_block_with_nothing_but_comments_is_an_empty_block(load_text: Load) ->
     experiment = load_text(text)
     assert experiment.search == SearchConfig()
     assert experiment.trial_config(experiment.space.defaults()).loss == LossConfig()
+
+
+def with_loss(loss: str) -> str:
+    return VALID.replace("      l1: {choice: [0, {loguniform: [1e-3, 10]}]}\n", f"      {loss}\n")
+
+
+def test_a_layer_that_the_model_has_not_is_told_with_those_it_has(load_text: Load) -> None:
+    (line,) = mistakes(load_text, with_loss("layers: {haed: {l2: 1e-8}}"))
+    assert "tiny.loss: layers: the model has no layer 'haed'; those with weight matrices are encoder.towers.0" in line
+    experiment = load_text(with_loss("layers: {head: {l2: {loguniform: [1e-8, 1e-6]}}}"))
+    assert experiment.trial_config(experiment.space.defaults()).loss.layers["head"].l2 == pytest.approx(1e-7)
+
+
+def test_weighted_hamming_needs_a_vocabulary(load_text: Load) -> None:
+    (line,) = mistakes(load_text, with_loss("kind: weighted_hamming"))
+    assert "tiny.loss: kind weighted_hamming takes its counts from data.vocabulary, which is not set" in line
+    experiment = load_text(with_loss("kind: weighted_hamming"), overrides=("data.vocabulary=v.csv",))
+    assert experiment.trial_config(experiment.space.defaults()).loss.kind == "weighted_hamming"
+
+
+@pytest.mark.parametrize("written", ["t.safetensors", "{choice: [t.safetensors, u.safetensors]}"])
+def test_a_teachers_file_is_relative_to_the_yaml(load_text: Load, tmp_path: Path, written: str) -> None:
+    experiment = load_text(with_loss(f"distill: {{predictions: {written}, weight: {{uniform: [0.3, 0.7]}}}}"))
+    distill = experiment.trial_config(experiment.space.defaults()).loss.distill
+    assert distill == DistillConfig(predictions=str(tmp_path / "t.safetensors"), weight=0.5)
 
 
 def drawn(low: float, high: float, *values: Any) -> st.SearchStrategy[Any]:

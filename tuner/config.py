@@ -19,7 +19,11 @@ from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replac
 from pathlib import Path
 from typing import Any
 
+import torch
+
+import models
 from data.sampling import FramesConfig
+from models import FeatureStatistics, penalties
 from tuner.dataset import DataConfig
 from tuner.distributions import DISTRIBUTIONS, default_label, distribution_of, label, options
 from tuner.errors import ConfigError
@@ -182,6 +186,7 @@ def _build(node: Node, name: str, file: Path, problems: Problems) -> Experiment:
     resources = read_block(ResourcesConfig, blocks["resources"], "resources", problems)
 
     tree = replace(empty, value={block: blocks[block] for block in SEARCHABLE[pipeline]})
+    tree = _with_absolute_predictions(tree, file.parent)
     space = Space.build(tree, problems)
     classes: dict[str, set[type]] = {}
     for corner in space.corners():
@@ -192,6 +197,7 @@ def _build(node: Node, name: str, file: Path, problems: Problems) -> Experiment:
             if data is not None:
                 _check_level(resolved, config, data, problems)
                 _check_features(resolved, config, data, problems)
+                _check_loss(resolved, config, data, problems)
             if resources is not None:
                 _check_workers(blocks["resources"], config, resources.most_workers, problems)
     problems.check()
@@ -264,6 +270,29 @@ def _check_features(resolved: Node, config: Trial, data: DataConfig, problems: P
             problems.add(node.entries[name], f"model.{name}", f"{wish} (got {', '.join(given)})")
 
 
+def _check_loss(resolved: Node, config: Trial, data: DataConfig, problems: Problems) -> None:
+    """What a loss asks of the data and of the model."""
+    block = "probe.loss" if isinstance(config, ContrastiveConfig) else "loss"
+    trial = config.second_half if isinstance(config, ContrastiveConfig) else config
+    node = resolved
+    for key in block.split("."):
+        node = node.entries.get(key, node)
+    if trial.loss.kind == "weighted_hamming" and data.vocabulary is None:
+        problems.add(node, block, "kind weighted_hamming takes its counts from data.vocabulary, which is not set")
+    if trial.loss.layers:
+        zeros, counts = torch.zeros(data.sizes.width), torch.zeros(data.num_classes, dtype=torch.int64)
+        statistics = FeatureStatistics(num_videos=0, mean_D=zeros, variance_D=zeros, label_counts_C=counts)
+        try:
+            with torch.device("meta"):  # names without memory
+                model = models.build(trial.model, data.sizes, statistics, torch.Generator("cpu"))
+        except ValueError:
+            return  # the model does not fit the data, which is told as its own mistake
+        try:
+            penalties.penalised(model, layers=trial.loss.layers)
+        except ValueError as error:
+            problems.add(node, block, str(error))
+
+
 def _check_workers(node: Node, config: Trial, workers: int, problems: Problems) -> None:
     """Whether so many workers can share the trial's batches."""
     if workers == 1:
@@ -272,24 +301,40 @@ def _check_workers(node: Node, config: Trial, workers: int, problems: Problems) 
     if isinstance(config, ContrastiveConfig):
         message = f"pipeline: contrastive trains on one worker; set resources.workers to 1 (got {workers})"
         problems.add(node, "resources.workers", message)
-    elif config.training.batch_size < workers:
-        message = f"training.batch_size {config.training.batch_size} has no video for each of {workers} workers"
+    elif config.training.batch_size < workers * config.training.accumulate:
+        parts = f" in each of {config.training.accumulate} parts" if config.training.accumulate > 1 else ""
+        message = f"training.batch_size {config.training.batch_size} has no video for each of {workers} workers{parts}"
         problems.add(node, "resources.workers", message)
 
 
 def _with_absolute_paths(data: DataConfig, folder: Path) -> DataConfig:
     """Relative paths are relative to the yaml, wherever a worker runs."""
-
-    def absolute(path: Any) -> Any:
-        if isinstance(path, tuple):
-            return tuple(absolute(entry) for entry in path)
-        if path is None or "://" in path:
-            return path
-        return os.path.abspath(folder / Path(path).expanduser())
-
-    paths = {name: absolute(getattr(data, name)) for name in ("train", "validate", "test", "vocabulary", "cache")}
-    sample = data.sample and replace(data.sample, directory=absolute(data.sample.directory))
+    names = ("train", "validate", "test", "vocabulary", "cache")
+    paths = {name: _absolute(getattr(data, name), folder) for name in names}
+    sample = data.sample and replace(data.sample, directory=_absolute(data.sample.directory, folder))
     return replace(data, **paths, sample=sample)
+
+
+def _with_absolute_predictions(node: Node, folder: Path, key: str = "") -> Node:
+    """The same of the one path in the blocks that are searched, `loss.distill.predictions`."""
+    if key == "predictions" and isinstance(node.value, str):
+        return node.graft(_absolute(node.value, folder))
+    if isinstance(node.value, tuple):
+        return replace(node, value=tuple(_with_absolute_predictions(entry, folder, key) for entry in node.value))
+    if isinstance(node.value, Mapping):
+        # Below `predictions` there may be a choice of files.
+        keys = {name: key if key == "predictions" else name for name in node.value}
+        below = {name: _with_absolute_predictions(entry, folder, keys[name]) for name, entry in node.value.items()}
+        return replace(node, value=below)
+    return node
+
+
+def _absolute(path: Any, folder: Path) -> Any:
+    if isinstance(path, tuple):
+        return tuple(_absolute(entry, folder) for entry in path)
+    if path is None or "://" in path:
+        return path
+    return os.path.abspath(folder / Path(path).expanduser())
 
 
 # Defaults: what the file leaves out is written into the tree, so that a stored search does not change with the program.

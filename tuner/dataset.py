@@ -172,6 +172,11 @@ class Dataset:
         labelled = "" if self.labelled_rows is None else f"-{len(self.labelled_rows)}-labelled"
         return f"{self.train.fingerprint[:16]}-{self.validate.fingerprint[:16]}{labelled}"
 
+    @property
+    def ids(self) -> np.ndarray:
+        """Of the rows of `train`."""
+        return self.train.ids
+
     def with_labels_of(self, rows: np.ndarray) -> "Dataset":
         """The same videos, but only those of these sorted rows of `train` have labels to learn from."""
         _, labels = take_labels(self.train, rows)

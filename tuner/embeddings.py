@@ -37,6 +37,7 @@ class Embeddings:
     label_indices: NDArray[np.int32]
     num_classes: int
     fingerprint: str
+    ids: NDArray[np.bytes_]
     vocabulary: str | None = None  # the data set's
     frame_offsets: None = None  # the rows are embeddings, not frames
     rated_offsets: None = None  # and all classes are rated
@@ -95,6 +96,7 @@ def embed(encoder: FusedEncoder, data: Dataset, *, device: torch.device, precisi
         label_indices=labels,
         num_classes=data.sizes.num_classes,
         fingerprint=uuid.uuid4().hex,  # nobody else has these: none of them may be taken for another's on a GPU
+        ids=data.train.ids[rows],
         vocabulary=data.vocabulary,
     )
 

@@ -13,7 +13,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import models
@@ -46,6 +48,10 @@ class TrainingData(Protocol):
     @property
     def vocabulary(self) -> str | None:
         """The csv with the classes' names and counts."""
+
+    @property
+    def ids(self) -> NDArray[np.bytes_]:
+        """Of the rows that a batch's `rows` speak of."""
 
     def train_batches(
         self, batch_size: int, seed: int, device: torch.device, ranks: Ranks = ALONE, frames: FramesConfig = ALL
