@@ -1,4 +1,4 @@
-"""GAP, Hit@1, PERR, mAP, average number of classes, precision, recall and loss, from one mergeable accumulator.
+"""GAP, Hit@1, PERR, mAP, number of classes, precision, recall, calibration and loss, from one mergeable accumulator.
 
 Shapes   N videos seen   B videos in the batch   C classes   K = min(top_k, C) predictions kept per video
          L labels in the batch   (sparse: those of video b are label_indices[label_offsets[b]:label_offsets[b + 1]])
@@ -14,7 +14,7 @@ Where the published code leaves something open or to chance, ours is:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -139,18 +139,23 @@ class Accumulator:
         self._append({name: column[: other._num_videos] for name, column in other._columns.items()})
         self._positives_C = self._positives_C + other._positives_C.to(self._positives_C.device)
 
-    def compute(self) -> dict[str, float]:
+    def compute(self, gap_at: Sequence[int] = ()) -> dict[str, float]:
         """The metrics of all videos seen.
+
+        Args:
+            gap_at: further numbers of predictions a video to give the GAP of, at most K.
 
         Returns:
             gap: sum over the hits among all videos' top K predictions, pooled and ranked, of (hits so far / rank), over
                 the number of positives: all of them, also those outside the top K.
             hit_at_1: share of the videos whose highest prediction is one of their labels.
             perr: mean over videos of the precision among the top n_i predictions, n_i = the video's number of labels.
+            gap_at_k: the same of so many predictions a video, for each k of `gap_at`.
             map: mean over the classes with a positive of the class's average precision in the same pool, over all the
-                class's positives.
+                class's positives. (models/per_class.py has the one over all videos.)
             average_num_classes: mean number of classes with a probability above 1/2.
             precision, recall: over all cells (micro) at 1/2; 0 where nothing is predicted or nothing is to be found.
+            calibration_error: of the pool's predictions, see `calibration_error`; where the scores are logits.
             loss: mean over videos of the binary cross-entropy summed over classes, unweighted.
             num_videos: N.
 
@@ -162,12 +167,12 @@ class Accumulator:
         columns = self.state_dict()
         _refuse_nan(columns["scores"])
         positives_C = columns["positives"]
-        order = _descending(columns["scores"].ravel())  # the pool: ties by video, then class
+        order = descending(columns["scores"].ravel())  # the pool: ties by video, then class
         hits = columns["hits"].ravel()[order]
         classes = columns["classes"].ravel()[order]
         predicted, right = int(columns["predicted"].sum()), int(columns["predicted_right"].sum())
         found = {
-            "gap": _average_precision(hits, int(positives_C.sum())),
+            "gap": average_precision(hits, int(positives_C.sum())),
             "hit_at_1": float(columns["hits"][:, 0].mean()),
             "perr": float(columns["perr"].mean()),
             "map": _mean_average_precision(hits, classes, positives_C),
@@ -176,7 +181,18 @@ class Accumulator:
             "recall": right / int(positives_C.sum()) if positives_C.any() else 0.0,
             "num_videos": float(self._num_videos),
         }
-        return found | {"loss": float(columns["loss"].mean())} if self.loss else found
+        for k in gap_at:
+            found[f"gap_at_{k}"] = self._gap_at(k, columns)
+        if self.loss:
+            found["calibration_error"] = calibration_error(columns["scores"], columns["hits"])
+            found["loss"] = float(columns["loss"].mean())
+        return found
+
+    def _gap_at(self, k: int, columns: Columns) -> float:
+        if not 1 <= k <= self.top_k:
+            raise ValueError(f"gap_at must be in [1, {self.top_k}], the predictions that are kept, but got {k}")
+        order = descending(columns["scores"][:, :k].ravel())
+        return average_precision(columns["hits"][:, :k].ravel()[order], int(columns["positives"].sum()))
 
     def state_dict(self) -> Columns:
         """Everything seen, as arrays: to be sent to another process and read there by `from_state`."""
@@ -239,6 +255,29 @@ def mean_average_precision(scores_NC: ArrayLike | Tensor, labels_NC: ArrayLike |
     So a class sees only the videos whose top_k it is in. No positives: 0.
     """
     return _compute(scores_NC, labels_NC, top_k)["map"]
+
+
+def calibration_error(logits: NDArray[Any], hits: NDArray[np.bool_], bins: int = 15) -> float:
+    """Expected calibration error: how far probabilities are from the share of hits, in equal bins of probability.
+
+    sum over bins of (predictions in it / all predictions) * |mean probability - share of hits|
+
+    Source: Guo et al., 2017 (arXiv 1706.04599), there of the one prediction of an image. Over all cells (video, class)
+    it would be next to 0 for any model that knows most classes to be absent, so take the best of each video.
+
+    Args:
+        logits: of any shape; minus infinity is no prediction (a class that is not rated).
+        hits: of the same shape.
+        bins: of equal width.
+
+    Returns:
+        In [0, 1]; 0 without a prediction.
+    """
+    predicted = ~np.isneginf(logits)
+    probabilities = torch.from_numpy(logits[predicted]).double().sigmoid().numpy()
+    places = np.minimum((probabilities * bins).astype(np.int64), bins - 1)
+    surplus = np.bincount(places, weights=probabilities - hits[predicted], minlength=bins)  # predicted, but no hits
+    return float(np.abs(surplus).sum() / max(len(probabilities), 1))
 
 
 def _compute(scores_NC: ArrayLike | Tensor, labels_NC: ArrayLike | Tensor, top_k: int) -> dict[str, float]:
@@ -320,7 +359,7 @@ def _top_classes(logits_BC: Tensor, top_k: int) -> Tensor:
     return torch.from_numpy(np.take_along_axis(candidate_classes, best, axis=1))
 
 
-def _descending(scores: NDArray[Any]) -> NDArray[np.int64]:
+def descending(scores: NDArray[Any]) -> NDArray[np.int64]:
     """np.argsort(-scores, kind="stable"); for float32 ten times faster, as a sort of integers without a permutation."""
     if scores.dtype != np.float32:
         return np.argsort(-scores, kind="stable")
@@ -330,7 +369,7 @@ def _descending(scores: NDArray[Any]) -> NDArray[np.int64]:
     return keys & 0xFFFFFFFF
 
 
-def _average_precision(hits: NDArray[np.bool_], num_positives: int) -> float:
+def average_precision(hits: NDArray[np.bool_], num_positives: int) -> float:
     """Sum over the hits of (hits so far / rank), over num_positives; 0 without positives."""
     ranks = np.flatnonzero(hits) + 1
     return float((np.arange(1, len(ranks) + 1) / ranks).sum() / max(num_positives, 1))

@@ -74,8 +74,21 @@ def defined(logits_NC, labels_NC, top_k):
         "precision": (predicted & (labels_NC > 0)).sum() / predicted.sum() if predicted.any() else 0.0,
         "recall": (predicted & (labels_NC > 0)).sum() / positives if positives else 0.0,
         "loss": cells.sum() / num_videos,
+        "calibration_error": calibration_error(logits_NC, labels_NC, top_k),
         "num_videos": num_videos,
     }
+
+
+def calibration_error(logits_NC, labels_NC, top_k):
+    bins = [[] for _ in range(15)]
+    for logits, labels in zip(logits_NC, labels_NC, strict=True):
+        for c in ranking(logits)[:top_k]:
+            probability = 1 / (1 + np.exp(-np.float64(logits[c])))
+            if logits[c] > -1e20:
+                bins[min(int(probability * 15), 14)].append((probability, labels[c]))
+    total = sum(map(len, bins))
+    errors = [len(cells) / total * abs(np.subtract(*np.mean(cells, axis=0))) for cells in bins if cells]
+    return sum(errors)
 
 
 @st.composite
@@ -119,6 +132,7 @@ def test_cutting_into_batches_and_merging_in_order_change_nothing(problem, cuts)
     logits, labels, top_k = problem
     whole = accumulate(logits, labels, top_k).compute()
     whole["loss"] = pytest.approx(whole["loss"], rel=1e-6)  # torch rounds a softplus by its place in the batch
+    whole["calibration_error"] = pytest.approx(whole["calibration_error"], abs=1e-12)
     cuts = [min(cut, len(logits)) for cut in cuts]
     assert accumulate(logits, labels, top_k, cuts).compute() == whole
     merged = Accumulator(logits.shape[1], top_k)
@@ -204,7 +218,9 @@ def test_map_of_the_published_example(top_k, expected):
 
 
 def test_the_accumulator_on_the_published_example():
-    assert accumulate(LOGITS, LABELS).compute() == pytest.approx(
+    found = accumulate(LOGITS, LABELS).compute()
+    del found["calibration_error"]  # not published
+    assert found == pytest.approx(
         {
             "gap": 0.5588675,
             "hit_at_1": 0.6666667,
@@ -218,6 +234,45 @@ def test_the_accumulator_on_the_published_example():
         },
         abs=1e-7,
     )
+
+
+def test_calibration_error_of_an_example():
+    """Two bins of 15: 0.72 and 0.68 with one hit, 0.05 and 0.03 with none; what is not rated is in neither."""
+    probabilities = np.array([[0.72, 0.05, 0.0], [0.68, 0.03, 0.0]])
+    hits = np.array([[True, False, False], [False, False, False]])
+    with np.errstate(divide="ignore"):
+        logits = np.log(probabilities / (1 - probabilities))
+    assert metrics.calibration_error(logits, hits) == pytest.approx((abs(0.72 + 0.68 - 1) + 0.08) / 4)
+
+
+def test_gap_at_several_k_from_one_accumulator():
+    found = accumulate(LOGITS, LABELS).compute(gap_at=(1, 2, 5))
+    expected = {"gap_at_1": 0.1944444, "gap_at_2": 0.3777778, "gap_at_5": 0.5588675}
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-7)
+
+
+@settings(deadline=None)
+@given(problems(), st.integers(1, 25))
+def test_gap_at_k_is_that_of_an_accumulator_of_k(problem, k):
+    logits, labels, top_k = problem
+    k = min(k, top_k, logits.shape[1])
+    assert (
+        accumulate(logits, labels, top_k).compute([k])[f"gap_at_{k}"] == accumulate(logits, labels, k).compute()["gap"]
+    )
+
+
+def test_gap_beyond_the_predictions_that_are_kept_is_refused():
+    with pytest.raises(ValueError, match=r"gap_at must be in \[1, 3\], the predictions that are kept, but got 4"):
+        accumulate(LOGITS, LABELS, top_k=3).compute(gap_at=[4])
+
+
+def test_probabilities_that_come_true_are_calibrated():
+    rng = np.random.default_rng(0)
+    probabilities = rng.uniform(0.02, 0.98, (20_000, 1))
+    labels = (rng.random((20_000, 1)) < probabilities).astype(np.int64)
+    logits = np.log(probabilities / (1 - probabilities))
+    assert accumulate(logits, labels).compute()["calibration_error"] < 0.02
+    assert accumulate(3 * logits, labels).compute()["calibration_error"] > 0.1  # far too sure of itself
 
 
 def test_a_video_without_labels_scores_zero_and_counts():
@@ -369,7 +424,7 @@ def test_without_the_loss_the_rest_is_the_same():
     accumulator = Accumulator(5, loss=False)
     accumulator.update(torch.tensor(LOGITS), *sparse(LABELS))
     expected = accumulate(LOGITS, LABELS).compute()
-    del expected["loss"]
+    del expected["loss"], expected["calibration_error"]
     assert Accumulator.from_state(accumulator.state_dict()).compute() == expected
     with pytest.raises(ValueError, match="must agree"):
         accumulator.merge(accumulate(LOGITS, LABELS))
@@ -378,4 +433,4 @@ def test_without_the_loss_the_rest_is_the_same():
 @given(st.lists(st.sampled_from([0.0, -0.0, 1.5, -1.5, 3e38, -3e38, 1e-45, -1e-45, np.inf, -np.inf])))
 def test_the_pool_is_ranked_as_a_stable_sort_ranks_it(scores):
     scores = np.array(scores, np.float32)
-    assert metrics._descending(scores).tolist() == np.argsort(-scores, kind="stable").tolist()
+    assert metrics.descending(scores).tolist() == np.argsort(-scores, kind="stable").tolist()
