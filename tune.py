@@ -22,6 +22,7 @@ def run() -> int:
     )
     parser.add_argument("--resume", action="store_true", help="go on with the newest search of the experiment")
     parser.add_argument("--extend", type=int, default=0, metavar="N", help="add N trials to the newest search")
+    parser.add_argument("--fresh", action="store_true", help="a new search beside the old ones, finished or not")
     parser.add_argument("--dry-run", action="store_true", help="check file, space, shards and resources; train nothing")
     parser.add_argument(
         "--address",
@@ -31,6 +32,8 @@ def run() -> int:
     options = parser.parse_args()
     if options.extend < 0 or (options.trials is not None and options.trials < 1):
         parser.error("--trials and --extend take a number of trials, at least 1")
+    if options.fresh and (options.resume or options.extend):
+        parser.error("--fresh starts a new search, --resume and --extend go on with the newest one")
 
     # Imported here: `--help` needs none of it, and these know torch, ray and mlflow.
     from tuner import config, paths
@@ -57,6 +60,7 @@ def run() -> int:
             address=options.address,
             resume=options.resume,
             extend=options.extend,
+            fresh=options.fresh,
         ),
         console,
     )

@@ -77,6 +77,19 @@ def test_other_settings_are_named_with_both_values(saved: Path) -> None:
         checkpoint.load_weights(saved, settings=others)
 
 
+def test_a_setting_that_came_later_is_no_difference_where_it_has_its_old_meaning(tmp_path: Path) -> None:
+    model, training = state()
+    before, now = {"loss": {"l2": 1.0}}, {"loss": {"l2": 1.0, "kind": "sigmoid_cross_entropy", "layers": {}}}
+    checkpoint.save(
+        tmp_path / "old", model=model, training=training, settings={**before, "probe": before, "training": {}}
+    )
+    checkpoint.refuse_others(tmp_path / "old", {**now, "probe": now, "training": {"accumulate": 1, "average": None}})
+    with pytest.raises(CheckpointError, match=r"loss\.kind: sigmoid_cross_entropy -> hinge$"):
+        checkpoint.refuse_others(
+            tmp_path / "old", {"loss": {**now["loss"], "kind": "hinge"}, "probe": now, "training": {}}
+        )
+
+
 def test_a_checkpoint_of_a_newer_version_is_refused(saved: Path) -> None:
     manifest = json.loads((saved / "checkpoint.json").read_text()) | {"version": 99}
     (saved / "checkpoint.json").write_text(checkpoint.sealed(manifest))

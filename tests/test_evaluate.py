@@ -1,5 +1,6 @@
 """Evaluation: the metrics of a model on shards, from Python and from the command line."""
 
+import csv
 import json
 from functools import partial
 from pathlib import Path
@@ -10,10 +11,12 @@ from finished import FinishedSearch
 from tfrecord.writer import TFRecordWriter
 
 from data.batches import Batches
-from tuner import errors
+from tuner import errors, scorecard
 from tuner.evaluate import evaluate, run
 
 KEYS = {"gap", "hit_at_1", "perr", "map", "average_num_classes", "precision", "recall", "loss", "num_videos"}
+KEYS |= {"calibration_error"}
+WHOLE = KEYS | {"gap_at_1", "gap_at_5", "gap_at_10", "map_all"}  # of a split, once
 
 
 def test_how_videos_are_cut_into_batches_does_not_matter(finished_search: FinishedSearch) -> None:
@@ -42,9 +45,33 @@ def test_the_last_line_is_json_with_the_trial_s_own_metrics(
     run([str(exported), "--data", finished_search.validate, "--device", "cpu"])
     *lines, last = capsys.readouterr().out.splitlines()
     metrics = json.loads(last)
-    assert metrics.keys() == KEYS
+    assert metrics.keys() == WHOLE
     assert metrics["gap"] == finished_search.best.score
     assert [line.split()[0] for line in lines] == list(metrics)
+
+
+def test_the_classes_are_written_one_by_one(finished_search: FinishedSearch, exported: Path, tmp_path: Path) -> None:
+    table = tmp_path / "classes.csv"
+    run([str(exported), "--data", finished_search.validate, "--device", "cpu", "--classes", str(table)])
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    labels = finished_search.data.validate.label_indices
+    assert [int(row["class"]) for row in rows] == list(range(finished_search.data.sizes.num_classes))
+    assert [int(row["positives"]) for row in rows] == [int((labels == c).sum()) for c in range(len(rows))]
+    assert all((row["average_precision"] == "") is (row["positives"] == "0") for row in rows)
+    (batch,) = Batches(finished_search.data.validate, batch_size=150, shuffle=False).epoch(0)
+    with torch.inference_mode():
+        probabilities = finished_search.load_best()(*batch.inputs).sigmoid().mean(dim=0)
+    assert [float(row["mean_probability"]) for row in rows] == pytest.approx(probabilities.tolist(), rel=1e-3)
+
+
+def test_of_a_split_too_large_to_keep_the_classes_are_those_of_a_sample(
+    finished_search: FinishedSearch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scorecard, "CELLS", 40 * finished_search.data.sizes.num_classes)
+    cache = finished_search.data.validate
+    metrics, classes = scorecard.score(finished_search.load_best(), cache, "fp32", torch.device("cpu"))
+    assert metrics["num_videos"] == 150 and set(classes.rated_C) == {40}
 
 
 def test_bf16_ranks_nearly_alike(finished_search: FinishedSearch) -> None:

@@ -14,6 +14,7 @@ from finished import FAST, FinishedSearch
 from ranked import Group
 from torch import Tensor
 
+from models.averaging import AverageConfig
 from models.fused_mlp import FusedMLPConfig
 from models.layers import BatchNorm, Normalize
 from models.losses import LossConfig
@@ -48,7 +49,8 @@ def data(finished_search: FinishedSearch) -> DataConfig:
 def trial(
     optimizer: OptimizerConfig = SGD, *, norm: Any = "batch_norm", dropout: float = 0.0, **settings: Any
 ) -> TrialConfig:
-    training = {name: settings.pop(name) for name in ("batch_size", "epochs") if name in settings}
+    names = ("batch_size", "accumulate", "average", "epochs")
+    training = {name: settings.pop(name) for name in names if name in settings}
     towers = {"mean_rgb": 12, "mean_audio": 6}
     return TrialConfig(
         model=FusedMLPConfig(kind="fused_mlp", towers=towers, hidden=16, dropout=dropout, norm=norm),
@@ -74,8 +76,9 @@ def assert_alike(found: dict[str, Tensor], expected: dict[str, Tensor], **tolera
         trial(SGD, bootstrap="fixed", pos_weight_power=0.25),
         trial(batch_size=50),  # no two, no three parts alike, and nothing left over
         trial(batch_size=1000, epochs=2),  # more than there is
+        trial(batch_size=80, accumulate=4, average=AverageConfig(decay=0.9), bootstrap="per_batch"),
     ],
-    ids=["batch_norm", "layer_norm", "per_batch", "fixed", "uneven", "one_batch"],
+    ids=["batch_norm", "layer_norm", "per_batch", "fixed", "uneven", "one_batch", "accumulated"],
 )
 def test_ranks_have_the_numbers_of_one_process(group: Group, data: DataConfig, config: TrialConfig, size: int) -> None:
     epochs, weights = ranked.train_trial(ALONE, config, data)

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ from tuner.dataset import DataConfig, Dataset, open_dataset
 from tuner.errors import CheckpointError, ConfigError, TrialDiverged
 from tuner.objective import Objective
 from tuner.ranks import ALONE
-from tuner.supervised import Progress, train
+from tuner.supervised import Progress, TrainingState, train
 from tuner.trial_config import TrainingConfig, TrialConfig
 
 GOLDEN = PROJECT / "tests" / "golden" / "fused_mlp_cpu.txt"
@@ -457,6 +457,72 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
     monkeypatch.chdir(workplace.folder)
     error = refused(capsys, *arguments)
     assert message in error and error.count("\n") == 1
+
+
+class Kept(NamedTuple):
+    folder: Path
+    arguments: tuple[str, ...]
+
+
+class TestKeptCheckpoint:
+    """`--save DIR` where a checkpoint lies already: it is gone on with, or moved aside, but never lost."""
+
+    @pytest.fixture
+    def kept(self, finished_search: FinishedSearch, tmp_path: Path) -> Kept:
+        file = str(finished_search.folder / "experiments.yaml")
+        return Kept(tmp_path / "kept", ("--file", file, "--device", "cpu", "--save", str(tmp_path / "kept")))
+
+    def test_a_resume_goes_on_where_it_stood(self, kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
+        *_, whole = told(capsys, *kept.arguments)
+        shutil.rmtree(kept.folder)
+        stop_after_the_first_epoch(kept)
+        capsys.readouterr()
+        *_, resumed = told(capsys, *kept.arguments, "--resume")
+        assert {k: v for k, v in json.loads(resumed).items() if k not in TIMES} == {
+            k: v for k, v in json.loads(whole).items() if k not in TIMES
+        }
+
+    def test_other_settings_are_named_and_nothing_is_touched(
+        self, kept: Kept, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        stop_after_the_first_epoch(kept)
+        before = {path.name: path.read_bytes() for path in kept.folder.iterdir()}
+        capsys.readouterr()
+        said = refused(capsys, *kept.arguments, "--resume", "--set", "training.batch_size=16", "--set", "loss.l2=3")
+        assert "loss.l2: " in said and "training.batch_size: " in said and "-> 16" in said and "--fresh" in said
+        said = refused(capsys, *kept.arguments)
+        assert "kept is there already: --resume goes on with it, --fresh moves it aside" in said
+        assert {path.name: path.read_bytes() for path in kept.folder.iterdir()} == before
+
+    def test_a_fresh_start_moves_the_old_one_aside(self, kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
+        for n in (1, 2):
+            kept.folder.mkdir()
+            (kept.folder / "old").write_text(str(n))
+            assert command._make_way(kept.folder, trial(), resume=False, fresh=True) is None
+        assert [(kept.folder.with_name(f"kept.{n}") / "old").read_text() for n in (1, 2)] == ["1", "2"]
+        assert not kept.folder.exists()
+
+    def test_there_must_be_something_to_resume(self, kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "kept: there is no checkpoint to go on with" in refused(capsys, *kept.arguments, "--resume")
+
+    @pytest.mark.parametrize("choice", ["--resume", "--fresh"])
+    def test_a_choice_without_a_folder_is_a_mistake(self, choice: str, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit, match="2"):
+            command.run(["tiny", choice])
+        assert "name its folder with --save DIR" in capsys.readouterr().err
+
+
+def stop_after_the_first_epoch(kept: Kept) -> None:
+    """As Ctrl-C does once the first checkpoint is there."""
+    save = TrainingState.save
+
+    def interrupted(self: TrainingState, directory: Path, config: TrialConfig) -> None:
+        save(self, directory, config)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TrainingState, "save", interrupted)
+        command.run(list(kept.arguments))
 
 
 def test_a_replayed_trial_brings_its_own_settings(capsys: pytest.CaptureFixture[str]) -> None:

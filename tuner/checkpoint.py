@@ -25,6 +25,8 @@ from tuner.paths import Place
 from tuner.transfer import published
 
 VERSION = 3
+# Settings that came later, by the ends of their paths, and what they were for the checkpoints without; others: None.
+LATER: dict[str, Any] = {"loss.kind": "sigmoid_cross_entropy", "loss.layers": {}, "training.accumulate": 1}
 # Bytes: a disk with less is full.
 LITTLE_ROOM = 1 << 20
 WEIGHTS, TRAINING, MANIFEST = FILES = "model.safetensors", "training.pt", "checkpoint.json"
@@ -74,15 +76,25 @@ def load_weights(directory: Path, *, settings: dict[str, Any]) -> dict[str, Tens
         CheckpointError: other settings than `settings` shaped it.
     """
     manifest = read_manifest(directory)
-    differing = differences(manifest["settings"], json.loads(json.dumps(settings)))
-    if differing:
-        raise CheckpointError(f"{directory}: other settings shaped this checkpoint: {'; '.join(differing)}")
+    refuse_others(directory, settings)
     _check(directory, WEIGHTS, manifest)
     try:
         weights: dict[str, Tensor] = load_file(directory / WEIGHTS)
     except SafetensorError as error:
         raise CheckpointDamaged(f"{directory / WEIGHTS}: not readable ({error})") from error
     return weights
+
+
+def refuse_others(directory: Path, settings: dict[str, Any]) -> None:
+    """Check that these settings, all of them, shaped the checkpoint.
+
+    Raises:
+        CheckpointDamaged: its manifest is missing or changed.
+        CheckpointError: others did; it says which.
+    """
+    differing = differences(read_manifest(directory)["settings"], json.loads(json.dumps(settings)))
+    if differing:
+        raise CheckpointError(f"{directory}: other settings shaped this checkpoint: {'; '.join(differing)}")
 
 
 def check(directory: Path, *, weights_only: bool = False) -> None:
@@ -136,9 +148,15 @@ def differences(stored: Any, given: Any, path: str = "") -> list[str]:
     if isinstance(stored, dict) and isinstance(given, dict):
         lines = []
         for key in sorted(stored.keys() | given.keys()):
-            lines += differences(stored.get(key), given.get(key), f"{path}.{key}" if path else key)
+            below = f"{path}.{key}" if path else key
+            lines += differences(stored.get(key, _before(below)), given.get(key), below)
         return lines
     return [] if stored == given else [f"{path}: {stored} -> {given}"]
+
+
+def _before(path: str) -> Any:
+    """What a setting was before it could be set."""
+    return next((value for end, value in LATER.items() if f".{path}".endswith(f".{end}")), None)
 
 
 def _describe(path: Path) -> dict[str, int]:

@@ -4,7 +4,8 @@
 
 scores an exported model; its last line is one JSON object with the metrics. With `--predictions FILE` (Kaggle's format
 of 2017 and 2018, tuner/predictions.py) it says how far the file is from what the model says, and ends with exit code 1
-where that is more than rounding. Without MODEL_DIR it scores the file alone.
+where that is more than rounding. Without MODEL_DIR it scores the file alone. `--classes FILE.csv` writes the classes
+one by one (tuner/scorecard.py).
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tuner.errors import main
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # `--help` needs no torch
 
     from data.batches import Batches
     from data.schema import Schema
+    from models.per_class import PerClass
     from tuner.precision import Precision
     from tuner.ranks import Ranks
 
@@ -38,13 +40,27 @@ def batch_size_of(schema: Schema) -> int:
 
 
 def evaluate(
-    model: nn.Module, batches: Batches, precision: Precision = "auto", ranks: Ranks | None = None
+    model: nn.Module,
+    batches: Batches,
+    precision: Precision = "auto",
+    ranks: Ranks | None = None,
+    *,
+    gap_at: Sequence[int] = (),
+    classes: PerClass | None = None,
 ) -> dict[str, float]:
     """Score `model` on every video of `batches`, on several ranks of all of theirs.
 
+    Args:
+        model: is left as it was.
+        batches: what to score it on.
+        precision: of the matrix products.
+        ranks: each of which has a part of the videos.
+        gap_at: further numbers of predictions a video to give the GAP of.
+        classes: is given all scores of this rank.
+
     Returns:
-        gap, hit_at_1, perr, map, average_num_classes, precision, recall, loss (plain: unweighted and unpenalised)
-        and num_videos; the same on every rank.
+        gap, hit_at_1, perr, map, average_num_classes, precision, recall, calibration_error, loss (plain: unweighted
+        and unpenalised) and num_videos, and gap_at_K; the same on every rank.
     """
     import torch
 
@@ -60,13 +76,15 @@ def evaluate(
             with autocast(batch.rows.device, precision):
                 logits_BC = model(*batch.inputs)
             scores = scores or Accumulator(logits_BC.shape[1])
-            scores.update(
-                logits_BC,
-                batch.label_offsets,
-                batch.label_indices,
-                rated_offsets=batch.rated_offsets,
-                rated_indices=batch.rated_indices,
-            )
+            keepers: list[Accumulator | PerClass] = [scores] if classes is None else [scores, classes]
+            for keeper in keepers:
+                keeper.update(
+                    logits_BC,
+                    batch.label_offsets,
+                    batch.label_indices,
+                    rated_offsets=batch.rated_offsets,
+                    rated_indices=batch.rated_indices,
+                )
     model.train(was_training)
     ranks = ranks or ALONE
     if ranks.size > 1:
@@ -76,7 +94,7 @@ def evaluate(
             first.merge(other)
         scores = first
     assert scores is not None, "a split without videos is refused when it is opened"
-    return scores.compute()
+    return scores.compute(gap_at)
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -99,12 +117,15 @@ def run(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--predictions", type=Path, metavar="FILE", help="a csv as tuner.predict writes it: compare it with the model"
     )
+    parser.add_argument("--classes", type=Path, metavar="FILE.csv", help="write every class's scores there")
     parser.add_argument(
         "--tolerance", type=float, default=TOLERANCE, metavar="P", help="of a probability; default: %(default)g"
     )
     options = parser.parse_args(arguments)
     if options.model is None and options.predictions is None:
         parser.error("give MODEL_DIR, or --predictions FILE to score a file alone")
+    if options.model is None and options.classes is not None:
+        parser.error("--classes are scored with a model: give MODEL_DIR")
     if not 0 <= options.tolerance < 1:
         parser.error(f"--tolerance is a difference of probabilities, from 0 to below 1, but got {options.tolerance:g}")
     return _of_file(options) if options.model is None else _of_model(options)
@@ -133,6 +154,7 @@ def _of_model(options: argparse.Namespace) -> int:
 
     from data.batches import Batches
     from data.errors import NoShardsError
+    from tuner import scorecard
     from tuner.export import choose_device, load_model
     from tuner.paths import place
 
@@ -151,12 +173,14 @@ def _of_model(options: argparse.Namespace) -> int:
         )
     if cache.num_videos == 0:
         raise NoShardsError(f"{' '.join(options.data)}: the shards hold no video")
-    batches = Batches(cache, batch_size=batch_size_of(cache.schema), shuffle=False, device=device)
-    metrics: dict[str, Any] = evaluate(exported.model, batches, exported.precision)
+    metrics, classes = scorecard.score(exported.model, cache, exported.precision, device)
+    if options.classes is not None:
+        options.classes.write_text(scorecard.as_csv(classes, exported.class_names), encoding="utf-8")
     _show(metrics)
     if stored is None:
         print(json.dumps(metrics))
         return 0
+    batches = Batches(cache, batch_size=batch_size_of(cache.schema), shuffle=False, device=device)
     comparison = predictions.compare(stored, exported, cache, batches, options.tolerance)
     scores = predictions.score(stored, cache)
     print("\n".join(predictions.describe(options.predictions, comparison, options.tolerance)))

@@ -8,7 +8,7 @@ screen.
 
 import os
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,12 +23,24 @@ from data.batches import Batches
 from data.cache import Cache
 from data.errors import DataError
 from models.metrics import Accumulator
-from tuner import cluster, config, encoders, export, journal, lock, shared_storage, slots, transfer, vocabulary
+from tuner import (
+    cluster,
+    config,
+    encoders,
+    export,
+    journal,
+    lock,
+    scorecard,
+    shared_storage,
+    slots,
+    transfer,
+    vocabulary,
+)
 from tuner.config import Experiment
 from tuner.console import Console, describe_settings, quiet
 from tuner.dataset import Dataset, missing_shards, open_dataset
 from tuner.errors import ConfigError, NothingToExport, SearchError, TunerError
-from tuner.evaluate import batch_size_of, evaluate
+from tuner.evaluate import batch_size_of
 from tuner.journal import Journal, SearchRecord
 from tuner.paths import PROJECT, Place, is_url, program
 from tuner.recorder import Recorder
@@ -53,6 +65,8 @@ from tuner.watch import watch
 TRIAL_ACTOR = {"memory": 64 * 2**20}
 # In the search's folder: all that Ray, its workers and MLflow print.
 LOG = "ray.log"
+# There too: the winner's scores by class, for each split.
+CLASSES = "classes-{}.csv"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +79,7 @@ class Options:
     address: str | None = None  # None: as cluster.resolve_address settles it
     resume: bool = False
     extend: int = 0  # further trials for the newest search
+    fresh: bool = False  # a new search, whatever has become of the newest one
 
 
 def run(file: Path, name: str | None, options: Options, console: Console) -> int:
@@ -81,6 +96,8 @@ def run(file: Path, name: str | None, options: Options, console: Console) -> int
         directory, experiment = _earlier(file, name, options)
     else:
         experiment = config.load(file, name, options.overrides)
+        if not options.fresh:
+            _tell_of_unfinished(options.storage, experiment.name, console)
         directory = options.storage / experiment.name / journal.new_search_id(options.storage)
     with sigterm_as_interrupt(), lock.only_driver(directory.parent, directory.name) as still_ours:
         try:
@@ -139,9 +156,19 @@ def _earlier(file: Path, name: str | None, options: Options) -> tuple[Place, Exp
         raise ConfigError(
             f"{file} has changed since search {directory.name} began:\n  "
             + "\n  ".join(changed)
-            + "\nput these back to go on with it (--extend N adds trials), or leave --resume out to start a new search"
+            + "\nput these back to go on with it (--extend N adds trials), "
+            "or take --fresh in place of --resume to start a new search beside it"
         )
     return directory, stored
+
+
+def _tell_of_unfinished(storage: Place, name: str, console: Console) -> None:
+    """Say that the newest search could go on: a new one beside it may not be what was meant."""
+    known = journal.searches(storage, name)
+    with suppress(SearchError):  # another version's, say: what cannot be read cannot go on
+        if known and not journal.read(known[-1]).ended:
+            what = f"search {known[-1].name} of {name} has not ended"
+            console.print(f"{what}: --resume goes on with it; this is a new one beside it")
 
 
 def _begin(record: Journal, experiment: Experiment, options: Options, uri: str, data: Dataset) -> SearchRecord:
@@ -319,13 +346,16 @@ class _Search:
             if self.experiment.data.test is not None:
                 splits["test"] = self.experiment.data.open(self.experiment.data.test)
             for name, cache in splits.items():
-                batches = Batches(cache, batch_size=batch_size_of(cache.schema), shuffle=False, device=device)
-                metrics[name] = evaluate(model, batches, self.experiment.trial_config(best.values).training.precision)
+                precision = self.experiment.trial_config(best.values).training.precision
+                metrics[name], classes = scorecard.score(model, cache, precision, device)
+                (self.directory / CLASSES.format(name)).write_text(scorecard.as_csv(classes, self._class_names()))
             self.journal.append("winner", id=best.id, metrics=metrics)
+        tables: list[Place] = list(self.directory.glob(CLASSES.format("*")))
         example = torch.from_numpy(self.data.validate.features_ND[:2].astype("float32")).numpy()
         tracker.log_winner(
             metrics={f"best/{name}/{key}": value for name, scores in metrics.items() for key, value in scores.items()},
             tags={"best_trial": best.id, "best_trial_number": str(best.number)},
+            tables={table.name: table.read_text() for table in tables},
             log_model=lambda run_id, uri: register_model(
                 run_id,
                 uri,
@@ -335,6 +365,10 @@ class _Search:
                 metadata={"search": self.search.id, "trial": best.id, "gap": best.score},
             ),
         )
+
+    def _class_names(self) -> list[str] | None:
+        data = self.experiment.data
+        return None if data.vocabulary is None else vocabulary.read(data.vocabulary, data.num_classes)
 
     def _conclude(self) -> int:
         """The last lines."""

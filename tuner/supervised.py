@@ -26,6 +26,7 @@ from models import FeatureStatistics, Sizes, optimizers, penalties
 from models.averaging import Average
 from tuner import checkpoint
 from tuner.dataset import Dataset
+from tuner.errors import CheckpointError
 from tuner.evaluate import batch_size_of, evaluate
 from tuner.objective import Objective
 from tuner.precision import autocast
@@ -136,7 +137,11 @@ class TrainingState:
         Raises:
             CheckpointError: the checkpoint is damaged, or other settings shaped it.
         """
-        self.restore(*checkpoint.load(directory, settings=trial.settings))
+        weights, parts = checkpoint.load(directory, settings=trial.settings)
+        try:
+            self.restore(weights, parts)
+        except RuntimeError as error:  # of load_state_dict, where the data has other features or classes
+            raise CheckpointError(f"{directory}: the weights do not fit the trial's model ({error})") from error
 
 
 def random_state() -> dict[str, Any]:

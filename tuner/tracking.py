@@ -219,7 +219,12 @@ class Tracker:
         self._outbox.put_last(write)
 
     def log_winner(
-        self, *, metrics: Mapping[str, float], tags: Mapping[str, str], log_model: Callable[[str, str], None]
+        self,
+        *,
+        metrics: Mapping[str, float],
+        tags: Mapping[str, str],
+        log_model: Callable[[str, str], None],
+        tables: Mapping[str, str] | None = None,
     ) -> None:
         """Log the winner's scores on the whole of a split into the parent run, and its model.
 
@@ -227,6 +232,7 @@ class Tracker:
             metrics: by key, such as `best/validate/gap`.
             tags: of the parent run.
             log_model: called as `log_model(run_id, tracking_uri)` on the writing thread.
+            tables: artifacts by file name, each the text of a csv.
         """
 
         def write() -> None:
@@ -238,6 +244,8 @@ class Tracker:
                 metrics=[Metric(key, float(value), now, 0) for key, value in metrics.items()],
                 tags=[RunTag(key, str(value)) for key, value in tags.items()],
             )
+            for name, text in (tables or {}).items():
+                self.client.log_text(self.parent_id, text, name)
             log_model(self.parent_id, self.uri)
 
         self._outbox.put(write)

@@ -1,6 +1,7 @@
 """One trial of any pipeline as a generator of Progress: plain PyTorch, no Ray.
 
     python -m tuner.train EXPERIMENT [--set path=value ...] [--trial RUN_ID] [--device cpu|cuda]
+    python -m tuner.train EXPERIMENT --save DIR [--resume | --fresh]
 
 Ray's workers (tuner/trial.py), the tests and this command line all consume the same generator.
 """
@@ -10,14 +11,15 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import torch
 
-from tuner import contrastive, supervised
+from tuner import checkpoint, contrastive, supervised
 from tuner.dataset import Dataset, open_dataset
 from tuner.encoders import Shelf
-from tuner.errors import ConfigError, main
+from tuner.errors import CheckpointDamaged, CheckpointError, ConfigError, main
 from tuner.ranks import ALONE, Ranks
 from tuner.supervised import Progress
 from tuner.trial_config import ContrastiveConfig, Trial
@@ -74,7 +76,12 @@ def run(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tracking-uri", metavar="URI", help="where --trial looks for an MLflow run")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--save", type=Path, metavar="DIR", help="write the last checkpoint there")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on with the checkpoint in --save's folder")
+    again.add_argument("--fresh", action="store_true", help="start anew; what is in --save's folder is moved aside")
     options = parser.parse_args(arguments)
+    if (options.resume or options.fresh) and options.save is None:
+        parser.error("--resume and --fresh speak of a checkpoint: name its folder with --save DIR")
     if options.trial and (options.experiment or options.set):
         parser.error("--trial brings its own settings; leave EXPERIMENT and --set out")
 
@@ -91,6 +98,7 @@ def run(arguments: list[str] | None = None) -> None:
         experiment = config.load(file, options.experiment, options.set)
         values, number = experiment.space.defaults(), 0
     trial = experiment.trial_config(values)
+    resume_from = _make_way(options.save, trial, resume=options.resume, fresh=options.fresh) if options.save else None
     data = open_dataset(experiment.data)
     print(
         f"{experiment.name} on {options.device}: {data.train.num_videos:,} videos, "
@@ -98,7 +106,8 @@ def run(arguments: list[str] | None = None) -> None:
     )
     print(json.dumps(trial.settings))
     started = time.monotonic()
-    for progress in train(trial, data, device=torch.device(options.device), seed=trial.seed(number)):
+    device = torch.device(options.device)
+    for progress in train(trial, data, device=device, seed=trial.seed(number), resume_from=resume_from):
         metrics = progress.metrics
         names = {"loss_train": "loss", "loss_pretrain": "contrastive loss"}
         loss = "".join(f"{name} {metrics[key]:.4f}  " for key, name in names.items() if key in metrics)
@@ -107,9 +116,39 @@ def run(arguments: list[str] | None = None) -> None:
             f"validate {metrics['loss_validate']:.4f}  GAP {metrics['gap']:.4f}  best {metrics['gap_best']:.4f}  "
             f"{metrics['videos_per_second']:,.0f} videos/s"
         )
-        if options.save is not None:
+        if options.save is not None and not progress.repeated:
             progress.state.save(options.save, trial)
     print(json.dumps({**progress.metrics, "seconds": round(time.monotonic() - started, 3)}))
+
+
+def _make_way(directory: Path, trial: Trial, *, resume: bool, fresh: bool) -> Path | None:
+    """The checkpoint to go on with, if any. What is in the way is moved aside, never overwritten or removed.
+
+    Raises:
+        CheckpointError: there is none to resume, or other settings shaped it; or one is there that nobody spoke of.
+    """
+    if not directory.exists():
+        if resume:
+            raise CheckpointError(f"{directory}: there is no checkpoint to go on with; leave --resume out to begin one")
+        return None
+    if resume:
+        try:
+            checkpoint.refuse_others(directory, trial.settings)
+        except CheckpointDamaged:
+            raise
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error}\nput these back to go on with it, or take --fresh, which moves it aside and starts anew"
+            ) from error
+        return directory
+    if not fresh:
+        raise CheckpointError(
+            f"{directory} is there already: --resume goes on with it, --fresh moves it aside and starts anew"
+        )
+    aside = next(path for n in count(1) if not (path := directory.with_name(f"{directory.name}.{n}")).exists())
+    directory.rename(aside)
+    print(f"moved {directory} to {aside}")
+    return None
 
 
 if __name__ == "__main__":
