@@ -301,6 +301,7 @@ def test_the_winner_is_a_registered_model_without_pickle(
         tracker.log_winner(
             metrics={"best/validate/gap": 0.5},
             tags={"best_trial": best},
+            tables={"classes-validate.csv": f"class,name\n0,{best}\n"},
             log_model=partial(register_model, name=name, model=model, example=example, metadata={"trial": best}),
         )
     tracker.end_search("FINISHED")
@@ -308,6 +309,7 @@ def test_the_winner_is_a_registered_model_without_pickle(
 
     parent, _ = runs()
     assert parent.data.metrics["best/validate/gap"] == 0.5 and parent.data.tags["best_trial"] == "s-1-0000"
+    assert "classes-validate.csv" in [artifact.path for artifact in tracker.client.list_artifacts(parent.info.run_id)]
     assert parent.info.status == "FINISHED"
     client = mlflow.MlflowClient(uri)
     best = client.get_model_version_by_alias(name, "best")
