@@ -26,7 +26,12 @@ from tuner.transfer import published
 
 VERSION = 3
 # Settings that came later, by the ends of their paths, and what they were for the checkpoints without; others: None.
-LATER: dict[str, Any] = {"loss.kind": "sigmoid_cross_entropy", "loss.layers": {}, "training.accumulate": 1}
+LATER: dict[str, Any] = {
+    "loss.kind": "sigmoid_cross_entropy",
+    "loss.layers": {},
+    "training.accumulate": 1,
+    "training.frames": {"sampling": "all", "count": 30},
+}
 # Bytes: a disk with less is full.
 LITTLE_ROOM = 1 << 20
 WEIGHTS, TRAINING, MANIFEST = FILES = "model.safetensors", "training.pt", "checkpoint.json"
