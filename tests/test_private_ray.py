@@ -6,7 +6,7 @@ import pytest
 from workplace import Workplace
 
 PROGRAM = """
-import json, os, stat
+import json, os, signal, stat
 import psutil, ray
 from tuner import cluster
 
@@ -15,7 +15,9 @@ class Actor:
     def ready(self):
         return os.environ.get("RAY_AUTH_MODE")
 
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 with cluster.connect("local"):
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     actor = Actor.remote()
     mode = ray.get(actor.ready.remote())
     me = psutil.Process()
@@ -26,6 +28,7 @@ token = cluster.TOKEN_FILE.expanduser()
 print(json.dumps({
     "sockets": sockets,
     "mode": mode,
+    "signals": all(handler is signal.default_int_handler for handler in handlers),
     "permissions": oct(stat.S_IMODE(token.stat().st_mode)),
     "token is shown": any(token.read_text().strip() in line for line in lines),
 }))
@@ -42,4 +45,5 @@ def test_a_private_ray_asks_for_a_token_that_nobody_sees(workplace: Workplace, m
     # Ray 2.60 listens on every address whatever address its node is given, its dashboard apart: the token is the door.
     dashboard = {address for name, address, _ in found["sockets"] if name.startswith("ray-dashboard")}
     assert dashboard <= {"127.0.0.1", "::1"}, found["sockets"]
+    assert found["signals"]  # Ctrl-C and SIGTERM mean what they meant before: Ray would take the latter
     assert found["mode"] == "token" and found["permissions"] == "0o600" and not found["token is shown"]

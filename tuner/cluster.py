@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -76,10 +78,11 @@ def connect(address: str) -> Iterator[Attempt]:
     os.environ.update({name: os.environ.get(name, value) for name, value in SETTINGS.items()})
     temporary = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX)) if address == "local" else None
     try:
-        if temporary is not None:
-            _start_private(temporary)
-        else:
-            _join(address)
+        with _sigterm_kept():
+            if temporary is not None:
+                _start_private(temporary)
+            else:
+                _join(address)
         attempt = Attempt(
             cluster=ray.get_runtime_context().get_session_name(),
             job=ray.get_runtime_context().get_job_id(),
@@ -93,6 +96,19 @@ def connect(address: str) -> Iterator[Attempt]:
         ray.shutdown()
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Ray's start takes SIGTERM, to exit with 15 wherever the program is; here it means what it meant before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _join(address: str) -> None:
