@@ -66,7 +66,10 @@ def run(arguments: list[str] | None = None) -> None:
     gain = gap - max(gaps)
     notes = [f"{gain:+.4f} over its best member", *ensemble.describe(built)[-2:]]
     notes.append(f"{seconds:.0f} s to choose the weights and score all")
-    report = {"gaps": gaps, "weights": weights, "gap": gap, "gain": gain, "seconds": round(seconds)}
+    weighting = built.weighting
+    assert weighting is not None
+    honest = {"gap_cross_fitted": weighting.gap_cross_fitted, "gap_equal": weighting.gap_equal}
+    report = {"gaps": gaps, "weights": weights, "gap": gap, "gain": gain, **honest, "seconds": round(seconds)}
     show("ensemble", f"{len(gaps)} fused MLPs as one model, {data.validate.num_videos:,} videos", rows, notes, report)
 
 

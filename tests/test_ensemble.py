@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from finished import FAST, SLOW, FinishedSearch
+from finished import FAST, FinishedSearch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -459,7 +459,3 @@ def test_an_ensemble_has_no_embeddings(folder: Path) -> None:
 
     with pytest.raises(errors.ModelFolderError, match="kind ensemble has no encoder"):
         embed.encoder_of(export.load_model(folder, CPU))
-
-
-def test_slow_and_fast_are_the_trials_of_the_search(finished_search: FinishedSearch) -> None:
-    assert [trial.values for trial in finished_search.search.finished] == [FAST, SLOW]

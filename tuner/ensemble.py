@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -331,16 +331,3 @@ def _describe(found: Weighting) -> list[str]:
             "  (the table's GAP on validate is of the videos that chose the weights: the former is the fair one)"
         )
     return lines
-
-
-def numbers(built: Built) -> dict[str, Any]:
-    """The GAPs, for programs."""
-    return {
-        "members": [
-            {"trial": member.trial.number, "weight": weight, "gap": scores["validate"]["gap"]}
-            for member, weight, scores in zip(built.members, built.weights, built.member_scores, strict=True)
-        ],
-        "ensemble": built.scores["validate"]["gap"],
-        "cross_fitted": built.weighting and built.weighting.gap_cross_fitted,
-        "equal": built.weighting and built.weighting.gap_equal,
-    }
