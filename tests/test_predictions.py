@@ -94,6 +94,18 @@ def test_a_missing_video_has_no_predictions_and_an_unknown_one_no_part(tmp_path:
     assert with_stranger == score(write(tmp_path / "p.csv", *lines_of(P, 5)), Y)
 
 
+def test_a_class_that_nobody_rated_has_no_part(tmp_path: Path) -> None:
+    """It is listed first, and neither a miss nor a hit."""
+
+    class Rated:
+        ids = np.array([b"v0:5"])
+        label_offsets, label_indices = np.array([0, 1]), np.array([2], np.int32)
+        rated_offsets, rated_indices = np.array([0, 2]), np.array([1, 2], np.int32)
+
+    stored = predictions.read(write(tmp_path / "p.csv", "v0:5,0 0.9 2 0.8 1 0.7"))
+    assert predictions.score(stored, Rated())["gap"] == 1
+
+
 # ---------------------------------------------------------------------------------------------------------- reading
 
 

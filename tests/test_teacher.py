@@ -81,6 +81,8 @@ def test_fewer_classes_are_kept_where_that_is_asked(
     output = tmp_path / "teacher.safetensors"
     predict.run([str(exported), "--data", finished_search.validate, "--output", str(output), "--top-k", "3"])
     assert teacher.read(output, 12).classes_NK.shape == (150, 3)
+    (tmp_path / "other").touch()
+    assert output.stat().st_mode == (tmp_path / "other").stat().st_mode  # others may read it
 
 
 def damaged(path: Path, **changes: Any) -> None:

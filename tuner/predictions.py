@@ -50,6 +50,14 @@ class Truth(Protocol):
     def label_indices(self) -> NDArray[np.int32]:
         """Classes."""
 
+    @property
+    def rated_offsets(self) -> NDArray[np.int64] | None:
+        """Likewise of the classes that are rated; None: all are."""
+
+    @property
+    def rated_indices(self) -> NDArray[np.int32] | None:
+        """Classes."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Labels:
@@ -58,6 +66,8 @@ class Labels:
     ids: NDArray[np.bytes_]
     label_offsets: NDArray[np.int64]
     label_indices: NDArray[np.int32]
+    rated_offsets: None = None
+    rated_indices: None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +192,8 @@ def score(stored: Stored, truth: Truth) -> dict[str, float]:
     from models.metrics import Accumulator
 
     num_labels_N = np.diff(truth.label_offsets)
-    num_classes = 1 + max(stored.classes.max(initial=0), truth.label_indices.max(initial=0))
+    rated = () if truth.rated_indices is None else truth.rated_indices
+    num_classes = 1 + int(max(np.max(classes, initial=0) for classes in (stored.classes, truth.label_indices, rated)))
     padding = max(TOP_K, int(num_labels_N.max(initial=0)))
     accumulator = Accumulator(num_classes + padding, TOP_K, loss=False)
     for first in range(0, len(truth.ids), CHUNK):
@@ -190,6 +201,7 @@ def score(stored: Stored, truth: Truth) -> dict[str, float]:
         scores_BC = np.full((len(ids), num_classes + padding), -np.inf, np.float32)
         scores_BC[:, num_classes:] = NO_PREDICTION
         listed = stored.of(ids)
+        listed = _rated(listed, truth, first, len(ids), num_classes)
         shares = listed.probabilities.clip(1e-300, 1 - 1e-16)
         scores_BC[listed.videos, listed.classes] = np.log(shares) - np.log1p(-shares)
         offsets = np.asarray(truth.label_offsets[first : first + len(ids) + 1])
@@ -198,6 +210,18 @@ def score(stored: Stored, truth: Truth) -> dict[str, float]:
             torch.from_numpy(scores_BC), torch.from_numpy(offsets - offsets[0]), torch.from_numpy(indices)
         )
     return accumulator.compute()
+
+
+def _rated(listed: Listed, truth: Truth, first: int, num_videos: int, num_classes: int) -> Listed:
+    """What is listed of the videos from `first` on, but for classes that nobody rated."""
+    if truth.rated_offsets is None or truth.rated_indices is None:
+        return listed
+    offsets = np.asarray(truth.rated_offsets[first : first + num_videos + 1])
+    videos = np.repeat(np.arange(num_videos), np.diff(offsets))
+    rated_BC = np.zeros((num_videos, num_classes), np.bool_)
+    rated_BC[videos, truth.rated_indices[offsets[0] : offsets[-1]]] = True
+    kept = rated_BC[listed.videos, listed.classes]
+    return Listed(listed.videos[kept], listed.classes[kept], listed.probabilities[kept])
 
 
 # ---------------------------------------------------------------------------------------------------------- comparison

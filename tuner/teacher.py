@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from tuner.errors import ConfigError
 
@@ -75,7 +75,8 @@ def write(
         "classes": classes_NK.astype(np.int32)[rows],
         "probabilities": probabilities_NK.astype(np.float16)[rows],
     }
-    save_file(tensors, path, {"format": FORMAT, "num_classes": str(num_classes), "model": json.dumps(dict(model))})
+    metadata = {"format": FORMAT, "num_classes": str(num_classes), "model": json.dumps(dict(model))}
+    path.write_bytes(save(tensors, metadata))  # save_file would keep the file to its owner
 
 
 def read(path: str | Path, num_classes: int) -> Teacher:
