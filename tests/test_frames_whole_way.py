@@ -1,6 +1,7 @@
 """Frames from shards to a model folder and back: train, export, load, evaluate, predict."""
 
 import csv
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,6 +114,17 @@ def test_segments_are_ranked_by_class_whatever_frames_it_was_trained_on(search: 
         best = logits_NC[:, label].topk(4)
         numbers = [cache.ids.tolist().index(b"%s:%d" % segment) for segment in listed]
         torch.testing.assert_close(logits_NC[numbers, label], best.values)
+
+
+def test_ranked_segments_have_a_map(search: FinishedSearch, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if search.experiment.data.level != "segment":
+        pytest.skip("its shards have no ratings")
+    output = search.folder / "all.csv.gz"
+    predict.run([str(folder), "--data", search.validate, "--output", str(output), "--segments"])
+    capsys.readouterr()
+    evaluate.run(["--data", search.validate, "--predictions", str(output)])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert 0.2 < found["map_at_k"] <= 1 and found["num_positives"] > 0
 
 
 def test_there_is_no_encoder_to_embed_with(search: FinishedSearch, folder: Path) -> None:

@@ -1,14 +1,17 @@
 """Ranked segments: the best of each class among all that come, in bounded memory, as Kaggle's format has them."""
 
 import gzip
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tfrecord.writer import TFRecordWriter
 from torch import Tensor, nn
 
-from tuner import segments
+from data.errors import ShardError
+from tuner import evaluate, segments
 from tuner.errors import ConfigError
 from tuner.segments import Ranking, Segment, read_classes
 
@@ -163,3 +166,51 @@ def test_no_list_is_fetched_from_elsewhere(tmp_path: Path) -> None:
         read_classes("https://example.org/segment_label_ids.csv", 12)
     with pytest.raises(ConfigError, match=r"nowhere\.csv: cannot be read"):
         read_classes(str(tmp_path / "nowhere.csv"), 12)
+
+
+# ----------------------------------------------------------------------------------------------------- the score
+
+
+def write_ratings(path: Path, ratings: dict[bytes, list[tuple[int, int, float]]]) -> Path:
+    """Records with ratings (start, class, score) and without frames, which nobody looks at."""
+    writer = TFRecordWriter(str(path))
+    for video, rated in ratings.items():
+        starts, classes, scores = (list(column) for column in zip(*rated, strict=True))
+        writer.write(
+            {
+                "id": (video, "byte"),
+                "segment_start_times": (starts, "int"),
+                "segment_labels": (classes, "int"),
+                "segment_scores": (scores, "float"),
+            }
+        )
+    writer.close()
+    return path
+
+
+def test_a_file_is_scored_by_the_ratings_of_the_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The published vector: the rated ranking has labels 1, 0, 1, 0, 0, and 3 positives."""
+    rated = {
+        b"a": [(0, 7, 1.0), (5, 7, 0.0), (10, 7, 1.0), (15, 7, 0.0)],
+        b"b": [(0, 7, 0.0), (5, 7, 1.0), (5, 2, 0.0)],
+    }
+    shard = write_ratings(tmp_path / "v.tfrecord", rated)
+    (tmp_path / "s.csv").write_text("Class,Segments\n7,a:0 x:5 a:5 b:10 a:10 a:15 b:0\n3,a:0\n")
+    assert evaluate.run(["--data", str(shard), "--predictions", str(tmp_path / "s.csv")]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["map_at_k"] == pytest.approx(0.5555556, abs=1e-7)
+    assert found == {"map_at_k": found["map_at_k"], "num_classes": 1, "num_positives": 3, "num_rated": 7}
+
+
+def test_segments_are_compared_with_no_model(exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text("Class,Segments\n7,a:0\n")
+    with pytest.raises(ConfigError, match="ranked segments are scored alone: leave MODEL_DIR out"):
+        evaluate.run([str(exported), "--data", "x", "--predictions", str(tmp_path / "s.csv")])
+
+
+def test_records_without_ratings_are_told(tmp_path: Path) -> None:
+    writer = TFRecordWriter(str(tmp_path / "v.tfrecord"))
+    writer.write({"id": (b"a", "byte"), "labels": ([1], "int")})
+    writer.close()
+    with pytest.raises(ShardError, match="'segment_start_times': is missing: the record has no rated segments"):
+        segments.ratings_of([str(tmp_path / "v.tfrecord")])

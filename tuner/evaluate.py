@@ -4,8 +4,8 @@
 
 scores an exported model; its last line is one JSON object with the metrics. With `--predictions FILE` (Kaggle's format
 of 2017 and 2018, tuner/predictions.py) it says how far the file is from what the model says, and ends with exit code 1
-where that is more than rounding. Without MODEL_DIR it scores the file alone. `--classes FILE.csv` writes the classes
-one by one (tuner/scorecard.py).
+where that is more than rounding. Without MODEL_DIR it scores the file alone, one of ranked segments (Kaggle's format of
+2019, tuner/segments.py) by MAP at 100,000. `--classes FILE.csv` writes the classes one by one (tuner/scorecard.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuner.errors import main
+from tuner.errors import ConfigError, main
 
 if TYPE_CHECKING:  # `--help` needs no torch
     from torch import nn
@@ -135,13 +135,35 @@ def _of_file(options: argparse.Namespace) -> int:
     """Score stored predictions alone."""
     from data.cache import find_shards
     from data.errors import NoShardsError
-    from tuner import predictions
+    from tuner import predictions, segments
 
+    if segments.is_segments(options.predictions):
+        return _of_segments(options)
     stored = predictions.read(options.predictions)
     labels = predictions.labels_of(find_shards(options.data))
     if not len(labels.ids):
         raise NoShardsError(f"{' '.join(options.data)}: the shards hold no video")
     metrics = predictions.score(stored, labels)
+    _show(metrics)
+    print(json.dumps(metrics))
+    return 0
+
+
+def _of_segments(options: argparse.Namespace) -> int:
+    """Score ranked segments."""
+    from data.cache import find_shards
+    from models.segment_metrics import map_at_k
+    from tuner import segments
+
+    ranked = segments.read(options.predictions)
+    ratings = segments.ratings_of(find_shards(options.data))
+    positives = [sum(rated.values()) for rated in ratings.values()]
+    metrics = {
+        "map_at_k": map_at_k(ranked, ratings, segments.MOST),
+        "num_classes": float(sum(count > 0 for count in positives)),
+        "num_positives": float(sum(positives)),
+        "num_rated": float(sum(map(len, ratings.values()))),
+    }
     _show(metrics)
     print(json.dumps(metrics))
     return 0
@@ -160,8 +182,10 @@ def _of_model(options: argparse.Namespace) -> int:
 
     stored = None
     if options.predictions is not None:
-        from tuner import predictions
+        from tuner import predictions, segments
 
+        if segments.is_segments(options.predictions):
+            raise ConfigError(f"{options.predictions}: ranked segments are scored alone: leave MODEL_DIR out")
         stored = predictions.read(options.predictions)
     device = choose_device(options.device)
     exported = load_model(place(options.model, "MODEL_DIR"), device)

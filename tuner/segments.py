@@ -16,7 +16,7 @@ import csv
 import gzip
 import zlib
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,6 +32,7 @@ HEADER = ("Class", "Segments")
 INDEX = "Index"  # the column of a list of classes
 MOST = 100_000  # segments of a class, as Kaggle took
 SECONDS = 5  # of a segment
+RATINGS = ("segment_start_times", "segment_labels", "segment_scores")  # of a record, each as long as the others
 SPARE = 1024  # room for segments beside the best, at least
 
 
@@ -153,6 +154,39 @@ def _segment(word: str, path: Path, line: int) -> Segment:
         return Segment.of(word.encode(errors="surrogateescape"))
     except ValueError as error:
         raise ConfigError(f"{path}:{line}: {error}") from error
+
+
+def is_segments(path: Path) -> bool:
+    """Whether a file that can be read begins as ranked segments do."""
+    try:
+        with _opened(path, "rt", path.suffix == ".gz") as file:
+            return bool(file.readline().strip() == ",".join(HEADER))
+    except (OSError, EOFError, zlib.error):
+        return False  # who reads it will say why
+
+
+def ratings_of(shards: Sequence[str]) -> dict[int, dict[Hashable, bool]]:
+    """By class, which segments were rated, and whether they have it: a score of at least a half.
+
+    Raises:
+        ShardError: a shard is damaged, or its ratings are missing or not equally many starts, classes and scores.
+    """
+    from data.tfrecord import read_examples
+
+    ratings: dict[int, dict[Hashable, bool]] = {}  # by segments, which metrics take for names
+    for shard in shards:
+        for example in read_examples(shard):
+            for key in RATINGS:
+                if key not in example.features:
+                    raise example.error("is missing: the record has no rated segments", key)
+            starts, classes, scores = (example.features[key] for key in RATINGS)
+            if not len(starts) == len(classes) == len(scores):
+                raise example.error(
+                    f"has {len(starts)} values, but others {len(classes)} and {len(scores)}", RATINGS[0]
+                )
+            for start, label, score in zip(starts, classes, scores, strict=True):
+                ratings.setdefault(int(label), {})[Segment(example.id, int(start))] = float(score) >= 0.5
+    return ratings
 
 
 def _opened(path: Path, mode: str, compressed: bool) -> Any:
