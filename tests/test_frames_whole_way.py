@@ -13,7 +13,7 @@ from finished import FinishedSearch, build
 from data.batches import Batches
 from data.sample import write_shards
 from data.schema import Schema
-from tuner import evaluate, export, predict, segments
+from tuner import ensemble, evaluate, export, predict, segments
 from tuner.errors import ModelFolderError
 from tuner.evaluate import BATCH_SIZE, batch_size_of
 
@@ -125,6 +125,19 @@ def test_ranked_segments_have_a_map(search: FinishedSearch, folder: Path, capsys
     evaluate.run(["--data", search.validate, "--predictions", str(output)])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert 0.2 < found["map_at_k"] <= 1 and found["num_positives"] > 0
+
+
+def test_an_ensemble_of_models_of_frames_is_a_model_like_any_other(search: FinishedSearch, tmp_path: Path) -> None:
+    found = search.search
+    wanted = ensemble.Options(count=2, weights="equal")
+    built = ensemble.build(search.directory, search.experiment, found, wanted, print)
+    subject = built.subject(search.experiment)
+    whole = {"search_directory": search.directory, "experiment": search.experiment, "search": found}
+    export.publish(tmp_path / "both", subject, class_names=None, **whole)
+    loaded = export.load_model(tmp_path / "both", CPU)
+    batches = Batches(loaded.open(search.validate), batch_size=40, shuffle=False)
+    gap = evaluate.evaluate(loaded.model, batches, loaded.precision)["gap"]
+    assert gap == pytest.approx(built.scores["validate"]["gap"], abs=1e-6)
 
 
 def test_there_is_no_encoder_to_embed_with(search: FinishedSearch, folder: Path) -> None:
