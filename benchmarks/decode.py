@@ -1,10 +1,13 @@
-"""Decoding shards: ours with every CRC checked, beside the `tfrecord` package's loader, which checks none.
+r"""Decoding shards: ours with every CRC checked, beside the `tfrecord` package's loader, which checks none.
 
-    python benchmarks/decode.py [--data '../shared/data/yt8m/train/*.tfrecord'] [--rounds 7]
+    python benchmarks/decode.py [--data '../shared/data/yt8m/train/*.tfrecord'] [--rounds 7] [--level frame]
+    python benchmarks/decode.py --level frame --data '../shared/data/audioset/train/*.tfrecord' --id-key video_id \
+        --features audio_embedding=128 --classes 527
 
 Both read the same files (in the page cache), one shard after the other, on one core. Ours ends in ids, float32
-features [N, D] and labels of the shard; theirs in the arrays of each record, which a user has yet to stack. Rounds
-alternate between the two; the least CPU time of each counts, all threads included. First the values are compared.
+features [N, D] and labels of the shard, of frames in uint8 [frames, D] and their offsets; theirs in the arrays of each
+record or frame, which a user has yet to stack. Rounds alternate between the two; the least CPU time of each counts, all
+threads included. First the values are compared.
 """
 
 import argparse
@@ -12,8 +15,10 @@ import glob
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before numpy starts its threads
 
@@ -22,37 +27,51 @@ from card import show
 from numpy.typing import NDArray
 from tfrecord.reader import tfrecord_loader
 
+from data.cache import _feature as feature
+from data.frames import decode
 from data.sample import write_splits
-from data.schema import Schema
-from data.tfrecord import decode_shard
+from data.schema import FEATURES, Schema
 
 AIM = 5
 Shard = tuple[list[bytes], NDArray[np.float32], list[list[int]]]  # ids, features_ND, labels of each video
 
 
-def theirs(path: str, schema: Schema) -> Shard:
-    description = {"id": "byte", "labels": "int"} | dict.fromkeys(schema.features, "float")
+def records(path: str, schema: Schema, id_key: str) -> Iterator[Any]:
+    """Their loader."""
+    description = {id_key: "byte", "labels": "int"}
+    if schema.level == "frame":
+        return tfrecord_loader(path, None, description, sequence_description=dict.fromkeys(schema.features, "byte"))
+    return tfrecord_loader(path, None, description | dict.fromkeys(schema.features, "float"))
+
+
+def theirs(path: str, schema: Schema, id_key: str) -> Shard:
     ids, rows, labels = [], [], []
-    for record in tfrecord_loader(path, None, description):
-        ids.append(record["id"])
-        rows.append(np.concatenate([record[name] for name in schema.features]))
-        labels.append(record["labels"])
-    return ids, np.stack(rows), labels
+    for record in records(path, schema, id_key):
+        context, lists = record if schema.level == "frame" else (record, record)
+        ids.append(bytes(context[id_key]))
+        labels.append(context["labels"])
+        if schema.level == "frame":
+            columns = [
+                np.stack([np.frombuffer(bytes(frame), np.uint8) for frame in lists[name]]) for name in schema.features
+            ]
+            rows.append(np.concatenate(columns, axis=1))
+        else:
+            rows.append(np.concatenate([lists[name] for name in schema.features])[None])
+    return ids, np.concatenate(rows), labels
 
 
-def theirs_bare(path: str, schema: Schema) -> int:
+def theirs_bare(path: str, schema: Schema, id_key: str) -> int:
     """Their loader alone: every record's arrays made, and dropped. What the ratio is against."""
-    description = {"id": "byte", "labels": "int"} | dict.fromkeys(schema.features, "float")
-    return sum(1 for _ in tfrecord_loader(path, None, description))
+    return sum(1 for _ in records(path, schema, id_key))
 
 
-def ours(path: str, schema: Schema) -> int:
-    return len(decode_shard(path, schema).ids)
+def ours(path: str, schema: Schema, id_key: str) -> int:
+    return len(decode(path, schema).ids)
 
 
-def check_same_values(path: str, schema: Schema) -> None:
-    shard = decode_shard(path, schema)
-    ids, features_ND, labels = theirs(path, schema)
+def check_same_values(path: str, schema: Schema, id_key: str) -> None:
+    shard = decode(path, schema)
+    ids, features_ND, labels = theirs(path, schema, id_key)
     bounds = shard.label_offsets.tolist()
     assert shard.ids.tolist() == ids, f"{path}: other ids"
     assert np.array_equal(shard.features_ND, features_ND), f"{path}: other features"
@@ -60,10 +79,10 @@ def check_same_values(path: str, schema: Schema) -> None:
         assert shard.label_indices[bounds[n] : bounds[n + 1]].tolist() == sorted(set(expected)), f"{path}: other labels"
 
 
-def cpu_seconds(read: Callable[[str, Schema], int], paths: list[str], schema: Schema) -> float:
+def cpu_seconds(read: Callable[[str], int], paths: list[str]) -> float:
     start = time.process_time()
     for path in paths:
-        read(path, schema)
+        read(path)
     return time.process_time() - start
 
 
@@ -72,31 +91,49 @@ def main() -> None:
     parser.add_argument("--data", metavar="GLOB", help="shards; default: sample shards")
     parser.add_argument("--videos", type=int, default=4000, help="of the sample shards (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="measurements of each, in turns (default: %(default)s)")
+    parser.add_argument("--level", choices=("video", "frame"), default="video", help="default: %(default)s")
+    parser.add_argument("--frames", type=int, default=200, help="of the longest sample video (default: %(default)s)")
+    parser.add_argument("--features", nargs="+", type=feature, metavar="NAME=WIDTH", help="default: YouTube-8M's")
+    parser.add_argument("--id-key", default="id", help="default: %(default)s")
+    parser.add_argument("--classes", type=int, default=3862, help="default: %(default)s")
     arguments = parser.parse_args()
-    schema = Schema()
+    schema = Schema(
+        features=dict(arguments.features or FEATURES[arguments.level]),
+        num_classes=arguments.classes,
+        level=arguments.level,
+    )
     with tempfile.TemporaryDirectory() as scratch:
         if arguments.data is None:
-            write_splits(scratch, num_videos={"train": arguments.videos}, num_shards=4, num_classes=64)
+            write_splits(
+                scratch,
+                num_videos={"train": arguments.videos},
+                num_shards=4,
+                num_classes=64,
+                features=schema.features,
+                level=arguments.level,
+                num_frames=arguments.frames,
+            )
         pattern = arguments.data or str(Path(scratch, "*.tfrecord"))
         paths = sorted(glob.glob(pattern))
         if not paths:
             parser.error(f"{pattern} matches no file")
         for path in paths:
-            check_same_values(path, schema)
-        records = sum(ours(path, schema) for path in paths)
+            check_same_values(path, schema, arguments.id_key)
+        num_videos = sum(ours(path, schema, arguments.id_key) for path in paths)
         size = sum(Path(path).stat().st_size for path in paths)
-        readers = {"ours": ours, "theirs": theirs_bare}
+        settings = {"schema": schema, "id_key": arguments.id_key}
+        readers = {"ours": partial(ours, **settings), "theirs": partial(theirs_bare, **settings)}
         seconds = {name: float("inf") for name in readers}
         for turn in range(arguments.rounds):
             for name in sorted(readers, reverse=turn % 2 == 1):
-                seconds[name] = min(seconds[name], cpu_seconds(readers[name], paths, schema))
+                seconds[name] = min(seconds[name], cpu_seconds(readers[name], paths))
 
     ratio = seconds["theirs"] / seconds["ours"]
-    speeds = {name: records / least for name, least in seconds.items()}
+    speeds = {name: num_videos / least for name, least in seconds.items()}
     table = [["one core", "videos/s", "MB/s", "CRCs"]]
     for name, label, crcs in (
         ("theirs", "tfrecord.tfrecord_loader", "none"),
-        ("ours", "data.tfrecord.decode_shard", "both"),
+        ("ours", "data.frames.decode", "both"),
     ):
         table.append([label, f"{speeds[name]:,.0f}", f"{size / seconds[name] / 1e6:,.0f}", crcs])
     report = {
@@ -104,12 +141,13 @@ def main() -> None:
         "aim": AIM,
         "videos_per_second": round(speeds["ours"]),
         "tfrecord_videos_per_second": round(speeds["theirs"]),
-        "videos": records,
+        "videos": num_videos,
+        "level": arguments.level,
         "shards": len(paths),
         "data": arguments.data or "sample",
         "rounds": arguments.rounds,
     }
-    title = f"decoding {records:,} videos in {len(paths)} shards, {size / 1e6:.1f} MB, to the same values"
+    title = f"decoding {num_videos:,} videos in {len(paths)} shards, {size / 1e6:.1f} MB, to the same values"
     show("decode", title, table, [f"ratio {ratio:.2f} (aim {AIM})"], report)
 
 

@@ -27,7 +27,7 @@ def ctrl_c_counts() -> None:
 @pytest.fixture(autouse=True)
 def scrubbed_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test reads or writes what belongs to the person who runs it."""
-    for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "TUNER_STORAGE", "YT8M_DIR", "YT8M_SMALL_DIR"):
+    for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "TUNER_STORAGE", "YT8M_DIR", "YT8M_SMALL_DIR", "AUDIOSET_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TUNER_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 

@@ -351,7 +351,9 @@ class _Search:
                 (self.directory / CLASSES.format(name)).write_text(scorecard.as_csv(classes, self._class_names()))
             self.journal.append("winner", id=best.id, metrics=metrics)
         tables: list[Place] = list(self.directory.glob(CLASSES.format("*")))
-        example = torch.from_numpy(self.data.validate.features_ND[:2].astype("float32")).numpy()
+        batch = next(Batches(self.data.validate, batch_size=2, shuffle=False).epoch(0))
+        frames = self.data.validate.frame_offsets is not None
+        example = tuple(tensor.numpy() for tensor in batch.inputs) if frames else batch.features_BD.float().numpy()
         tracker.log_winner(
             metrics={f"best/{name}/{key}": value for name, scores in metrics.items() for key, value in scores.items()},
             tags={"best_trial": best.id, "best_trial_number": str(best.number)},

@@ -363,7 +363,8 @@ def register_model(
         tracking_uri: of its store.
         name: of the registered model.
         model: an nn.Module in eval mode, on the CPU.
-        example: float32 array [2, D] of real videos, for signature and input example.
+        example: float32 array [2, D] of real videos, or (uint8 [2, T, D], bool [2, T]) of their frames and mask, for
+            signature and input example.
         metadata: stored with the model; its `trial` tells which models of the run are the same.
     """
     import mlflow
@@ -390,10 +391,17 @@ def _log_model(run_id: str | None, model_id: str, model: Any, example: Any, meta
     from mlflow.models.signature import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
+    frames = isinstance(example, tuple)
+    shapes = (
+        {"frames": (-1, -1, example[0].shape[2]), "mask": (-1, -1)} if frames else {"features": (-1, example.shape[1])}
+    )
+    inputs = example if frames else (example,)
+    input_example: Any = list(example) if frames else example
     with torch.inference_mode():
-        logits = model(torch.from_numpy(example)).numpy()
+        logits = model(*map(torch.from_numpy, inputs)).numpy()
+    specs = [TensorSpec(array.dtype, shape, name) for array, (name, shape) in zip(inputs, shapes.items(), strict=True)]
     signature = ModelSignature(
-        inputs=Schema([TensorSpec(example.dtype, (-1, example.shape[1]), "features")]),
+        inputs=Schema(specs),
         outputs=Schema([TensorSpec(logits.dtype, (-1, logits.shape[1]), "logits")]),
     )
     # Not within mlflow.start_run, which a server that goes away would leave open.
@@ -403,7 +411,7 @@ def _log_model(run_id: str | None, model_id: str, model: Any, example: Any, meta
         model_id=model_id,
         serialization_format="pt2",
         signature=signature,
-        input_example=example,
+        input_example=input_example,
         pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
         metadata=metadata,
     )
