@@ -399,7 +399,9 @@ def _log_model(run_id: str | None, model_id: str, model: Any, example: Any, meta
     input_example: Any = list(example) if frames else example
     with torch.inference_mode():
         logits = model(*map(torch.from_numpy, inputs)).numpy()
-    specs = [TensorSpec(array.dtype, shape, name) for array, (name, shape) in zip(inputs, shapes.items(), strict=True)]
+    specs: list[Any] = [
+        TensorSpec(array.dtype, shape, name) for array, (name, shape) in zip(inputs, shapes.items(), strict=True)
+    ]
     signature = ModelSignature(
         inputs=Schema(specs),
         outputs=Schema([TensorSpec(logits.dtype, (-1, logits.shape[1]), "logits")]),
