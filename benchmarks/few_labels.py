@@ -181,7 +181,7 @@ class Standardised(nn.Module):
 def ridge_gap(data: Dataset) -> float:
     """GAP of ridge regression on the standardised features, its penalty chosen by leave-one-out."""
     encoder = Standardised(data)
-    probe = closed_form.fit(encoder, data, device=CPU, precision="fp32")
+    probe = closed_form.fit(encoder, data, width=encoder.width, device=CPU, precision="fp32")
     head = nn.Linear(encoder.width, data.sizes.num_classes)
     head.load_state_dict({"weight": probe.weight_CH, "bias": probe.bias_C})
     return evaluate(nn.Sequential(encoder, head), data.validate_batches(BATCH_SIZE, CPU), "fp32")["gap"]

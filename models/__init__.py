@@ -25,6 +25,7 @@ from .gated_dbof import GatedDbofConfig, gated_count
 from .gru import Gru, GruConfig
 from .heads import HeadConfig
 from .layers import FeatureStatistics, Sizes, Statistics
+from .linear import LinearConfig, before_its_fit
 from .logistic import Logistic, LogisticConfig
 from .lstm import Lstm, LstmConfig
 from .mixture_of_experts import MixtureOfExperts, MixtureOfExpertsConfig
@@ -37,6 +38,7 @@ from .soft_dbof import SoftDbofConfig, soft_count
 
 ModelConfig = (
     LogisticConfig
+    | LinearConfig
     | MixtureOfExpertsConfig
     | FusedMLPConfig
     | AverageLogisticConfig
@@ -64,6 +66,7 @@ def _per_feature(pooling: Callable[..., nn.Module]) -> Callable[..., FrameModel]
 # By kind: its settings, and what builds it from (config, sizes, statistics, generator).
 MODELS: dict[str, tuple[type[ModelConfig], Callable[..., nn.Module]]] = {
     "logistic": (LogisticConfig, Logistic),
+    "linear": (LinearConfig, before_its_fit),
     "mixture_of_experts": (MixtureOfExpertsConfig, MixtureOfExperts),
     "fused_mlp": (FusedMLPConfig, FusedMLP),
     "average_logistic": (AverageLogisticConfig, AverageLogistic),
@@ -134,6 +137,7 @@ __all__ = [
     "GatedDbofConfig",
     "GruConfig",
     "HeadConfig",
+    "LinearConfig",
     "Logistic",
     "LogisticConfig",
     "LstmConfig",

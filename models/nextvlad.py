@@ -5,7 +5,7 @@
 
     a pooling for each feature -> dropout -> hidden layer -> BatchNorm -> relu -> squeeze and excitation -> head
 
-79.1 M parameters at 112 and 56 clusters, 8 and 4 groups, a logistic head and 3,862 classes: the published "79M".
+79.2 M parameters at 112 and 56 clusters, 8 and 4 groups, a logistic head and 3,862 classes: the published "79M".
 
 Shapes   B videos   T frames of the longest of them   D features of a frame   E expansion   G groups   K clusters
 Source   Lin et al. (2018), "NeXtVLAD"; linrongc/youtube-8m

@@ -91,7 +91,7 @@ MISTAKES = [
     ("missing within", "{trials: 2}", "{plateau: {min_gain: 0.1}}", "14: tiny.search.plateau.trials: is missing"),
     ("twice", "train: t", "train: s*\n      train: t", "6: experiments.tiny.data.train: this key stands twice (first in line 5)"),
     # words
-    ("kind", "kind: fused_mlp", "kind: mooc", "7: tiny.model.kind: 'mooc' is not one of: logistic, mixture_of_experts, fused_mlp, average_logistic, dbof, soft_dbof, gated_dbof, lstm, gru, netvlad, netrvlad, netfv, nextvlad, attention"),
+    ("kind", "kind: fused_mlp", "kind: mooc", "7: tiny.model.kind: 'mooc' is not one of: logistic, linear, mixture_of_experts, fused_mlp, average_logistic, dbof, soft_dbof, gated_dbof, lstm, gru, netvlad, netrvlad, netfv, nextvlad, attention"),
     ("kind of no word", "kind: adam", "kind: 3", "9: tiny.optimizer.kind: must be one of: rmsprop_tf, adam, adamw, sgd (got 3)"),
     ("pipeline", "search: {trials: 2}", "pipeline: contrast", "14: tiny.pipeline: 'contrast' is not one of: supervised, contrastive"),
     # types

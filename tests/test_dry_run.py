@@ -150,3 +150,12 @@ def test_a_vocabulary_that_is_none_is_told(here: Here) -> None:
     with pytest.raises(ConfigError, match=r"names\.csv"):
         here.run("data.vocabulary=names.csv")
     assert not Path(here.place.folder / "storage").exists()
+
+
+def test_a_grid_of_models_of_frames_is_shown_whole(here: Here) -> None:
+    change(here.place, "data:", "data:\n      level: frame")
+    models = "{choice: [{kind: average_logistic}, {kind: linear}]}"
+    overrides = (f"model={models}", "optimizer.learning_rate=0.01", "search={sampler: {kind: grid}}")
+    printed = here.run(*overrides)
+    assert "2 trials of at most" in printed and "sampler grid" in printed
+    assert [row.split()[:2] for row in printed.splitlines()[-2:]] == [["0", "average_logistic"], ["1", "linear"]]

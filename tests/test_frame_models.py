@@ -378,7 +378,7 @@ def count(module):
 
 
 def test_nextvlad_has_the_published_number_of_parameters():
-    """79M: with the 112 clusters and the logistic head of the submission; at 128 clusters it would be 88.7 M."""
+    """79M: with the 112 clusters and the logistic head of the submission; at 128 clusters it is 88.9 M."""
     config = NeXtVladConfig(
         clusters={"rgb": 112, "audio": 56}, groups={"rgb": 8, "audio": 4}, head=HeadConfig(kind="logistic")
     )

@@ -17,6 +17,7 @@ from models import (
     GatedDbofConfig,
     GruConfig,
     HeadConfig,
+    LinearConfig,
     LogisticConfig,
     LstmConfig,
     MixtureOfExpertsConfig,
@@ -37,6 +38,7 @@ CLUSTERS = {"rgb": 5, "audio": 3}
 SMALL = {  # one small configuration of every kind
     "fused_mlp": FusedMLPConfig(towers={"mean_rgb": 16, "mean_audio": 6}, hidden=10, dropout=0.3),
     "logistic": LogisticConfig(),
+    "linear": LinearConfig(),
     "mixture_of_experts": MixtureOfExpertsConfig(low_rank=4, probability_gating="probabilities"),
     "average_logistic": AverageLogisticConfig(normalize="standard"),
     "dbof": DbofConfig(clusters=12, hidden=10),

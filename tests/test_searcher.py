@@ -14,6 +14,7 @@ from ray.tune.search import Searcher
 
 from tuner import config, journal, recent_tpe
 from tuner.config import Experiment
+from tuner.errors import ConfigError
 from tuner.journal import Journal, TrialRecord
 from tuner.searcher import JournaledSearch
 
@@ -333,3 +334,43 @@ def test_a_snapshot_of_tune_holds_nothing_of_the_searcher(driver: Driver, tmp_pa
     driver.searcher.save_to_dir(str(tmp_path / "snapshot"))
     assert not (tmp_path / "snapshot").exists()
     assert driver.searcher.__getstate__() == {}
+
+
+GRID = """\
+experiments:
+  tiny:
+    data: {train: train*, validate: validate*, features: {rgb: 4}, num_classes: 3}
+    model: {choice: [{kind: logistic}, {kind: linear, penalty: {quniform: [1, 3, 1]}}]}
+    optimizer: {kind: adam, learning_rate: 1e-3}
+    search: {sampler: {kind: grid}}
+"""
+
+
+def test_a_grid_is_tried_once_also_over_a_resume(tmp_path: Path) -> None:
+    (tmp_path / "experiments.yaml").write_text(GRID)
+    experiment = config.load(tmp_path / "experiments.yaml", "tiny")
+    assert experiment.search.trials == 4
+    suggested = []
+    for _ in range(2):
+        driver = Driver(tmp_path / "search", experiment)
+        for _ in range(2):
+            suggestion = driver.searcher.suggest(f"trial-{len(suggested)}")
+            suggested.append(suggestion["values"])
+            driver.searcher.on_trial_complete(f"trial-{len(suggested) - 1}", {"gap_best": 0.5})
+            driver.journal.append("finished", id=suggestion["trial_id"], stopped_by=None)
+        over = driver.searcher.suggest("one more") == Searcher.FINISHED if len(suggested) == 4 else None
+        driver.close()
+    assert suggested == experiment.space.grid and over
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("{sampler:", "{trials: 3, sampler:", "a grid has as many trials as combinations, 4; leave it out .got 3."),
+        ("quniform: [1, 3, 1]", "uniform: [1, 3]", "model.linear.penalty has any number of values"),
+    ],
+)
+def test_what_is_no_grid_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    (tmp_path / "experiments.yaml").write_text(GRID.replace(old, new))
+    with pytest.raises(ConfigError, match=message):
+        config.load(tmp_path / "experiments.yaml", "tiny")

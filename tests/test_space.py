@@ -276,3 +276,25 @@ def test_optuna_suggests_along_the_branches_it_took() -> None:
         assert values == found.defaults() or number > 0
         assert found.resolve(values)["training"]["epochs"] in (2, 4, 6)
         study.tell(trial, 0.0)
+
+
+def test_a_grid_has_every_combination_once_and_the_defaults_first() -> None:
+    found = space(
+        "a: {choice: [{kind: x, n: {int: [1, 3]}}, {kind: y}]}\nb: {quniform: [0.1, 0.3, 0.1], default: 0.3}"
+    ).grid
+    assert found[0] == {"a": "x", "a.x.n": 2, "b": 0.3}
+    expected = [{"a": "x", "a.x.n": n, "b": b} for n in (1, 2, 3) for b in (0.1, 0.2, 0.3)]
+    expected += [{"a": "y", "b": b} for b in (0.1, 0.2, 0.3)]
+    assert sorted(map(str, found)) == sorted(map(str, expected))
+
+
+def test_a_grid_of_any_number_of_values_is_refused() -> None:
+    with pytest.raises(ValueError, match="b has any number of values; give a grid choices, whole numbers or steps"):
+        assert space("a: {choice: [1, 2]}\nb: {uniform: [0, 1]}").grid
+    with pytest.raises(ValueError, match="10,000 combinations at the most"):
+        assert space("a: {int: [1, 101]}\nb: {int: [1, 100]}").grid
+
+
+def test_what_the_kind_of_a_block_tells_already_is_no_setting_of_its_own() -> None:
+    kinds = "a: {choice: [{kind: x, n: 1, m: 1}, {kind: y, n: 2}]}\nb: {choice: [{c: 1}, {d: 2}]}"
+    assert space(kinds).searched == ["a.kind", "a.n", "b.c", "b.d"]

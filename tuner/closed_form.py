@@ -4,16 +4,17 @@ Ridge regression of the labels on the embeddings (models/ridge.py). Its penalty 
 leave-one-out scores: validation has no part in it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from models import FusedEncoder
 from models.metrics import Accumulator
 from models.ridge import NormalEquations, Ridge, logistic_scale
 from tuner.dataset import Dataset
 from tuner.embeddings import BATCH_SIZE, embedded
+from tuner.evaluate import batch_size_of
 from tuner.precision import Precision
 
 # In units of the mean eigenvalue of the centred X'X.
@@ -33,14 +34,34 @@ class LinearProbe:
     penalty: float  # that of PENALTIES which was chosen
 
 
-def fit(encoder: FusedEncoder, data: Dataset, *, device: torch.device, precision: Precision) -> LinearProbe:
-    """Fit the probe to the labelled training videos, or MOST_VIDEOS of them; the encoder stays as it is."""
-    equations = NormalEquations(encoder.width, data.sizes.num_classes, device)
+def fit(
+    encoder: nn.Module,
+    data: Dataset,
+    *,
+    width: int,
+    device: torch.device,
+    precision: Precision,
+    penalties: Sequence[float] = PENALTIES,
+    most: int | None = MOST_VIDEOS,
+) -> LinearProbe:
+    """Fit the probe to the labelled training videos; the encoder stays as it is.
+
+    Args:
+        encoder: makes embeddings of a batch's inputs.
+        data: the videos.
+        width: H of the embeddings.
+        device: where the encoder is.
+        precision: of its matrix products.
+        penalties: ascending, those to choose from, in units of the mean eigenvalue of the centred X'X.
+        most: videos to fit to, a seeded sample of them where there are more; None: all.
+    """
+    equations = NormalEquations(width, data.sizes.num_classes, device)
     sample: list[tuple[Tensor, Tensor, Tensor]] = []
-    batches = data.labelled_batches(BATCH_SIZE, device, most=MOST_VIDEOS)
+    batch_size = BATCH_SIZE if data.sizes.level == "video" else batch_size_of(data.train.schema)
+    batches = data.labelled_batches(batch_size, device, most=most)
     for embeddings_BH, batch in embedded(encoder, batches, precision):
         equations.update(embeddings_BH, batch.label_offsets, batch.label_indices)
-        if len(sample) * BATCH_SIZE < SAMPLE:
+        if sum(len(rows) for rows, *_ in sample) < SAMPLE:
             sample.append((embeddings_BH.float(), batch.label_offsets, batch.label_indices))
     ridge = equations.decompose()
     embeddings_SH, offsets, indices = _joined(sample)
@@ -48,7 +69,8 @@ def fit(encoder: FusedEncoder, data: Dataset, *, device: torch.device, precision
     def gap(penalty: float) -> float:
         return _gap(_scores(ridge, penalty, embeddings_SH, offsets, indices), offsets, indices)
 
-    penalty = max(reversed(PENALTIES), key=gap)  # of equal ones the largest
+    # Of equal ones the largest; a lone one needs no comparison.
+    penalty = max(reversed(penalties), key=gap) if len(penalties) > 1 else penalties[0]
     slope, shift = logistic_scale(_scores(ridge, penalty, embeddings_SH, offsets, indices), offsets, indices)
     weight_CH, bias_C = ridge.solve(penalty * ridge.scale)
     return LinearProbe(weight_CH=slope * weight_CH, bias_C=slope * bias_C + shift, penalty=penalty)

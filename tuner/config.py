@@ -202,6 +202,8 @@ def _build(node: Node, name: str, file: Path, problems: Problems) -> Experiment:
                 _check_workers(blocks["resources"], config, resources.most_workers, problems)
     problems.check()
     assert data is not None and search is not None and resources is not None
+    if search.sampler.kind == "grid":
+        search = _of_a_grid(search, blocks["search"], space, problems)
     return Experiment(
         name=name,
         data=_with_absolute_paths(data, file.parent),
@@ -263,6 +265,9 @@ def _check_features(resolved: Node, config: Trial, data: DataConfig, problems: P
     if config.model.level == "frame" and data.level == "video":
         message = f"{config.model.kind} takes frames; set data.level to frame or segment"
         problems.add(node.entries["kind"], "model.kind", f"{message} (got {data.level})")
+    if config.model.kind == "linear" and data.level == "segment":
+        message = "linear takes every class that is not rated for absent; choose another at data.level segment"
+        problems.add(node.entries["kind"], "model.kind", message)
     for name, one in (("towers", "a tower"), ("clusters", "clusters"), ("groups", "groups")):
         given = getattr(config.model, name, None)
         if isinstance(given, Mapping) and set(given) != set(data.features):
@@ -293,6 +298,20 @@ def _check_loss(resolved: Node, config: Trial, data: DataConfig, problems: Probl
             problems.add(node, block, str(error))
 
 
+def _of_a_grid(search: SearchConfig, node: Node, space: Space, problems: Problems) -> SearchConfig:
+    """The same with as many trials as the grid has combinations; another number of them would not be heeded."""
+    try:
+        trials = len(space.grid)
+    except ValueError as error:
+        problems.add(node.entries["sampler"], "search.sampler", str(error))
+    else:
+        if "trials" in node.entries and search.trials != trials:
+            message = f"a grid has as many trials as combinations, {trials}; leave it out (got {search.trials})"
+            problems.add(node.entries["trials"], "search.trials", message)
+    problems.check()
+    return replace(search, trials=trials)
+
+
 def _check_workers(node: Node, config: Trial, workers: int, problems: Problems) -> None:
     """Whether so many workers can share the trial's batches."""
     if workers == 1:
@@ -300,6 +319,9 @@ def _check_workers(node: Node, config: Trial, workers: int, problems: Problems) 
     node = node.entries["workers"]
     if isinstance(config, ContrastiveConfig):
         message = f"pipeline: contrastive trains on one worker; set resources.workers to 1 (got {workers})"
+        problems.add(node, "resources.workers", message)
+    elif config.model.kind == "linear":
+        message = f"model.kind linear is fitted on one worker; set resources.workers to 1 (got {workers})"
         problems.add(node, "resources.workers", message)
     elif config.training.batch_size < workers * config.training.accumulate:
         parts = f" in each of {config.training.accumulate} parts" if config.training.accumulate > 1 else ""

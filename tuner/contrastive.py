@@ -137,7 +137,13 @@ class _Run:
     def _judge(self, encoder: dict[str, Tensor], epoch: int, metrics: dict[str, float], start: float) -> None:
         """Put the closed-form probe on an encoder and note what both are worth after an epoch of pretraining."""
         self.classifier.encoder.load_state_dict(encoder)
-        probe = closed_form.fit(self.classifier.encoder, self.data, device=self.device, precision=self.precision)
+        probe = closed_form.fit(
+            self.classifier.encoder,
+            self.data,
+            width=self.classifier.encoder.width,
+            device=self.device,
+            precision=self.precision,
+        )
         self._set_head(probe.weight_CH, probe.bias_C)
         self.history.append(
             {

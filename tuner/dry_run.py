@@ -7,13 +7,13 @@ import torch
 from rich.table import Table
 
 from data.cache import find_shards
-from data.tfrecord import decode_shard
+from data.frames import decode
 from tuner import cluster, vocabulary
 from tuner.config import Experiment
 from tuner.console import Console, setting_cells, settings_table
 from tuner.dataset import write_sample
 from tuner.resources import Node, describe, plan
-from tuner.searcher import make_sampler
+from tuner.searcher import make_sampler, planned_values
 
 # Configurations that are drawn and shown.
 SHOWN = 8
@@ -53,7 +53,7 @@ def _check_shards(experiment: Experiment, console: Console) -> None:
         if patterns is None:
             continue
         shards = find_shards(patterns)
-        first = decode_shard(shards[0], experiment.data.schema)
+        first = decode(shards[0], experiment.data.schema)
         console.print(f"data.{split}: {len(shards)} shards; the first holds {len(first.ids)} sound videos")
 
 
@@ -71,8 +71,9 @@ def _samples(experiment: Experiment, number: int) -> Table:
     study = optuna.create_study(direction="maximize")
     for trial in range(number):
         study.sampler = make_sampler(experiment, trial)
-        if trial == 0:
-            study.enqueue_trial(experiment.space.defaults())
+        fixed = planned_values(experiment, trial)
+        if fixed is not None:
+            study.enqueue_trial(fixed)
         asked = study.ask()
         values = experiment.space.optuna(asked)
         experiment.trial_config(values)

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.batches import Batch, Batches
 from data.sampling import ALL, FramesConfig
@@ -101,13 +101,13 @@ def embed(encoder: FusedEncoder, data: Dataset, *, device: torch.device, precisi
     )
 
 
-def embedded(encoder: FusedEncoder, batches: Batches, precision: Precision) -> Iterator[tuple[Tensor, Batch]]:
+def embedded(encoder: nn.Module, batches: Batches, precision: Precision) -> Iterator[tuple[Tensor, Batch]]:
     """The embeddings [B, H] of every batch, by the encoder in eval mode; float32 or, under autocast, bfloat16."""
     was_training = encoder.training
     encoder.eval()
     for batch in batches.epoch(0):
-        with torch.inference_mode(), autocast(batch.features_BD.device, precision):
-            embeddings_BH = encoder(batch.features_BD)
+        with torch.inference_mode(), autocast(batch.inputs[0].device, precision):
+            embeddings_BH = encoder(*batch.inputs)
         yield embeddings_BH, batch
     encoder.train(was_training)
 

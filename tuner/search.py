@@ -196,6 +196,8 @@ def _begin(record: Journal, experiment: Experiment, options: Options, uri: str, 
             "so new trials could not be compared with its old ones; start a new search"
         )
     if options.extend:
+        if experiment.search.sampler.kind == "grid":
+            raise ConfigError("--extend: a grid has no further trials, all of its combinations are in the search")
         record.append("extended", trials=options.extend)
     assert record.search is not None
     return record.search

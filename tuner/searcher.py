@@ -70,11 +70,13 @@ class JournaledSearch(Unsaved, OptunaSearch):
             self._ot_trials[trial_id] = self._ot_study.get_trials(deepcopy=False)[record.number]
             return _configuration(record)
         number = len(search.trials)
-        if number >= search.planned:
+        grid = self._experiment.space.grid if self._experiment.search.sampler.kind == "grid" else None
+        if number >= search.planned or (grid is not None and number >= len(grid)):
             return Searcher.FINISHED
         self._ot_study.sampler = make_sampler(self._experiment, number, parallel=self._parallel)
-        if number == 0:
-            self._ot_study.enqueue_trial(self._experiment.space.defaults())
+        fixed = planned_values(self._experiment, number)
+        if fixed is not None:
+            self._ot_study.enqueue_trial(fixed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # samplers announce what they draw at random: --dry-run says it once
             values = super().suggest(trial_id)
@@ -141,6 +143,13 @@ class JournaledSearch(Unsaved, OptunaSearch):
             self._ot_study._storage.set_study_system_attr(self._ot_study._study_id, key, value)
 
 
+def planned_values(experiment: Experiment, number: int) -> dict[str, Any] | None:
+    """The values of trial `number` that no sampler draws: the defaults for the first, all of a grid."""
+    if experiment.search.sampler.kind == "grid":
+        return experiment.space.grid[number]
+    return experiment.space.defaults() if number == 0 else None
+
+
 def make_sampler(experiment: Experiment, number: int, *, parallel: bool = False) -> BaseSampler:
     """The sampler of suggestion `number`.
 
@@ -154,7 +163,7 @@ def make_sampler(experiment: Experiment, number: int, *, parallel: bool = False)
         match config.kind:
             case "tpe":
                 return RecentTPE(experiment.space.conditional_names(), seed=seed, constant_liar=parallel)
-            case "random":
+            case "random" | "grid":  # of a grid, all is enqueued
                 return optuna.samplers.RandomSampler(seed=seed)
             case "gp":
                 return optuna.samplers.GPSampler(seed=seed)

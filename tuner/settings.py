@@ -31,7 +31,8 @@ class SamplerConfig:
 
     # tpe: of more than 250 finished trials it looks at the newest 250 and the best 25 (tuner/recent_tpe.py).
     # gp looks at all, and its time grows with their cube: for some hundred trials.
-    kind: Literal["tpe", "random", "gp", "cmaes", "qmc"] = "tpe"
+    # grid tries every combination once: of options, whole numbers and steps.
+    kind: Literal["tpe", "random", "gp", "cmaes", "qmc", "grid"] = "tpe"
     seed: int = 1  # the same proposals again, with one trial at a time
 
 
@@ -91,7 +92,7 @@ class SearchConfig:
 
     metric: Literal["gap_best"] = "gap_best"  # a trial's score: the best GAP of its epochs
     mode: Literal["max"] = "max"
-    trials: int = 20
+    trials: int = 20  # a grid has as many as there are combinations
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     time_budget: Seconds | None = None  # seconds, or 90s, 30m, 4h; trials that run then are ended

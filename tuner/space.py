@@ -22,6 +22,8 @@ __all__ = ["Ask", "Choice", "Distribution", "Number", "Space", "Values"]
 
 Values = Mapping[str, Any]  # number or label by parameter name
 
+# Trials of a grid.
+MAX_GRID = 10_000
 # Combinations of options that are checked one by one; a larger space is checked option by option.
 MAX_COMBINATIONS = 256
 
@@ -124,10 +126,22 @@ class Space:
 
     @cached_property  # of every suggestion, and every corner is resolved for it
     def searched(self) -> list[str]:
-        """The settings that differ between trials, by yaml path; a conditional one under the path of its choice."""
+        """The settings that differ between trials, by yaml path; a conditional one under the path of its choice.
+
+        What is the same in all blocks that have it is left out where the `kind` of the block tells them apart already.
+        """
         corners = [flatten(self.resolve(corner)) for corner in self.corners()]
         found = dict.fromkeys(path for corner in corners for path in corner)
-        return [path for path in found if any(corner.get(path) != corners[0].get(path) for corner in corners)]
+        given = {path: [corner[path] for corner in corners if path in corner] for path in found}
+        varied = {path for path, values in given.items() if any(value != values[0] for value in values)}
+
+        def told_by_kind(path: str) -> bool:
+            blocks = path.split(".")[:-1]
+            return any(".".join([*blocks[:i], "kind"]) in varied for i in range(1, len(blocks) + 1))
+
+        return [
+            path for path in found if path in varied or (len(given[path]) < len(corners) and not told_by_kind(path))
+        ]
 
     def settings(self, values: Values) -> dict[str, Any]:
         """What a suggestion comes to, for people: the value of each searched setting, by yaml path.
@@ -143,7 +157,7 @@ class Space:
 
         Where these are more than MAX_COMBINATIONS: every option at least once, the other choices at their defaults.
         """
-        routes = list(islice(_combinations(self._root), MAX_COMBINATIONS + 1))
+        routes: list[Mapping[str, Any]] = list(islice(_combinations(self._root), MAX_COMBINATIONS + 1))
         if len(routes) > MAX_COMBINATIONS:
             routes = list(_routes(self._root, {}))
         corners = {}
@@ -158,6 +172,19 @@ class Space:
                 values = self._values(pick)
                 corners[tuple(values.items())] = values
         return list(corners.values())
+
+    @cached_property
+    def grid(self) -> list[dict[str, Any]]:
+        """Every combination once, the defaults first.
+
+        Raises:
+            ValueError: a parameter has any number of values, or there are more than MAX_GRID combinations.
+        """
+        found = list(islice(_combinations(self._root, grid=True), MAX_GRID + 1))
+        if len(found) > MAX_GRID:
+            raise ValueError(f"a grid has {MAX_GRID:,} combinations at the most, and these are more")
+        first = self.defaults()
+        return [first, *(values for values in found if values != first)]
 
     def unsupported_by(self, sampler: str) -> list[str]:
         """What a sampler leaves to chance in this space, one sentence for each parameter."""
@@ -258,22 +285,34 @@ def _routes(spec: Spec, chosen: Mapping[str, str]) -> Iterator[Mapping[str, str]
             yield from _routes(option, route)
 
 
-def _combinations(spec: Spec) -> Iterator[Mapping[str, str]]:
-    """Every combination of labels that can be in effect together."""
+def _combinations(spec: Spec, grid: bool = False) -> Iterator[dict[str, Any]]:
+    """Every combination of labels that can be in effect together, in a grid of all values."""
     if isinstance(spec, Parameter) and spec.options:
         for label, option in spec.options.items():
-            for below in _combinations(option):
+            for below in _combinations(option, grid):
                 yield {spec.name: label, **below}
+    elif isinstance(spec, Parameter) and grid:
+        assert isinstance(spec.distribution, Number)
+        yield from ({spec.name: value} for value in _values_of(spec.name, spec.distribution))
     elif isinstance(spec, Block):
-        yield from _product([entry for entry in spec.entries.values() if isinstance(entry, Block | Parameter)])
+        yield from _product([entry for entry in spec.entries.values() if isinstance(entry, Block | Parameter)], grid)
     else:
         yield {}
 
 
-def _product(specs: Sequence[Spec]) -> Iterator[Mapping[str, str]]:
+def _product(specs: Sequence[Spec], grid: bool) -> Iterator[dict[str, Any]]:
     if not specs:
         yield {}
         return
-    for first in _combinations(specs[0]):
-        for rest in _product(specs[1:]):
+    for first in _combinations(specs[0], grid):
+        for rest in _product(specs[1:], grid):
             yield {**first, **rest}
+
+
+def _values_of(name: str, number: Number) -> Iterator[float]:
+    step = 1 if number.integer and number.step is None else number.step
+    if step is None:
+        raise ValueError(f"{name} has any number of values; give a grid choices, whole numbers or steps")
+    for i in range(round((number.high - number.low) / step) + 1):
+        value = float(f"{number.low + i * step:.12g}")  # 0.3 and not 0.30000000000000004: this is read by people
+        yield round(value) if number.integer else value

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from tuner import checkpoint, contrastive, supervised
+from models import LinearConfig
+from tuner import checkpoint, contrastive, linear, supervised
 from tuner.dataset import Dataset, open_dataset
 from tuner.encoders import Shelf
 from tuner.errors import CheckpointDamaged, CheckpointError, ConfigError, main
@@ -50,12 +51,16 @@ def train(
         TrialDiverged: a loss is not finite; the weights are left as they were before that step.
         TrialCollapsed: a pretrained encoder makes one embedding of all videos.
         CheckpointError: `resume_from` is damaged, or other settings shaped it.
-        ConfigError: the pipeline trains on one rank only.
+        ConfigError: the pipeline, or the model, trains on one rank only.
     """
     if isinstance(trial, ContrastiveConfig):
         if ranks.size > 1:
             raise ConfigError(f"pipeline: contrastive trains on one worker, but got {ranks.size}")
         return contrastive.train(trial, data, device=device, seed=seed, resume_from=resume_from, shelf=shelf)
+    if isinstance(trial.model, LinearConfig):
+        if ranks.size > 1:
+            raise ConfigError(f"model.kind linear is fitted on one worker, but got {ranks.size}")
+        return linear.train(trial, data, device=device, seed=seed, resume_from=resume_from)
     return supervised.train(trial, data, device=device, seed=seed, resume_from=resume_from, ranks=ranks)
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
 from data.sampling import FramesConfig
-from models import FusedMLPConfig, LogisticConfig, ModelConfig
+from models import FusedMLPConfig, LinearConfig, LogisticConfig, ModelConfig
 from models.averaging import AverageConfig
 from models.losses import LossConfig
 from models.moco import METHODS, CrossModalConfig, MethodConfig, leaks
@@ -50,14 +50,18 @@ class TrialConfig:
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     model: ModelConfig
-    optimizer: OptimizerConfig
+    optimizer: OptimizerConfig  # of all models but `linear`
     loss: LossConfig = field(default_factory=LossConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
+    def __post_init__(self) -> None:
+        if isinstance(self.model, LinearConfig) and self.loss != LossConfig():
+            raise ValueError("loss has no effect on model.kind linear: model.penalty alone shapes its fit")
+
     @property
     def epochs(self) -> int:
-        """How many epochs the trial has."""
-        return self.training.epochs
+        """How many epochs the trial has; what is fitted in closed form has one."""
+        return 1 if isinstance(self.model, LinearConfig) else self.training.epochs
 
     @property
     def settings(self) -> dict[str, Any]:
