@@ -170,7 +170,7 @@ def test_a_trial_that_runs_out_of_memory(workplace: Workplace, fault_row: State)
     first, second, third = search_of(workplace).trials.values()
     assert first.status == "failed" and (first.error or "").startswith("TrialOutOfMemory: not enough memory on ")
     assert "goes on" not in printed.partition("trial 000  failed")[0]  # it was tried once
-    assert second.status == "failed" and list(second.reports) == [1, 2]
+    assert second.status == "failed" and set(second.reports) <= {1, 2}  # what it had said may be lost with it
     assert "its worker was killed, as the kernel does where memory runs out" in (second.error or "")
     assert "2 attempts" in (second.error or "")
     assert third.status == "finished"

@@ -25,7 +25,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.backend import Backend
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2.api.exceptions import WorkerGroupError
 from ray.tune.integration.ray_train import TuneReportCallback
@@ -302,6 +302,8 @@ def _reason(error: WorkerGroupError, attempts: int) -> str:
     (cause, *_) = error.worker_failures.values()
     if isinstance(cause, UserExceptionWithTraceback):
         cause = cause._base_exc
+    if isinstance(cause, WorkerHealthCheckFailedError):
+        cause = cause.health_check_failure
     if isinstance(cause, OutOfMemoryError):
         why = "Ray killed its worker because the machine ran out of memory"
     elif isinstance(cause, RayActorError):
