@@ -13,9 +13,13 @@ from finished import FinishedSearch, build
 from data.batches import Batches
 from data.sample import write_shards
 from data.schema import Schema
+from models.losses import LossConfig, rated_cells
+from models.metrics import Accumulator
 from tuner import ensemble, evaluate, export, predict, segments
 from tuner.errors import ModelFolderError
 from tuner.evaluate import BATCH_SIZE, batch_size_of
+from tuner.objective import Objective
+from tuner.ranks import ALONE
 
 CPU = torch.device("cpu")
 EXPERIMENTS = """\
@@ -138,6 +142,26 @@ def test_an_ensemble_of_models_of_frames_is_a_model_like_any_other(search: Finis
     batches = Batches(loaded.open(search.validate), batch_size=40, shuffle=False)
     gap = evaluate.evaluate(loaded.model, batches, loaded.precision)["gap"]
     assert gap == pytest.approx(built.scores["validate"]["gap"], abs=1e-6)
+
+
+def test_a_class_that_is_not_rated_has_no_say_in_training_and_scores(search: FinishedSearch) -> None:
+    if search.experiment.data.level != "segment":
+        pytest.skip("of videos all classes are rated")
+    data, model = search.data, search.load_best()
+    (batch, *_) = data.train_batches(32, 1, CPU).epoch(0)
+    rated_BC = rated_cells(torch.zeros(len(batch.rows), 12), batch.rated_offsets, batch.rated_indices)
+    truth_BC = rated_cells(torch.zeros(len(batch.rows), 12), batch.label_offsets, batch.label_indices)
+    assert not rated_BC.all() and (truth_BC <= rated_BC).all()
+    generator, sizes = torch.Generator().manual_seed(1), {"batch_size": 32, "part_size": 32}
+    loss_of = Objective(LossConfig(), data, **sizes, bootstrap=generator, device=CPU, seed=1, ranks=ALONE)
+    logits_BC = model(*batch.inputs).detach()
+    cells = torch.nn.functional.binary_cross_entropy_with_logits(logits_BC, truth_BC.float(), reduction="none")
+    assert loss_of(logits_BC, batch).item() == pytest.approx((cells * rated_BC).sum(1).mean().item(), rel=1e-5)
+    scores = [Accumulator(12), Accumulator(12)]
+    for kept, shift in zip(scores, (0.0, 9.0), strict=True):
+        rated = {"rated_offsets": batch.rated_offsets, "rated_indices": batch.rated_indices}
+        kept.update(logits_BC + shift * ~rated_BC, batch.label_offsets, batch.label_indices, **rated)
+    assert scores[0].compute() == scores[1].compute()
 
 
 def test_there_is_no_encoder_to_embed_with(search: FinishedSearch, folder: Path) -> None:
