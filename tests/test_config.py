@@ -92,7 +92,7 @@ MISTAKES = [
     ("twice", "train: t", "train: s*\n      train: t", "6: experiments.tiny.data.train: this key stands twice (first in line 5)"),
     # words
     ("kind", "kind: fused_mlp", "kind: mooc", "7: tiny.model.kind: 'mooc' is not one of: logistic, linear, mixture_of_experts, fused_mlp, average_logistic, dbof, soft_dbof, gated_dbof, lstm, gru, netvlad, netrvlad, netfv, nextvlad, attention"),
-    ("kind of no word", "kind: adam", "kind: 3", "9: tiny.optimizer.kind: must be one of: rmsprop_tf, adam, adamw, sgd (got 3)"),
+    ("kind of no word", "kind: adam", "kind: 3", "9: tiny.optimizer.kind: must be one of: rmsprop_tf, adam, adamw, sgd, lars (got 3)"),
     ("pipeline", "search: {trials: 2}", "pipeline: contrast", "14: tiny.pipeline: 'contrast' is not one of: supervised, contrastive"),
     # types
     ("text", "batch_size: 16", "batch_size: '16'", "13: tiny.training.batch_size: must be a whole number (got '16')"),
@@ -172,7 +172,7 @@ def test_all_mistakes_of_an_experiment_are_told_at_once_in_the_order_of_the_file
         ("[0.5, 0.9]", "[0.5, 1.5]", "13: tiny.optimizer.momentum: momentum must be in [0, 1), but got 1.5"),
         ("[0.5, 0.9]", "[0.9]", "13: tiny.optimizer.sgd.momentum: uniform takes [low, high] (got [0.9])"),
         ("learning_rate: 0.1", "learning_rate: -1", "12: tiny.optimizer.learning_rate: learning_rate must be positive and finite, but got -1.0"),
-        ("kind: sgd", "kind: sdg", "11: tiny.optimizer.kind: 'sdg' is not one of: rmsprop_tf, adam, adamw, sgd"),
+        ("kind: sgd", "kind: sdg", "11: tiny.optimizer.kind: 'sdg' is not one of: rmsprop_tf, adam, adamw, sgd, lars"),
     ],
 )  # fmt: skip
 def test_a_mistake_inside_an_option_finds_its_line(load_text: Load, old: str, new: str, line: str) -> None:
@@ -541,6 +541,7 @@ class OtherConfig:
     """A second model, as there will be."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    level: ClassVar[str] = "video"
     kind: Literal["other"] = "other"
     depth: int = 3
 
@@ -569,6 +570,7 @@ class ThirdConfig:
     """A third one, with other settings."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    level: ClassVar[str] = "video"
     kind: Literal["third"] = "third"
     width: int = 4
 

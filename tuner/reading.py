@@ -66,8 +66,13 @@ def read_trial(pipeline: str, tree: Node, problems: Problems) -> Trial | None:
         return None
 
 
-def _class_of_kind(classes: Sequence[type[Any]], node: Node, name: str, problems: Problems) -> type[Any] | None:
-    kinds = {kind: cls for cls in classes for kind in get_args(get_type_hints(cls)["kind"])}
+@cache
+def _by_kind(classes: tuple[type[Any], ...]) -> dict[str, type[Any]]:
+    return {kind: cls for cls in classes for kind in get_args(get_type_hints(cls)["kind"])}
+
+
+def _class_of_kind(classes: tuple[type[Any], ...], node: Node, name: str, problems: Problems) -> type[Any] | None:
+    kinds = _by_kind(classes)
     if not isinstance(node.value, Mapping):
         problems.add(node, name, f"must be a block of settings (got {shown(node.plain())})")
         return None
