@@ -93,14 +93,15 @@ def connect(address: str) -> Iterator[Attempt]:
         finally:
             _remove_placement_groups(attempt.job)
     finally:
-        ray.shutdown()
+        with _sigterm_kept():
+            ray.shutdown()
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
 def _sigterm_kept() -> Iterator[None]:
-    """Ray's start takes SIGTERM, to exit with 15 wherever the program is; here it means what it meant before."""
+    """Ray's start takes SIGTERM, to exit with 15, and its end leaves it to the kernel; afterwards it means the same."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
