@@ -316,5 +316,7 @@ def test_an_epoch_says_which_half_of_a_trial_it_belongs_to() -> None:
     assert supervised == "trial 003  epoch 2/8  loss 4.500  GAP 0.5000  1,234 videos/s"
     pretraining = describe_epoch(trial(3), 2, 8, {**rate, "loss_pretrain": 5.5})
     assert pretraining == "trial 003  epoch 2/8  contrastive loss 5.500  GAP 0.5000  1,234 videos/s"
+    fitted = describe_epoch(trial(3), 1, 1, rate)  # in closed form
+    assert fitted == "trial 003  epoch 1/1  GAP 0.5000  1,234 videos/s"
     taken = describe_epoch(trial(3), 6, 8, {"gap": 0.5})
     assert taken == "trial 003  epoch 6/8  GAP 0.5000  took the encoder of another trial"

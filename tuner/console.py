@@ -185,7 +185,9 @@ def describe_epoch(trial: TrialRecord, epoch: int, epochs: int, metrics: Mapping
     """One line with the numbers one acts on: an epoch of training, of pretraining, or the end of one done elsewhere."""
     losses = {"loss_train": "loss", "loss_pretrain": "contrastive loss"}
     loss = "".join(f"{name} {metrics[key]:.3f}  " for key, name in losses.items() if key in metrics)
-    rate = f"{metrics['videos_per_second']:,.0f} videos/s" if loss else "took the encoder of another trial"
+    rate = "took the encoder of another trial"
+    if "videos_per_second" in metrics:
+        rate = f"{metrics['videos_per_second']:,.0f} videos/s"
     return f"trial {trial.number:03d}  epoch {epoch}/{epochs}  {loss}GAP {metrics['gap']:.4f}  {rate}"
 
 
