@@ -29,7 +29,6 @@ from torch.utils.data import DataLoader
 
 import models
 from data.schema import NUM_CLASSES
-from models.cross_entropy import sigmoid_cross_entropy
 from models.fused_mlp import FusedMLPConfig
 from models.loss_weights import positive_weights
 from models.losses import LossConfig
@@ -257,13 +256,7 @@ def check_same_loss(ours: Ours, plain: Plain) -> None:
     ours.model.eval()
     plain.model.eval()
     for batch in ours.batches.epoch(0):
-        loss = sigmoid_cross_entropy(
-            ours.model(batch.features_BD),
-            batch.label_offsets,
-            batch.label_indices,
-            pos_weights_C=ours.step.pos_weights_C,
-        )
-        totals[0] += float(loss) * len(batch.rows)
+        totals[0] += float(ours.step.objective(ours.model(*batch.inputs), batch)) * len(batch.rows)
         videos = plain.loader.dataset
         features, targets = zip(*(videos[row] for row in batch.rows.tolist()), strict=True)
         features_BD, targets_BC = torch.from_numpy(np.stack(features)), torch.stack(targets)
