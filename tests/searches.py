@@ -48,6 +48,13 @@ def runs_of(place: Workplace) -> Iterator[tuple[dict[str, str], str, list[int]]]
             yield run.data.tags, run.info.status, [metric.step for metric in history]
 
 
+def title_of(process: psutil.Process) -> str:
+    """Its name and command line; nothing, where it is gone by now."""
+    with suppress(psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
+        return f"{process.name()} {' '.join(process.cmdline())}"
+    return ""
+
+
 def processes_of(place: Workplace, name: str = "") -> list[psutil.Process]:
     """The processes that were started in this folder and live, whoever started them; `name`: of Ray's, by title."""
     found = []
@@ -80,7 +87,7 @@ def assert_nothing_is_left(place: Workplace) -> None:
 
     The agents of a private Ray whose driver was killed look for their raylet twice a minute, then leave.
     """
-    outlives = any("ray start" in " ".join(p.cmdline()) or "ray-start" in p.name() for p in processes_of(place))
+    outlives = any("ray start" in title or "ray-start" in title for title in map(title_of, processes_of(place)))
     kinds = OF_A_TRIAL if outlives else ("",)
     living = lambda: [process for kind in kinds for process in processes_of(place, kind)]  # noqa: E731
     wait_for(lambda: not living(), seconds=120, told=living)
