@@ -70,12 +70,22 @@ class Server:
             return False
 
     def kill(self) -> None:
-        """kill -9, workers included."""
+        """kill -9, workers included; returns when its port refuses, which is when the last of them has ended."""
         if self.process is not None:
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             self.process = None
+            wait_for(self._refuses)
+
+    def _refuses(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+        except ConnectionRefusedError:
+            return True
+        except OSError:  # reset by one that is ending
+            return False
+        return False
 
 
 @contextmanager
