@@ -83,9 +83,9 @@ def test_a_setting_that_came_later_is_no_difference_where_it_has_its_old_meaning
     checkpoint.save(
         tmp_path / "old", model=model, training=training, settings={**before, "probe": before, "training": {}}
     )
-    checkpoint.refuse_others(tmp_path / "old", {**now, "probe": now, "training": {"accumulate": 1, "average": None}})
+    checkpoint.manifest_of(tmp_path / "old", {**now, "probe": now, "training": {"accumulate": 1, "average": None}})
     with pytest.raises(CheckpointError, match=r"loss\.kind: sigmoid_cross_entropy -> hinge$"):
-        checkpoint.refuse_others(
+        checkpoint.manifest_of(
             tmp_path / "old", {"loss": {**now["loss"], "kind": "hinge"}, "probe": now, "training": {}}
         )
 

@@ -64,8 +64,9 @@ def load(directory: Path, *, settings: dict[str, Any]) -> tuple[dict[str, Tensor
         CheckpointDamaged: files are missing, cut short or changed.
         CheckpointError: other settings than `settings` shaped them.
     """
-    weights = load_weights(directory, settings=settings)
-    _check(directory, TRAINING, read_manifest(directory))
+    manifest = manifest_of(directory, settings)
+    weights = _weights(directory, manifest)
+    _check(directory, TRAINING, manifest)
     try:
         training = torch.load(directory / TRAINING, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever torch finds wrong with a file from elsewhere: it may hold anything
@@ -80,26 +81,21 @@ def load_weights(directory: Path, *, settings: dict[str, Any]) -> dict[str, Tens
         CheckpointDamaged: the file is missing, cut short or changed.
         CheckpointError: other settings than `settings` shaped it.
     """
-    manifest = read_manifest(directory)
-    refuse_others(directory, settings)
-    _check(directory, WEIGHTS, manifest)
-    try:
-        weights: dict[str, Tensor] = load_file(directory / WEIGHTS)
-    except SafetensorError as error:
-        raise CheckpointDamaged(f"{directory / WEIGHTS}: not readable ({error})") from error
-    return weights
+    return _weights(directory, manifest_of(directory, settings))
 
 
-def refuse_others(directory: Path, settings: dict[str, Any]) -> None:
-    """Check that these settings, all of them, shaped the checkpoint.
+def manifest_of(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """What checkpoint.json says, where these settings, all of them, shaped the checkpoint.
 
     Raises:
-        CheckpointDamaged: its manifest is missing or changed.
-        CheckpointError: others did; it says which.
+        CheckpointDamaged: it is missing or changed.
+        CheckpointError: others did, it says which; or it is of another version.
     """
-    differing = differences(read_manifest(directory)["settings"], json.loads(json.dumps(settings)))
+    manifest = read_manifest(directory)
+    differing = differences(manifest["settings"], json.loads(json.dumps(settings)))
     if differing:
         raise CheckpointError(f"{directory}: other settings shaped this checkpoint: {'; '.join(differing)}")
+    return manifest
 
 
 def check(directory: Path, *, weights_only: bool = False) -> None:
@@ -162,6 +158,15 @@ def differences(stored: Any, given: Any, path: str = "") -> list[str]:
 def _before(path: str) -> Any:
     """What a setting was before it could be set."""
     return next((value for end, value in LATER.items() if f".{path}".endswith(f".{end}")), None)
+
+
+def _weights(directory: Path, manifest: dict[str, Any]) -> dict[str, Tensor]:
+    _check(directory, WEIGHTS, manifest)
+    try:
+        weights: dict[str, Tensor] = load_file(directory / WEIGHTS)
+    except SafetensorError as error:
+        raise CheckpointDamaged(f"{directory / WEIGHTS}: not readable ({error})") from error
+    return weights
 
 
 def _describe(path: Path) -> dict[str, int]:

@@ -138,7 +138,7 @@ def _make_way(directory: Path, trial: Trial, *, resume: bool, fresh: bool) -> Pa
         return None
     if resume:
         try:
-            checkpoint.refuse_others(directory, trial.settings)
+            checkpoint.manifest_of(directory, trial.settings)
         except CheckpointDamaged:
             raise
         except CheckpointError as error:
