@@ -48,17 +48,15 @@ def embed(
         ShardError: a shard is damaged or does not fit the model.
     """
     import numpy as np
-    import torch
 
-    from tuner.precision import autocast
+    from tuner.embeddings import embedded
 
     encoder = encoder_of(exported)
     for shard in decoded(shards, exported):
         embeddings_NH = np.empty((len(shard.ids), encoder.width), np.float32)
         first = 0
-        for batch in batches_of(shard, exported, batch_size, device).epoch(0):
-            with torch.inference_mode(), autocast(device, exported.precision):
-                embeddings_BH = encoder(batch.features_BD)
+        batches = batches_of(shard, exported, batch_size, device)
+        for embeddings_BH, batch in embedded(encoder, batches, exported.precision):
             rows = slice(first, first := first + len(batch.rows))
             embeddings_NH[rows] = embeddings_BH.float().cpu().numpy()
         yield shard.ids.tolist(), embeddings_NH

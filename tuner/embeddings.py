@@ -20,7 +20,7 @@ from data.statistics import Moments
 from models import FeatureStatistics, FusedEncoder, Sizes
 from models.loss_weights import fixed_bootstrap_weights
 from tuner.dataset import Dataset, feature_statistics, take_labels
-from tuner.precision import Precision, autocast
+from tuner.precision import Precision, forward
 from tuner.ranks import ALONE, Ranks
 
 BATCH_SIZE = 1024
@@ -106,9 +106,7 @@ def embedded(encoder: nn.Module, batches: Batches, precision: Precision) -> Iter
     was_training = encoder.training
     encoder.eval()
     for batch in batches.epoch(0):
-        with torch.inference_mode(), autocast(batch.inputs[0].device, precision):
-            embeddings_BH = encoder(*batch.inputs)
-        yield embeddings_BH, batch
+        yield forward(encoder, batch, precision), batch
     encoder.train(was_training)
 
 

@@ -25,7 +25,7 @@ from tuner.evaluate import batch_size_of, evaluate
 from tuner.export import Subject
 from tuner.journal import SearchRecord, TrialRecord
 from tuner.paths import Place
-from tuner.precision import Precision, autocast
+from tuner.precision import Precision, forward
 from tuner.trial_config import ContrastiveConfig
 from tuner.weighting import TOP_K, Predictions, Weighting, choose
 
@@ -258,9 +258,7 @@ def _predictions(models: Sequence[nn.Module], cache: Cache, precision: Precision
 def _parts(models: Sequence[nn.Module], batches: Batches, precision: Precision) -> Iterator[Predictions]:
     """Batch by batch."""
     for batch in batches.epoch(0):
-        with torch.inference_mode(), autocast(CPU, precision):
-            logits_MBC = [model(*batch.inputs).float() for model in models]
-        yield _kept(logits_MBC, batch)
+        yield _kept([forward(model, batch, precision).float() for model in models], batch)
 
 
 def _kept(logits_MBC: Sequence[Tensor], batch: Batch) -> Predictions:

@@ -65,7 +65,7 @@ def evaluate(
     import torch
 
     from models.metrics import Accumulator
-    from tuner.precision import autocast
+    from tuner.precision import forward
     from tuner.ranks import ALONE
 
     was_training = model.training
@@ -73,8 +73,7 @@ def evaluate(
     scores: Accumulator | None = None
     with torch.inference_mode():
         for batch in batches.epoch(0):
-            with autocast(batch.rows.device, precision):
-                logits_BC = model(*batch.inputs)
+            logits_BC = forward(model, batch, precision)
             scores = scores or Accumulator(logits_BC.shape[1])
             keepers: list[Accumulator | PerClass] = [scores] if classes is None else [scores, classes]
             for keeper in keepers:

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 import models
 from data import cache as data_cache
-from data.batches import Batches
+from data.batches import Batch, Batches
 from data.cache import BuildProgress, Cache
 from data.errors import DataError
 from data.frames import decode
@@ -47,7 +47,7 @@ from tuner.dataset import sizes_of
 from tuner.errors import CheckpointDamaged, CheckpointError, ModelFolderError, NothingToExport, SearchError, TunerError
 from tuner.journal import SearchRecord, TrialRecord
 from tuner.paths import Place
-from tuner.precision import Precision
+from tuner.precision import Precision, forward
 from tuner.redact import refuse_credentials
 from tuner.transfer import fetched, published
 
@@ -502,6 +502,10 @@ class Exported:
     dtype: Literal["float16", "float32"]  # that features are rounded to, as in training
     precision: Precision  # of the matrix products, as in training
     class_names: list[str] | None  # by index; None: exported without a vocabulary
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Its logits_BC of a batch on its device, in its precision."""
+        return forward(self.model, batch, self.precision)
 
     def open(
         self,

@@ -1,9 +1,12 @@
-"""Mixed precision: which one `auto` means on a device, and the context that applies it."""
+"""Mixed precision: which one `auto` means on a device, and what applies it: in training, and to look at a result."""
 
 from contextlib import AbstractContextManager
 from typing import Literal
 
 import torch
+from torch import Tensor, nn
+
+from data.batches import Batch
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -11,6 +14,13 @@ Precision = Literal["auto", "fp32", "bf16"]
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
     """Matrix products in bf16 where `precision` asks for it, everything else as it is."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bf16(device, precision))
+
+
+def forward(model: nn.Module, batch: Batch, precision: Precision) -> Tensor:
+    """What `model` gives for a batch, without gradients: float32 or, under autocast, bfloat16."""
+    with torch.inference_mode(), autocast(batch.rows.device, precision):
+        output: Tensor = model(*batch.inputs)
+    return output
 
 
 def uses_bf16(device: torch.device, precision: Precision) -> bool:

@@ -37,7 +37,6 @@ if TYPE_CHECKING:  # `--help` needs no torch
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from data.batches import Batch
     from tuner.export import Exported
 
 HEADER = ("VideoId", "LabelConfidencePairs")
@@ -74,7 +73,7 @@ def predict(
         first = 0
         for batch in batches_of(shard, exported, batch_size, device).epoch(0):
             rows = slice(first, first := first + len(batch.rows))
-            classes_BK, probabilities_BK = best_classes(_logits(exported, batch), top_k)
+            classes_BK, probabilities_BK = best_classes(exported.logits(batch), top_k)
             classes_NK[rows], probabilities_NK[rows] = classes_BK.cpu(), probabilities_BK.cpu()
         yield Predicted(ids, classes_NK, probabilities_NK)
 
@@ -102,7 +101,7 @@ def rank_segments(
     for shard in decoded(shards, of_segments):
         for batch in batches_of(shard, of_segments, batch_size, device).epoch(0):
             names = shard.ids[batch.rows.cpu().numpy()].tolist()
-            ranking.add([segments.Segment.of(name) for name in names], _logits(exported, batch))
+            ranking.add([segments.Segment.of(name) for name in names], exported.logits(batch))
         yield len(shard.ids)
 
 
@@ -124,16 +123,6 @@ def best_classes(logits_BC: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     keys_BK = keys_BC.topk(min(top_k, num_classes), dim=1).values
     classes_BK = num_classes - 1 - (keys_BK & 0xFFFF_FFFF)
     return classes_BK, logits_BC.gather(1, classes_BK).double().sigmoid()
-
-
-def _logits(exported: Exported, batch: Batch) -> Tensor:
-    import torch
-
-    from tuner.precision import autocast
-
-    with torch.inference_mode(), autocast(batch.rows.device, exported.precision):
-        logits_BC: Tensor = exported.model(*batch.inputs)
-    return logits_BC
 
 
 def write_csv(path: Path, shards: Iterable[Predicted], *, compressed: bool = False) -> None:

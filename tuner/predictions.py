@@ -267,10 +267,6 @@ def compare(stored: Stored, exported: Exported, cache: Cache, batches: Batches, 
     Raises:
         ConfigError: the file names a class that the model lacks, or none of the videos.
     """
-    import torch
-
-    from tuner.precision import autocast
-
     if stored.classes.max(initial=0) >= exported.schema.num_classes:
         raise ConfigError(
             f"{stored.path}: names class {stored.classes.max()}, but the model has only {exported.schema.num_classes}"
@@ -283,9 +279,7 @@ def compare(stored: Stored, exported: Exported, cache: Cache, batches: Batches, 
     worst: list[Difference] = []
     differing = 0
     for batch in batches.epoch(0):
-        with torch.inference_mode(), autocast(batch.rows.device, exported.precision):
-            logits_BC = exported.model(*batch.inputs)
-        own_BC = logits_BC.double().sigmoid().cpu().numpy()
+        own_BC = exported.logits(batch).double().sigmoid().cpu().numpy()
         found = _differences(stored, [ids[row] for row in batch.rows.tolist()], own_BC)
         differing += sum(difference.size > tolerance for difference in found)
         worst = sorted([*worst, *found], key=lambda difference: -difference.size)[:NAMED]
