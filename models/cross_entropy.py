@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .ragged import rows_of
+
 
 def sigmoid_cross_entropy(
     logits_BC: Tensor,
@@ -64,7 +66,7 @@ class _SigmoidCrossEntropy(torch.autograd.Function):
         pos_weights_C: Tensor | None,
         example_weights_B: Tensor | None,
     ) -> Tensor:
-        rows = label_rows(label_offsets, label_indices)
+        rows = rows_of(label_offsets, label_indices)
         dtype = torch.promote_types(logits_BC.dtype, torch.float32)
         logits_L = logits_BC[rows, label_indices].to(dtype)
         if pos_weights_C is None:
@@ -75,7 +77,7 @@ class _SigmoidCrossEntropy(torch.autograd.Function):
         if rated_offsets is None or rated_indices is None:
             losses_B = softplus_sums(logits_BC, dtype)
         else:
-            rated_rows = label_rows(rated_offsets, rated_indices)
+            rated_rows = rows_of(rated_offsets, rated_indices)
             losses_R = softplus(logits_BC[rated_rows, rated_indices].to(dtype))
             losses_B = losses_R.new_zeros(len(logits_BC)).index_add_(0, rated_rows, losses_R)
         losses_B.index_add_(0, rows, corrections_L)
@@ -116,8 +118,3 @@ def softplus_sums(logits_BC: Tensor, dtype: torch.dtype) -> Tensor:
     # A CPU takes piece by piece, so that the intermediate stays in its cache instead of in fresh pages.
     parts = [logits_BC] if logits_BC.is_cuda else torch.split(logits_BC, 64)
     return torch.cat([softplus(part.to(dtype)).sum(dim=1) for part in parts])
-
-
-def label_rows(label_offsets: Tensor, label_indices: Tensor) -> Tensor:
-    """The row of the batch that each label belongs to; the known output size spares CUDA a synchronisation."""
-    return torch.repeat_interleave(label_offsets.diff(), output_size=len(label_indices))

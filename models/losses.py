@@ -29,8 +29,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cross_entropy import label_rows, sigmoid_cross_entropy, softplus_sums
+from .cross_entropy import sigmoid_cross_entropy, softplus_sums
 from .penalties import Convention, LayerPenalty
+from .ragged import cells_of, rows_of
 
 Scores = Literal["logits", "probabilities"]
 
@@ -191,7 +192,7 @@ def sum_of_cells(
         class_weights_C: v_c.
     """
     logits_BC = logits_BC.to(torch.promote_types(logits_BC.dtype, torch.float32))
-    rows = label_rows(label_offsets, label_indices)
+    rows = rows_of(label_offsets, label_indices)
     logits_L = logits_BC[rows, label_indices]
     corrections_L = positive(logits_L)
     if pos_weights_C is not None:
@@ -203,7 +204,7 @@ def sum_of_cells(
         costs_BC = negative(logits_BC)
         losses_B = costs_BC.sum(dim=1) if class_weights_C is None else costs_BC @ class_weights_C.to(costs_BC.dtype)
     else:
-        rated_rows = label_rows(rated_offsets, rated_indices)
+        rated_rows = rows_of(rated_offsets, rated_indices)
         costs_R = negative(logits_BC[rated_rows, rated_indices])
         if class_weights_C is not None:
             costs_R = class_weights_C[rated_indices] * costs_R
@@ -238,9 +239,10 @@ def softmax_cross_entropy(
         example_weights_B: e_b.
     """
     scores_BC = scored(logits_BC.to(torch.promote_types(logits_BC.dtype, torch.float32)))
-    rows = label_rows(label_offsets, label_indices)
+    rows = rows_of(label_offsets, label_indices)
     if rated_offsets is not None and rated_indices is not None:
-        scores_BC = scores_BC.masked_fill(~rated_cells(scores_BC, rated_offsets, rated_indices), -torch.inf)
+        rated_BC = cells_of(rated_offsets, rated_indices, scores_BC.shape[1])
+        scores_BC = scores_BC.masked_fill(~rated_BC, -torch.inf)
     # logsumexp and not log_softmax: of a video without a rated class nothing is looked up, and nothing is NaN.
     totals_B = scores_BC.logsumexp(dim=1)
     costs_L = (totals_B[rows] - scores_BC[rows, label_indices]) / label_offsets.diff()[rows]
@@ -248,14 +250,6 @@ def softmax_cross_entropy(
         costs_L = pos_weights_C[label_indices] * costs_L
     losses_B = scores_BC.new_zeros(len(scores_BC)).index_add(0, rows, costs_L.to(scores_BC.dtype))
     return (losses_B if example_weights_B is None else losses_B * example_weights_B).mean()
-
-
-def rated_cells(scores_BC: Tensor, rated_offsets: Tensor, rated_indices: Tensor) -> Tensor:
-    """[B, C] bool: whether the class is rated for the video."""
-    rows = label_rows(rated_offsets, rated_indices)
-    cells_BC = torch.zeros_like(scores_BC, dtype=torch.bool)
-    cells_BC[rows, rated_indices] = torch.ones_like(rows, dtype=torch.bool)  # a host's True would be copied over
-    return cells_BC
 
 
 def distillation(

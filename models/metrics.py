@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .cross_entropy import softplus_sums
 from .layers import tensor
-from .losses import rated_cells
+from .ragged import cells_of, rows_of
 
 Columns = dict[str, NDArray[Any]]
 
@@ -96,13 +96,10 @@ class Accumulator:
         logits_BC = logits_BC.detach().to(torch.promote_types(logits_BC.dtype, torch.float32))
         if rated_offsets is not None and rated_indices is not None:
             # Behind all others, where no hit is, and with a loss of softplus(-inf) = 0.
-            logits_BC = logits_BC.masked_fill(~rated_cells(logits_BC, rated_offsets, rated_indices), -torch.inf)
+            logits_BC = logits_BC.masked_fill(~cells_of(rated_offsets, rated_indices, self.num_classes), -torch.inf)
         labels_B = label_offsets.diff()
-        rows_L = torch.repeat_interleave(labels_B, output_size=len(label_indices))
-        truth_BC = torch.zeros_like(logits_BC, dtype=torch.bool)
-        truth_BC[rows_L, label_indices] = torch.ones_like(
-            rows_L, dtype=torch.bool
-        )  # a host's True would be copied over
+        rows_L = rows_of(label_offsets, label_indices)
+        truth_BC = cells_of(label_offsets, label_indices, self.num_classes)
 
         rank = _rank_by_sorting if logits_BC.is_cuda else _rank_by_candidates
         classes_BK, perr_B, predicted_B = rank(logits_BC, truth_BC, labels_B, self.top_k)

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .losses import rated_cells
 from .metrics import average_precision, descending
+from .ragged import cells_of
 
 # As many cells as one should keep: 1.9 GB, or 69,000 videos of 3,862 classes. Of more videos take a sample.
 CELLS = 1 << 28
@@ -56,11 +56,11 @@ class PerClass:
         rated_indices: Tensor | None = None,
     ) -> None:
         """Adds a batch; arguments as `Accumulator.update` has them. Waits for the device."""
-        truth_BC = rated_cells(logits_BC, label_offsets, label_indices)
+        truth_BC = cells_of(label_offsets, label_indices, self.num_classes)
         if rated_offsets is None or rated_indices is None:
             rated_BC = torch.ones_like(truth_BC)
         else:
-            rated_BC = rated_cells(logits_BC, rated_offsets, rated_indices)
+            rated_BC = cells_of(rated_offsets, rated_indices, self.num_classes)
         self._classes.append(rated_BC.nonzero()[:, 1].to(torch.int16).cpu().numpy())
         self._scores.append(logits_BC.detach()[rated_BC].float().cpu().numpy())
         self._hits.append(truth_BC[rated_BC].cpu().numpy())

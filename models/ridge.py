@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cross_entropy import label_rows
+from .ragged import rows_of
 
 NEWTON_STEPS = 50  # of `logistic_scale`; it is over after five or six
 
@@ -48,7 +48,7 @@ class NormalEquations:
         self.num_videos += len(x_BH)
         self._xx_HH += x_BH.T @ x_BH
         self._x_H += x_BH.sum(dim=0, dtype=torch.float64)
-        self._yx_CH.index_add_(0, label_indices, x_BH[label_rows(label_offsets, label_indices)].double())
+        self._yx_CH.index_add_(0, label_indices, x_BH[rows_of(label_offsets, label_indices)].double())
         self._y_C += torch.bincount(label_indices, minlength=len(self._y_C))
 
     def decompose(self) -> Ridge:
@@ -118,7 +118,7 @@ class Ridge:
         turned_SH = (embeddings_SH.double() - self.mean_H) @ self.axes_HH
         leverage_S = 1 / self.num_videos + (turned_SH.square() / damped_H).sum(dim=1)
         scores_SC = turned_SH.float() @ (self.targets_CH / damped_H).float().T + self.mean_C.float()
-        rows = label_rows(label_offsets, label_indices)
+        rows = rows_of(label_offsets, label_indices)
         scores_SC[rows, label_indices] -= 1.0  # score - y
         scores_SC /= (1 - leverage_S).clamp(min=1e-6).float()[:, None]
         scores_SC[rows, label_indices] += 1.0
@@ -145,7 +145,7 @@ def logistic_scale(scores_SC: Tensor, label_offsets: Tensor, label_indices: Tens
         (slope, shift); slope is positive. Without a positive, or where higher scores are no better, (1, log-odds).
     """
     scores = scores_SC.double()
-    positives = scores[label_rows(label_offsets, label_indices), label_indices]
+    positives = scores[rows_of(label_offsets, label_indices), label_indices]
     share = (len(positives) + 0.5) / (scores.numel() + 1)
     fallback = (1.0, float(torch.tensor(share).logit()))
     if not len(positives):

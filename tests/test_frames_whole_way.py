@@ -13,8 +13,9 @@ from finished import FinishedSearch, build
 from data.batches import Batches
 from data.sample import write_shards
 from data.schema import Schema
-from models.losses import LossConfig, rated_cells
+from models.losses import LossConfig
 from models.metrics import Accumulator
+from models.ragged import cells_of
 from tuner import ensemble, evaluate, export, predict, segments
 from tuner.errors import ModelFolderError
 from tuner.evaluate import BATCH_SIZE, batch_size_of
@@ -149,8 +150,8 @@ def test_a_class_that_is_not_rated_has_no_say_in_training_and_scores(search: Fin
         pytest.skip("of videos all classes are rated")
     data, model = search.data, search.load_best()
     (batch, *_) = data.train_batches(32, 1, CPU).epoch(0)
-    rated_BC = rated_cells(torch.zeros(len(batch.rows), 12), batch.rated_offsets, batch.rated_indices)
-    truth_BC = rated_cells(torch.zeros(len(batch.rows), 12), batch.label_offsets, batch.label_indices)
+    rated_BC = cells_of(batch.rated_offsets, batch.rated_indices, 12)
+    truth_BC = cells_of(batch.label_offsets, batch.label_indices, 12)
     assert not rated_BC.all() and (truth_BC <= rated_BC).all()
     generator, sizes = torch.Generator().manual_seed(1), {"batch_size": 32, "part_size": 32}
     loss_of = Objective(LossConfig(), data, **sizes, bootstrap=generator, device=CPU, seed=1, ranks=ALONE)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from data.batches import Batch, Batches, sample_rows
 from data.cache import Cache
 from models.ensemble import Ensemble
+from models.ragged import cells_of
 from tuner import export
 from tuner.errors import NothingToExport, TunerError
 from tuner.evaluate import batch_size_of, evaluate
@@ -268,8 +269,8 @@ def _kept(logits_MBC: Sequence[Tensor], batch: Batch) -> Predictions:
     for logits_BC in logits_MBC:
         kept_BC.scatter_(1, logits_BC.topk(min(TOP_K, num_classes), dim=1).indices, True)
     if batch.rated_offsets is not None and batch.rated_indices is not None:
-        kept_BC &= _dense(batch.rated_offsets, batch.rated_indices, num_classes)
-    truth_BC = _dense(batch.label_offsets, batch.label_indices, num_classes)
+        kept_BC &= cells_of(batch.rated_offsets, batch.rated_indices, num_classes)
+    truth_BC = cells_of(batch.label_offsets, batch.label_indices, num_classes)
     rows, classes = kept_BC.nonzero(as_tuple=True)
     places = (kept_BC.cumsum(dim=1) - 1)[rows, classes]
     width = int(kept_BC.sum(dim=1).max())
@@ -283,13 +284,6 @@ def _kept(logits_MBC: Sequence[Tensor], batch: Batch) -> Predictions:
         hits_NU=hits_BU.numpy(),
         positives_N=batch.label_offsets.diff().numpy(),
     )
-
-
-def _dense(offsets: Tensor, indices: Tensor, num_classes: int) -> Tensor:
-    """Whether each class is among those of each video, [B, C] bool."""
-    dense_BC = torch.zeros(len(offsets) - 1, num_classes, dtype=torch.bool)
-    dense_BC[torch.repeat_interleave(offsets.diff()), indices] = True
-    return dense_BC
 
 
 # ------------------------------------------------------------------------------------------------------------ in words

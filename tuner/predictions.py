@@ -24,6 +24,8 @@ from tuner.errors import ConfigError
 from tuner.predict import HEADER
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from data.batches import Batches
     from data.cache import Cache
     from tuner.export import Exported
@@ -200,15 +202,11 @@ def score(stored: Stored, truth: Truth) -> dict[str, float]:
         ids = truth.ids[first : first + CHUNK].tolist()
         scores_BC = np.full((len(ids), num_classes + padding), -np.inf, np.float32)
         scores_BC[:, num_classes:] = NO_PREDICTION
-        listed = stored.of(ids)
-        listed = _rated(listed, truth, first, len(ids), num_classes)
+        listed = _rated(stored.of(ids), truth, first, len(ids), num_classes)
         shares = listed.probabilities.clip(1e-300, 1 - 1e-16)
         scores_BC[listed.videos, listed.classes] = np.log(shares) - np.log1p(-shares)
-        offsets = np.asarray(truth.label_offsets[first : first + len(ids) + 1])
-        indices = np.asarray(truth.label_indices[offsets[0] : offsets[-1]], np.int64)
-        accumulator.update(
-            torch.from_numpy(scores_BC), torch.from_numpy(offsets - offsets[0]), torch.from_numpy(indices)
-        )
+        labels = _lists(truth.label_offsets, truth.label_indices, first, len(ids))
+        accumulator.update(torch.from_numpy(scores_BC), *labels)
     return accumulator.compute()
 
 
@@ -216,12 +214,22 @@ def _rated(listed: Listed, truth: Truth, first: int, num_videos: int, num_classe
     """What is listed of the videos from `first` on, but for classes that nobody rated."""
     if truth.rated_offsets is None or truth.rated_indices is None:
         return listed
-    offsets = np.asarray(truth.rated_offsets[first : first + num_videos + 1])
-    videos = np.repeat(np.arange(num_videos), np.diff(offsets))
-    rated_BC = np.zeros((num_videos, num_classes), np.bool_)
-    rated_BC[videos, truth.rated_indices[offsets[0] : offsets[-1]]] = True
-    kept = rated_BC[listed.videos, listed.classes]
+    from models.ragged import cells_of
+
+    rated = _lists(truth.rated_offsets, truth.rated_indices, first, num_videos)
+    kept = cells_of(*rated, num_classes).numpy()[listed.videos, listed.classes]
     return Listed(listed.videos[kept], listed.classes[kept], listed.probabilities[kept])
+
+
+def _lists(
+    offsets: NDArray[np.int64], indices: NDArray[np.int32], first: int, num_videos: int
+) -> tuple[Tensor, Tensor]:
+    """The lists of classes of the videos from `first` on, as models.ragged has them."""
+    import torch
+
+    offsets = np.asarray(offsets[first : first + num_videos + 1])
+    listed = np.asarray(indices[offsets[0] : offsets[-1]], np.int64)
+    return torch.from_numpy(offsets - offsets[0]), torch.from_numpy(listed)
 
 
 # ---------------------------------------------------------------------------------------------------------- comparison
