@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tuner import segments, teacher
 from tuner.errors import ModelFolderError, main
-from tuner.streaming import BATCH_SIZE, Count, batches_of, decoded, positive, replacing
+from tuner.streaming import BATCH_SIZE, Count, batches_of, decoded, positive, replacing, sortable
 
 if TYPE_CHECKING:  # `--help` needs no torch
     import numpy as np
@@ -113,13 +113,10 @@ def best_classes(logits_BC: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """
     import torch
 
-    logits_BC = logits_BC.float() + 0.0  # -0 becomes 0
-    # One integer for both: the logit's bits, made to sort as it does, above the class, counted down. topk alone leaves
-    # the order of equal logits open, and in bf16 many are equal.
-    bits_BC = logits_BC.view(torch.int32).long()
-    ordered_BC = torch.where(bits_BC < 0, bits_BC ^ 0x7FFF_FFFF, bits_BC)
     num_classes = logits_BC.shape[1]
-    keys_BC = (ordered_BC << 32) + torch.arange(num_classes - 1, -1, -1, device=logits_BC.device)
+    # One integer for both: the logit's order above the class, counted down. topk alone leaves the order of equal logits
+    # open, and in bf16 many are equal.
+    keys_BC = (sortable(logits_BC) << 32) + torch.arange(num_classes - 1, -1, -1, device=logits_BC.device)
     keys_BK = keys_BC.topk(min(top_k, num_classes), dim=1).values
     classes_BK = num_classes - 1 - (keys_BK & 0xFFFF_FFFF)
     return classes_BK, logits_BC.gather(1, classes_BK).double().sigmoid()

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuner.errors import ConfigError
+from tuner.streaming import sortable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,8 +71,8 @@ class Ranking:
             most: segments kept of each class.
         """
         self._classes, self._most = list(classes), most
-        # One integer for both: a score's bits, made to sort as it does, upside down above the segment's number. The
-        # smallest are the best. What is not filled takes no memory yet.
+        # One integer for both: a score's order, upside down, above the segment's number. The smallest are the best.
+        # What is not filled takes no memory yet.
         self._keys_KN = np.empty((len(classes), most + max(most // 4, SPARE)), np.int64)
         self._held = 0
         self._videos: list[bytes] = []
@@ -87,9 +88,7 @@ class Ranking:
         """
         import torch
 
-        scores_SK = logits_SC[:, self._classes].float().cpu() + 0.0  # -0 becomes 0
-        bits_SK = scores_SK.view(torch.int32).long()
-        ordered_SK = torch.where(bits_SK < 0, bits_SK ^ 0x7FFF_FFFF, bits_SK)
+        ordered_SK = sortable(logits_SC[:, self._classes].cpu())
         numbers_S = torch.arange(len(self._starts), len(self._starts) + len(segments))
         keys_SK = (~ordered_SK << 32) + numbers_S[:, None]
         for segment in segments:

@@ -19,6 +19,7 @@ from tuner.errors import TunerError
 
 if TYPE_CHECKING:  # `--help` needs no torch
     import torch
+    from torch import Tensor
 
     from data.batches import Batches
     from data.tfrecord import DecodedShard
@@ -119,6 +120,14 @@ class Count:
         seconds = time.monotonic() - self._start
         rate = self._num_videos / max(seconds, 1e-9)
         print(f"{self._output}: {self._num_videos:,} {what} in {seconds:.1f} s ({rate:,.0f} {what}/s)")
+
+
+def sortable(scores: Tensor) -> Tensor:
+    """Integers, int64 in the range of int32, that sort as these scores do, -0 as 0: their bits as float32."""
+    import torch
+
+    bits = (scores.float() + 0.0).view(torch.int32).long()  # -0 becomes 0
+    return torch.where(bits < 0, bits ^ 0x7FFF_FFFF, bits)
 
 
 def positive(text: str) -> int:
