@@ -81,7 +81,7 @@ def test_what_is_written_is_what_is_read(tmp_path: Path, name: str) -> None:
     ranking = Ranking([7, 3], most=100_000)
     for id in ids:
         ranking.add(of(id, 0, 5), torch.rand(2, 8))
-    segments.write(tmp_path / name, ranking, compressed=name.endswith(".gz"))
+    segments.write(tmp_path / name, ranking)
     assert segments.read(tmp_path / name) == dict(ranking.rows())
 
 

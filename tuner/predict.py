@@ -20,16 +20,15 @@ from __future__ import annotations
 
 import argparse
 import csv
-import gzip
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tuner import segments, teacher
 from tuner.errors import ModelFolderError, main
-from tuner.streaming import BATCH_SIZE, Count, batches_of, decoded, positive, replacing, sortable
+from tuner.streaming import BATCH_SIZE, Count, batches_of, decoded, open_text, positive, replacing, sortable
 
 if TYPE_CHECKING:  # `--help` needs no torch
     import numpy as np
@@ -122,10 +121,9 @@ def best_classes(logits_BC: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     return classes_BK, logits_BC.gather(1, classes_BK).double().sigmoid()
 
 
-def write_csv(path: Path, shards: Iterable[Predicted], *, compressed: bool = False) -> None:
-    """Write the videos as they come."""
-    open_text: Any = gzip.open if compressed else open
-    with open_text(path, "wt", encoding="utf-8", errors="surrogateescape", newline="") as file:
+def write_csv(path: Path, shards: Iterable[Predicted]) -> None:
+    """Write the videos as they come, plain or .gz."""
+    with open_text(path, "wt") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(HEADER)
         for shard in shards:
@@ -204,7 +202,6 @@ def run(arguments: list[str] | None = None) -> None:
     device = choose_device(options.device)
     exported = load_model(place(options.model, "MODEL_DIR"), device)
     shards = find_shards(options.data)
-    compressed = options.output.suffix == ".gz"
     top_k = options.top_k or (teacher.TOP_K if to_learn_from else TOP_K)
     with replacing(options.output) as unfinished, Count(options.output, len(shards)) as count:
         if options.segments:
@@ -213,14 +210,14 @@ def run(arguments: list[str] | None = None) -> None:
             ranking = segments.Ranking(classes, options.per_class or segments.MOST)
             for number in rank_segments(exported, shards, ranking, device=device, batch_size=options.batch_size):
                 count.shard(number)
-            segments.write(unfinished, ranking, compressed=compressed)
+            segments.write(unfinished, ranking)
             count.say("segments")
             return
         predicted = predict(exported, shards, device=device, top_k=top_k, batch_size=options.batch_size)
         if to_learn_from:
             write_teacher(unfinished, _counted(predicted, count), exported)
         else:
-            write_csv(unfinished, _counted(predicted, count), compressed=compressed)
+            write_csv(unfinished, _counted(predicted, count))
     count.say()
 
 

@@ -9,19 +9,18 @@ Shapes   N videos of the shards   B videos in the batch   C classes
 from __future__ import annotations
 
 import csv
-import gzip
-import zlib
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tuner.errors import ConfigError
 from tuner.predict import HEADER
+from tuner.streaming import open_text, refused
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -140,22 +139,15 @@ def read(path: Path) -> Stored:
 
 def _lines(path: Path, header: tuple[str, str]) -> Iterator[tuple[int, list[str]]]:
     """The lines behind the header, each of two fields, by number."""
-    open_text: Any = gzip.open if path.suffix == ".gz" else open
-    try:
-        with open_text(path, "rt", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            lines = csv.reader(file)
-            first = next(lines, [])
-            if tuple(first) != header:
-                raise ConfigError(
-                    f"{path}: must begin with the line {','.join(header)}, but got {','.join(first)!r:.80}"
-                )
-            for fields in lines:
-                if len(fields) != 2:
-                    raise ConfigError(f"{path}:{lines.line_num}: must have 2 fields, but got {len(fields)}")
-                yield lines.line_num, fields
-    except (OSError, EOFError, zlib.error, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{path}: cannot be read as predictions: {reason}") from error
+    with refused(f"{path}: cannot be read as predictions"), open_text(path, "rt") as file:
+        lines = csv.reader(file)
+        first = next(lines, [])
+        if tuple(first) != header:
+            raise ConfigError(f"{path}: must begin with the line {','.join(header)}, but got {','.join(first)!r:.80}")
+        for fields in lines:
+            if len(fields) != 2:
+                raise ConfigError(f"{path}:{lines.line_num}: must have 2 fields, but got {len(fields)}")
+            yield lines.line_num, fields
 
 
 def labels_of(shards: Sequence[str]) -> Labels:

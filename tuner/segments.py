@@ -13,18 +13,17 @@ Shapes   S segments of a batch   C classes of the model   K classes that are lis
 from __future__ import annotations
 
 import csv
-import gzip
-import zlib
 from array import array
 from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tuner.errors import ConfigError
-from tuner.streaming import sortable
+from tuner.streaming import open_text, refused, sortable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,9 +113,9 @@ class Ranking:
             yield label, [Segment(self._videos[self._video_of[n]], self._starts[n]) for n in numbers]
 
 
-def write(path: Path, ranking: Ranking, *, compressed: bool = False) -> None:
-    """Write the csv."""
-    with _opened(path, "wt", compressed) as file:
+def write(path: Path, ranking: Ranking) -> None:
+    """Write the csv, plain or .gz."""
+    with open_text(path, "wt") as file:
         file.write(",".join(HEADER) + "\n")
         for label, segments in ranking.rows():
             file.write(f"{label},{' '.join(map(str, segments))}\n")
@@ -129,23 +128,24 @@ def read(path: Path) -> dict[int, list[Segment]]:
         ConfigError: it cannot be read, or a line is not `class,video:start video:start ...`.
     """
     found: dict[int, list[Segment]] = {}
-    try:
-        with _opened(path, "rt", path.suffix == ".gz") as file:
-            header = file.readline().strip()
-            if header != ",".join(HEADER):
-                raise ConfigError(f"{path}: must begin with the line {','.join(HEADER)}, but got {header!r:.80}")
-            for number, line in enumerate(file, start=2):
-                label, comma, listed = line.strip().partition(",")
-                if not comma or not label.isdecimal() or int(label) in found:
-                    again = " a second time" if label.isdecimal() and int(label) in found else ""
-                    raise ConfigError(
-                        f"{path}:{number}: must begin with a class and a comma, but got {label!r:.80}{again}"
-                    )
-                found[int(label)] = [_segment(word, path, number) for word in listed.split()]
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{path}: cannot be read as ranked segments: {reason}") from error
+    with _reading(path) as file:
+        header = file.readline().strip()
+        if header != ",".join(HEADER):
+            raise ConfigError(f"{path}: must begin with the line {','.join(HEADER)}, but got {header!r:.80}")
+        for number, line in enumerate(file, start=2):
+            label, comma, listed = line.strip().partition(",")
+            if not comma or not label.isdecimal() or int(label) in found:
+                again = " a second time" if label.isdecimal() and int(label) in found else ""
+                raise ConfigError(f"{path}:{number}: must begin with a class and a comma, but got {label!r:.80}{again}")
+            found[int(label)] = [_segment(word, path, number) for word in listed.split()]
     return found
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[TextIO]:
+    # Not by the csv module, which takes no field this long; a line ends with a newline and nothing else.
+    with refused(f"{path}: cannot be read as ranked segments"), open_text(path, "rt", newline="\n") as file:
+        yield file
 
 
 def _segment(word: str, path: Path, line: int) -> Segment:
@@ -158,9 +158,9 @@ def _segment(word: str, path: Path, line: int) -> Segment:
 def is_segments(path: Path) -> bool:
     """Whether a file that can be read begins as ranked segments do."""
     try:
-        with _opened(path, "rt", path.suffix == ".gz") as file:
-            return bool(file.readline().strip() == ",".join(HEADER))
-    except (OSError, EOFError, zlib.error):
+        with _reading(path) as file:
+            return file.readline().strip() == ",".join(HEADER)
+    except ConfigError:
         return False  # who reads it will say why
 
 
@@ -188,11 +188,6 @@ def ratings_of(shards: Sequence[str]) -> dict[int, dict[Hashable, bool]]:
     return ratings
 
 
-def _opened(path: Path, mode: str, compressed: bool) -> Any:
-    open_text: Any = gzip.open if compressed else open
-    return open_text(path, mode, encoding="utf-8", errors="surrogateescape", newline="\n")
-
-
 def read_classes(path: str, num_classes: int) -> list[int]:
     """The classes to list: the column Index of a csv, such as segment_label_ids.csv.
 
@@ -201,22 +196,18 @@ def read_classes(path: str, num_classes: int) -> list[int]:
     """
     if "://" in path:
         raise ConfigError(f"--classes {path}: must be a file of this machine, no URL: fetch it first")
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file)
-            if INDEX not in (rows.fieldnames or ()):
-                got = ", ".join(rows.fieldnames or ["none"])
-                raise ConfigError(f"--classes {path}: must have a column {INDEX}, but got {got}")
-            classes: dict[int, None] = {}
-            for row in rows:
-                index = row[INDEX] or ""
-                if not (index.isdecimal() and int(index) < num_classes) or int(index) in classes:
-                    rule = f"must name each class once, all in [0, {num_classes})"
-                    raise ConfigError(f"--classes {path}:{rows.line_num}: {rule}, but got {index!r}")
-                classes[int(index)] = None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"--classes {path}: cannot be read: {reason}") from error
+    classes: dict[int, None] = {}
+    with refused(f"--classes {path}: cannot be read"), open(path, encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file)
+        if INDEX not in (rows.fieldnames or ()):
+            got = ", ".join(rows.fieldnames or ["none"])
+            raise ConfigError(f"--classes {path}: must have a column {INDEX}, but got {got}")
+        for row in rows:
+            index = row[INDEX] or ""
+            if not (index.isdecimal() and int(index) < num_classes) or int(index) in classes:
+                rule = f"must name each class once, all in [0, {num_classes})"
+                raise ConfigError(f"--classes {path}:{rows.line_num}: {rule}, but got {index!r}")
+            classes[int(index)] = None
     if not classes:
         raise ConfigError(f"--classes {path}: names no class")
     return list(classes)

@@ -6,16 +6,19 @@ Their number does not matter: one shard is scored and written while the next one
 from __future__ import annotations
 
 import argparse
+import csv
+import gzip
 import os
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tuner.errors import TunerError
+from tuner.errors import ConfigError, TunerError
 
 if TYPE_CHECKING:  # `--help` needs no torch
     import torch
@@ -76,7 +79,7 @@ def replacing(output: Path) -> Iterator[Path]:
     if output.is_dir() or not output.parent.is_dir():
         reason = "is a folder" if output.is_dir() else f"there is no folder {output.parent}"
         raise TunerError(f"{output}: cannot be written: {reason}")
-    unfinished = output.with_name(f".{output.name}.{os.getpid()}")
+    unfinished = output.with_name(f".{os.getpid()}.{output.name}")  # ends as the output does: .gz compresses it
     try:
         yield unfinished
         with unfinished.open("rb") as written:
@@ -86,6 +89,25 @@ def replacing(output: Path) -> Iterator[Path]:
         raise TunerError(f"{output}: cannot be written: {error.strerror or error}") from error
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def open_text(path: Path, mode: str, newline: str = "") -> Any:
+    """A file of text, plain or .gz, with ids of any bytes: those that are not UTF-8 come back as they were."""
+    opener: Any = gzip.open if path.suffix == ".gz" else open
+    return opener(path, mode, encoding="utf-8", errors="surrogateescape", newline=newline)
+
+
+@contextmanager
+def refused(what: str) -> Iterator[None]:
+    """Tell what is wrong with a file that is read here: `what`, which names it, and the reason.
+
+    Raises:
+        ConfigError: it is missing, cut short, or not what it should be.
+    """
+    try:
+        yield
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{what}: {getattr(error, 'strerror', None) or error}") from error
 
 
 class Count:
