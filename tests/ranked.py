@@ -17,7 +17,7 @@ from torch import Tensor, distributed, nn
 
 from data.errors import NoShardsError
 from models.layers import BatchNorm
-from tuner import trial as worker
+from tuner import worker
 from tuner.dataset import Dataset, open_dataset
 from tuner.errors import TrialDiverged
 from tuner.evaluate import evaluate

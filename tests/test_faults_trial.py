@@ -43,9 +43,9 @@ def once():
 
 {fault}
 
-def patch(trial):
+def patch(worker):
     from tuner import supervised
-    run, run_epoch = trial.run, supervised.Step.run_epoch
+    run, run_epoch = worker.run, supervised.Step.run_epoch
 
     def faulty(job, **rest):
         def epoch_of(step, batches, epoch):
@@ -55,11 +55,11 @@ def patch(trial):
         supervised.Step.run_epoch = epoch_of
         run(job, **rest)
 
-    trial.run = faulty
+    worker.run = faulty
 
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name == "tuner.trial":
+        if name == "tuner.worker":
             sys.meta_path.remove(self)
             spec = importlib.util.find_spec(name)
             load = spec.loader.exec_module
@@ -239,7 +239,7 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 
 def fill(folder: Path) -> Path:
     """A file that leaves no byte on the disk."""
-    with (folder / "filling").open("wb") as file, pytest.raises(OSError, match="No space"):
+    with (folder / "filling").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
         while True:
             file.write(bytes(4096))
             file.flush()

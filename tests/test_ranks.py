@@ -22,8 +22,8 @@ from models.optimizers import ClipConfig, OptimizerConfig, ScheduleConfig
 from tuner.dataset import DataConfig
 from tuner.ranks import ALONE, Ranks
 from tuner.resources import Resources
-from tuner.trial import Job
 from tuner.trial_config import TrainingConfig, TrialConfig
+from tuner.worker import Job
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]  # processes that import torch
 COSINE = ScheduleConfig(kind="cosine", warmup=0.1)

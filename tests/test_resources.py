@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.train.backend import Backend
 
 from tuner.config import ElasticConfig, ResourcesConfig
 from tuner.errors import ConfigError
 from tuner.resources import Node, Plan, Resources, describe, plan
-from tuner.trial import LoneWorker, process_group, scaling
+from tuner.trial import process_group, scaling
 
 
 def settled(nodes: list[tuple[float, float]], **config: Any) -> tuple[float, float, int]:
@@ -138,7 +139,7 @@ def test_the_backend_of_several_workers(gpu: float, workers: int, backend: str) 
 
 
 def test_a_lone_worker_has_no_process_group() -> None:
-    assert isinstance(process_group(Resources(gpu=1, cpu=1)), LoneWorker)
+    assert process_group(Resources(gpu=1, cpu=1)).backend_cls is Backend
 
 
 def test_the_plan_is_told_in_a_line() -> None:

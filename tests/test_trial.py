@@ -1,6 +1,8 @@
 """The worker's side of a search, through its seam: what Ray calls, minus Ray."""
 
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +11,14 @@ from typing import Any
 import pytest
 import torch
 from finished import FAST, FinishedSearch
+from ray import cloudpickle
+from workplace import PROJECT
 
-from tuner import checkpoint
+from tuner import checkpoint, config
 from tuner.reporter import checkpoint_name, kept
 from tuner.resources import Resources
-from tuner.trial import Job, epochs_of, run
+from tuner.trial import epochs_of, trainable
+from tuner.worker import Job, run
 
 CPU = torch.device("cpu")
 Report = tuple[dict[str, Any], Callable[[Path], None] | None]
@@ -213,3 +218,10 @@ def test_a_report_tells_of_its_own_epoch_or_of_all_so_far() -> None:
 def test_checkpoints_sort_by_epoch() -> None:
     names = [checkpoint_name(epoch) for epoch in (1, 9, 10, 100)]
     assert names == sorted(names) == ["epoch-0001", "epoch-0009", "epoch-0010", "epoch-0100"]
+
+
+def test_of_a_trials_three_processes_the_workers_alone_import_torch() -> None:
+    experiment, resources = config.load(PROJECT / "experiments.yaml", "quickstart"), Resources(gpu=1, cpu=1)
+    function = cloudpickle.dumps(trainable(experiment, Path("s"), Path("e"), resources, fingerprint="f"))
+    program = f"import pickle, sys; assert callable(pickle.loads({function!r})); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], cwd=PROJECT, check=True)

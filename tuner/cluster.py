@@ -138,8 +138,13 @@ def _start_private(temporary: Path) -> None:
     address must be in the environment of every process before there is one: its port is chosen here.
     """
     port = _free_port()
-    before = {name: os.environ.get(name) for name in ("RAY_ADDRESS", "RAY_GCS_SERVER_PORT")}
-    os.environ |= {"RAY_ADDRESS": f"127.0.0.1:{port}", "RAY_GCS_SERVER_PORT": str(port)}
+    inherited = {
+        "RAY_ADDRESS": f"127.0.0.1:{port}",
+        "RAY_GCS_SERVER_PORT": str(port),
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor for each trial; nobody takes this node back
+    }
+    before = {name: os.environ.get(name) for name in inherited}
+    os.environ |= inherited
     try:
         ray.init(
             address="local",

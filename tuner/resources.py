@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tuner.config import ResourcesConfig
 from tuner.errors import ConfigError
+from tuner.settings import ResourcesConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
     python -m tuner.train EXPERIMENT [--set path=value ...] [--trial RUN_ID] [--device cpu|cuda]
     python -m tuner.train EXPERIMENT --save DIR [--resume | --fresh]
 
-Ray's workers (tuner/trial.py), the tests and this command line all consume the same generator.
+Ray's workers (tuner/worker.py), the tests and this command line all consume the same generator.
 """
 
 import argparse
