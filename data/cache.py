@@ -21,7 +21,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from glob import glob, has_magic
 from pathlib import Path
@@ -83,7 +83,7 @@ class Cache:
     def statistics(self) -> Statistics:
         """Mean, variance and label counts over all videos; computed by the first who asks, kept beside the columns."""
         path = self.directory / "statistics.npz"
-        if (kept := _kept_statistics(path)) is not None:
+        if (kept := _kept_statistics(path, rated=self.rated_indices is not None)) is not None:
             return kept
         statistics = statistics_of(self, self.schema.num_classes)
         _keep_statistics(path, statistics)
@@ -315,8 +315,8 @@ def _load_if_whole(folder: Path) -> Cache | None:
         return None
 
 
-def _kept_statistics(path: Path) -> Statistics | None:
-    """What `Cache.statistics` kept; None where there is nothing, or nothing that can be read."""
+def _kept_statistics(path: Path, rated: bool) -> Statistics | None:
+    """What `Cache.statistics` kept; None where there is nothing, or nothing of use."""
     try:
         with np.load(path) as kept:
             return Statistics(
@@ -324,6 +324,7 @@ def _kept_statistics(path: Path) -> Statistics | None:
                 mean_D=kept["mean_D"],
                 variance_D=kept["variance_D"],
                 label_counts_C=kept["label_counts_C"],
+                rated_counts_C=kept["rated_counts_C"] if rated else None,
             )
     except (OSError, ValueError, KeyError, BadZipFile):
         return None
@@ -333,13 +334,7 @@ def _keep_statistics(path: Path, statistics: Statistics) -> None:
     temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
     try:
         with open(temporary, "wb") as file:
-            np.savez(
-                file,
-                num_videos=statistics.num_videos,
-                mean_D=statistics.mean_D,
-                variance_D=statistics.variance_D,
-                label_counts_C=statistics.label_counts_C,
-            )
+            np.savez(file, **{name: value for name, value in asdict(statistics).items() if value is not None})
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)  # two who compute at once write the same

@@ -39,6 +39,10 @@ class Columns(Protocol):
     def label_indices(self) -> NDArray[np.int32]:
         """int32 [number of labels]: classes, in [0, C)."""
 
+    @property
+    def rated_indices(self) -> NDArray[np.int32] | None:
+        """int32 [number of ratings]: the classes rated for each row, of segments; None: all classes of all rows are."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Statistics:
@@ -48,6 +52,7 @@ class Statistics:
     mean_D: NDArray[np.float32]
     variance_D: NDArray[np.float32]  # of the population, sum of squares / N; the corrected one is N / (N - 1) times it
     label_counts_C: NDArray[np.int64]  # videos that carry the class
+    rated_counts_C: NDArray[np.int64] | None = None  # videos for which the class is rated; None: all
 
 
 def statistics_of(columns: Columns, num_classes: int) -> Statistics:
@@ -59,8 +64,13 @@ def statistics_of(columns: Columns, num_classes: int) -> Statistics:
         num_videos=len(columns.frame_offsets) - 1,
         mean_D=mean_D.astype(np.float32),
         variance_D=variance_D.astype(np.float32),
-        label_counts_C=np.bincount(columns.label_indices, minlength=num_classes).astype(np.int64),
+        label_counts_C=_counts(columns.label_indices, num_classes),
+        rated_counts_C=None if columns.rated_indices is None else _counts(columns.rated_indices, num_classes),
     )
+
+
+def _counts(indices: NDArray[Any], num_classes: int) -> NDArray[np.int64]:
+    return np.bincount(indices, minlength=num_classes).astype(np.int64)
 
 
 def frame_moments(frames_FD: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -118,7 +128,7 @@ class Moments:
             num_videos=num_videos,
             mean_D=mean_D,
             squares_D=np.einsum("nd,nd->d", deviation_ND, deviation_ND),
-            label_counts_C=np.bincount(label_indices, minlength=num_classes).astype(np.int64),
+            label_counts_C=_counts(label_indices, num_classes),
         )
 
     @classmethod

@@ -105,6 +105,10 @@ class Statistics(Protocol):
     def label_counts_C(self) -> Any:
         """Videos that carry each class."""
 
+    @property
+    def rated_counts_C(self) -> Any:
+        """Videos for which each class is rated; None: all of them, for every class."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureStatistics:
@@ -114,6 +118,7 @@ class FeatureStatistics:
     mean_D: Tensor
     variance_D: Tensor
     label_counts_C: Tensor
+    rated_counts_C: Tensor | None = None
 
 
 def tensor(values: Any) -> Tensor:
@@ -274,27 +279,41 @@ def _sum_over_ranks(x: Tensor) -> Tensor:
     return total
 
 
-def prior_log_odds(label_counts_C: Any, num_videos: int) -> Tensor:
-    """log((n_c + 1/2) / (N - n_c + 1/2)): output biases that predict each class at its frequency.
+def rated_counts(statistics: Statistics) -> Tensor:
+    """N_c, the videos that could carry each class and of which its labels are a share: those for which it is rated.
+
+    A class that is never rated counts as one that all videos are rated for and none has. Its output then starts below
+    those of the classes that are learned, and does not fill the lists of a video's most probable ones.
+
+    Returns:
+        [C] float64.
+    """
+    all_C = torch.full_like(tensor(statistics.label_counts_C).double(), statistics.num_videos)
+    if statistics.rated_counts_C is None:
+        return all_C
+    rated_C = tensor(statistics.rated_counts_C).double()
+    return torch.where(rated_C > 0, rated_C, all_C)
+
+
+def prior_log_odds(statistics: Statistics) -> Tensor:
+    """log((n_c + 1/2) / (N_c - n_c + 1/2)): output biases that predict each class at its frequency where it is rated.
 
     The halves keep a class without a positive, or with nothing else, finite.
 
     Returns:
         [C] float32.
     """
-    counts_C = tensor(label_counts_C).double()
-    if counts_C.min() < 0 or counts_C.max() > num_videos:
-        raise ValueError(
-            f"label counts must lie between 0 and num_videos = {num_videos}, "
-            f"but got {counts_C.min():.0f} to {counts_C.max():.0f}"
-        )
-    return ((counts_C + 0.5) / (num_videos - counts_C + 0.5)).log().float()
+    counts_C, rated_C = tensor(statistics.label_counts_C).double(), rated_counts(statistics)
+    if (wrong_C := (counts_C < 0) | (counts_C > rated_C)).any():
+        at = int(wrong_C.int().argmax())
+        raise ValueError(f"class {at} is a label of {counts_C[at]:.0f} videos, of {rated_C[at]:.0f} that could have it")
+    return ((counts_C + 0.5) / (rated_C - counts_C + 0.5)).log().float()
 
 
 def start_at_prior(head: nn.Linear, statistics: Statistics) -> None:
     """Set the biases of an output layer so that it predicts each class at its frequency."""
     with torch.no_grad():
-        head.bias.copy_(prior_log_odds(statistics.label_counts_C, statistics.num_videos))
+        head.bias.copy_(prior_log_odds(statistics))
 
 
 def linear(in_features: int, out_features: int, generator: torch.Generator | None = None) -> nn.Linear:

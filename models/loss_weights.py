@@ -16,24 +16,24 @@ from torch import Tensor
 from .layers import tensor
 
 
-def positive_weights(label_counts_C: Any, num_videos: int, power: float, maximum: float | None = None) -> Tensor:
-    """w_c = (N / n_c - 1) ** power, the ratio of negatives to positives tempered; power 0.5 as published.
+def positive_weights(label_counts_C: Any, rated_counts_C: Any, power: float, maximum: float | None = None) -> Tensor:
+    """w_c = (N_c / n_c - 1) ** power, the ratio of negatives to positives tempered; power 0.5 as published.
 
-    n_c is clipped to [1, N - 1], so a class without a positive, or with nothing else, keeps a finite weight above 0.
+    n_c is clipped to [1, N_c - 1], so a class without a positive, or with nothing else, keeps a finite weight above 0.
+    One that is rated for fewer than two videos has the weight 1.
 
     Args:
         label_counts_C: n_c, videos that carry each class.
-        num_videos: N, at least 2.
+        rated_counts_C: N_c, those for which it is rated (models.layers.rated_counts); or a number, for all classes.
         power: 0 makes every weight 1.
         maximum: larger weights are cut to it.
 
     Returns:
         [C] float32.
     """
-    if num_videos < 2:
-        raise ValueError(f"num_videos must be at least 2, but got {num_videos}")
-    counts_C = tensor(label_counts_C).double().clamp(1, num_videos - 1)
-    return ((num_videos / counts_C - 1) ** power).clamp(max=maximum if maximum is not None else np.inf).float()
+    rated_C = tensor(rated_counts_C).double().clamp(min=2)
+    counts_C = tensor(label_counts_C).double().clamp(min=1).minimum(rated_C - 1)
+    return ((rated_C / counts_C - 1) ** power).clamp(max=maximum if maximum is not None else np.inf).float()
 
 
 def class_weights(counts_C: Any, power: float) -> Tensor:

@@ -78,7 +78,7 @@ class LossConfig:
     l2: float = 0.0  # times half the mean (or sum) of W^2 of every weight matrix
     penalty: Convention = "mean"  # the mean, as published, does not grow with the matrix
     layers: Mapping[str, LayerPenalty] = field(default_factory=dict)  # {head: {l2: 1}}: of one layer, in place of these
-    pos_weight_power: float = 0.0  # positives of class c weigh (N / n_c - 1) ** power; 0 = unweighted, published: 0.5
+    pos_weight_power: float = 0.0  # positives of class c weigh (N_c / n_c - 1) ** power; 0 = unweighted, published: 0.5
     pos_weight_max: float | None = None  # the largest of these weights allowed
     distill: DistillConfig | None = None  # learn from an ensemble's predictions too
     bootstrap: Literal["none", "per_batch", "fixed"] = "none"  # draw videos with replacement: anew each batch, or once

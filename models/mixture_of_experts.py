@@ -97,7 +97,7 @@ class Mixture(nn.Module):
         self.experts = xavier_linear(inputs, num_classes * mixtures, generator)
         if prior is not None:
             # Gates of 0 give each expert 1 / (M + 1), so together M / (M + 1) of what one of them says.
-            odds_C = prior_log_odds(prior.label_counts_C, prior.num_videos)
+            odds_C = prior_log_odds(prior)
             share_C = (odds_C.sigmoid() * (mixtures + 1) / mixtures).clamp(max=0.99)
             with torch.no_grad():
                 self.experts.bias.copy_(share_C.logit().repeat_interleave(mixtures))

@@ -268,8 +268,10 @@ def test_a_cache_holds_what_its_shards_hold(tmp_path, level):
     if level == "segment":
         np.testing.assert_array_equal(cache.rated_indices, np.concatenate([part.rated_indices for part in parts]))
         assert len(cache.rated_indices) == cache.rated_offsets[-1] > len(cache.label_indices)
+        for _ in range(2):  # computed, then kept
+            assert cache.statistics().rated_counts_C.tolist() == np.bincount(cache.rated_indices, minlength=12).tolist()
     else:
-        assert cache.rated_offsets is None
+        assert cache.rated_offsets is None and cache.statistics().rated_counts_C is None
     assert cache.damaged() == []
     statistics = cache.statistics()
     values_FD = cache.features_ND * DEQUANTISE_SCALE + DEQUANTISE_SHIFT

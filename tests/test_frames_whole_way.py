@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from finished import FinishedSearch, build
+from safetensors.torch import load_file
 
 from data.batches import Batches
 from data.sample import write_shards
@@ -16,13 +17,15 @@ from data.schema import Schema
 from models.losses import LossConfig
 from models.metrics import Accumulator
 from models.ragged import cells_of
-from tuner import ensemble, evaluate, export, predict, segments
+from tuner import ensemble, evaluate, export, predict, segments, train
+from tuner.checkpoint import WEIGHTS
 from tuner.errors import ModelFolderError
 from tuner.evaluate import BATCH_SIZE, batch_size_of
 from tuner.objective import Objective
 from tuner.ranks import ALONE
 
 CPU = torch.device("cpu")
+ODD = np.arange(1, 200, 2)
 EXPERIMENTS = """\
 default: tiny
 experiments:
@@ -163,6 +166,27 @@ def test_a_class_that_is_not_rated_has_no_say_in_training_and_scores(search: Fin
         rated = {"rated_offsets": batch.rated_offsets, "rated_indices": batch.rated_indices}
         kept.update(logits_BC + shift * ~rated_BC, batch.label_offsets, batch.label_indices, **rated)
     assert scores[0].compute() == scores[1].compute()
+
+
+def test_a_class_is_as_frequent_as_among_the_segments_rated_for_it(search: FinishedSearch, tmp_path: Path) -> None:
+    if search.experiment.data.level != "segment":
+        pytest.skip("of videos all classes are rated")
+    settings = ["loss.pos_weight_power=0.5", "optimizer.learning_rate=1e-12", "training.epochs=1"]
+    file, kept = str(search.folder / "experiments.yaml"), tmp_path / "kept"
+    train.run(["--file", file, *(f"--set={setting}" for setting in settings), "--device=cpu", f"--save={kept}"])
+    for data, rows in ((search.data, range(search.data.train.num_videos)), (search.data.with_labels_of(ODD), ODD)):
+        labels_C, rated_C = np.zeros(12), np.zeros(12)
+        for row in rows:
+            labels_C[data.train.label_indices[slice(*data.train.label_offsets[row : row + 2])]] += 1
+            rated_C[data.train.rated_indices[slice(*data.train.rated_offsets[row : row + 2])]] += 1
+        assert (labels_C <= rated_C).all() and (rated_C > 0).all() and (rated_C < len(rows)).all()
+        loss, sizes = LossConfig(pos_weight_power=0.5), {"batch_size": 32, "part_size": 32}
+        objective = Objective(loss, data, **sizes, bootstrap=torch.Generator(), device=CPU, seed=1, ranks=ALONE)
+        ratio_C = rated_C / labels_C.clip(1, rated_C - 1) - 1
+        assert objective.pos_weights_C.tolist() == pytest.approx((ratio_C**0.5).tolist(), rel=1e-6)
+        if data is search.data:  # the trial has learned nothing beside the statistics
+            odds_C = np.log((labels_C + 0.5) / (rated_C - labels_C + 0.5))
+            assert load_file(kept / WEIGHTS)["head.bias"].tolist() == pytest.approx(odds_C.tolist(), abs=1e-6)
 
 
 def test_there_is_no_encoder_to_embed_with(search: FinishedSearch, folder: Path) -> None:

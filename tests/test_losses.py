@@ -338,9 +338,10 @@ def test_class_weights_are_capped():
     assert loss_weights.positive_weights(COUNTS, 1000, 0.5, maximum=5.0).max() == 5.0
 
 
-def test_class_weights_need_two_videos():
-    with pytest.raises(ValueError, match="at least 2, but got 1"):
-        loss_weights.positive_weights(COUNTS, 1, 0.5)
+def test_a_class_is_weighed_among_the_videos_it_is_rated_for():
+    """3 negatives to 1 positive; 1 to 1; 4 rated and none has it: as if one had; rated once, and never: 1."""
+    weights = loss_weights.positive_weights(torch.tensor([1, 2, 0, 1, 0]), torch.tensor([4, 4, 4, 1, 0]), 0.5)
+    assert weights.tolist() == pytest.approx([3**0.5, 1, 3**0.5, 1, 1])
 
 
 # Bootstrap

@@ -64,6 +64,17 @@ def statistics(sizes=SIZES):
     )
 
 
+def counted(labels, *, num_videos, rated=None):
+    """Statistics of two columns, by their counts."""
+    return FeatureStatistics(
+        num_videos=num_videos,
+        mean_D=torch.zeros(2),
+        variance_D=torch.ones(2),
+        label_counts_C=torch.tensor(labels),
+        rated_counts_C=None if rated is None else torch.tensor(rated),
+    )
+
+
 def build(kind, seed=0):
     return models.build(SMALL[kind], sizes_of(kind), statistics(), torch.Generator().manual_seed(seed))
 
@@ -318,7 +329,7 @@ def test_values_beyond_two_standard_deviations_are_drawn_again_not_cut():
 
 def test_fused_mlp_starts_at_the_label_prior():
     model = build("fused_mlp")
-    assert torch.equal(model.head.bias, prior_log_odds(statistics().label_counts_C, 100))
+    assert torch.equal(model.head.bias, prior_log_odds(statistics()))
 
 
 def test_fused_mlp_is_what_its_docstring_says():
@@ -420,14 +431,27 @@ def test_statistics_that_cannot_be_are_refused(mean, variance):
 
 
 def test_prior_log_odds_are_finite_for_classes_without_positives_or_negatives():
-    odds = prior_log_odds(np.array([0, 50, 100]), 100)
+    odds = prior_log_odds(counted([0, 50, 100], num_videos=100))
     expected = [np.log(0.5 / 100.5), 0.0, np.log(100.5 / 0.5)]
     assert odds.dtype == torch.float32 and odds.tolist() == pytest.approx(expected)
 
 
 def test_more_positives_than_videos_are_refused():
-    with pytest.raises(ValueError, match="between 0 and num_videos = 10, but got 3 to 11"):
-        prior_log_odds(torch.tensor([3, 11]), 10)
+    with pytest.raises(ValueError, match="class 1 is a label of 11 videos, of 10 that could have it"):
+        prior_log_odds(counted([3, 11], num_videos=10))
+    with pytest.raises(ValueError, match="class 0 is a label of 3 videos, of 2 that could have it"):
+        prior_log_odds(counted([3, 1], num_videos=10, rated=[2, 1]))
+
+
+def test_the_prior_of_a_class_is_that_of_the_videos_it_is_rated_for():
+    """2 of 4 are even odds, 0 of 2 are not; a class that nobody rated is below both, as 0 of all 10."""
+    statistics = counted([2, 0, 0], num_videos=10, rated=[4, 2, 0])
+    expected = torch.tensor([0, np.log(0.5 / 2.5), np.log(0.5 / 10.5)], dtype=torch.float32)
+    torch.testing.assert_close(prior_log_odds(statistics), expected)
+    sizes = Sizes(features={"a": 2}, num_classes=3)
+    torch.testing.assert_close(models.build(LogisticConfig(), sizes, statistics).head.bias.detach(), expected)
+    mixture = models.build(MixtureOfExpertsConfig(), sizes, statistics).eval()
+    torch.testing.assert_close(mixture(torch.zeros(1, 2))[0].detach(), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])

@@ -1,18 +1,45 @@
 """Whole searches with a real Ray, a real SQLite MLflow and real signals: what a night must survive."""
 
 import re
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from rays import long_lived_ray
 from searches import assert_nothing_was_lost, processes_of, runs_of, search_of
 from workplace import Workplace, wait_for
 
+from data.batches import Batches
+from models import FeatureStatistics
 from tuner import config
 from tuner.dataset import open_dataset
+from tuner.search import frequency_baseline
 from tuner.train import train
 
 EPOCHS = 12
+
+
+def test_the_baseline_ranks_a_class_by_its_share_of_the_segments_rated_for_it() -> None:
+    """Class 0 is a label of 2 of 4 segments, class 1 of the only one rated for it: so class 1 comes first."""
+    statistics = FeatureStatistics(
+        num_videos=4,
+        mean_D=torch.zeros(3),
+        variance_D=torch.ones(3),
+        label_counts_C=torch.tensor([2, 1]),
+        rated_counts_C=torch.tensor([4, 1]),
+    )
+    segment = SimpleNamespace(
+        fingerprint="one segment, rated for both",
+        features_ND=np.zeros((5, 3), np.uint8),
+        frame_offsets=np.array([0, 5]),
+        label_offsets=np.array([0, 1]),
+        label_indices=np.array([1], np.int32),
+        rated_offsets=np.array([0, 2]),
+        rated_indices=np.array([0, 1], np.int32),
+    )
+    batches = Batches(segment, batch_size=1, shuffle=False)
+    assert frequency_baseline(batches, SimpleNamespace(statistics=statistics)) == 1
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import torch
 
 from data import cache as data_cache
 from data import sample
-from data.batches import Batches, Columns, sample_rows
+from data.batches import Batches, sample_rows
 from data.build import shard_exists
 from data.cache import BuildProgress, Cache
 from data.errors import DataError
@@ -179,9 +179,15 @@ class Dataset:
 
     def with_labels_of(self, rows: np.ndarray) -> "Dataset":
         """The same videos, but only those of these sorted rows of `train` have labels to learn from."""
-        _, labels = take_labels(self.train, rows)
-        counts_C = torch.from_numpy(np.bincount(labels, minlength=self.sizes.num_classes))
-        statistics = replace(self.statistics, num_videos=len(rows), label_counts_C=counts_C)
+
+        def counts(offsets: np.ndarray, indices: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(np.bincount(take(offsets, indices, rows)[1], minlength=self.sizes.num_classes))
+
+        train, rated_C = self.train, None
+        if train.rated_offsets is not None and train.rated_indices is not None:
+            rated_C = counts(train.rated_offsets, train.rated_indices)
+        labels_C = counts(train.label_offsets, train.label_indices)
+        statistics = replace(self.statistics, num_videos=len(rows), label_counts_C=labels_C, rated_counts_C=rated_C)
         return replace(self, labelled_rows=rows, statistics=statistics)
 
     def train_batches(
@@ -321,15 +327,15 @@ def feature_statistics(statistics: Statistics) -> FeatureStatistics:
         mean_D=torch.from_numpy(statistics.mean_D),
         variance_D=torch.from_numpy(statistics.variance_D),
         label_counts_C=torch.from_numpy(statistics.label_counts_C),
+        rated_counts_C=None if statistics.rated_counts_C is None else torch.from_numpy(statistics.rated_counts_C),
     )
 
 
-def take_labels(columns: Columns, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The labels of some rows, in their order: offsets int64 [rows + 1] and classes int32."""
-    begins, ends = columns.label_offsets[rows], columns.label_offsets[rows + 1]
-    offsets = np.concatenate(([0], np.cumsum(ends - begins)))
-    positions = np.arange(offsets[-1]) + np.repeat(begins - offsets[:-1], ends - begins)
-    return offsets, columns.label_indices[positions]
+def take(offsets: np.ndarray, indices: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The labels (or rated classes) of some rows, in their order: offsets int64 [rows + 1] and classes int32."""
+    begins, ends = offsets[rows], offsets[rows + 1]
+    taken = np.concatenate(([0], np.cumsum(ends - begins)))
+    return taken, indices[np.arange(taken[-1]) + np.repeat(begins - taken[:-1], ends - begins)]
 
 
 def _has_positive(cache: Cache, rows: np.ndarray | None) -> bool:

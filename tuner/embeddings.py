@@ -19,7 +19,7 @@ from data.sampling import ALL, FramesConfig
 from data.statistics import Moments
 from models import FeatureStatistics, FusedEncoder, Sizes
 from models.loss_weights import fixed_bootstrap_weights
-from tuner.dataset import Dataset, feature_statistics, take_labels
+from tuner.dataset import Dataset, feature_statistics, take
 from tuner.precision import Precision, forward
 from tuner.ranks import ALONE, Ranks
 
@@ -89,7 +89,7 @@ def embed(encoder: FusedEncoder, data: Dataset, *, device: torch.device, precisi
         features_ND[first : first + len(batch.rows)] = embeddings_BH.half().cpu().numpy()
         first += len(batch.rows)
     rows = np.arange(data.train.num_videos) if data.labelled_rows is None else data.labelled_rows
-    offsets, labels = take_labels(data.train, rows)
+    offsets, labels = take(data.train.label_offsets, data.train.label_indices, rows)
     return Embeddings(
         features_ND=features_ND,
         label_offsets=offsets,

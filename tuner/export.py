@@ -43,7 +43,7 @@ from data.schema import MAX_FRAMES, Schema
 from models import FeatureStatistics, FusedMLP, Sizes
 from models.ensemble import Ensemble
 from tuner import checkpoint, model_card, vocabulary
-from tuner.dataset import sizes_of
+from tuner.dataset import feature_statistics, sizes_of
 from tuner.errors import CheckpointDamaged, CheckpointError, ModelFolderError, NothingToExport, SearchError, TunerError
 from tuner.journal import SearchRecord, TrialRecord
 from tuner.paths import Place
@@ -419,24 +419,18 @@ def _statistics(search_directory: Place, experiment: Experiment, search: SearchR
     train = experiment.data.open(experiment.data.train)
     if not search.fingerprint.startswith(train.fingerprint[:16]):
         raise SearchError(f"the training shards have changed since search {search.id} began: put them back to export")
-    statistics = train.statistics()
-    return _statistics_tensors(
-        FeatureStatistics(
-            num_videos=statistics.num_videos,
-            mean_D=torch.tensor(statistics.mean_D),
-            variance_D=torch.tensor(statistics.variance_D),
-            label_counts_C=torch.tensor(statistics.label_counts_C),
-        )
-    )
+    return _statistics_tensors(feature_statistics(train.statistics()))
 
 
 def _statistics_tensors(statistics: FeatureStatistics) -> dict[str, Tensor]:
-    return {
+    tensors = {
         "num_videos": torch.tensor(statistics.num_videos),
-        "mean": statistics.mean_D.contiguous(),
-        "variance": statistics.variance_D.contiguous(),
-        "label_counts": statistics.label_counts_C.contiguous(),
+        "mean": statistics.mean_D,
+        "variance": statistics.variance_D,
+        "label_counts": statistics.label_counts_C,
+        "rated_counts": statistics.rated_counts_C,
     }
+    return {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
 
 
 def _compare(folder: Path, model: nn.Module, experiment: Experiment) -> str:

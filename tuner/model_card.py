@@ -51,8 +51,8 @@ It is {_origin(config)} of search {config["search"]}, exported {config["exported
 ## Data
 
 Content of the shards, training and validation: `{config["data_fingerprint"]}`. Mean, variance and label counts of the
-training videos are in statistics.safetensors; the model has the first two inside and wants raw features. Features are
-rounded to {config["dtype"]} before they enter, as in training.
+training videos are in statistics.safetensors (of segments also how many are rated for each class); the model has the
+first two inside and wants raw features. Features are rounded to {config["dtype"]} before they enter, as in training.
 
 ## Use
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from models import loss_weights, losses
+from models.layers import rated_counts
 from models.losses import LossConfig
 from tuner import teacher, vocabulary
 from tuner.errors import ConfigError
@@ -61,9 +62,9 @@ class Objective:
         self.loss = losses.build(config, class_weights_C)
         self.pos_weights_C: Tensor | None = None
         if config.pos_weight_power:
-            counts_C, num_videos = data.statistics.label_counts_C, data.statistics.num_videos
+            counts_C, rated_C = data.statistics.label_counts_C, rated_counts(data.statistics)
             power, most = config.pos_weight_power, config.pos_weight_max
-            self.pos_weights_C = loss_weights.positive_weights(counts_C, num_videos, power, most).to(device)
+            self.pos_weights_C = loss_weights.positive_weights(counts_C, rated_C, power, most).to(device)
         self.fixed_weights_N: Tensor | None = None
         if config.bootstrap == "fixed":
             self.fixed_weights_N = data.bootstrap_weights(seed).to(device)

@@ -22,6 +22,7 @@ from ray.tune import RunConfig, TuneConfig, TuneError, Tuner
 from data.batches import Batches
 from data.cache import Cache
 from data.errors import DataError
+from models.layers import rated_counts
 from models.metrics import Accumulator
 from tuner import (
     cluster,
@@ -413,8 +414,11 @@ def _interrupted(search: SearchRecord, why: str = "interrupted") -> str:
 
 
 def frequency_baseline(batches: Batches, data: Dataset) -> float:
-    """GAP of giving every video the same scores, the labels' frequencies: what a model must beat to be one."""
-    scores_C = data.statistics.label_counts_C.float()
+    """GAP of giving every video the same scores, the labels' frequencies: what a model must beat to be one.
+
+    The frequency of a class is that among the videos for which it is rated.
+    """
+    scores_C = (data.statistics.label_counts_C / rated_counts(data.statistics)).float()
     scores = Accumulator(len(scores_C))
     for batch in batches.epoch(0):
         scores.update(
