@@ -1,0 +1,160 @@
+"""The models that an experiment chooses between, tuned alike. Writes the README's tables on real data.
+
+    python benchmarks/compare.py audioset_small|yt8m_small_models [--trials N] [--state DIR]
+
+For every option of the experiment's `model`: as many trials on one seed, the defaults first, each judged by the best
+epoch's GAP on a tenth of the training videos that is held out; a trial ends when two epochs in a row were no gain. Then
+the winner's settings on 3 seeds, trained on all training videos for as many epochs as were best, and scored once on
+the validation videos: GAP@20, and mAP, the mean over all classes with a positive of the class's average precision over
+all videos. Every finished run is kept in --state: after an interruption the same command goes on with the next one.
+"""
+
+import argparse
+import hashlib
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+from card import show
+from few_labels import held_out
+
+from tuner import config, distributions, scorecard
+from tuner.config import Experiment
+from tuner.console import describe_seconds
+from tuner.dataset import Dataset, open_dataset
+from tuner.errors import ConfigError, main
+from tuner.supervised import TrainingState
+from tuner.train import train
+from tuner.trial_config import TrialConfig
+
+HERE = Path(__file__).resolve().parent
+SEEDS = (1, 2, 3)
+PATIENCE = 2  # epochs without a gain
+CPU = torch.device("cpu")
+Found = dict[str, Any]
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python benchmarks/compare.py", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("experiment", metavar="EXPERIMENT", help="of experiments.yaml, with a choice of models")
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="as in tune.py")
+    parser.add_argument("--trials", type=int, default=6, metavar="N", help="of every model")
+    parser.add_argument("--state", type=Path, default=HERE.parent / "storage" / "compare", metavar="DIR")
+    options = parser.parse_args(arguments)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    options.state.mkdir(parents=True, exist_ok=True)
+    started, file = time.monotonic(), HERE.parent / "experiments.yaml"
+    experiment = config.load(file, options.experiment, options.set)
+    models, found = models_of(experiment), {}
+    data = open_dataset(experiment.data)
+    for model, block in models.items():
+        alone = config.load(file, options.experiment, [*options.set, f"model={json.dumps(block)}"])
+        found[model] = tuned(alone, model, data, options.trials, options.state)
+    rows = [["", "GAP@20", "mAP", "CPU seconds"]]
+    rows += [[model, spread(of["gaps"]), spread(of["maps"]), f"{of['cpu']:.0f}"] for model, of in found.items()]
+    print(f"| {' | '.join(rows[0])} |\n{'|---' * len(rows[0])}|")
+    print("".join(f"| {' | '.join(row)} |\n" for row in rows[1:]))
+    notes = [f"{model}: epoch {one['epoch']}, {one['settings']}" for model, one in found.items()]
+    notes.append(f"{describe_seconds(time.monotonic() - started)}, without the runs that were finished before")
+    title = f"{options.experiment}: {options.trials} trials on one seed for every model, then {len(SEEDS)} seeds"
+    show("compare", title, rows, notes, {"experiment": experiment.name, "trials": options.trials, "models": found})
+
+
+def models_of(experiment: Experiment) -> dict[str, Any]:
+    """The blocks of the models that it chooses between, by their labels.
+
+    Raises:
+        ConfigError: it has one model only.
+    """
+    model = experiment.space.tree.entries["model"]
+    if distributions.distribution_of(model) != "choice":
+        raise ConfigError(f"{experiment.name}: model is no choice; compare the models of one that has several to try")
+    return {label: option.plain() for label, option in distributions.options(model).items()}
+
+
+def tuned(experiment: Experiment, model: str, data: Dataset, trials: int, state: Path) -> Found:
+    """What one model comes to; `experiment` has no other."""
+    space, tuning = experiment.space, held_out(data, 1.0)
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=1, n_startup_trials=3))
+    study.enqueue_trial(space.defaults())
+    runs: list[Found] = []
+    for number in range(trials):
+        asked = study.ask()
+        values = space.optuna(asked)
+        found = once(state, tune, experiment.trial_config(values), tuning, SEEDS[0])
+        gap, epoch = max((gap, -epoch) for epoch, gap in enumerate(found["gaps"], start=1))
+        runs.append({"gap": gap, "epoch": -epoch, "values": values, "cpu": found["cpu"]})
+        study.tell(asked, gap)
+        print(
+            f"{model} trial {number}: {gap:.4f} held out, epoch {-epoch}, {found['cpu']:.0f} s of CPU  "
+            f"{shown(space.settings(values))}",
+            flush=True,
+        )
+    best = max(runs, key=lambda run: run["gap"])
+    scores = []
+    for seed in SEEDS:
+        scores.append(once(state, score, experiment.trial_config(best["values"]), data, seed, best["epoch"]))
+        print(f"{model} seed {seed}: GAP {scores[-1]['gap']:.4f}, mAP {scores[-1]['map']:.4f}", flush=True)
+    return {
+        "gaps": [one["gap"] for one in scores],
+        "maps": [one["map"] for one in scores],
+        "held_out": best["gap"],
+        "epoch": best["epoch"],
+        "settings": shown(space.settings(best["values"])),
+        "cpu": sum(one["cpu"] for one in runs + scores),
+    }
+
+
+def once(state: Path, measure: Callable[..., Found], trial: TrialConfig, data: Dataset, *others: int) -> Found:
+    """What `measure(trial, data, *others)` finds, and the seconds of processor time: from its file, or found now."""
+    shaped_by = json.dumps([trial.settings, data.fingerprint, *others], sort_keys=True)
+    path = state / f"{hashlib.sha256(shaped_by.encode()).hexdigest()[:16]}.json"
+    if not path.exists():
+        began = time.process_time()
+        found = {**measure(trial, data, *others), "cpu": time.process_time() - began, "settings": trial.settings}
+        unfinished = path.with_suffix(".tmp")
+        unfinished.write_text(json.dumps(found))
+        unfinished.rename(path)
+    kept: Found = json.loads(path.read_text())
+    return kept
+
+
+def tune(trial: TrialConfig, data: Dataset, seed: int) -> Found:
+    """The GAP of the held-out videos after every epoch, until it gains no more."""
+    gaps: list[float] = []
+    for progress in train(trial, data, device=CPU, seed=seed):
+        gaps.append(progress.metrics["gap"])
+        if len(gaps) - 1 - gaps.index(max(gaps)) == PATIENCE:
+            break
+    return {"gaps": gaps}
+
+
+def score(trial: TrialConfig, data: Dataset, seed: int, epochs: int) -> Found:
+    """GAP and mAP on the validation videos after that many epochs."""
+    *_, last = islice(train(trial, data, device=CPU, seed=seed), epochs)
+    assert isinstance(last.state, TrainingState), "a choice of models is of a supervised experiment"
+    scores, _ = scorecard.score(last.state.scored, data.validate, trial.training.precision, CPU)
+    return {"gap": scores["gap"], "map": scores["map_all"]}
+
+
+def shown(settings: dict[str, Any]) -> str:
+    """The searched settings in one line."""
+    rounded = {path: f"{value:.4g}" if isinstance(value, float) else value for path, value in settings.items()}
+    return "  ".join(f"{path}={value}" for path, value in rounded.items())
+
+
+def spread(values: list[float]) -> str:
+    """Mean and deviation."""
+    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(run))
