@@ -4,6 +4,7 @@ The actor, Train's controller and the workers are a process each, beside four sm
 (tuner/worker.py) import torch, so this module must not.
 """
 
+import os
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 # Seconds that a worker waits for another one, which may decode shards for hours. One that dies, Ray notices at once.
 PATIENCE = 6 * 3600
+# Seconds after which a trial of elastic workers, when those that it was promised do not come, asks anew how many there
+# are: a node may die before Ray has noticed that, and its places never come. All others wait (tuner/cluster.py).
+PROMISED = 30
 
 
 def trainable(
@@ -65,6 +69,8 @@ def trainable(
     failures = experiment.search.failures.per_trial
 
     def trial(config: dict[str, Any]) -> None:
+        if scaling_config.elasticity_enabled:
+            os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(PROMISED)
         trainer = Trainer(
             work,
             train_loop_config={"suggestion": config, "sealed": sealed},
