@@ -8,37 +8,28 @@ Source   Ilse et al. (2018), "Attention-based deep multiple instance learning", 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .frame_model import FrameModelConfig
 from .frames import padded
-from .heads import HeadConfig
-from .layers import BatchNorm, NormalizeKind, Sizes, check_momentum, check_positive, xavier_linear
+from .layers import BatchNorm, Sizes, xavier_linear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AttentionConfig:
+class AttentionConfig(FrameModelConfig):
     """Settings of attention pooling."""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-    level: ClassVar[str] = "frame"
+    positive: ClassVar[tuple[str, ...]] = ("heads", "units", "hidden")
 
     kind: Literal["attention"] = "attention"
-    normalize: NormalizeKind = "l2"  # of a frame; standard: by the training frames' mean and variance
     heads: int = 8  # weighted means of a video
     units: int = 128  # of the network that weighs the frames (published: 128)
     hidden: int = 1024  # units of the layer after the pooling
-    batch_norm_momentum: float = 0.1  # weight of a new batch in the running statistics
-    head: HeadConfig = field(default_factory=HeadConfig)
-
-    def __post_init__(self) -> None:
-        """Checks the ranges."""
-        check_positive(self, "heads", "units", "hidden")
-        check_momentum(self.batch_norm_momentum)
 
 
 class Attention(nn.Module):

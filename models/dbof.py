@@ -10,42 +10,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .frame_model import FrameModelConfig
 from .frames import FrameBatchNorm, masked_max, masked_mean
-from .heads import HeadConfig
-from .layers import BatchNorm, NormalizeKind, Sizes, check_momentum, check_positive, normal_linear
+from .layers import BatchNorm, Sizes, normal_linear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "relu6": F.relu6}
 POOLINGS = {"max": masked_max, "average": masked_mean}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DbofConfig:
+class DbofConfig(FrameModelConfig):
     """Settings of the deep bag of frames; published with 30 random frames of each video in training."""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-    level: ClassVar[str] = "frame"
+    positive: ClassVar[tuple[str, ...]] = ("clusters", "hidden")
 
     kind: Literal["dbof"] = "dbof"
-    normalize: NormalizeKind = "l2"  # of a frame; standard: by the training frames' mean and variance
     clusters: int = 8192
     hidden: int = 1024  # units of the layer after the pooling
     pooling: Literal["max", "average"] = "max"
     activation: Literal["sigmoid", "relu6"] = "sigmoid"  # of both layers; before 2019: relu6
     batch_norm: bool = True  # else biases
-    batch_norm_momentum: float = 0.1  # weight of a new batch in the running statistics; published: 0.001
-    head: HeadConfig = field(default_factory=HeadConfig)
-
-    def __post_init__(self) -> None:
-        """Checks the ranges."""
-        check_positive(self, "clusters", "hidden")
-        check_momentum(self.batch_norm_momentum)
 
 
 class Dbof(nn.Module):

@@ -6,14 +6,34 @@ Shapes   B videos   T frames of the longest of them   D features of a frame   H 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .frames import FrameInput
-from .heads import head
-from .layers import Sizes, Statistics, matrices
+from .heads import HeadConfig, head
+from .layers import NormalizeKind, Sizes, Statistics, check_momentum, check_positive, matrices
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameModelConfig:
+    """Settings that all of them have."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    level: ClassVar[str] = "frame"
+    positive: ClassVar[tuple[str, ...]] = ()  # settings that must be at least 1
+
+    kind: str
+    normalize: NormalizeKind = "l2"  # of a frame; standard: by the training frames' mean and variance
+    batch_norm_momentum: float = 0.1  # weight of a new batch in the running statistics; published: 0.001
+    head: HeadConfig = field(default_factory=HeadConfig)
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        check_positive(self, *self.positive)
+        check_momentum(self.batch_norm_momentum)
 
 
 class FrameModel(nn.Module):
@@ -22,7 +42,7 @@ class FrameModel(nn.Module):
     def __init__(
         self,
         pooling: Callable[[Any, Sizes, torch.Generator | None], Any],
-        config: Any,
+        config: FrameModelConfig,
         sizes: Sizes,
         statistics: Statistics,
         generator: torch.Generator | None = None,
@@ -31,7 +51,7 @@ class FrameModel(nn.Module):
 
         Args:
             pooling: a module class; forward(x_BTD, mask_BT) -> [B, H], and its attribute `width` is H.
-            config: of the model, with `normalize`, `batch_norm_momentum` and `head`.
+            config: of the model.
             sizes: of the data.
             statistics: of the training frames.
             generator: of the weights.

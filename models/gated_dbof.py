@@ -9,39 +9,22 @@ Source   WILLOW (2017), GatedDbofModel
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from .heads import HeadConfig
-from .layers import BatchNorm, NormalizeKind, Sizes, l2_normalize, normal_linear
-from .pooling import SoftAssignment, check
+from .layers import BatchNorm, Sizes, l2_normalize, normal_linear
+from .pooling import Clustered, SoftAssignment
 from .soft_dbof import SoftCount
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GatedDbofConfig:
-    """Settings of the gated bag of frames."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-    level: ClassVar[str] = "frame"
+class GatedDbofConfig(Clustered):
+    """Settings of the gated bag of frames; published with 4096 clusters of rgb, 512 of audio."""
 
     kind: Literal["gated_dbof"] = "gated_dbof"
-    normalize: NormalizeKind = "l2"  # of a frame; standard: by the training frames' mean and variance
-    clusters: Mapping[str, int]  # of each feature, by name (published: 4096 rgb, 512 audio)
-    hidden: int = 1024  # units of the layer after the pooling
-    relu: bool = False  # BatchNorm and relu6 after the hidden layer
-    context_gating: bool = False
-    batch_norm: bool = True  # else biases
-    batch_norm_momentum: float = 0.1  # weight of a new batch in the running statistics; published: 0.001
-    head: HeadConfig = field(default_factory=HeadConfig)
-
-    def __post_init__(self) -> None:
-        """Checks the ranges."""
-        check(self)
 
 
 class GatedCount(nn.Module):

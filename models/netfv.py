@@ -10,41 +10,25 @@ Source   WILLOW (2017), NetFV
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from .heads import HeadConfig
-from .layers import NormalizeKind, Sizes, l2_normalize
-from .pooling import SoftAssignment, check
+from .layers import Sizes, l2_normalize
+from .pooling import Clustered, SoftAssignment
 
 COUPLING = 0.01  # published fv_coupling_factor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NetFvConfig:
-    """Settings of NetFV."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-    level: ClassVar[str] = "frame"
+class NetFvConfig(Clustered):
+    """Settings of NetFV; published with 128 clusters of rgb, 64 of audio."""
 
     kind: Literal["netfv"] = "netfv"
-    normalize: NormalizeKind = "l2"  # of a frame; standard: by the training frames' mean and variance
-    clusters: Mapping[str, int]  # of each feature, by name (published: 128 rgb, 64 audio)
     coupled: bool = False  # the centres are 0.01 times the weights of the assignments; else weights of their own
-    hidden: int = 1024  # units of the layer after the pooling
-    relu: bool = False  # BatchNorm and relu6 after the hidden layer
     context_gating: bool = True
-    batch_norm: bool = True  # else biases
-    batch_norm_momentum: float = 0.1  # weight of a new batch in the running statistics; published: 0.001
-    head: HeadConfig = field(default_factory=HeadConfig)
-
-    def __post_init__(self) -> None:
-        """Checks the ranges."""
-        check(self)
 
 
 class FisherVector(nn.Module):

@@ -11,38 +11,22 @@ Source   WILLOW (2017), NetVLAD; Arandjelovic et al. (2016), "NetVLAD"
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from .heads import HeadConfig
-from .layers import NormalizeKind, Sizes, l2_normalize
-from .pooling import Clustered, SoftAssignment, check
+from .layers import Sizes, l2_normalize
+from .pooling import Clustered, SoftAssignment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NetVladConfig:
-    """Settings of NetVLAD."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-    level: ClassVar[str] = "frame"
+class NetVladConfig(Clustered):
+    """Settings of NetVLAD; published with 256 clusters of rgb, 128 of audio."""
 
     kind: Literal["netvlad"] = "netvlad"
-    normalize: NormalizeKind = "l2"  # of a frame; standard: by the training frames' mean and variance
-    clusters: Mapping[str, int]  # of each feature, by name (published: 256 rgb, 128 audio)
-    hidden: int = 1024  # units of the layer after the pooling
-    relu: bool = False  # BatchNorm and relu6 after the hidden layer
     context_gating: bool = True
-    batch_norm: bool = True  # else biases
-    batch_norm_momentum: float = 0.1  # weight of a new batch in the running statistics; published: 0.001
-    head: HeadConfig = field(default_factory=HeadConfig)
-
-    def __post_init__(self) -> None:
-        """Checks the ranges."""
-        check(self)
 
 
 class Vlad(nn.Module):

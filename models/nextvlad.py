@@ -15,51 +15,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .frame_model import FrameModelConfig
 from .frames import FrameBatchNorm, padded
-from .heads import HeadConfig
-from .layers import (
-    BatchNorm,
-    Dropout,
-    NormalizeKind,
-    Sizes,
-    check_momentum,
-    check_per_feature,
-    check_positive,
-    l2_normalize,
-    normal_linear,
-    xavier_linear,
-)
+from .layers import BatchNorm, Dropout, Sizes, check_per_feature, l2_normalize, normal_linear, xavier_linear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NeXtVladConfig:
+class NeXtVladConfig(FrameModelConfig):
     """Settings of NeXtVLAD."""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-    level: ClassVar[str] = "frame"
+    positive: ClassVar[tuple[str, ...]] = ("clusters", "groups", "expansion", "hidden", "gating_reduction")
 
     kind: Literal["nextvlad"] = "nextvlad"
-    normalize: NormalizeKind = "l2"  # of a frame; standard: by the training frames' mean and variance
     clusters: Mapping[str, int]  # of each feature, by name (published: 128 rgb, 64 audio)
     groups: Mapping[str, int]  # likewise (published: 8 rgb, 4 audio); they divide expansion times the feature's width
     expansion: int = 2  # a frame is made so many times as wide
     hidden: int = 2048  # units of the layer after the pooling
     gating_reduction: int = 8  # the gates of the hidden units come from so many times fewer
     dropout: float = 0.5  # probability of zeroing a pooled value, in training only
-    batch_norm_momentum: float = 0.1  # weight of a new batch in the running statistics; published: 0.001
-    head: HeadConfig = field(default_factory=HeadConfig)
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        check_positive(self, "clusters", "groups", "expansion", "hidden", "gating_reduction")
-        check_momentum(self.batch_norm_momentum)
+        FrameModelConfig.__post_init__(self)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), but got {self.dropout}")
         if self.hidden < self.gating_reduction:

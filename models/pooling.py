@@ -8,52 +8,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .frame_model import FrameModelConfig
 from .frames import FrameBatchNorm, padded
-from .layers import BatchNorm, Sizes, check_momentum, check_per_feature, check_positive, normal_linear
+from .layers import BatchNorm, Sizes, check_per_feature, normal_linear
 
 
-class Clustered(Protocol):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clustered(FrameModelConfig):
     """Settings of a model that pools each feature by clusters of its own."""
 
-    @property
-    def clusters(self) -> Mapping[str, int]:
-        """K of each feature, by name."""
+    positive: ClassVar[tuple[str, ...]] = ("clusters", "hidden")
 
-    @property
-    def hidden(self) -> int:
-        """H."""
-
-    @property
-    def relu(self) -> bool:
-        """BatchNorm and relu6 after the hidden layer."""
-
-    @property
-    def context_gating(self) -> bool:
-        """After the hidden layer."""
-
-    @property
-    def batch_norm(self) -> bool:
-        """Of the frames, the assignments, the hidden layer and its gates; else biases."""
-
-    @property
-    def batch_norm_momentum(self) -> float:
-        """Weight of a new batch in the running statistics."""
-
-
-def check(config: Clustered) -> None:
-    """Refuse settings out of their ranges.
-
-    Raises:
-        ValueError: says which.
-    """
-    check_positive(config, "clusters", "hidden")
-    check_momentum(config.batch_norm_momentum)
+    clusters: Mapping[str, int]  # of each feature, by name
+    hidden: int = 1024  # units of the layer after the pooling
+    relu: bool = False  # BatchNorm and relu6 after the hidden layer
+    context_gating: bool = False  # after the hidden layer
+    batch_norm: bool = True  # of the frames, the assignments, the hidden layer and its gates; else biases
 
 
 class SoftAssignment(nn.Module):

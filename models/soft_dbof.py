@@ -6,39 +6,22 @@ Source   WILLOW (2017), SoftDbofModel
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from .heads import HeadConfig
-from .layers import NormalizeKind, Sizes, l2_normalize
-from .pooling import Clustered, SoftAssignment, check
+from .layers import Sizes, l2_normalize
+from .pooling import Clustered, SoftAssignment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SoftDbofConfig:
-    """Settings of the soft bag of frames."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-    level: ClassVar[str] = "frame"
+class SoftDbofConfig(Clustered):
+    """Settings of the soft bag of frames; published with 8000 clusters of rgb, 1000 of audio."""
 
     kind: Literal["soft_dbof"] = "soft_dbof"
-    normalize: NormalizeKind = "l2"  # of a frame; standard: by the training frames' mean and variance
-    clusters: Mapping[str, int]  # of each feature, by name (published: 8000 rgb, 1000 audio)
     maximum: bool = False  # beside the sum of the shares their maximum over the frames
-    hidden: int = 1024  # units of the layer after the pooling
-    relu: bool = False  # BatchNorm and relu6 after the hidden layer
-    context_gating: bool = False
-    batch_norm: bool = True  # else biases
-    batch_norm_momentum: float = 0.1  # weight of a new batch in the running statistics; published: 0.001
-    head: HeadConfig = field(default_factory=HeadConfig)
-
-    def __post_init__(self) -> None:
-        """Checks the ranges."""
-        check(self)
 
 
 class SoftCount(nn.Module):
