@@ -1,15 +1,17 @@
 """A storm: random kill -9s over a search of short trials, which must end as if nothing had happened.
 
-    python benchmarks/storm.py [--trials 50] [--kills 200] [--epochs 40] [--seed 1]
+    python benchmarks/storm.py [--trials 50] [--kills 200] [--epochs 40] [--seed 1] [--folder DIR [--minutes 30]]
 
 A Ray of a head and one node with two CPUs. At random moments a Train worker, a trial's actor, a controller, the
 driver (which is then resumed) or the node's raylet (the node is then replaced) is killed. At the end there must be
 exactly the planned distinct trials, every MLflow run closed, no actor or placement group left, and every epoch of every
-trial as `tuner.train` gives it for the same suggestion undisturbed, hence the same best trial; else it fails. The last
-line is one JSON object.
+trial as `tuner.train` gives it for the same suggestion undisturbed, hence the same best trial; else it fails. It takes
+hours where processes start slowly: with --folder it can be ended and goes on from there, --minutes ends it after a kill
+that the search has recovered from. The last line is one JSON object.
 """
 
 import argparse
+import json
 import random
 import statistics
 import subprocess
@@ -19,6 +21,7 @@ import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +49,23 @@ UNTIL = 0.95
 
 
 class Storm:
-    """A search, and what is done to it."""
+    """A search, and what is done to it; what was done is a file in the search's folder, so that a storm may go on."""
 
     def __init__(self, place: Workplace, ray: LongLivedRay, arguments: list[str]) -> None:
         self.place, self.ray = place, ray
         self.node = ray.add_node(cpus=2)
         self.ended_by_themselves = 0  # drivers
-        self.kills: list[tuple[float, str]] = []  # when, what
-        self.driver = self._start(*arguments)
+        self.driver = self._start(*(["--resume"] if self._journals() else arguments))
+
+    @property
+    def kills(self) -> list[tuple[float, str]]:
+        """When, what."""
+        lines = self._log.read_text().splitlines() if self._log.exists() else []
+        return [tuple(json.loads(line)) for line in lines]
+
+    @property
+    def _log(self) -> Path:
+        return self.place.folder / "kills.jsonl"
 
     def _start(self, *arguments: str) -> "subprocess.Popen[str]":
         output = f"driver-{len(self.place.started)}.txt"
@@ -73,8 +85,10 @@ class Storm:
 
     def epochs(self) -> int:
         """Epochs in the journal, of all trials."""
-        began = list(self.place.folder.glob("storage/tiny/*/journal.jsonl"))
-        return sum(len(trial.reports) for trial in search_of(self.place).trials.values()) if began else 0
+        return sum(len(trial.reports) for trial in search_of(self.place).trials.values()) if self._journals() else 0
+
+    def _journals(self) -> list[Path]:
+        return list(self.place.folder.glob("storage/tiny/*/journal.jsonl"))
 
     def kill(self, kind: str, rng: random.Random) -> None:
         """Kill -9 of one of that kind, as soon as there is one."""
@@ -93,7 +107,8 @@ class Storm:
             victim.kill()
         except psutil.NoSuchProcess:
             return self.kill(kind, rng)
-        self.kills.append((time.time(), kind))
+        with self._log.open("a") as log:
+            log.write(json.dumps([time.time(), kind]) + "\n")
         if kind == "driver":
             self.driver.wait()
             self.driver = self._start("--resume")
@@ -130,6 +145,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--epochs", type=int, default=40, help="of a trial; ten a second at the most")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--folder", type=Path, help="of the search; with the same arguments again, the storm goes on")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="end, to go on another time")
     options = parser.parse_args()
     rng = random.Random(options.seed)
     moments = sorted(rng.uniform(0, UNTIL * options.trials * options.epochs) for _ in range(options.kills))
@@ -140,18 +157,23 @@ def main() -> int:
     arguments += ["--set", "search.failures.per_trial=100000"]
 
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="storm-") as folder:
-        place = Workplace(Path(folder), variables={"TUNER_CACHE": f"{folder}/cache"})
+    with ExitStack() as stack:
+        folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="storm-")))
+        folder.mkdir(parents=True, exist_ok=True)
+        place = Workplace(folder.resolve(), variables={"TUNER_CACHE": f"{folder.resolve()}/cache"})
         (place.folder / "experiments.yaml").write_text(textwrap.dedent(EXPERIMENT))
         with long_lived_ray(place, cpus=0) as ray:
             storm = Storm(place, ray, arguments)
-            for moment, kind in plan:
+            for moment, kind in plan[len(storm.kills) :]:
                 if not wait_until(lambda moment=moment: storm.epochs() >= moment, storm):
                     break
+                if time.monotonic() - started > 60 * options.minutes:
+                    storm.driver.kill()
+                    print(json.dumps({"benchmark": "storm", "kills": len(storm.kills), "ended": False}))
+                    return 0
                 storm.kill(kind, rng)
                 print(f"{time.monotonic() - started:7.1f} s  {storm.epochs():5d} epochs  killed: {kind}", flush=True)
             wait_until(lambda: False, storm)
-            seconds = time.monotonic() - started
             assert_nothing_was_lost(place, options.trials, options.epochs)
             ray.assert_nothing_is_left()
             assert_nothing_is_left(place)
@@ -167,7 +189,7 @@ def main() -> int:
         [["killed", "times"], *([kind, str(by_kind[kind])] for kind in KINDS)],
         [
             f"{options.trials} distinct trials, every epoch as undisturbed; best {best.number:03d}: {best.score:.4f}",
-            f"{seconds:.0f} s in all; a kill is over after {recovery:.1f} s (median), {max(recoveries):.1f} s at most",
+            f"a kill is over after {recovery:.1f} s (median), {max(recoveries):.1f} s at most",
             f"{again} of {options.trials * options.epochs} epochs were known and trained again",
             f"{storm.ended_by_themselves} drivers ended by themselves and were resumed",
         ],
@@ -177,7 +199,6 @@ def main() -> int:
             "seed": options.seed,
             "kills": len(storm.kills),
             "by_kind": dict(by_kind),
-            "seconds": round(seconds),
             "median_recovery_seconds": round(recovery, 1),
             "worst_recovery_seconds": round(max(recoveries), 1),
             "epochs_again": again,
