@@ -456,7 +456,8 @@ def output_of(process):
 
 
 @pytest.mark.fault
-def test_a_build_killed_in_the_middle_decodes_no_finished_shard_again(shards, folder, tmp_path, monkeypatch):
+def test_a_build_killed_in_the_middle_decodes_no_finished_shard_again(shards, folder, tmp_path, monkeypatch, fault_row):
+    """The shards that were being decoded; those that were finished are not decoded again."""
     process = start(SLOW_BUILDER, folder, tmp_path / "log", *shards)
     deadline = time.monotonic() + 60
     while len([line for path in folder.glob("*/journal.jsonl") for line in path.read_text().splitlines()]) < 2:
@@ -472,6 +473,7 @@ def test_a_build_killed_in_the_middle_decodes_no_finished_shard_again(shards, fo
     assert_holds(resumed, shards)
     assert decodings.paths == shards[len(done) :]
     assert resumed.fingerprint == open_cache(shards, SCHEMA, tmp_path / "fresh").fingerprint
+    fault_row("kill -9 of who decodes the shards", lost_epochs=0, recovery_seconds=None)
 
 
 def test_several_processes_that_ask_at_once_build_once(shards, folder, tmp_path):

@@ -60,7 +60,8 @@ def test_what_a_job_prints_does_not_land_among_the_results():
 
 
 @pytest.mark.fault
-def test_processes_end_when_their_parent_is_killed():
+def test_processes_end_when_their_parent_is_killed(fault_row):
+    """Nothing: the processes that decode for it end with it."""
     code = "from data.workers import map_in_order as map; i = map(abs, [1, 2], 2); print(next(i), flush=True); input()"
     parent = subprocess.Popen(
         [sys.executable, "-c", code], cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -74,3 +75,4 @@ def test_processes_end_when_their_parent_is_killed():
     while any(Path(f"/proc/{pid}").exists() for pid in orphans):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    fault_row("kill -9 of a process that has others decode", lost_epochs=0, recovery_seconds=None)
