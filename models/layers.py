@@ -126,6 +126,11 @@ def tensor(values: Any) -> Tensor:
     return values.detach() if isinstance(values, Tensor) else torch.tensor(values)
 
 
+def widened(x: Tensor) -> Tensor:
+    """Half precision as float32; float32 and float64 as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class Normalize(nn.Module):
     """(x - mean) / sqrt(variance + 1e-12) per feature; a feature without variance is only centred.
 
@@ -243,7 +248,7 @@ class BatchNorm(nn.BatchNorm1d):
 
     def _over_ranks(self, x: Tensor) -> Tensor:
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        wide = widened(x)
         sums = _sum_over_ranks(torch.cat([wide.sum(dim=0), wide.new_full((1,), len(x))]))
         rows = sums[-1].detach()
         mean = sums[:-1] / rows

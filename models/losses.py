@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cross_entropy import sigmoid_cross_entropy, softplus_sums
+from .layers import widened
 from .penalties import Convention, LayerPenalty
 from .ragged import cells_of, rows_of
 
@@ -164,6 +165,11 @@ def _clipped_log_loss(logits: Tensor, epsilon: float) -> Tensor:
     return -logits.sigmoid().clamp(epsilon, 1 - epsilon).log()
 
 
+def _mean(losses_B: Tensor, example_weights_B: Tensor | None) -> Tensor:
+    """Over the videos, weighted; divided by their number all the same, not by the weights' sum, as published."""
+    return (losses_B if example_weights_B is None else losses_B * example_weights_B).mean()
+
+
 def sum_of_cells(
     positive: Callable[[Tensor], Tensor],
     negative: Callable[[Tensor], Tensor],
@@ -191,7 +197,7 @@ def sum_of_cells(
         example_weights_B: e_b.
         class_weights_C: v_c.
     """
-    logits_BC = logits_BC.to(torch.promote_types(logits_BC.dtype, torch.float32))
+    logits_BC = widened(logits_BC)
     rows = rows_of(label_offsets, label_indices)
     logits_L = logits_BC[rows, label_indices]
     corrections_L = positive(logits_L)
@@ -210,7 +216,7 @@ def sum_of_cells(
             costs_R = class_weights_C[rated_indices] * costs_R
         losses_B = logits_BC.new_zeros(len(logits_BC)).index_add(0, rated_rows, costs_R.to(logits_BC.dtype))
     losses_B = losses_B.index_add(0, rows, corrections_L.to(losses_B.dtype))
-    return (losses_B if example_weights_B is None else losses_B * example_weights_B).mean()
+    return _mean(losses_B, example_weights_B)
 
 
 def softmax_cross_entropy(
@@ -238,7 +244,7 @@ def softmax_cross_entropy(
         pos_weights_C: w_c.
         example_weights_B: e_b.
     """
-    scores_BC = scored(logits_BC.to(torch.promote_types(logits_BC.dtype, torch.float32)))
+    scores_BC = scored(widened(logits_BC))
     rows = rows_of(label_offsets, label_indices)
     if rated_offsets is not None and rated_indices is not None:
         rated_BC = cells_of(rated_offsets, rated_indices, scores_BC.shape[1])
@@ -249,7 +255,7 @@ def softmax_cross_entropy(
     if pos_weights_C is not None:
         costs_L = pos_weights_C[label_indices] * costs_L
     losses_B = scores_BC.new_zeros(len(scores_BC)).index_add(0, rows, costs_L.to(scores_BC.dtype))
-    return (losses_B if example_weights_B is None else losses_B * example_weights_B).mean()
+    return _mean(losses_B, example_weights_B)
 
 
 def distillation(
@@ -269,7 +275,7 @@ def distillation(
     Returns:
         A scalar in float32 (float64 for float64 logits).
     """
-    logits_BC = logits_BC.to(torch.promote_types(logits_BC.dtype, torch.float32))
+    logits_BC = widened(logits_BC)
     taught_B = (probabilities_BK.to(logits_BC.dtype) * logits_BC.gather(1, classes_BK)).sum(dim=1)
     losses_B = softplus_sums(logits_BC, logits_BC.dtype) - taught_B
-    return (losses_B if example_weights_B is None else losses_B * example_weights_B).mean()
+    return _mean(losses_B, example_weights_B)

@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from .cross_entropy import softplus_sums
-from .layers import tensor
+from .layers import tensor, widened
 from .ragged import cells_of, rows_of
 
 Columns = dict[str, NDArray[Any]]
@@ -93,7 +93,7 @@ class Accumulator:
         """
         if logits_BC.ndim != 2 or logits_BC.shape[1] != self.num_classes:
             raise ValueError(f"logits must be [videos, {self.num_classes}], but got {tuple(logits_BC.shape)}")
-        logits_BC = logits_BC.detach().to(torch.promote_types(logits_BC.dtype, torch.float32))
+        logits_BC = widened(logits_BC.detach())
         if rated_offsets is not None and rated_indices is not None:
             # Behind all others, where no hit is, and with a loss of softplus(-inf) = 0.
             logits_BC = logits_BC.masked_fill(~cells_of(rated_offsets, rated_indices, self.num_classes), -torch.inf)
