@@ -8,38 +8,24 @@ Source   WILLOW (2017), GruModel
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from .heads import HeadConfig
-from .layers import NormalizeKind, Sizes, check_momentum, check_positive
-from .recurrent import at_the_end, drawn, loop, reverse
+from .layers import Sizes
+from .recurrent import Recurrent, RecurrentConfig, at_the_end, drawn, loop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GruConfig:
+class GruConfig(RecurrentConfig):
     """Settings of the GRU."""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-    level: ClassVar[str] = "frame"
-
     kind: Literal["gru"] = "gru"
-    normalize: NormalizeKind = "l2"  # of a frame; standard: by the training frames' mean and variance
-    cells: int = 1200  # of each layer
-    layers: int = 2
-    state: Literal["all", "top"] = "all"  # of all layers, or of the last one
+    cells: int = 1200
     gate_bias: float = 1.0  # where the biases of the reset and update gates start
-    reverse: bool = False  # read the last frame first
-    batch_norm_momentum: float = 0.1  # of the head's probability gating; published: 0.001
-    head: HeadConfig = field(default_factory=HeadConfig)
-
-    def __post_init__(self) -> None:
-        """Checks the ranges."""
-        check_positive(self, "cells", "layers")
-        check_momentum(self.batch_norm_momentum)
 
 
 class GruLayer(nn.Module):
@@ -56,15 +42,15 @@ class GruLayer(nn.Module):
         self.weight, self.recurrent = drawn(inputs, units, 3, generator)
         self.bias = nn.Parameter(torch.zeros(3, units).index_fill_(0, torch.tensor([0, 1]), gate_bias).flatten())
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """[B, T, D] -> h after each frame [B, T, H]."""
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, T, D] -> h after each frame [B, T, H], and h at each video's end [B, H]."""
         start_BH = x_BTD.new_zeros(x_BTD.shape[0], self.units)  # len() is a constant to torch.export
         if torch.compiler.is_exporting():
-            return loop(self._step, start_BH, x_BTD @ self.weight.T + self.bias)
-        # Two biases for each gate, as cuDNN has it; the second is nothing.
-        weights = [self.weight, self.recurrent, self.bias, torch.zeros_like(self.bias)]
-        outputs_BTH, _ = torch.gru(x_BTD, start_BH[None], weights, True, 1, 0.0, self.training, False, True)
-        return outputs_BTH
+            outputs_BTH = loop(self._step, start_BH, x_BTD @ self.weight.T + self.bias)
+        else:  # two biases for each gate, as cuDNN has it; the second is nothing
+            weights = [self.weight, self.recurrent, self.bias, torch.zeros_like(self.bias)]
+            outputs_BTH, _ = torch.gru(x_BTD, start_BH[None], weights, True, 1, 0.0, self.training, False, True)
+        return outputs_BTH, at_the_end(outputs_BTH, mask_BT)
 
     def _step(self, hidden_BH: Tensor, gates_BG: Tensor) -> Tensor:
         reset, keep, new = gates_BG.chunk(3, dim=1)
@@ -74,23 +60,10 @@ class GruLayer(nn.Module):
         return (1 - kept) * new + kept * hidden_BH
 
 
-class Gru(nn.Module):
+class Gru(Recurrent):
     """[B, T, D] -> [B, H layers], h of each layer; or [B, H], that of the last."""
 
     def __init__(self, config: GruConfig, sizes: Sizes, generator: torch.Generator | None) -> None:
         """Draws the weights from `generator`."""
-        super().__init__()
-        inputs = [sizes.width, *[config.cells] * (config.layers - 1)]
-        self.layers = nn.ModuleList(GruLayer(width, config.cells, config.gate_bias, generator) for width in inputs)
-        self.top, self.reverse = config.state == "top", config.reverse
-        self.width = config.cells if self.top else config.layers * config.cells
-
-    def forward(self, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-        """Normalised frames -> states at each video's end."""
-        if self.reverse:
-            x_BTD = reverse(x_BTD, mask_BT)
-        states = []
-        for layer in self.layers:
-            x_BTD = layer(x_BTD)
-            states.append(at_the_end(x_BTD, mask_BT))
-        return states[-1] if self.top else torch.cat(states, dim=1)
+        layer = partial(GruLayer, units=config.cells, gate_bias=config.gate_bias, generator=generator)
+        super().__init__(layer, config, sizes, states=1)

@@ -1,4 +1,4 @@
-"""What LSTM and GRU share: where a video ends, its frames in reverse, and a loop that torch.export keeps a loop.
+"""What LSTM and GRU share: layers upon layers, a video's end, and a loop that torch.export keeps a loop.
 
 The real frames of a video come first, its padding after them, so that no state before its end has seen padding.
 
@@ -8,11 +8,58 @@ Shapes   B videos   T frames of the longest of them   D features of a frame   H 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from .frame_model import FrameModelConfig
+from .layers import Sizes
+
 Step = Callable[[Tensor, Tensor], Tensor]  # (state, gates' inputs of one frame) -> next state
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecurrentConfig(FrameModelConfig):
+    """Settings of both. BatchNorm is in the head's probability gating alone."""
+
+    positive: ClassVar[tuple[str, ...]] = ("cells", "layers")
+
+    cells: int  # of each layer
+    layers: int = 2
+    state: Literal["all", "top"] = "all"  # at a video's end: of all layers; or, as published in 2019, h of the last
+    reverse: bool = False  # read the last frame first
+
+
+class Recurrent(nn.Module):
+    """[B, T, D] -> [B, S layers], the states of all layers at a video's end; or [B, H], h of the last."""
+
+    def __init__(self, layer: Callable[[int], nn.Module], config: RecurrentConfig, sizes: Sizes, states: int) -> None:
+        """Stacks the layers.
+
+        Args:
+            layer: makes one of a number of inputs; forward(x_BTD, mask_BT) -> h after each frame [B, T, H], and its
+                states at each video's end [B, S].
+            config: of the model.
+            sizes: of the data.
+            states: S, in units of H.
+        """
+        super().__init__()
+        inputs = [sizes.width, *[config.cells] * (config.layers - 1)]
+        self.layers = nn.ModuleList(map(layer, inputs))
+        self.top, self.reverse = config.state == "top", config.reverse
+        self.width = config.cells if self.top else states * config.layers * config.cells
+
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+        """Normalised frames -> states at each video's end."""
+        if self.reverse:
+            x_BTD = reverse(x_BTD, mask_BT)
+        states = []
+        for layer in self.layers:
+            x_BTD, states_BS = layer(x_BTD, mask_BT)
+            states.append(states_BS)
+        return at_the_end(x_BTD, mask_BT) if self.top else torch.cat(states, dim=1)
 
 
 def at_the_end(outputs_BTH: Tensor, mask_BT: Tensor) -> Tensor:
