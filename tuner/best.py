@@ -244,16 +244,9 @@ def _ensemble(
             search_directory=directory,
             experiment=experiment,
             search=search,
-            class_names=_class_names(experiment),
+            class_names=experiment.data.class_names(),
             say=console.print,
         )
-
-
-def _class_names(experiment: "Experiment") -> list[str] | None:
-    from tuner import vocabulary
-
-    names = experiment.data.vocabulary
-    return None if names is None else vocabulary.read(names, experiment.data.num_classes)
 
 
 def _export(
@@ -266,7 +259,7 @@ def _export(
 ) -> None:
     from tuner import export
 
-    class_names = _class_names(experiment)
+    class_names = experiment.data.class_names()
     console.print()
     trials = [winner, *(trial for trial in search.finished if trial.id != winner.id)]
     for number, trial in enumerate(trials, start=1):

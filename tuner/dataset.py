@@ -22,6 +22,7 @@ from data.schema import FEATURES, MAX_FRAMES, NUM_CLASSES, Level, Schema
 from data.statistics import Statistics
 from models import FeatureStatistics, Sizes
 from models.loss_weights import fixed_bootstrap_weights
+from tuner import vocabulary
 from tuner.ranks import ALONE, Ranks
 
 Patterns = str | tuple[str, ...]
@@ -102,6 +103,14 @@ class DataConfig:
     def sizes(self) -> Sizes:
         """The same, in the words of the models."""
         return sizes_of(self.schema)
+
+    def class_names(self) -> list[str] | None:
+        """By index, for reports and exports; None: the experiment names no vocabulary.
+
+        Raises:
+            ConfigError: the vocabulary cannot be read, or is not one of these classes.
+        """
+        return None if self.vocabulary is None else vocabulary.read(self.vocabulary, self.num_classes)
 
     @property
     def cache_directory(self) -> Path:

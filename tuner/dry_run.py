@@ -8,7 +8,7 @@ from rich.table import Table
 
 from data.cache import find_shards
 from data.frames import decode
-from tuner import cluster, vocabulary
+from tuner import cluster
 from tuner.config import Experiment
 from tuner.console import Console, setting_cells, settings_table
 from tuner.dataset import write_sample
@@ -33,8 +33,7 @@ def dry_run(experiment: Experiment, console: Console, address: str | None) -> No
         f"{len(space.names())} parameters"
     )
     _check_shards(experiment, console)
-    if experiment.data.vocabulary is not None:
-        vocabulary.read(experiment.data.vocabulary, experiment.data.num_classes)
+    experiment.data.class_names()
     console.print(describe(plan(experiment.resources, _nodes(cluster.resolve_address(address), experiment))))
     for sentence in space.unsupported_by(config.sampler.kind):
         console.print(sentence)

@@ -35,7 +35,6 @@ from tuner import (
     shared_storage,
     slots,
     transfer,
-    vocabulary,
 )
 from tuner.config import Experiment
 from tuner.console import Console, describe_settings, quiet
@@ -117,8 +116,7 @@ def _run(
 ) -> int:
     earlier = journal.read(directory) if journal.exists(directory) else None
     uri = choose_uri(options.tracking_uri, earlier.tracking_uri if earlier else None, experiment.file.parent)
-    if experiment.data.vocabulary is not None:
-        vocabulary.read(experiment.data.vocabulary, experiment.data.num_classes)  # an export needs it, days later
+    experiment.data.class_names()  # an export needs them, days later
     with console.decoding() as progress:
         data = open_dataset(experiment.data, progress, fingerprint=earlier.fingerprint if earlier else None)
     for name, cache in (("train", data.train), ("validate", data.validate)):
@@ -351,7 +349,8 @@ class _Search:
             for name, cache in splits.items():
                 precision = self.experiment.trial_config(best.values).training.precision
                 metrics[name], classes = scorecard.score(model, cache, precision, device)
-                (self.directory / CLASSES.format(name)).write_text(scorecard.as_csv(classes, self._class_names()))
+                table = scorecard.as_csv(classes, self.experiment.data.class_names())
+                (self.directory / CLASSES.format(name)).write_text(table)
             self.journal.append("winner", id=best.id, metrics=metrics)
         tables: list[Place] = list(self.directory.glob(CLASSES.format("*")))
         batch = next(Batches(self.data.validate, batch_size=2, shuffle=False).epoch(0))
@@ -370,10 +369,6 @@ class _Search:
                 metadata={"search": self.search.id, "trial": best.id, "gap": best.score},
             ),
         )
-
-    def _class_names(self) -> list[str] | None:
-        data = self.experiment.data
-        return None if data.vocabulary is None else vocabulary.read(data.vocabulary, data.num_classes)
 
     def _conclude(self) -> int:
         """The last lines."""
