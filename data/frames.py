@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.lockstep import locate_entries, varint
-from data.schema import SEGMENT_FRAMES, Schema
+from data.schema import SEGMENT_FRAMES, SEGMENT_LABELS, SEGMENT_SCORES, SEGMENT_START, Schema
 from data.tfrecord import (
     CONTEXT,
     DecodedShard,
@@ -41,8 +41,6 @@ from data.tfrecord import (
     type_of,
 )
 from data.wire import WireError, read_varint
-
-SEGMENT_START, SEGMENT_LABELS, SEGMENT_SCORES = "segment_start_times", "segment_labels", "segment_scores"
 
 Bytes = NDArray[np.uint8]
 Lists = list[Bytes]  # [T, W] of each feature of one record, in the order of the schema

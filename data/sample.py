@@ -35,7 +35,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import DataError
-from data.schema import FEATURES, LABELS_KEY, SEGMENT_FRAMES, Level, Schema
+from data.schema import (
+    FEATURES,
+    LABELS_KEY,
+    SEGMENT_FRAMES,
+    SEGMENT_LABELS,
+    SEGMENT_SCORES,
+    SEGMENT_START,
+    Level,
+    Schema,
+)
 
 NUM_VIDEOS: Final[Mapping[str, int]] = {"train": 4000, "validate": 1000, "test": 1000}
 MARKER: Final = "sample.json"  # what was written, with which settings
@@ -314,9 +323,9 @@ def _frames(schema: Schema, video_id: bytes, video: _Frames) -> bytes:
     context["id"].bytes_list.value.append(video_id)
     context[LABELS_KEY].int64_list.value.extend(video.labels)
     if schema.level == "segment":
-        context["segment_start_times"].int64_list.value.extend(start for start, _, _ in video.ratings)
-        context["segment_labels"].int64_list.value.extend(label for _, label, _ in video.ratings)
-        context["segment_scores"].float_list.value.extend(score for _, _, score in video.ratings)
+        context[SEGMENT_START].int64_list.value.extend(start for start, _, _ in video.ratings)
+        context[SEGMENT_LABELS].int64_list.value.extend(label for _, label, _ in video.ratings)
+        context[SEGMENT_SCORES].float_list.value.extend(score for _, _, score in video.ratings)
     for name, columns in schema.columns.items():
         frames = record.feature_lists.feature_list[name].feature
         for frame in video.bytes_TD[:, columns]:

@@ -31,6 +31,9 @@ DEQUANTISE_SHIFT: Final = 4 / 512 - 2
 
 ID_KEYS = ("id", "video_id")  # the 2018 release, and those before it; the first one present counts
 LABELS_KEY = "labels"
+# The ratings of a video's segments, lists of equal length: the second where one begins, the class it was rated for, and
+# its score in [0, 1].
+RATINGS = SEGMENT_START, SEGMENT_LABELS, SEGMENT_SCORES = "segment_start_times", "segment_labels", "segment_scores"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

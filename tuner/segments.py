@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
+from data.schema import RATINGS
 from tuner.errors import ConfigError
 from tuner.streaming import open_text, refused, sortable
 
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 HEADER = ("Class", "Segments")
 INDEX = "Index"  # the column of a list of classes
 MOST = 100_000  # segments of a class, as Kaggle took
-SECONDS = 5  # of a segment
-RATINGS = ("segment_start_times", "segment_labels", "segment_scores")  # of a record, each as long as the others
 SPARE = 1024  # room for segments beside the best, at least
 
 
