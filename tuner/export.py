@@ -203,7 +203,6 @@ def write(
         ModelFolderError: `folder` is something else already, or what was written gives other logits.
         DataError: the training statistics are nowhere: neither with the search nor from the training shards.
     """
-    check_target(folder, search, trial)
     best = best_checkpoint(search_directory, trial, say)
     epoch = epoch_of(best)
     if epoch != trial.best_epoch and trial.reports[epoch]["gap"] != trial.score:
