@@ -274,48 +274,43 @@ def test_batch_norm_can_be_switched_off(config):
     assert model(frames(10), MASK).isfinite().all()
 
 
+def lstm_step(x, h_u, c, h):
+    """c and h after a frame, from x = x W + b and h_u = h U."""
+    i, f, g, o = np.split(x + h_u, 4)
+    c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+    return [c, sigmoid(o) * np.tanh(c)]
+
+
+def gru_step(x, h_u, h):
+    """h after a frame."""
+    (r, z, n), (r_h, z_h, n_h) = np.split(x, 3), np.split(h_u, 3)
+    n = np.tanh(n + sigmoid(r + r_h) * n_h)
+    return [(1 - sigmoid(z + z_h)) * n + sigmoid(z + z_h) * h]
+
+
 class TestRecurrent:
     @pytest.mark.parametrize("state", ["all", "top"])
     @pytest.mark.parametrize("backwards", [False, True])
-    def test_lstm(self, state, backwards):
-        model = Lstm(LstmConfig(cells=5, state=state, reverse=backwards), SIZES, generator())
+    @pytest.mark.parametrize("kind", ["lstm", "gru"])
+    def test_states_at_a_videos_end(self, kind, backwards, state):
+        model_class, config_class, step, num_states = {
+            "lstm": (Lstm, LstmConfig, lstm_step, 2),
+            "gru": (Gru, GruConfig, gru_step, 1),
+        }[kind]
+        model = model_class(config_class(cells=5, state=state, reverse=backwards), SIZES, generator())
         x = frames(10)
         expected = []
         for video in real(x):
-            states, inputs = [], video[::-1] if backwards else video
+            inputs, ends = video[::-1] if backwards else video, []
             for layer in model.layers:
                 weight, recurrent, bias = array(layer.weight), array(layer.recurrent), array(layer.bias)
-                h, c, outputs = np.zeros(5), np.zeros(5), []
+                states, outputs = [np.zeros(5)] * num_states, []
                 for frame in inputs:
-                    i, f, g, o = np.split(weight @ frame + recurrent @ h + bias, 4)
-                    c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
-                    h = sigmoid(o) * np.tanh(c)
-                    outputs.append(h)
-                states += [c, h]
+                    states = step(weight @ frame + bias, recurrent @ states[-1], *states)
+                    outputs.append(states[-1])
+                ends += states
                 inputs = outputs
-            expected.append(np.concatenate(states) if state == "all" else states[-1])
-        close(model(x, MASK), expected)
-        assert model.width == expected[0].size
-
-    @pytest.mark.parametrize("state", ["all", "top"])
-    @pytest.mark.parametrize("backwards", [False, True])
-    def test_gru(self, state, backwards):
-        model = Gru(GruConfig(cells=5, state=state, reverse=backwards), SIZES, generator())
-        x = frames(10)
-        expected = []
-        for video in real(x):
-            states, inputs = [], video[::-1] if backwards else video
-            for layer in model.layers:
-                weight, recurrent, bias = array(layer.weight), array(layer.recurrent), array(layer.bias)
-                h, outputs = np.zeros(5), []
-                for frame in inputs:
-                    (r, z, n), (r_h, z_h, n_h) = np.split(weight @ frame + bias, 3), np.split(recurrent @ h, 3)
-                    n = np.tanh(n + sigmoid(r + r_h) * n_h)
-                    h = (1 - sigmoid(z + z_h)) * n + sigmoid(z + z_h) * h
-                    outputs.append(h)
-                states.append(h)
-                inputs = outputs
-            expected.append(np.concatenate(states) if state == "all" else states[-1])
+            expected.append(np.concatenate(ends) if state == "all" else ends[-1])
         close(model(x, MASK), expected)
         assert model.width == expected[0].size
 
