@@ -11,6 +11,7 @@ from torch import nn
 import models
 from models import (
     AttentionConfig,
+    AverageLogisticConfig,
     DbofConfig,
     FeatureStatistics,
     FusedMLPConfig,
@@ -78,6 +79,25 @@ def shares(assignment, video):
     return softmax(video @ array(assignment.linear.weight).T + array(assignment.linear.bias))
 
 
+def settled(module):
+    """In evaluation, where every BatchNorm has seen something: statistics, scales and shifts of its own."""
+    with torch.no_grad():
+        for norm in module.modules():
+            if isinstance(norm, nn.BatchNorm1d):
+                norm.running_mean.normal_(generator=generator(5))
+                norm.running_var.uniform_(0.5, 2, generator=generator(6))
+                norm.weight.uniform_(0.5, 2, generator=generator(7))
+                norm.bias.normal_(generator=generator(8))
+    return module.eval()
+
+
+def normed(norm, x):
+    """BatchNorm by its definition, with the published epsilon."""
+    norm = getattr(norm, "norm", norm)
+    x = (x - array(norm.running_mean)) / np.sqrt(array(norm.running_var) + 1e-3)
+    return x * array(norm.weight) + array(norm.bias)
+
+
 def close(found, expected):
     np.testing.assert_allclose(found.detach().numpy(), np.stack(expected), rtol=1e-4, atol=1e-6)
 
@@ -95,6 +115,18 @@ class TestBagsOfFrames:
             pooled = reduce(votes, axis=0)
             expected.append(function(pooled @ array(model.hidden.weight).T + array(model.hidden.bias)))
         close(model(x, MASK), expected)
+
+    def test_dbof_with_batch_norm(self):
+        """Of the frames, the votes and the hidden units, each before what comes next."""
+        model = settled(Dbof(DbofConfig(clusters=7, hidden=5), SIZES, generator()))
+        x = frames(10)
+        expected = []
+        for video in real(x):
+            votes = normed(model.cluster_norm, normed(model.input_norm, video) @ array(model.clusters.weight).T)
+            pooled = sigmoid(votes).max(axis=0)
+            expected.append(sigmoid(normed(model.hidden_norm, array(model.hidden.weight) @ pooled)))
+        close(model(x, MASK), expected)
+        assert model.clusters.bias is None and model.hidden.bias is None
 
     def test_a_non_linearity_is_really_applied(self):
         """Published code compared the activation's tensor with its name, and so applied none: this would be linear."""
@@ -242,6 +274,23 @@ class TestHidden:
         expected = [h * sigmoid(array(gating.linear.weight) @ h + array(gating.linear.bias)) for h in array(x)]
         close(gating(x), expected)
 
+    def test_gated_netvlad_with_batch_norm(self):
+        """Of all features of a frame together, of the assignments, and of the gates; not of the hidden layer."""
+        model = settled(PerFeature(Vlad, NetVladConfig(clusters=CLUSTERS, hidden=4), SIZES, generator()))
+        x, hidden = frames(10), model.hidden
+        expected = []
+        for video in real(x):
+            video, pooled = normed(model.norm, video), []
+            for vlad, part in zip(model.poolings, np.split(video, [6], axis=1), strict=True):
+                assignment = vlad.assignment
+                a = softmax(normed(assignment.norm, part @ array(assignment.linear.weight).T))
+                v = part.T @ a - a.sum(axis=0) * array(vlad.centres_1DK)[0]
+                pooled.append(unit(np.stack([unit(column) for column in v.T], axis=1).reshape(-1)))
+            h = array(hidden.linear.weight) @ np.concatenate(pooled) + array(hidden.linear.bias)
+            expected.append(h * sigmoid(normed(hidden.gating.norm, array(hidden.gating.linear.weight) @ h)))
+        close(model(x, MASK), expected)
+        assert model.poolings[0].assignment.linear.bias is None and hidden.gating.linear.bias is None
+
     def test_gates_without_batch_norm_have_a_bias_for_each_unit(self):
         """Published code gave them one for each cluster, which failed."""
         gating = ContextGating(NetVladConfig(clusters=CLUSTERS, batch_norm=False), 4, generator())
@@ -328,6 +377,14 @@ class TestRecurrent:
         assert gru.bias.tolist() == [2, 2, 2, 2, 0, 0]  # r, z, n
 
 
+def test_average_logistic():
+    """Linear in the mean of the real frames, each of length 1 over all features together."""
+    model = models.build(AverageLogisticConfig(), SIZES, statistics(SIZES), generator())
+    x = frames(10)
+    means = [np.mean([unit(frame) for frame in video], axis=0) for video in real(x)]
+    close(model(x, MASK), [array(model.head.weight) @ mean + array(model.head.bias) for mean in means])
+
+
 def test_attention():
     config = AttentionConfig(heads=2, units=3, hidden=4)
     model = Attention(config, SIZES, generator()).eval()
@@ -385,15 +442,49 @@ def test_netvlads_hidden_matrix_has_the_published_size():
     assert model.pooling.hidden.linear.weight.shape == (1024, 278_528)  # 285 M
 
 
+def moe(inputs):
+    """Gates and experts of two mixtures and the one that says no."""
+    return inputs * 3862 * 5 + 3862 * 2
+
+
+FRAMES_NORM = 2 * 1152
+GATING = 1024 * 1024 + 2 * 1024
+
+
+def assignment(width, clusters):
+    """A matrix, and a BatchNorm in place of biases."""
+    return width * clusters + 2 * clusters
+
+
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
         (FusedMLPConfig(towers={"rgb": 2048, "audio": 256}), 9_543_494),
-        # gates 1152 * 3862 * 3, experts 1152 * 3862 * 2 + 3862 * 2
-        (MixtureOfExpertsConfig(), 1152 * 3862 * 5 + 3862 * 2),
+        (MixtureOfExpertsConfig(), moe(1152)),
+        (DbofConfig(), FRAMES_NORM + assignment(1152, 8192) + assignment(8192, 1024) + moe(1024)),
         # [x, h] W + b of 1024 cells twice, then the head on c and h of both
-        (LstmConfig(head=HeadConfig(kind="logistic")), 4 * 1024 * (1152 + 1024 + 1 + 1024 + 1024 + 1) + 4097 * 3862),
-        (GruConfig(head=HeadConfig(kind="logistic")), 3 * 1200 * (1152 + 1200 + 1 + 1200 + 1200 + 1) + 2401 * 3862),
+        (LstmConfig(), 4 * 1024 * (1152 + 1024 + 1 + 1024 + 1024 + 1) + moe(4096)),
+        (GruConfig(), 3 * 1200 * (1152 + 1200 + 1 + 1200 + 1200 + 1) + moe(2400)),
+        (
+            SoftDbofConfig(clusters={"rgb": 8000, "audio": 1000}),
+            FRAMES_NORM + assignment(1024, 8000) + assignment(128, 1000) + 9001 * 1024 + moe(1024),
+        ),
+        (
+            GatedDbofConfig(clusters={"rgb": 4096, "audio": 512}),  # D1, D2 and their BatchNorm for rgb alone
+            FRAMES_NORM + 3 * 1024 * 4096 + 4 * 4096 + assignment(128, 512) + 4609 * 1024 + moe(1024),
+        ),
+        (  # centres are as many as the assignments' weights; 1024 * 256 + 128 * 128 = 278,528
+            NetVladConfig(clusters={"rgb": 256, "audio": 128}),
+            FRAMES_NORM + 2 * 278_528 + 2 * 384 + 278_529 * 1024 + GATING + moe(1024),
+        ),
+        (
+            NetRVladConfig(clusters={"rgb": 256, "audio": 128}),
+            FRAMES_NORM + 278_528 + 2 * 384 + 278_529 * 1024 + GATING + moe(1024),
+        ),
+        (  # and deviations; both moments are passed on
+            NetFvConfig(clusters={"rgb": 128, "audio": 64}),
+            FRAMES_NORM + 3 * 139_264 + 2 * 192 + (2 * 139_264 + 1) * 1024 + GATING + moe(1024),
+        ),
     ],
     ids=lambda value: getattr(value, "kind", ""),
 )
