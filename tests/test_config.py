@@ -728,3 +728,41 @@ def test_methods_of_pretraining_may_be_searched(contrastive: Callable[..., Exper
     kinds = {experiment.trial_config(corner).pretrain.kind for corner in experiment.space.corners()}
     assert kinds == {"moco_v2", "moco_v3"} and experiment.max_epochs == 3 + 6
     assert Experiment.from_yaml(experiment.to_yaml(), "contrastive", experiment.file) == experiment
+
+
+# The closed form
+
+LINEAR = """\
+default: linear
+experiments:
+  linear:
+    data: {train: t*.tfrecord, validate: v*.tfrecord}
+    model: {kind: linear, penalty: {loguniform: [0.1, 10]}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("override", "path"),
+    [
+        ("optimizer={kind: adam, learning_rate: 0.1}", "optimizer"),
+        ("training.epochs={int: [2, 3]}", "training.epochs"),
+        ("training={precision: fp32, batch_size: 64}", "training.batch_size"),
+        ("training.seed=per_trial", "training.seed"),
+    ],
+)
+def test_settings_of_steps_are_refused_where_every_trial_is_fitted(load_text: Load, override: str, path: str) -> None:
+    why = "has no effect on model.kind linear, which is fitted in closed form; leave it out"
+    assert mistakes(load_text, LINEAR, overrides=(override,)) == [f"--set {override}: linear.{path}: {why}"]
+
+
+def test_what_is_fitted_needs_no_optimizer(load_text: Load) -> None:
+    experiment = load_text(LINEAR, overrides=("training.precision=fp32",))
+    assert experiment.trial_config(experiment.space.defaults()).optimizer is None and experiment.max_epochs == 1
+    assert Experiment.from_yaml(experiment.to_yaml(), "linear", experiment.file) == experiment
+
+
+def test_beside_other_models_a_fitted_one_leaves_them_their_settings(load_text: Load) -> None:
+    models = "model={choice: [{kind: linear}, {kind: logistic}]}"
+    steps = ("optimizer={kind: adam, learning_rate: 0.1}", "training.epochs=3")
+    assert load_text(LINEAR, overrides=(models, *steps)).max_epochs == 3
+    assert "linear.optimizer.kind: is missing" in mistakes(load_text, LINEAR, overrides=(models,))[0]

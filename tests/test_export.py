@@ -20,10 +20,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from data.batches import Batches
+from models import LinearConfig
 from tuner import best, checkpoint, config, errors, evaluate, export, model_card, predict, vocabulary
 from tuner.dataset import open_dataset
 from tuner.errors import ConfigError, ModelFolderError, NothingToExport, SearchError
+from tuner.journal import TrialRecord
 from tuner.train import train
+from tuner.trial_config import TrialConfig
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -111,6 +114,14 @@ def test_trial_yaml_is_an_experiment_that_trains_the_same_model_again(
     assert again.data == finished_search.experiment.data
     *_, last = train(trial, open_dataset(again.data), device=CPU, seed=trial.seed(0))
     assert last.metrics["gap"] == finished_search.best.score
+
+
+def test_trial_yaml_of_a_fitted_trial_has_nothing_that_has_no_effect_on_it(tmp_path: Path) -> None:
+    zoo = config.load(ROOT / "experiments.yaml", "zoo")
+    trial = TrialRecord(number=2, id="2", values={**zoo.space.defaults(), "model": "linear"}, sampler_state={})
+    (tmp_path / "trial.yaml").write_text(export._trial_yaml(zoo, [trial]))
+    again = config.load(tmp_path / "trial.yaml", None).trial_config({})
+    assert again == TrialConfig(model=LinearConfig())
 
 
 def test_config_json_says_where_the_model_comes_from(finished_search: FinishedSearch, exported: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from data.sample import write_splits
-from models import LinearConfig
+from models import LinearConfig, LogisticConfig
 from models.losses import LossConfig
 from models.optimizers import OptimizerConfig
 from tuner.dataset import DataConfig, Dataset, open_dataset
@@ -85,11 +85,18 @@ def test_the_penalty_matters(data: Dataset) -> None:
     assert small.metrics["gap"] != large.metrics["gap"]
 
 
-def test_a_checkpoint_is_the_whole_trial(data: Dataset, tmp_path: Path) -> None:
-    progress = fitted(data, penalty=0.3)
-    progress.state.save(tmp_path / "epoch-1", TRIAL)
-    (again,) = train(TRIAL, data, device=CPU, seed=1, resume_from=tmp_path / "epoch-1")
+@pytest.mark.parametrize("optimizer", [TRIAL.optimizer, None])
+def test_a_checkpoint_is_the_whole_trial(data: Dataset, tmp_path: Path, optimizer: OptimizerConfig | None) -> None:
+    trial = replace(TRIAL, optimizer=optimizer)
+    (progress,) = train(trial, data, device=CPU, seed=1)
+    progress.state.save(tmp_path / "epoch-1", trial)
+    (again,) = train(trial, data, device=CPU, seed=1, resume_from=tmp_path / "epoch-1")
     assert again.repeated and again.metrics == progress.metrics
+
+
+def test_another_model_needs_an_optimizer() -> None:
+    with pytest.raises(ValueError, match=r"optimizer is missing, which model\.kind logistic learns by"):
+        replace(TRIAL, model=LogisticConfig(), optimizer=None)
 
 
 def test_what_has_no_effect_is_refused(data: Dataset) -> None:

@@ -39,7 +39,7 @@ from tuner.settings import (
     SearchConfig,
 )
 from tuner.space import Space, Values
-from tuner.trial_config import PIPELINES, ContrastiveConfig, Trial
+from tuner.trial_config import PIPELINES, ContrastiveConfig, Trial, without_effect
 from tuner.yaml_tree import Node, Problems, dump, expand, join, parse, read, shown
 
 __all__ = [
@@ -189,17 +189,21 @@ def _build(node: Node, name: str, file: Path, problems: Problems) -> Experiment:
     tree = _with_absolute_predictions(tree, file.parent)
     space = Space.build(tree, problems)
     classes: dict[str, set[type]] = {}
+    trials: list[tuple[Node, Trial]] = []
     for corner in space.corners():
         resolved = space.resolved(corner)
         config = read_trial(pipeline, resolved, problems)
         if config is not None:
             _note_classes(tree, config, "", corner, classes)
+            trials.append((resolved, config))
             if data is not None:
                 _check_level(resolved, config, data, problems)
                 _check_features(resolved, config, data, problems)
                 _check_loss(resolved, config, data, problems)
             if resources is not None:
                 _check_workers(blocks["resources"], config, resources.most_workers, problems)
+    if len(trials) == len(space.corners()):  # one that is wrong may be of another model
+        _check_effects(trials, problems)
     problems.check()
     assert data is not None and search is not None and resources is not None
     if search.sampler.kind == "grid":
@@ -296,6 +300,18 @@ def _check_loss(resolved: Node, config: Trial, data: DataConfig, problems: Probl
             penalties.penalised(model, layers=trial.loss.layers)
         except ValueError as error:
             problems.add(node, block, str(error))
+
+
+def _check_effects(trials: Sequence[tuple[Node, Trial]], problems: Problems) -> None:
+    """Whether settings have no effect on any trial: beside other models, those of steps are theirs."""
+    if not all(config.model.kind == "linear" for _, config in trials):
+        return
+    for resolved, config in trials:
+        for path in without_effect(config):
+            node = resolved
+            for key in path.split("."):
+                node = node.entries[key]
+            problems.add(node, path, "has no effect on model.kind linear, which is fitted in closed form; leave it out")
 
 
 def _of_a_grid(search: SearchConfig, node: Node, space: Space, problems: Problems) -> SearchConfig:

@@ -50,6 +50,7 @@ from tuner.paths import Place
 from tuner.precision import Precision, forward
 from tuner.redact import refuse_credentials
 from tuner.transfer import fetched, published
+from tuner.trial_config import without_effect
 
 if TYPE_CHECKING:  # a folder is loaded without pydantic and yaml
     from tuner.config import Experiment
@@ -331,6 +332,9 @@ def _trial_yaml(experiment: Experiment, trials: Sequence[TrialRecord]) -> str:
         trial_config = experiment.trial_config(trial.values)
         settings = trial_config.settings
         settings["training"]["seed"] = trial_config.seed(trial.number)
+        for path in without_effect(trial_config):  # alone it would be refused for these
+            block, _, name = path.rpartition(".")
+            (settings[block] if block else settings).pop(name)
         blocks = {"data": asdict(experiment.data), "pipeline": experiment.pipeline, **settings}
         name = experiment.name if len(trials) == 1 else f"{experiment.name}_{trial.number:03d}"
         experiments[name] = json.loads(json.dumps(blocks))  # plain: lists for tuples, as yaml has them

@@ -10,10 +10,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
+from types import NoneType
 from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from models import LinearConfig
 from tuner.dataset import DataConfig
 from tuner.distributions import DISTRIBUTIONS
 from tuner.settings import ResourcesConfig, SearchConfig
@@ -25,7 +27,9 @@ T = TypeVar("T")
 # By pipeline, the classes that each searchable block may become; where they are several, its `kind` says which.
 SEARCHABLE: dict[str, dict[str, tuple[type[Any], ...]]] = {
     pipeline: {
-        block.name: get_args(hint) or (hint,) for block in fields(cls) for hint in [get_type_hints(cls)[block.name]]
+        block.name: tuple(member for member in get_args(hint) or (hint,) if member is not NoneType)
+        for block in fields(cls)
+        for hint in [get_type_hints(cls)[block.name]]
     }
     for pipeline, cls in PIPELINES.items()
 }
@@ -54,6 +58,8 @@ def read_trial(pipeline: str, tree: Node, problems: Problems) -> Trial | None:
     blocks: dict[str, Any] = {}
     for name, classes in SEARCHABLE[pipeline].items():
         node = tree.entries[name]
+        if name == "optimizer" and not node.entries and isinstance(blocks["model"], LinearConfig):
+            continue  # it needs none
         cls = classes[0] if len(classes) == 1 else _class_of_kind(classes, node, name, problems)
         blocks[name] = cls and read_block(cls, node, name, problems)
     if None in blocks.values():

@@ -90,7 +90,7 @@ class TrainingState:
     """What a trial needs to go on exactly where it stands: the parts of a checkpoint."""
 
     model: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | None  # None: the model is fitted in closed form
     bootstrap: torch.Generator
     average: Average | None = None
     history: list[dict[str, float]] = field(default_factory=list)  # the metrics of each finished epoch
@@ -111,7 +111,7 @@ class TrainingState:
         return {
             "history": self.history,
             "live": average and {"weights": self.model.state_dict(), "steps_averaged": average.steps},
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimizer and self.optimizer.state_dict(),
             "bootstrap": self.bootstrap.get_state(),
             **random_state(),
         }
@@ -122,7 +122,8 @@ class TrainingState:
         if self.average is not None:
             self.model.load_state_dict(parts["live"]["weights"])
             self.average.steps = parts["live"]["steps_averaged"]
-        self.optimizer.load_state_dict(parts["optimizer"])
+        if self.optimizer is not None:
+            self.optimizer.load_state_dict(parts["optimizer"])
         self.bootstrap.set_state(parts["bootstrap"])
         set_random_state(parts)
         self.history = parts["history"]
@@ -192,7 +193,7 @@ def begin(trial: TrialConfig, data: TrainingData, *, device: torch.device, seed:
     return TrainingState(
         model=model,
         average=Average(model, trial.training.average) if trial.training.average else None,
-        optimizer=optimizers.build(trial.optimizer, model.parameters()),
+        optimizer=None if trial.optimizer is None else optimizers.build(trial.optimizer, model.parameters()),
         bootstrap=torch.Generator(device=device).manual_seed(seed),
     )
 
@@ -272,6 +273,7 @@ class Step:
         examples_per_epoch: int,
         ranks: Ranks = ALONE,
     ) -> None:
+        assert state.optimizer is not None and trial.optimizer is not None, "a closed form takes no steps"
         self.trial, self.device = trial, device
         self.model = ranks.parallel(state.model)
         training, average = trial.training, state.average

@@ -50,13 +50,16 @@ class TrialConfig:
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     model: ModelConfig
-    optimizer: OptimizerConfig  # of all models but `linear`
+    optimizer: OptimizerConfig | None = None  # None: of `linear`, which takes no steps
     loss: LossConfig = field(default_factory=LossConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
-        if isinstance(self.model, LinearConfig) and self.loss != LossConfig():
-            raise ValueError("loss has no effect on model.kind linear: model.penalty alone shapes its fit")
+        if isinstance(self.model, LinearConfig):
+            if self.loss != LossConfig():
+                raise ValueError("loss has no effect on model.kind linear: model.penalty alone shapes its fit")
+        elif self.optimizer is None:
+            raise ValueError(f"optimizer is missing, which model.kind {self.model.kind} learns by")
 
     @property
     def epochs(self) -> int:
@@ -234,6 +237,16 @@ PIPELINES: Mapping[str, type[TrialConfig] | type[ContrastiveConfig]] = {
     "supervised": TrialConfig,
     "contrastive": ContrastiveConfig,
 }
+
+
+def without_effect(trial: Trial) -> list[str]:
+    """The paths of the settings that differ from their defaults for nothing: all of steps, where a closed form fits."""
+    if not (isinstance(trial, TrialConfig) and isinstance(trial.model, LinearConfig)):
+        return []
+    heeded = TrainingConfig(precision=trial.training.precision)
+    names = (setting.name for setting in fields(TrainingConfig))
+    differing = [f"training.{name}" for name in names if getattr(trial.training, name) != getattr(heeded, name)]
+    return differing if trial.optimizer is None else ["optimizer", *differing]
 
 
 def _seed(seed: Seed, number: int) -> int:
