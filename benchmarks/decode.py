@@ -4,10 +4,10 @@ r"""Decoding shards: ours with every CRC checked, beside the `tfrecord` package'
     python benchmarks/decode.py --level frame --data '../shared/data/audioset/train/*.tfrecord' --id-key video_id \
         --features audio_embedding=128 --classes 527
 
-Both read the same files (in the page cache), one shard after the other, on one core. Ours ends in ids, float32
-features [N, D] and labels of the shard, of frames in uint8 [frames, D] and their offsets; theirs in the arrays of each
-record or frame, which a user has yet to stack. Rounds alternate between the two; the least CPU time of each counts, all
-threads included. First the values are compared.
+Both read the same files (in the page cache), one shard after the other, on one core; ours takes small ones of frames
+together, as the build of a cache does. Ours ends in ids, float32 features [N, D] and labels of each shard, of frames in
+uint8 [frames, D] and their offsets; theirs in the arrays of each record or frame, which a user has yet to stack. Rounds
+alternate between the two; the least CPU time of each counts, all threads included. First the values are compared.
 """
 
 import argparse
@@ -27,10 +27,13 @@ from card import show
 from numpy.typing import NDArray
 from tfrecord.reader import tfrecord_loader
 
+from data.build import _together as together
+from data.build import find_shard
 from data.cache import _feature as feature
-from data.frames import decode
+from data.frames import decode_together
 from data.sample import write_splits
 from data.schema import FEATURES, Schema
+from data.tfrecord import DecodedShard
 
 AIM = 5
 Shard = tuple[list[bytes], NDArray[np.float32], list[list[int]]]  # ids, features_ND, labels of each video
@@ -60,17 +63,17 @@ def theirs(path: str, schema: Schema, id_key: str) -> Shard:
     return ids, np.concatenate(rows), labels
 
 
-def theirs_bare(path: str, schema: Schema, id_key: str) -> int:
+def theirs_bare(paths: list[str], schema: Schema, id_key: str) -> int:
     """Their loader alone: every record's arrays made, and dropped. What the ratio is against."""
-    return sum(1 for _ in records(path, schema, id_key))
+    return sum(1 for path in paths for _ in records(path, schema, id_key))
 
 
-def ours(path: str, schema: Schema, id_key: str) -> int:
-    return len(decode(path, schema).ids)
+def ours(paths: list[str], schema: Schema, id_key: str) -> int:
+    groups = together([find_shard(path) for path in paths], schema)
+    return sum(len(shard.ids) for group in groups for shard in decode_together(group, schema))
 
 
-def check_same_values(path: str, schema: Schema, id_key: str) -> None:
-    shard = decode(path, schema)
+def check_same_values(path: str, shard: DecodedShard, schema: Schema, id_key: str) -> None:
     ids, features_ND, labels = theirs(path, schema, id_key)
     bounds = shard.label_offsets.tolist()
     assert shard.ids.tolist() == ids, f"{path}: other ids"
@@ -79,10 +82,9 @@ def check_same_values(path: str, schema: Schema, id_key: str) -> None:
         assert shard.label_indices[bounds[n] : bounds[n + 1]].tolist() == sorted(set(expected)), f"{path}: other labels"
 
 
-def cpu_seconds(read: Callable[[str], int], paths: list[str]) -> float:
+def cpu_seconds(read: Callable[[list[str]], int], paths: list[str]) -> float:
     start = time.process_time()
-    for path in paths:
-        read(path)
+    read(paths)
     return time.process_time() - start
 
 
@@ -117,9 +119,10 @@ def main() -> None:
         paths = sorted(glob.glob(pattern))
         if not paths:
             parser.error(f"{pattern} matches no file")
-        for path in paths:
-            check_same_values(path, schema, arguments.id_key)
-        num_videos = sum(ours(path, schema, arguments.id_key) for path in paths)
+        for group in together([find_shard(path) for path in paths], schema):
+            for path, shard in zip(group, decode_together(group, schema), strict=True):
+                check_same_values(path, shard, schema, arguments.id_key)
+        num_videos = ours(paths, schema, arguments.id_key)
         size = sum(Path(path).stat().st_size for path in paths)
         settings = {"schema": schema, "id_key": arguments.id_key}
         readers = {"ours": partial(ours, **settings), "theirs": partial(theirs_bare, **settings)}
@@ -133,7 +136,7 @@ def main() -> None:
     table = [["one core", "videos/s", "MB/s", "CRCs"]]
     for name, label, crcs in (
         ("theirs", "tfrecord.tfrecord_loader", "none"),
-        ("ours", "data.frames.decode", "both"),
+        ("ours", "data.frames.decode_together", "both"),
     ):
         table.append([label, f"{speeds[name]:,.0f}", f"{size / seconds[name] / 1e6:,.0f}", crcs])
     report = {

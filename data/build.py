@@ -25,6 +25,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
@@ -35,7 +36,7 @@ from numpy.typing import NDArray
 from data import remote
 from data.errors import CacheError, ShardError
 from data.eviction import BUILDING, GIGABYTE, MANIFEST, make_room, room
-from data.frames import decode
+from data.frames import decode_together
 from data.schema import Schema
 from data.tfrecord import DecodedShard, count_records, decode_shard
 from data.workers import map_in_order
@@ -44,6 +45,7 @@ FORMAT = 1  # of the files below; another number is another cache
 
 _IN_PROCESS_BYTES = 256 << 20  # fewer bytes are decoded here in the 0.3 s that processes take to start; threads share
 # one core whatever their number (280 thousand videos/s with one, 230 with two)
+_TOGETHER_BYTES = 4 << 20  # of small shards that are decoded as one: what numpy takes to begin is then little
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -339,7 +341,7 @@ def find_shard(path: str) -> Shard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
-    path: str
+    paths: tuple[str, ...]
     schema: Schema
     dtype: str
     require_labels: bool
@@ -349,34 +351,54 @@ def _decoded(recipe: Recipe, num_done: int, workers: int | None) -> Generator[tu
     """(content hash, rows) of the shards that are not done yet, in order; errors are yielded, not raised."""
     shards = recipe.shards[num_done:]
     jobs = [
-        _Job(path=shard.path, schema=recipe.schema, dtype=recipe.dtype, require_labels=recipe.require_labels)
-        for shard in shards
+        _Job(paths=paths, schema=recipe.schema, dtype=recipe.dtype, require_labels=recipe.require_labels)
+        for paths in _together(shards, recipe.schema)
     ]
     small = workers is None and sum(shard.size for shard in shards) < _IN_PROCESS_BYTES
     num_workers = min(len(jobs), workers or _num_cpus())
     if small or num_workers <= 1:
-        yield from map(_decode, jobs)
+        yield from chain.from_iterable(map(_decode, jobs))
         return
     # Rows come back through pipes, at 2 GB/s: measured faster than files that the other side reads and deletes.
     with closing(map_in_order(_decode, jobs, num_workers)) as outcomes:
         for job in jobs:
             try:
-                yield next(outcomes)
+                yield from next(outcomes)
             except ChildProcessError as error:
-                raise ChildProcessError(f"{job.path}: decoding stopped: {error}") from None
+                raise ChildProcessError(f"{job.paths[0]}: decoding stopped: {error}") from None
 
 
-def _decode(job: _Job) -> tuple[str, Part] | ShardError:
+def _together(shards: Sequence[Shard], schema: Schema) -> list[tuple[str, ...]]:
+    """The paths in order, those of small shards of frames together: as many as have _TOGETHER_BYTES."""
+    most = _TOGETHER_BYTES if schema.level == "frame" else 0
+    groups: list[list[str]] = []
+    size = 0
+    for shard in shards:
+        if not groups or size + shard.size > most:
+            groups.append([])
+            size = 0
+        groups[-1].append(shard.path)
+        size += shard.size
+    return [tuple(paths) for paths in groups]
+
+
+def _decode(job: _Job) -> list[tuple[str, Part] | ShardError]:
+    shards = decode_together(job.paths, job.schema, require_labels=job.require_labels)
+    return [_outcome(path, shard, job) for path, shard in zip(job.paths, shards, strict=True)]
+
+
+def _outcome(path: str, shard: DecodedShard | ShardError, job: _Job) -> tuple[str, Part] | ShardError:
+    if isinstance(shard, ShardError):
+        return shard
     try:
-        shard = decode(job.path, job.schema, require_labels=job.require_labels)
         if job.schema.level == "video":
-            shard = replace(shard, features_ND=_stored(shard.features_ND, job))
+            shard = replace(shard, features_ND=_stored(path, shard.features_ND, job))
     except ShardError as error:
         return error
     return shard.content_hash, Part.of(shard, columns_of(job.schema, job.dtype))
 
 
-def _stored(features_ND: NDArray[np.float32], job: _Job) -> NDArray[Any]:
+def _stored(path: str, features_ND: NDArray[np.float32], job: _Job) -> NDArray[Any]:
     """The features in the cache's type.
 
     Raises:
@@ -387,7 +409,7 @@ def _stored(features_ND: NDArray[np.float32], job: _Job) -> NDArray[Any]:
     # All exponent bits set is infinity; on integers the check is as fast as a copy.
     if stored_ND.dtype == np.float16 and (stored_ND.view(np.uint16) & 0x7C00 == 0x7C00).any():
         # Rare, so the shard is read again: told the type, the decoder finds the record and the words.
-        decode_shard(job.path, job.schema, require_labels=job.require_labels, out=stored_ND)
+        decode_shard(path, job.schema, require_labels=job.require_labels, out=stored_ND)
     return stored_ND
 
 

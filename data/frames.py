@@ -2,8 +2,8 @@
 
     SequenceExample { context: id, labels, ...;  feature_lists: rgb [T frames of 1024 bytes], audio [T of 128], ... }
 
-A frame is one bytes value, so with its three tags and lengths every frame of a list takes equally many bytes: a list is
-a matrix whose first columns are known, and numpy copies the others. The contexts are parsed in lockstep, as videos are.
+A frame is one bytes value, so with its three tags and lengths every frame of a list takes equally many bytes: where the
+list starts, all of its frames are known. Outlines and contexts are parsed in lockstep, as videos are.
 What is laid out in another way, or wrong, goes the general way (data/wire.py), which finds the words.
 
 At segment level the context has equally long lists `segment_start_times`, `segment_labels`, `segment_scores`: ratings.
@@ -15,18 +15,21 @@ Shapes   N examples   T frames of one of them   F frames of all   D bytes of a f
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.lockstep import locate_entries, varint
+from data.errors import ShardError
+from data.lockstep import copy_bytes, gather, locate_entries, messages, varint
 from data.schema import SEGMENT_FRAMES, SEGMENT_LABELS, SEGMENT_SCORES, SEGMENT_START, Schema
 from data.tfrecord import (
     CONTEXT,
+    Context,
     DecodedShard,
     Example,
     Records,
@@ -35,14 +38,17 @@ from data.tfrecord import (
     ids_of,
     labels_of,
     load_records,
+    load_together,
     parse_example,
     ragged,
     read_contexts,
     type_of,
 )
-from data.wire import WireError, read_varint
+
+_MAX_LISTS = 16  # of a record; one with more goes the general way
 
 Bytes = NDArray[np.uint8]
+Integers = NDArray[np.int64]
 Lists = list[Bytes]  # [T, W] of each feature of one record, in the order of the schema
 
 
@@ -70,12 +76,8 @@ def decode_frames(path: str | os.PathLike[str], schema: Schema, *, require_label
     """
     name = os.fspath(path)
     records = load_records(name)
-    outlines = [_Outline.of(records, row, schema) for row in range(len(records.start_N))]
-    sound = np.array([outline.lists is not None for outline in outlines], np.bool_)
-    entries_N2 = np.array([outline.context for outline in outlines], np.int64).reshape(-1, 2)
-    found_N, places = locate_entries(records.blob, np.flatnonzero(sound), entries_N2[:, 0], entries_N2[:, 1], CONTEXT)
-    context = read_contexts(records.blob, found_N, places, schema.num_classes, require_labels)
-    lists: list[Lists] = [outline.lists or [] for outline in outlines]
+    outlines, context = _in_lockstep(records, schema, require_labels)
+    lists: dict[int, Lists] = {}
     ids: dict[int, bytes] = {}
     labels: dict[int, NDArray[np.int64]] = {}
     for row in np.flatnonzero(~context.found_N).tolist():
@@ -83,7 +85,12 @@ def decode_frames(path: str | os.PathLike[str], schema: Schema, *, require_label
         lists[row] = _frames_of(video, schema)
         labels[row] = video.checked_labels(schema.num_classes, require_labels)
         ids[row] = video.id
-    frames_FD, frame_offsets = _joined([[frames[: schema.max_frames] for frames in video] for video in lists], schema)
+        outlines.num_frames_N[row] = len(lists[row][0])
+    frames_FD, frame_offsets = outlines.copied(records.blob, schema)
+    for row, features in lists.items():
+        begin, end = frame_offsets[row : row + 2]
+        for columns, frames in zip(schema.columns.values(), features, strict=True):
+            frames_FD[begin:end, columns] = frames[: schema.max_frames]
     label_offsets, label_indices = labels_of(context, labels, schema.num_classes)
     return DecodedShard(
         ids=ids_of(records, context, ids),
@@ -91,8 +98,55 @@ def decode_frames(path: str | os.PathLike[str], schema: Schema, *, require_label
         frame_offsets=frame_offsets,
         label_offsets=label_offsets,
         label_indices=label_indices,
-        content_hash=content_hash(records),
+        content_hash=content_hash(records.crc_N),
     )
+
+
+def decode_together(
+    paths: Sequence[str], schema: Schema, *, require_labels: bool = True
+) -> list[DecodedShard | ShardError]:
+    """What `decode` makes of each shard, or raises. Shards of frames are parsed as if they were one: numpy begins once.
+
+    A shard with anything unusual in it is decoded again, alone.
+    """
+
+    def alone(path: str) -> DecodedShard | ShardError:
+        try:
+            return decode(path, schema, require_labels=require_labels)
+        except ShardError as error:
+            return error
+
+    if schema.level != "frame" or len(paths) == 1:
+        return [alone(path) for path in paths]
+    records, rows_S = load_together(paths)
+    outlines, context = _in_lockstep(records, schema, require_labels)
+    frames_FD, frame_offsets = outlines.copied(records.blob, schema)
+    label_offsets, label_indices = labels_of(context, {}, schema.num_classes)
+    ids = ids_of(records, context, {})
+
+    def part(rows: slice) -> DecodedShard:
+        frames, labels = (offsets[rows.start : rows.stop + 1] for offsets in (frame_offsets, label_offsets))
+        return DecodedShard(
+            ids=ids[rows].astype(f"S{context.id.size_N[rows].max(initial=1)}"),
+            features_ND=frames_FD[frames[0] : frames[-1]],
+            frame_offsets=frames - frames[0],
+            label_offsets=labels - labels[0],
+            label_indices=label_indices[labels[0] : labels[-1]],
+            content_hash=content_hash(records.crc_N[rows]),
+        )
+
+    return [
+        part(rows) if rows is not None and context.found_N[rows].all() else alone(path)
+        for path, rows in zip(paths, rows_S, strict=True)
+    ]
+
+
+def _in_lockstep(records: Records, schema: Schema, require_labels: bool) -> tuple["_Outlines", Context]:
+    """Where the parts of the records lie, and their ids and labels; the context says which were understood."""
+    outlines = _Outlines.of(records, schema)
+    rest_L = np.flatnonzero(outlines.found_N)
+    found_N, places = locate_entries(records.blob, rest_L, outlines.begin_N, outlines.end_N, CONTEXT)
+    return outlines, read_contexts(records.blob, found_N, places, schema.num_classes, require_labels)
 
 
 def decode_segments(path: str | os.PathLike[str], schema: Schema, *, require_labels: bool = True) -> DecodedShard:
@@ -113,17 +167,17 @@ def decode_segments(path: str | os.PathLike[str], schema: Schema, *, require_lab
     ids: list[bytes] = []
     lists: list[Lists] = []
     ratings: list[tuple[NDArray[np.int64], NDArray[np.bool_]]] = []  # classes of a segment, and whether it has them
-    for row in range(len(records.start_N)):
-        outline = _Outline.of(records, row, schema)
-        video = parse_example(name, records, row, None if outline.lists is None else outline.context[1])
-        features = outline.lists or _frames_of(video, schema)
+    outlines = _Outlines.of(records, schema)
+    for row, found in enumerate(outlines.found_N.tolist()):
+        video = parse_example(name, records, row, int(outlines.end_N[row]) if found else None)
+        features = outlines.frames(records.blob, row, schema) if found else _frames_of(video, schema)
         num_frames = len(features[0])
         if require_labels:
-            found = _rated_segments(video, schema.num_classes)
+            rated = _rated_segments(video, schema.num_classes)
         else:
             nothing = np.empty(0, np.int64), np.empty(0, np.bool_)
-            found = dict.fromkeys(range(0, max(num_frames - SEGMENT_FRAMES, 0) + 1, SEGMENT_FRAMES), nothing)
-        for start, rating in found.items():
+            rated = dict.fromkeys(range(0, max(num_frames - SEGMENT_FRAMES, 0) + 1, SEGMENT_FRAMES), nothing)
+        for start, rating in rated.items():
             if start < num_frames:
                 stop = start + min(SEGMENT_FRAMES, schema.max_frames)
                 ids.append(b"%s:%d" % (video.id, start))
@@ -143,76 +197,111 @@ def decode_segments(path: str | os.PathLike[str], schema: Schema, *, require_lab
         label_indices=label_indices,
         rated_offsets=rated_offsets,
         rated_indices=rated_indices,
-        content_hash=content_hash(records),
+        content_hash=content_hash(records.crc_N),
     )
 
 
-class _Outline:
-    """Where the parts of one record lie."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outlines:
+    """Where the parts of the records lie."""
 
-    __slots__ = ("context", "lists")
-
-    def __init__(self, context: tuple[int, int], lists: Lists | None) -> None:
-        self.context = context  # its entries
-        self.lists = lists  # None: the record is not laid out as usual
+    found_N: NDArray[np.bool_]  # the others are not laid out as usual
+    begin_N: Integers  # of the context's entries
+    end_N: Integers
+    list_starts: dict[str, Integers]  # first byte of each feature's list, [N]
+    num_frames_N: Integers  # 0 where not found
 
     @classmethod
-    def of(cls, records: Records, row: int, schema: Schema) -> "_Outline":
-        """A record of a context and feature lists, in this order."""
-        blob, stop = records.blob, int(records.stop_N[row])
-        view = blob.data
-        try:
-            begin, end = _message(view, int(records.start_N[row]), 0x0A)
-            at, lists_stop = _message(view, end, 0x12)
-            found: dict[bytes, Bytes | None] = {}
-            while at < lists_stop:
-                key_at, entry_stop = _message(view, at, 0x0A)
-                key_at, key_stop = _message(view, key_at, 0x0A)
-                list_at, at = _message(view, key_stop, 0x12)
-                key = bytes(view[key_at:key_stop])
-                if at != entry_stop or key in found or at > stop:
-                    return cls((0, 0), None)
-                width = schema.features.get(key.decode())
-                found[key] = None if width is None else _matrix(blob[list_at:at], width)
-        except (WireError, UnicodeDecodeError):
-            return cls((0, 0), None)
-        lists = [found.get(name.encode()) for name in schema.features]
-        if lists_stop != stop or at != stop or any(frames is None for frames in lists):
-            return cls((0, 0), None)
-        whole = cast(Lists, lists)
-        same = len(whole[0]) > 0 and all(len(frames) == len(whole[0]) for frames in whole)
-        return cls((begin, end), whole if same else None)
+    def of(cls, records: Records, schema: Schema) -> Self:
+        """Records of a context and feature lists, in this order."""
+        blob, stop_N = records.blob, records.stop_N
+        begin_N, end_N, found_N = messages(blob, records.start_N, 0x0A)
+        at_N, lists_stop_N, sound_N = messages(blob, end_N, 0x12)
+        found_N &= sound_N & (lists_stop_N == stop_N)
+        places = _feature_lists(blob, at_N, stop_N, found_N, schema)
+        num_frames_N = np.zeros(len(stop_N), np.int64)
+        for number, (name, width) in enumerate(schema.features.items()):
+            head = _frame_head(width)
+            list_N, list_stop_N = places[name]
+            num_N, rest_N = np.divmod(list_stop_N - list_N, len(head) + width)
+            found_N &= (rest_N == 0) & (num_N > 0) & ((num_N == num_frames_N) | (number == 0))
+            num_frames_N = num_N * found_N
+            head_F = gather(blob, f"S{len(head)}", _starts(list_N, num_frames_N, len(head) + width))
+            found_N[np.repeat(np.arange(len(found_N)), num_frames_N)[head_F != head]] = False
+        return cls(
+            found_N=found_N,
+            begin_N=begin_N,
+            end_N=end_N,
+            list_starts={name: start_N for name, (start_N, _) in places.items()},
+            num_frames_N=num_frames_N * found_N,
+        )
+
+    def frames(self, blob: Bytes, row: int, schema: Schema) -> Lists:
+        """Those of one record, as views."""
+        heads = [(name, width, len(_frame_head(width))) for name, width in schema.features.items()]
+        return [
+            np.ndarray(
+                (int(self.num_frames_N[row]), width),
+                np.uint8,
+                blob,
+                offset=int(self.list_starts[name][row]) + head,
+                strides=(head + width, 1),
+            )
+            for name, width, head in heads
+        ]
+
+    def copied(self, blob: Bytes, schema: Schema) -> tuple[Bytes, Integers]:
+        """The first frames of all records, and their offsets; of records that were not found there is just the room."""
+        num_N = np.minimum(self.num_frames_N, schema.max_frames)
+        offsets = np.append(0, np.cumsum(num_N))
+        frames_FD = np.empty((offsets[-1], schema.width), np.uint8)
+        num_N *= self.found_N
+        for (name, columns), width in zip(schema.columns.items(), schema.features.values(), strict=True):
+            head = len(_frame_head(width))
+            start_F = _starts(self.list_starts[name] + head, num_N, head + width)
+            copy_bytes(blob, start_F, _starts(offsets[:-1], num_N, 1), frames_FD[:, columns])
+        return frames_FD, offsets
 
 
-def _message(view: memoryview, at: int, tag: int) -> tuple[int, int]:
-    """First byte of the message that has this tag here, and the byte after it.
+def _feature_lists(
+    blob: Bytes, at_N: Integers, stop_N: Integers, found_N: NDArray[np.bool_], schema: Schema
+) -> dict[str, Integers]:
+    """First byte and end [2, N] of each feature's list, -1 where there is none.
 
-    Raises:
-        WireError: there is another tag.
+    Takes records whose entries do not end at `stop_N`, or have a list twice, out of `found_N`.
     """
-    if at >= len(view) or view[at] != tag:
-        raise WireError("another tag")
-    size, at = read_varint(view, at + 1)
-    return at, at + size
+    places = {name: np.full((2, len(stop_N)), -1) for name in schema.features}
+    for _ in range(_MAX_LISTS):
+        row_L = np.flatnonzero(found_N & (at_N < stop_N))
+        if not len(row_L):
+            break
+        key_L, entry_stop_L, is_entry_L = messages(blob, at_N[row_L], 0x0A)
+        key_L, key_stop_L, has_key_L = messages(blob, key_L, 0x0A)
+        list_L, list_stop_L, has_list_L = messages(blob, key_stop_L, 0x12)
+        sound_L = is_entry_L & has_key_L & has_list_L & (list_stop_L == entry_stop_L)
+        for name, places_2N in places.items():
+            key = name.encode()
+            named_L = (key_stop_L - key_L == len(key)) & (gather(blob, f"S{len(key)}", key_L) == key)
+            sound_L &= ~named_L | (places_2N[0, row_L] < 0)
+            places_2N[:, row_L[named_L]] = list_L[named_L], list_stop_L[named_L]
+        found_N[row_L] = sound_L
+        at_N[row_L] = list_stop_L
+    found_N &= at_N == stop_N  # no step goes back: who ends there was never beyond
+    return places
 
 
-def _matrix(values: Bytes, width: int) -> Bytes | None:
-    """The frames [T, width] of a list, as a view; None if they do not have this width, or are not laid out as usual."""
-    head = _frame_head(width)
-    stride = len(head) + width
-    if len(values) % stride:
-        return None
-    rows = values.reshape(-1, stride)
-    return rows[:, len(head) :] if (rows[:, : len(head)] == head).all() else None
+def _starts(first_N: Integers, num_N: Integers, stride: int) -> Integers:
+    """Where every frame starts: so many from each record's first on, a stride apart."""
+    before_N = np.cumsum(num_N) - num_N
+    return np.repeat(first_N - before_N * stride, num_N) + np.arange(num_N.sum()) * stride
 
 
 @lru_cache(maxsize=64)
-def _frame_head(width: int) -> Bytes:
+def _frame_head(width: int) -> bytes:
     """What precedes the bytes of a frame in a FeatureList: the tags and lengths of Feature, BytesList and value."""
     head = b"\n" + varint(width)
     head = b"\n" + varint(len(head) + width) + head
-    head = b"\n" + varint(len(head) + width) + head
-    return np.frombuffer(head, np.uint8)
+    return b"\n" + varint(len(head) + width) + head
 
 
 def _joined(lists: list[Lists], schema: Schema) -> tuple[Bytes, NDArray[np.int64]]:

@@ -226,13 +226,13 @@ def decode_shard(
         features_ND=features_ND,
         label_offsets=label_offsets,
         label_indices=label_indices,
-        content_hash=content_hash(records),
+        content_hash=content_hash(records.crc_N),
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Records:
-    """A whole shard in memory, its CRCs checked."""
+    """A whole shard in memory (or several, one after the other), its CRCs checked."""
 
     blob: NDArray[np.uint8]  # and SLACK zeros after it
     start_N: NDArray[np.int64]  # of each record's data
@@ -248,28 +248,70 @@ def load_records(name: str) -> Records:
     """
     try:
         blob, size = _load(name)
-        view = blob.data
-        unpack, header, footer = _LENGTH.unpack_from, _HEADER.size, _FOOTER.size
-        at, lengths, data_crcs = 0, [], []
-        while at < size:
-            (length,) = unpack(view, at)
-            start = at + header
-            at = start + length + footer
-            if at > size:
-                raise _damage(name)
-            lengths.append(length)
-            data_crcs.append(crc32c(view[start : start + length]))
+        records, good_N = _framed(blob, _scan(blob.data, size))
     except remote.errors(OSError, EOFError, zlib.error, ValueError, ImportError):
         raise _damage(name) from None
-    length_N = np.array(lengths, np.int64)
+    if not good_N.all():
+        raise _damage(name)
+    return records
+
+
+def load_together(names: Sequence[str]) -> tuple[Records, list[slice | None]]:
+    """Reads several shards as if they were one.
+
+    Returns:
+        The records, and which of them are whose; None: the shard is damaged, and `load_records` has the words.
+    """
+    frames: list[_Frame] = []
+    pieces: list[bytes] = []
+    rows: list[slice | None] = []
+    for name in names:
+        try:
+            with _open(name) as stream:
+                data = stream.read()
+            found = _scan(memoryview(data), len(data))
+        except remote.errors(OSError, EOFError, zlib.error, ValueError, ImportError):
+            rows.append(None)
+            continue
+        rows.append(slice(len(frames), len(frames) + len(found)))
+        frames += found
+        pieces.append(data)
+    records, good_N = _framed(np.frombuffer(b"".join([*pieces, bytes(SLACK)]), np.uint8), frames)
+    return records, [None if span is None or not good_N[span].all() else span for span in rows]
+
+
+_Frame = tuple[int, int]  # length of a record's data, and their CRC
+
+
+def _scan(view: memoryview, size: int) -> list[_Frame]:
+    """The frames of a shard of that size.
+
+    Raises:
+        ValueError: the last one is cut short.
+    """
+    unpack, header, footer = _LENGTH.unpack_from, _HEADER.size, _FOOTER.size
+    at, frames = 0, []
+    while at < size:
+        if at + header > size:
+            raise ValueError("a header is cut short")
+        (length,) = unpack(view, at)
+        start = at + header
+        at = start + length + footer
+        if at > size:
+            raise ValueError("a record is cut short")
+        frames.append((length, crc32c(view[start : start + length])))
+    return frames
+
+
+def _framed(blob: NDArray[np.uint8], frames: Sequence[_Frame]) -> tuple[Records, NDArray[np.bool_]]:
+    """The records of these frames, one after the other, and whether both CRCs of each are right."""
+    length_N, data_crc_N = np.array(frames, np.int64).reshape(-1, 2).T
     stop_N = np.cumsum(length_N + _frame(0)) - _FOOTER.size
     start_N = stop_N - length_N
     crc_N = gather(blob, "<u4", stop_N)
-    stored = gather(blob, "<u4", start_N - 4)
-    good_N = (stored == _masked(_length_crcs(length_N))) & (crc_N == _masked(np.array(data_crcs, np.uint32)))
-    if not good_N.all():
-        raise _damage(name)
-    return Records(blob=blob, start_N=start_N, stop_N=stop_N, crc_N=crc_N)
+    stored_N = gather(blob, "<u4", start_N - 4)
+    good_N = (stored_N == _masked(_length_crcs(length_N))) & (crc_N == _masked(data_crc_N.astype(np.uint32)))
+    return Records(blob=blob, start_N=start_N, stop_N=stop_N, crc_N=crc_N), good_N
 
 
 def _load(name: str) -> tuple[NDArray[np.uint8], int]:
@@ -376,9 +418,9 @@ def ids_of(records: Records, context: Context, slow: Mapping[int, bytes]) -> NDA
     return ids
 
 
-def content_hash(records: Records) -> str:
+def content_hash(crc_N: NDArray[np.uint32]) -> str:
     """Of the records' stored CRCs in order: the same for a copy, plain or gzip, under any name."""
-    return hashlib.blake2b(records.crc_N.tobytes(), digest_size=16).hexdigest()
+    return hashlib.blake2b(crc_N.tobytes(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

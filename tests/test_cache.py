@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tfrecord import TFRecordWriter
 
-from data import build, cache
+from data import build, cache, frames
 from data.cache import BuildProgress, Cache, find_shards, open_cache
 from data.errors import CacheError, NoShardsError, ShardError
 from data.schema import Schema
@@ -91,7 +91,7 @@ class Decodings:
 
     def __init__(self, monkeypatch, stop_after=None):
         self.paths, self.stop_after = [], stop_after
-        monkeypatch.setattr(build, "decode", self)
+        monkeypatch.setattr(frames, "decode", self)
 
     def __call__(self, path, schema, **settings):
         if len(self.paths) == self.stop_after:
@@ -266,7 +266,7 @@ def test_a_shard_that_changes_while_it_is_read_is_not_trusted(shards, folder, mo
         os.utime(path, ns=(1, 1))
         return decode_shard(path, schema, **settings)
 
-    monkeypatch.setattr(build, "decode", touched)
+    monkeypatch.setattr(frames, "decode", touched)
     with pytest.raises(CacheError, match="changed while it was read"):
         open_cache(shards, SCHEMA, folder)
     assert [path.suffix for path in folder.iterdir()] in ([], [".lock"])
@@ -413,7 +413,7 @@ def test_a_build_interrupted_at_its_end_decodes_nothing_again(shards, folder, mo
 SLOW_BUILDER = """
     import sys, time
     from pathlib import Path
-    from data import build
+    from data import frames
     from data.cache import open_cache
     from data.schema import Schema
     from data.tfrecord import decode_shard
@@ -426,7 +426,7 @@ SLOW_BUILDER = """
             file.write(path + "\\n")
         return decode_shard(path, schema, **settings)
 
-    build.decode = slow
+    frames.decode = slow
     waited = []
     cache = open_cache(
         shards,

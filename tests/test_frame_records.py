@@ -1,5 +1,6 @@
 """Frame-level and segment-level shards: against the `tfrecord` package, and against damage."""
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from crc32c import crc32c
 from tfrecord.example_pb2 import Example, SequenceExample
 from tfrecord.reader import tfrecord_loader
 
-from data import frames, inspect
+from data import build, frames, inspect
 from data.cache import find_shards, open_cache
 from data.errors import ShardError
 from data.frames import decode_frames, decode_segments
@@ -180,6 +181,58 @@ def test_videos_without_labels_are_read_to_predict(tmp_path):
     with pytest.raises(ShardError, match="'labels': is missing"):
         decode_frames(path, SMALL)
     assert decode_frames(path, SMALL, require_labels=False).label_offsets.tolist() == [0, 0]
+
+
+def test_shards_decoded_together_are_what_each_is_alone(tmp_path):
+    """Also beside an empty one, a record that goes the general way, and faults of every kind, each in its words."""
+    whole = video(3)
+    parts = [SequenceExample(feature_lists=whole.feature_lists), SequenceExample(context=whole.context)]
+    contents = {
+        "long ids": [video(2, name=b"a rather long id"), video(9, name=b"x")],
+        "short ids": [video(1, name=b"y", labels=()), video(4, name=b"z", labels=(11, 0))],
+        "empty": [],
+        "general": [video(2), b"".join(part.SerializeToString() for part in parts)],
+        "wrong": [video(4), video(5, 4)],
+        "last": [video(3, id_key="video_id")],
+    }
+    paths = [str(write(tmp_path / name, *records)) for name, records in contents.items()]
+    flipped = Path(paths[0]).read_bytes()
+    (tmp_path / "flipped").write_bytes(flipped[:60] + bytes([flipped[60] ^ 1]) + flipped[61:])
+    (tmp_path / "cut").write_bytes(flipped[:-5])
+    (tmp_path / "header").write_bytes(flipped + b"1234")
+    (tmp_path / "compressed").write_bytes(gzip.compress(flipped))
+    paths[2:2] = [str(tmp_path / name) for name in ("flipped", "cut", "header", "compressed", "missing")]
+    schema = Schema(features=SMALL.features, num_classes=12, level="frame", max_frames=4)
+    outcomes = frames.decode_together(paths, schema)
+    failed = []
+    for path, found in zip(paths, outcomes, strict=True):
+        if isinstance(found, ShardError):
+            failed.append(Path(path).name)
+            with pytest.raises(ShardError) as raised:
+                decode_frames(path, schema)
+            assert str(found) == str(raised.value) and found.path == path
+            continue
+        alone = decode_frames(path, schema)
+        assert found.content_hash == alone.content_hash
+        for name in ("ids", "features_ND", "frame_offsets", "label_offsets", "label_indices"):
+            one, other = getattr(found, name), getattr(alone, name)
+            assert one.dtype == other.dtype and np.array_equal(one, other), name
+    assert failed == ["flipped", "cut", "header", "missing", "wrong"]
+
+
+@pytest.mark.parametrize("on_bad_shard", ["fail", "skip"])
+def test_a_cache_of_small_shards_is_byte_for_byte_that_of_one_shard_at_a_time(tmp_path, monkeypatch, on_bad_shard):
+    paths = [str(write(tmp_path / f"{n:02d}", *[video(n % 3 + 1, name=b"v" * (n + 1))] * 2)) for n in range(12)]
+    if on_bad_shard == "skip":
+        Path(paths[5]).write_bytes(Path(paths[5]).read_bytes()[:-3])
+    caches = []
+    for together in (0, 300, build._TOGETHER_BYTES):
+        monkeypatch.setattr(build, "_TOGETHER_BYTES", together)
+        caches.append(open_cache(paths, SMALL, tmp_path / f"caches {together}", on_bad_shard=on_bad_shard))
+    assert [len(cache.skipped) for cache in caches] == [on_bad_shard == "skip"] * 3
+    for cache in caches[1:]:
+        for file in sorted(caches[0].directory.iterdir()):
+            assert (cache.directory / file.name).read_bytes() == file.read_bytes(), file.name
 
 
 # Segments
