@@ -52,10 +52,6 @@ class Columns(statistics.Columns, Protocol):
     def rated_offsets(self) -> NDArray[np.int64] | None:
         """As label_offsets: of the classes that are rated; None: every class is."""
 
-    @property
-    def rated_indices(self) -> NDArray[np.int32] | None:
-        """As label_indices."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Batch:

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import ShardError
-from data.lockstep import copy_bytes, gather, locate_entries, messages, varint
+from data.lockstep import Bytes, Integers, copy_bytes, gather, locate_entries, messages, varint
 from data.schema import SEGMENT_FRAMES, SEGMENT_LABELS, SEGMENT_SCORES, SEGMENT_START, Schema
 from data.tfrecord import (
     CONTEXT,
@@ -47,8 +47,6 @@ from data.tfrecord import (
 
 _MAX_LISTS = 16  # of a record; one with more goes the general way
 
-Bytes = NDArray[np.uint8]
-Integers = NDArray[np.int64]
 Lists = list[Bytes]  # [T, W] of each feature of one record, in the order of the schema
 
 
@@ -304,7 +302,7 @@ def _frame_head(width: int) -> bytes:
     return b"\n" + varint(len(head) + width) + head
 
 
-def _joined(lists: list[Lists], schema: Schema) -> tuple[Bytes, NDArray[np.int64]]:
+def _joined(lists: list[Lists], schema: Schema) -> tuple[Bytes, Integers]:
     """The frames of all examples side by side and one after the other, and their offsets."""
     offsets = [0, *accumulate(len(features[0]) for features in lists)]
     frames_FD = np.empty((offsets[-1], schema.width), np.uint8)

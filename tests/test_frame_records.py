@@ -13,6 +13,7 @@ from data import build, frames, inspect
 from data.cache import find_shards, open_cache
 from data.errors import ShardError
 from data.frames import decode_frames, decode_segments
+from data.lockstep import varint
 from data.sample import quantise, write_shards
 from data.schema import DEQUANTISE_SCALE, DEQUANTISE_SHIFT, Schema
 from data.statistics import frame_moments
@@ -117,6 +118,28 @@ def test_a_record_in_another_order_is_read_the_general_way(tmp_path):
     np.testing.assert_array_equal(shard.features_ND, np.concatenate([bytes_of(2), bytes_of(3)]))
     assert shard.ids.tolist() == [b"long id", b"abcd"]
     assert shard.label_indices.tolist() == [1, 4, 1, 4]
+
+
+def test_lists_that_nobody_asked_for_are_skipped(tmp_path, monkeypatch):
+    def with_others(count):
+        record = video(3)
+        for number in range(count):
+            record.feature_lists.feature_list[f"rgb{number}"].feature.add().bytes_list.value.append(b"other")
+        return record
+
+    many = write(tmp_path / "many", with_others(20))
+    np.testing.assert_array_equal(decode_frames(many, SMALL).features_ND, bytes_of(3))
+    monkeypatch.setattr(frames, "_frames_of", None)
+    few = write(tmp_path / "few", with_others(3), video(2))
+    np.testing.assert_array_equal(decode_frames(few, SMALL).features_ND, np.concatenate([bytes_of(3), bytes_of(2)]))
+
+
+def test_of_a_list_that_comes_twice_the_last_counts(tmp_path):
+    """As protobuf has it of a map's key."""
+    lists = video(4).feature_lists.SerializeToString() + video(2).feature_lists.SerializeToString()
+    data = SequenceExample(context=video(2).context).SerializeToString() + b"\x12" + varint(len(lists)) + lists
+    shard = decode_frames(write(tmp_path / "a", data, video(1)), SMALL)
+    np.testing.assert_array_equal(shard.features_ND, np.concatenate([bytes_of(2), bytes_of(1)]))
 
 
 def test_an_empty_file_is_a_shard_of_no_videos(tmp_path):
