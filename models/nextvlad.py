@@ -3,7 +3,7 @@
     x -> expanded, G groups of E D / G;   a_tgk = sigmoid(attention)_tg softmax_k(BatchNorm(expanded W))_tgk
     V_dk = sum_tg a_tgk (x_tgd - c_dk),   each cluster's column at length 1, then BatchNorm
 
-    a pooling for each feature -> dropout -> hidden layer -> BatchNorm -> relu -> squeeze and excitation -> head
+    a pooling for each feature -> dropout -> hidden layer -> BatchNorm -> squeeze and excitation -> head
 
 79.2 M parameters at 112 and 56 clusters, 8 and 4 groups, a logistic head and 3,862 classes: the published "79M".
 
@@ -120,6 +120,6 @@ class NeXtVlad(nn.Module):
         """Normalised frames -> gated hidden units."""
         parts = torch.split(x_BTD, self.widths, dim=-1)
         pooled = [pooling(part, mask_BT) for pooling, part in zip(self.poolings, parts, strict=True)]
-        hidden_BH = F.relu(self.norm(self.hidden(self.dropout(torch.cat(pooled, dim=-1))).float()))
+        hidden_BH = self.norm(self.hidden(self.dropout(torch.cat(pooled, dim=-1))).float())
         squeezed_BS = F.relu(self.squeeze_norm(self.squeeze(hidden_BH).float()))
         return hidden_BH * torch.sigmoid(self.excite(squeezed_BS).float())

@@ -245,6 +245,20 @@ class TestVlad:
             model.excite.bias.fill_(-1000.0)
         assert not model(frames(10), MASK).any()
 
+    def test_nextvlads_hidden_units_are_gated_by_fewer(self):
+        """As published: no relu between their BatchNorm and the gates, and one within the gates alone."""
+        config = NeXtVladConfig(clusters=CLUSTERS, groups={"rgb": 3, "audio": 2}, hidden=16)
+        model = settled(NeXtVlad(config, SIZES, generator()))
+        x = frames(10)
+        pooled = torch.cat([model.poolings[0](x[..., :6], MASK), model.poolings[1](x[..., 6:], MASK)], dim=1)
+        expected = []
+        for row in array(pooled):
+            hidden = normed(model.norm, array(model.hidden.weight) @ row)
+            few = np.maximum(normed(model.squeeze_norm, array(model.squeeze.weight) @ hidden), 0)
+            expected.append(hidden * sigmoid(array(model.excite.weight) @ few + array(model.excite.bias)))
+        close(model(x, MASK), expected)
+        assert (np.stack(expected) < 0).any() and model.squeeze.weight.shape == (2, 16)
+
     def test_groups_must_divide_the_expanded_width(self):
         config = NeXtVladConfig(clusters=CLUSTERS, groups={"rgb": 5, "audio": 2})
         with pytest.raises(
