@@ -1,6 +1,7 @@
 """The metrics against their definitions by counting, the published vectors, and the accumulator's promises."""
 
 import itertools
+import random
 
 import numpy as np
 import pytest
@@ -275,6 +276,14 @@ def test_probabilities_that_come_true_are_calibrated():
     logits = np.log(probabilities / (1 - probabilities))
     assert accumulate(logits, labels).compute()["calibration_error"] < 0.02
     assert accumulate(3 * logits, labels).compute()["calibration_error"] > 0.1  # far too sure of itself
+
+
+def test_scoring_draws_no_random_numbers():
+    """The published code shuffles ties, and for it seeds Python's generator with 0 at every call."""
+    before = random.getstate(), torch.random.get_rng_state(), np.random.get_state()[1].tolist()
+    accumulate(np.zeros((3, 30)), np.eye(3, 30, dtype=np.int64)).compute()
+    assert random.getstate() == before[0] and torch.equal(torch.random.get_rng_state(), before[1])
+    assert np.random.get_state()[1].tolist() == before[2]
 
 
 def test_a_video_without_labels_scores_zero_and_counts():

@@ -34,6 +34,16 @@ def test_the_published_vector():
     assert model(torch.tensor([[0.5, -1.0]])).sigmoid().item() == pytest.approx(0.2893006, abs=1e-7)
 
 
+def test_a_classs_gates_and_experts_lie_side_by_side():
+    """As published: row c (M + 1) + m of the gates, c M + m of the experts."""
+    model = mixture()
+    before = model(inputs())
+    with torch.no_grad():
+        model.gates.weight[2 * 3 : 3 * 3] += 1
+        model.experts.weight[2 * 2 : 3 * 2] += 1
+    assert (model(inputs()) != before).any(dim=0).tolist() == [False, False, True, False]
+
+
 @pytest.mark.parametrize("settings", [{}, {"mixtures": 1}, {"mixtures": 4}, {"low_rank": 2}])
 def test_logits_are_the_log_odds_of_the_definition(settings):
     model = mixture(**settings)
@@ -79,6 +89,14 @@ def test_probability_gating_multiplies_each_probability(kind):
     p = probabilities(model, inputs())
     gate = model.gating.norm(model.gating.linear(p if kind == "probabilities" else inputs().double())).sigmoid()
     torch.testing.assert_close(logits.double().sigmoid(), p * gate, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("kind", "width"), [("probabilities", 400), ("inputs", 50)])
+def test_probability_gating_starts_as_published(kind, width):
+    """N(0, 1 / sqrt(C)), and no biases beside BatchNorm's, also where it reads the D inputs."""
+    linear = Mixture(50, 400, torch.Generator().manual_seed(0), probability_gating=kind).gating.linear
+    assert linear.weight.shape == (400, width) and linear.bias is None
+    assert linear.weight.std().item() == pytest.approx(0.05, rel=0.05)
 
 
 def test_a_gated_class_is_never_certain():
