@@ -3,6 +3,8 @@
 import io
 import os
 import re
+import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -260,6 +262,22 @@ def test_quiet_ends_with_an_error_too_and_adds_to_its_file(capfd: pytest.Capture
     os.write(1, b"shown\n")
     assert (tmp_path / "ray.log").read_text() == "0\n1\n"
     assert capfd.readouterr().out == "shown\n"
+
+
+def test_what_the_log_has_no_room_for_is_lost_and_nobody_fails(tmp_path: Path) -> None:
+    log = tmp_path / "ray.log"
+    size, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    try:
+        with quiet(log):
+            print("12345678")
+            print("more than there is room for")
+            print("and more", file=sys.stderr)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert log.read_text() == "12345678\nm"
 
 
 def test_a_console_made_before_prints_through_quiet(plain: Shown, tmp_path: Path) -> None:

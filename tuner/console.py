@@ -1,11 +1,12 @@
 """What a person sees of a search: one live view in a terminal, plain lines elsewhere; Ray's own talk goes to a file."""
 
+import io
 import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data.cache import BuildProgress
+from tuner.errors import no_room
 from tuner.journal import SearchRecord, TrialRecord
 
 # Screen updates a second: enough to look alive, too few to cost a training on two cores anything.
@@ -233,9 +235,31 @@ def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+class _Forgiving(io.FileIO):
+    """A file that takes what its disk has no room for, and drops it."""
+
+    @classmethod
+    def text(cls, descriptor: int) -> io.TextIOWrapper:
+        """For lines of text; the descriptor stays open."""
+        file = cls(descriptor, "w", closefd=False)
+        return io.TextIOWrapper(io.BufferedWriter(file), encoding="utf-8", errors="replace", line_buffering=True)
+
+    def write(self, content: Any) -> int:
+        """All of it, or nothing, and it is gone."""
+        try:
+            return super().write(content)
+        except OSError as error:
+            if no_room(error) is None:
+                raise
+            return memoryview(content).nbytes
+
+
 @contextmanager
 def quiet(log: Path) -> Iterator[None]:
-    """Send stdout and stderr of this process and its children to `log`, at the level of file descriptors."""
+    """Send stdout and stderr of this process and its children to `log`, at the level of file descriptors.
+
+    What this process prints and the log's disk has no room for is lost, and who prints it goes on.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -243,11 +267,13 @@ def quiet(log: Path) -> Iterator[None]:
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    out, error = _Forgiving.text(1), _Forgiving.text(2)
     try:
-        yield
+        with redirect_stdout(out), redirect_stderr(error):
+            yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        out.flush()
+        error.flush()
         for descriptor, target in zip(saved, (1, 2), strict=True):
             os.dup2(descriptor, target)
             os.close(descriptor)

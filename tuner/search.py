@@ -37,7 +37,7 @@ from tuner import (
     transfer,
 )
 from tuner.config import Experiment
-from tuner.console import Console, describe_settings, quiet
+from tuner.console import Console, describe_settings, leader_table, quiet
 from tuner.dataset import Dataset, missing_shards, open_dataset
 from tuner.errors import ConfigError, NothingToExport, SearchError, TunerError
 from tuner.evaluate import batch_size_of
@@ -65,6 +65,8 @@ from tuner.watch import watch
 TRIAL_ACTOR = {"memory": 64 * 2**20}
 # In the search's folder: all that Ray, its workers and MLflow print.
 LOG = "ray.log"
+# Trials in the table at the end; `tuner.best --top` shows as many as one likes.
+LEADERS = 20
 # There too: the winner's scores by class, for each split.
 CLASSES = "classes-{}.csv"
 
@@ -280,7 +282,7 @@ class _Search:
             console.print(
                 f"{where} has not taken {undelivered} writes; the journal has them, and tells them by: {again}"
             )
-        else:
+        elif self.search.ended:
             self.journal.append("tracked")
 
     def _leave(self, tracker: Tracker, head: str) -> None:
@@ -395,6 +397,8 @@ class _Search:
             console.print(f"  the search ended early: {self.stop.reason}")
         if search.failed:
             console.print(f"  {len(search.failed)} trials failed, the first with: {search.failed[0].error}")
+        console.print()
+        console.print(leader_table(search.finished[:LEADERS], self.experiment.space.searched))
         console.print("next:")
         console.print(f"  {python} -m tuner.best {name} --export")
         console.print(f"  {ui_command(search.tracking_uri)}")
