@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import textwrap
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,10 +117,19 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture(scope="session")
 def finished_search(tmp_path_factory: pytest.TempPathFactory) -> "FinishedSearch":
-    """Shared by all tests, so only to be read: a test that changes it copies its folder first."""
+    """Shared by all tests, so only to be read."""
     from finished import build
 
     return build(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture
+def own(finished_search: "FinishedSearch", tmp_path: Path) -> "FinishedSearch":
+    """A copy of it to add to, or to spoil; shards and cache stay where they are."""
+    folder = tmp_path / "own"
+    shutil.copytree(finished_search.storage, folder / "storage")
+    shutil.copy(finished_search.folder / "experiments.yaml", folder)
+    return replace(finished_search, folder=folder)
 
 
 @pytest.fixture(scope="session")

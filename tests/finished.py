@@ -1,11 +1,13 @@
 """A small search that has come to its end, made in a second without Ray: what export, predict and best start from."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from tfrecord.writer import TFRecordWriter
 
 from data.sample import write_splits
 from tuner import config, export, journal
@@ -36,6 +38,8 @@ VOCABULARY = 'Index,Count,Name\n3,7,"Rock, paper"\n' + "".join(f'{i},1,"The ""{i
 
 SLOW = {"model.dropout": 0.5, "optimizer.learning_rate": 1e-4, "loss.l2": "0"}
 FAST = {"model.dropout": 0.2, "optimizer.learning_rate": 3e-2, "loss.l2": "loguniform", "loss.l2.loguniform": 5.0}
+
+Video = tuple[bytes, np.ndarray]  # its id, and the values of its features side by side
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,3 +139,22 @@ def build(
     record.append("failed", id="trial-2", error="TrialDiverged: the loss is not finite in epoch 1 by step 3")
     record.close()
     return made
+
+
+def videos(*ids: bytes) -> list[Video]:
+    """New ones, of the search's features."""
+    return list(zip(ids, np.random.default_rng(0).normal(size=(len(ids), 32)), strict=True))
+
+
+def write_shard(path: Path, videos: Iterable[Video], labels: bool = False) -> str:
+    """A shard of them; returns its name."""
+    writer = TFRecordWriter(str(path))
+    for id, features_D in videos:
+        record = {
+            "id": (id, "byte"),
+            "mean_rgb": (features_D[:24].tolist(), "float"),
+            "mean_audio": (features_D[24:].tolist(), "float"),
+        }
+        writer.write(record | ({"labels": ([1], "int")} if labels else {}))
+    writer.close()
+    return str(path)

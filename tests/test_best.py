@@ -3,10 +3,8 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,15 +17,6 @@ from tuner.journal import Journal
 
 ROOT = Path(__file__).parents[1]
 Printed = pytest.CaptureFixture[str]
-
-
-@pytest.fixture
-def own(finished_search: FinishedSearch, tmp_path: Path) -> FinishedSearch:
-    """A copy of the search to add to."""
-    folder = tmp_path / "own"
-    shutil.copytree(finished_search.storage, folder / "storage")
-    shutil.copy(finished_search.folder / "experiments.yaml", folder)
-    return replace(finished_search, folder=folder)
 
 
 def told(capsys: Printed, *arguments: str | Path) -> str:

@@ -160,15 +160,6 @@ def test_the_weights_are_drawn_by_no_chance() -> None:
 # ----------------------------------------------------------------------------------------------------------- the search
 
 
-@pytest.fixture
-def own(finished_search: FinishedSearch, tmp_path: Path) -> FinishedSearch:
-    """A copy of the search to add to; shards and cache stay where they are."""
-    folder = tmp_path / "own"
-    shutil.copytree(finished_search.storage, folder / "storage")
-    shutil.copy(finished_search.folder / "experiments.yaml", folder)
-    return replace(finished_search, folder=folder)
-
-
 def build(given: FinishedSearch, **options: Any) -> tuple[ensemble.Built, list[str]]:
     """The ensemble, and what was said."""
     said: list[str] = []

@@ -43,13 +43,6 @@ FILES = {
 }
 
 
-@pytest.fixture
-def own(finished_search: FinishedSearch, tmp_path: Path) -> FinishedSearch:
-    """A copy of the search to spoil; shards and cache stay where they are."""
-    shutil.copytree(finished_search.storage, tmp_path / "own" / "storage")
-    return replace(finished_search, folder=tmp_path / "own")
-
-
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0x01
