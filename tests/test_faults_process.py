@@ -177,6 +177,7 @@ def test_a_signal_to_the_driver(workplace: Workplace, fault_row: State, number: 
     fault_row(f"{name}{' twice' if times == 2 else ''}, then --resume", **toll(workplace, 0, at))
 
 
+@pytest.mark.fault_ci
 def test_two_searches_on_the_same_storage(workplace: Workplace, fault_row: State) -> None:
     """Nothing: the second is refused and told who the first is; the first goes on."""
     driver = begin(workplace)

@@ -297,6 +297,7 @@ def test_a_full_disk_under_the_storage(workplace: Workplace, fault_row: State) -
         fault_row("a full disk under the storage, then room again", **toll(workplace, 0, at))
 
 
+@pytest.mark.fault_ci
 def test_a_full_disk_under_the_cache(workplace: Workplace, fault_row: State) -> None:
     """Nothing: the search has not begun, and half a cache is removed."""
     with small_disk(workplace.folder / "cache", "1200k") as cache:
