@@ -399,7 +399,7 @@ class _Search:
             console.print(f"  {len(search.failed)} trials failed, the first with: {search.failed[0].error}")
         console.print()
         console.print(leader_table(search.finished[:LEADERS], self.experiment.space.searched))
-        console.print("next:")
+        console.print("\nnext:")
         console.print(f"  {python} -m tuner.best {name} --export")
         console.print(f"  {ui_command(search.tracking_uri)}")
         return 0
