@@ -94,14 +94,15 @@ def run(file: Path, name: str | None, options: Options, console: Console) -> int
             cannot be reached.
         DataError: the shards are missing or damaged.
     """
-    if options.resume or options.extend:
+    goes_on = options.resume or options.extend
+    if goes_on:
         directory, experiment = _earlier(file, name, options)
     else:
         experiment = config.load(file, name, options.overrides)
-        if not options.fresh:
-            _tell_of_unfinished(options.storage, experiment.name, console)
         directory = options.storage / experiment.name / journal.new_search_id(options.storage)
     with sigterm_as_interrupt(), lock.only_driver(directory.parent, directory.name) as still_ours:
+        if not (goes_on or options.fresh):
+            _tell_of_unfinished(options.storage, experiment.name, console)
         try:
             return _run(directory, experiment, options, console, still_ours)
         except (TunerError, DataError, KeyboardInterrupt) as ended:
