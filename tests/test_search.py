@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from finished import FinishedSearch
 from rays import long_lived_ray
 from searches import assert_nothing_was_lost, processes_of, runs_of, search_of
 from workplace import Workplace, wait_for
@@ -14,7 +15,7 @@ from data.batches import Batches
 from models import FeatureStatistics
 from tuner import config
 from tuner.dataset import open_dataset
-from tuner.search import frequency_baseline
+from tuner.search import _tell_of_unfinished, frequency_baseline
 from tuner.train import train
 
 EPOCHS = 12
@@ -40,6 +41,16 @@ def test_the_baseline_ranks_a_class_by_its_share_of_the_segments_rated_for_it() 
     )
     batches = Batches(segment, batch_size=1, shuffle=False)
     assert frequency_baseline(batches, SimpleNamespace(statistics=statistics)) == 1
+
+
+def test_a_search_that_has_not_ended_is_said_to_go_on(finished_search: FinishedSearch) -> None:
+    said: list[str] = []
+    _tell_of_unfinished(finished_search.storage, "tiny", SimpleNamespace(print=said.append))
+    _tell_of_unfinished(finished_search.storage, "another", SimpleNamespace(print=said.append))
+    assert said == [
+        f"search {finished_search.directory.name} of tiny has not ended: --resume goes on with it; "
+        "this is a new one beside it"
+    ]
 
 
 @pytest.mark.slow
