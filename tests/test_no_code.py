@@ -214,7 +214,8 @@ def test_nothing_of_ours_unpickles_evaluates_or_imports_by_name() -> None:
             if function == "torch.export.load":
                 assert name == "tuner/export.py", name  # there, what it has just written
             if function.startswith("pickle.load"):
-                assert name == "data/workers.py", name  # on the pipes between a process and its own children
+                # On the pipes between a process and its own children; from the driver, beside what Ray itself pickles.
+                assert name in ("data/workers.py", "tuner/worker.py"), name
             assert function not in ("eval", "exec", "__import__", "yaml.load", "yaml.unsafe_load"), name
             if function.endswith("import_module"):
                 assert all(isinstance(argument, ast.Constant) for argument in call.args), name
