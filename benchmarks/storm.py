@@ -55,7 +55,7 @@ class Storm:
         self.place, self.ray = place, ray
         self.node = ray.add_node(cpus=2)
         self.ended_by_themselves = 0  # drivers
-        self.driver = self._start(*(["--resume"] if self._journals() else arguments))
+        self.driver = self._start(*(["--resume"] if self._began() else arguments))
 
     @property
     def kills(self) -> list[tuple[float, str]]:
@@ -85,10 +85,11 @@ class Storm:
 
     def epochs(self) -> int:
         """Epochs in the journal, of all trials."""
-        return sum(len(trial.reports) for trial in search_of(self.place).trials.values()) if self._journals() else 0
+        return sum(len(trial.reports) for trial in search_of(self.place).trials.values()) if self._began() else 0
 
-    def _journals(self) -> list[Path]:
-        return list(self.place.folder.glob("storage/tiny/*/journal.jsonl"))
+    def _began(self) -> bool:
+        """Whether there is a search to go on with: its journal has a line."""
+        return any(journal.stat().st_size for journal in self.place.folder.glob("storage/tiny/*/journal.jsonl"))
 
     def kill(self, kind: str, rng: random.Random) -> None:
         """Kill -9 of one of that kind, as soon as there is one."""
