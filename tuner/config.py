@@ -190,7 +190,8 @@ def _build(node: Node, name: str, file: Path, problems: Problems) -> Experiment:
     space = Space.build(tree, problems)
     classes: dict[str, set[type]] = {}
     trials: list[tuple[Node, Trial]] = []
-    for corner in space.corners():
+    corners = space.corners()
+    for corner in corners:
         resolved = space.resolved(corner)
         config = read_trial(pipeline, resolved, problems)
         if config is not None:
@@ -202,7 +203,7 @@ def _build(node: Node, name: str, file: Path, problems: Problems) -> Experiment:
                 _check_loss(resolved, config, data, problems)
             if resources is not None:
                 _check_workers(blocks["resources"], config, resources.most_workers, problems)
-    if len(trials) == len(space.corners()):  # one that is wrong may be of another model
+    if len(trials) == len(corners):  # one that is wrong may be of another model
         _check_effects(trials, problems)
     problems.check()
     assert data is not None and search is not None and resources is not None
@@ -283,9 +284,7 @@ def _check_loss(resolved: Node, config: Trial, data: DataConfig, problems: Probl
     """What a loss asks of the data and of the model."""
     block = "probe.loss" if isinstance(config, ContrastiveConfig) else "loss"
     trial = config.second_half if isinstance(config, ContrastiveConfig) else config
-    node = resolved
-    for key in block.split("."):
-        node = node.entries.get(key, node)
+    node = _nearest_to(block, resolved)
     if trial.loss.kind == "weighted_hamming" and data.vocabulary is None:
         problems.add(node, block, "kind weighted_hamming takes its counts from data.vocabulary, which is not set")
     if trial.loss.layers:
@@ -308,10 +307,15 @@ def _check_effects(trials: Sequence[tuple[Node, Trial]], problems: Problems) -> 
         return
     for resolved, config in trials:
         for path in without_effect(config):
-            node = resolved
-            for key in path.split("."):
-                node = node.entries[key]
+            node = _nearest_to(path, resolved)
             problems.add(node, path, "has no effect on model.kind linear, which is fitted in closed form; leave it out")
+
+
+def _nearest_to(path: str, node: Node) -> Node:
+    """What stands at the path below the node; where that was left out, the block that it would stand in."""
+    for key in path.split("."):
+        node = node.entries.get(key, node)
+    return node
 
 
 def _of_a_grid(search: SearchConfig, node: Node, space: Space, problems: Problems) -> SearchConfig:

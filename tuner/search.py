@@ -349,11 +349,11 @@ class _Search:
             splits = {"validate": self.data.validate}
             if self.experiment.data.test is not None:
                 splits["test"] = self.experiment.data.open(self.experiment.data.test)
+            class_names = self.experiment.data.class_names()
+            precision = self.experiment.trial_config(best.values).training.precision
             for name, cache in splits.items():
-                precision = self.experiment.trial_config(best.values).training.precision
                 metrics[name], classes = scorecard.score(model, cache, precision, device)
-                table = scorecard.as_csv(classes, self.experiment.data.class_names())
-                (self.directory / CLASSES.format(name)).write_text(table)
+                (self.directory / CLASSES.format(name)).write_text(scorecard.as_csv(classes, class_names))
             self.journal.append("winner", id=best.id, metrics=metrics)
         tables: list[Place] = list(self.directory.glob(CLASSES.format("*")))
         batch = next(Batches(self.data.validate, batch_size=2, shuffle=False).epoch(0))
