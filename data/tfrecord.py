@@ -246,14 +246,11 @@ def load_records(name: str) -> Records:
     Raises:
         ShardError: as `read_records`.
     """
-    try:
-        blob, size = _load(name)
-        records, good_N = _framed(blob, _scan(blob.data, size))
-    except remote.errors(OSError, EOFError, zlib.error, ValueError, ImportError):
-        raise _damage(name) from None
-    if not good_N.all():
-        raise _damage(name)
-    return records
+    if (scanned := _scanned(name)) is not None:
+        records, good_N = _framed(*scanned)
+        if good_N.all():
+            return records
+    raise _damage(name)
 
 
 def load_together(names: Sequence[str]) -> tuple[Records, list[slice | None]]:
@@ -263,24 +260,30 @@ def load_together(names: Sequence[str]) -> tuple[Records, list[slice | None]]:
         The records, and which of them are whose; None: the shard is damaged, and `load_records` has the words.
     """
     frames: list[_Frame] = []
-    pieces: list[bytes] = []
+    pieces: list[NDArray[np.uint8]] = []
     rows: list[slice | None] = []
     for name in names:
-        try:
-            with _open(name) as stream:
-                data = stream.read()
-            found = _scan(memoryview(data), len(data))
-        except remote.errors(OSError, EOFError, zlib.error, ValueError, ImportError):
+        if (scanned := _scanned(name)) is None:
             rows.append(None)
             continue
+        blob, found = scanned
         rows.append(slice(len(frames), len(frames) + len(found)))
         frames += found
-        pieces.append(data)
-    records, good_N = _framed(np.frombuffer(b"".join([*pieces, bytes(SLACK)]), np.uint8), frames)
+        pieces.append(blob[:-SLACK])
+    records, good_N = _framed(np.concatenate([*pieces, np.zeros(SLACK, np.uint8)]), frames)
     return records, [None if span is None or not good_N[span].all() else span for span in rows]
 
 
 _Frame = tuple[int, int]  # length of a record's data, and their CRC
+
+
+def _scanned(name: str) -> tuple[NDArray[np.uint8], list[_Frame]] | None:
+    """The decompressed shard with SLACK zeros after it, and its frames; None: it cannot be read, or is cut short."""
+    try:
+        blob, size = _load(name)
+        return blob[: size + SLACK], _scan(blob.data, size)
+    except remote.errors(OSError, EOFError, zlib.error, ValueError, ImportError):
+        return None
 
 
 def _scan(view: memoryview, size: int) -> list[_Frame]:
