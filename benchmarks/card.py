@@ -2,6 +2,7 @@
 
 import json
 import platform
+import statistics
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +29,11 @@ def show(
     for note in notes:
         print(f"  {note}")
     print(json.dumps({"benchmark": benchmark, **report, "machine": machine()}))
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and deviation."""
+    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
 
 
 def machine() -> dict[str, Any]:

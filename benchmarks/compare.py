@@ -12,7 +12,6 @@ all videos. Every finished run is kept in --state: after an interruption the sam
 import argparse
 import hashlib
 import json
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from typing import Any
 
 import optuna
 import torch
-from card import show
+from card import show, spread
 from few_labels import held_out
 
 from tuner import config, distributions, scorecard
@@ -30,6 +29,7 @@ from tuner.config import Experiment
 from tuner.console import describe_seconds
 from tuner.dataset import Dataset, open_dataset
 from tuner.errors import ConfigError, main
+from tuner.streaming import replacing
 from tuner.supervised import TrainingState
 from tuner.train import train
 from tuner.trial_config import TrialConfig
@@ -122,9 +122,8 @@ def once(state: Path, measure: Callable[..., Found], trial: TrialConfig, data: D
     if not path.exists():
         began = time.process_time()
         found = {**measure(trial, data, *others), "cpu": time.process_time() - began, "settings": trial.settings}
-        unfinished = path.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(found))
-        unfinished.rename(path)
+        with replacing(path) as unfinished:
+            unfinished.write_text(json.dumps(found))
     kept: Found = json.loads(path.read_text())
     return kept
 
@@ -151,11 +150,6 @@ def shown(settings: dict[str, Any]) -> str:
     """The searched settings in one line."""
     rounded = {path: f"{value:.4g}" if isinstance(value, float) else value for path, value in settings.items()}
     return "  ".join(f"{path}={value}" for path, value in rounded.items())
-
-
-def spread(values: list[float]) -> str:
-    """Mean and deviation."""
-    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ Pretrained encoders are kept there as well, one for each seed, shared by all sha
 import argparse
 import json
 import os
-import statistics
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 import optuna
 import torch
-from card import show
+from card import show, spread
 from torch import Tensor, nn
 
 from data.batches import sample_rows
@@ -33,6 +32,7 @@ from tuner.dataset import LABEL_SEED, Dataset, open_dataset
 from tuner.encoders import Shelf
 from tuner.errors import main
 from tuner.evaluate import BATCH_SIZE, evaluate
+from tuner.streaming import replacing
 from tuner.train import train as train_trial
 
 HERE = Path(__file__).resolve().parent
@@ -78,7 +78,7 @@ def run(arguments: list[str] | None = None) -> None:
             experiment = config.load(options.settings, f"{way}_{100 * fraction:g}")
             cells[way, fraction] = cell(options.state, experiment, fraction)
     rows = [["GAP@20 on validate", *(f"{100 * fraction:g} % of the labels" for fraction in FRACTIONS)]]
-    rows += [[name, *(_cell(cells[way, fraction]["scores"]) for fraction in FRACTIONS)] for way, name in WAYS.items()]
+    rows += [[name, *(spread(cells[way, fraction]["scores"]) for fraction in FRACTIONS)] for way, name in WAYS.items()]
     for first, *others in rows:
         print(
             f"| {' | '.join([first, *others])} |" + ("\n" + "|---" * len(rows[0]) + "|" if first == rows[0][0] else "")
@@ -129,7 +129,7 @@ def cell(state: Path, experiment: Experiment, fraction: float) -> dict[str, Any]
     _, values, epoch = max(trials, key=lambda trial: trial[0])
     whole = data.with_labels_of(sample_rows(data.train.num_videos, fraction, LABEL_SEED))
     scores = [train(experiment, values, whole, seed, state).gaps[epoch] for seed in SEEDS]
-    print(f"{experiment.name}: {_cell(scores)} on validate, epoch {epoch}", flush=True)
+    print(f"{experiment.name}: {spread(scores)} on validate, epoch {epoch}", flush=True)
     found = {
         "experiment": experiment.to_yaml(),
         "trials": trials,
@@ -138,9 +138,8 @@ def cell(state: Path, experiment: Experiment, fraction: float) -> dict[str, Any]
         "scores": scores,
         "seconds": time.monotonic() - started,
     }
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(found))
-    unfinished.rename(path)
+    with replacing(path) as unfinished:
+        unfinished.write_text(json.dumps(found))
     return found
 
 
@@ -185,10 +184,6 @@ def ridge_gap(data: Dataset) -> float:
     head = nn.Linear(encoder.width, data.sizes.num_classes)
     head.load_state_dict({"weight": probe.weight_CH, "bias": probe.bias_C})
     return evaluate(nn.Sequential(encoder, head), data.validate_batches(BATCH_SIZE, CPU), "fp32")["gap"]
-
-
-def _cell(scores: list[float]) -> str:
-    return f"{statistics.mean(scores):.3f} ± {statistics.stdev(scores):.3f}"
 
 
 if __name__ == "__main__":
