@@ -26,6 +26,7 @@ FRAMEWORKS = {
             "recorder",
             "stop_rule",
             "cluster",
+            "placement",
             "shared_storage",
         )
     },

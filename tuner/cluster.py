@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,12 +12,9 @@ from typing import Any
 
 import ray
 import torch
-from ray import PlacementGroupID
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
-from ray.util import placement_group_table, remove_placement_group
-from ray.util.placement_group import PlacementGroup
 
-from tuner import yaml_tree
+from tuner import placement, yaml_tree
 from tuner.errors import SearchError
 from tuner.journal import Attempt
 from tuner.resources import Node, still_startable
@@ -45,6 +41,9 @@ SETTINGS = {
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # the journal is the record of a search, not Tune's snapshot
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+PRIVATE = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor for each trial; nobody takes this node back
 }
 
 
@@ -75,7 +74,8 @@ def connect(address: str) -> Iterator[Attempt]:
     Raises:
         SearchError: nothing answers there.
     """
-    os.environ.update({name: os.environ.get(name, value) for name, value in SETTINGS.items()})
+    settings = SETTINGS | PRIVATE if address == "local" else SETTINGS
+    os.environ.update({name: os.environ.get(name, value) for name, value in settings.items()})
     temporary = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX)) if address == "local" else None
     try:
         with _sigterm_kept():
@@ -88,10 +88,8 @@ def connect(address: str) -> Iterator[Attempt]:
             job=ray.get_runtime_context().get_job_id(),
             scratch=str(temporary) if temporary else None,
         )
-        try:
+        with placement.freed(attempt.job):
             yield attempt
-        finally:
-            _remove_placement_groups(attempt.job)
     finally:
         with _sigterm_kept():
             ray.shutdown()
@@ -132,37 +130,17 @@ def _join(address: str) -> None:
 
 
 def _start_private(temporary: Path) -> None:
-    """Start a Ray that nobody else gets into: it asks for a token (most of its servers listen on every address).
-
-    Train's placement-group cleaner gives up where it sees a second Ray on the machine and no RAY_ADDRESS, so the
-    address must be in the environment of every process before there is one: its port is chosen here.
-    """
-    port = _free_port()
-    inherited = {
-        "RAY_ADDRESS": f"127.0.0.1:{port}",
-        "RAY_GCS_SERVER_PORT": str(port),
-        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor for each trial; nobody takes this node back
-    }
-    before = {name: os.environ.get(name) for name in inherited}
-    os.environ |= inherited
-    try:
-        ray.init(
-            address="local",
-            _node_ip_address="127.0.0.1",
-            _temp_dir=str(temporary),
-            dashboard_host="127.0.0.1",
-            include_dashboard=True,  # its State API frees what an early stop leaves behind
-            object_store_memory=OBJECT_STORE_BYTES,
-            log_to_driver=True,
-        )
-        with suppress(OSError):  # none, where authentication was switched off
-            TOKEN_FILE.expanduser().chmod(0o600)  # Ray makes it readable for everybody on the machine
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    """Start a Ray that nobody else gets into: it asks for a token (most of its servers listen on every address)."""
+    ray.init(
+        address="local",
+        _node_ip_address="127.0.0.1",
+        _temp_dir=str(temporary),
+        include_dashboard=False,  # takes seconds to start, and MLflow shows the search
+        object_store_memory=OBJECT_STORE_BYTES,
+        log_to_driver=True,
+    )
+    with suppress(OSError):  # none, where authentication was switched off
+        TOKEN_FILE.expanduser().chmod(0o600)  # Ray makes it readable for everybody on the machine
 
 
 def capacity(attempt: Attempt, startable: StartableConfig | None) -> list[Node]:
@@ -211,18 +189,6 @@ def clean_up(earlier: Sequence[Attempt], now: Attempt) -> None:
     """Remove what drivers that were killed left behind: placement groups on this cluster, folders on this machine."""
     for attempt in earlier:
         if attempt.cluster == now.cluster:
-            _remove_placement_groups(attempt.job)
+            placement.remove(attempt.job)
         elif attempt.scratch is not None and Path(attempt.scratch).name.startswith(SCRATCH_PREFIX):
             shutil.rmtree(attempt.scratch, ignore_errors=True)
-
-
-def _remove_placement_groups(job: str) -> None:
-    for key, group in placement_group_table().items():
-        if group["state"] != "REMOVED" and key.endswith(job):  # its id ends with that of the job that made it
-            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(key))))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -1,6 +1,6 @@
 """What Tune starts for every suggestion: an actor that runs `trainable`, whose Ray Train run starts the workers.
 
-The actor, Train's controller and the workers are a process each, beside four small ones of Ray's. Only the workers
+The actor, Train's controller and the workers are a process each, beside three small ones of Ray's. Only the workers
 (tuner/worker.py) import torch, so this module must not.
 """
 
@@ -15,6 +15,7 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train import BackendConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 from ray.train.v2.api.callback import RayTrainCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -95,10 +96,14 @@ def trainable(
 
 
 class Trainer(DataParallelTrainer):
-    """Train's TorchTrainer without Ray Data, which starts an actor for each trial: our videos come from the cache."""
+    """Train's TorchTrainer without what starts an actor of its own for each trial.
+
+    Ray Data's: our videos come from the cache. The cleaner of placement groups: tuner/placement.py is one for all.
+    """
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
-        return [made for made in super()._create_default_callbacks() if not isinstance(made, DatasetsCallback)]
+        idle = (DatasetsCallback, PlacementGroupCleanerCallback)
+        return [made for made in super()._create_default_callbacks() if not isinstance(made, idle)]
 
 
 def scaling(resources: Resources, share: float = 1.0) -> ScalingConfig:
