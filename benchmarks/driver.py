@@ -279,6 +279,10 @@ class Nobody:
     def __contains__(self, item: object) -> bool:
         return False
 
+    def __bool__(self) -> bool:
+        """It is no token of a next page either."""
+        return False
+
 
 def open_tracker(uri: str | None, folder: Path) -> tuple[Tracker, Requests]:
     """The tracker of a search; without a URI it writes nothing."""

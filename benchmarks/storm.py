@@ -55,6 +55,7 @@ class Storm:
         self.place, self.ray = place, ray
         self.node = ray.add_node(cpus=2)
         self.ended_by_themselves = 0  # drivers
+        self._counted = (0, 0)  # bytes of the journal, epochs in it
         self.driver = self._start(*(["--resume"] if self._began() else arguments))
 
     @property
@@ -84,12 +85,18 @@ class Storm:
         return True
 
     def epochs(self) -> int:
-        """Epochs in the journal, of all trials."""
-        return sum(len(trial.reports) for trial in search_of(self.place).trials.values()) if self._began() else 0
+        """Epochs in the journal, of all trials; it is read when it has grown, or the storm would have a core for itself."""
+        size = self._journal_bytes()
+        if size != self._counted[0]:
+            self._counted = (size, sum(len(trial.reports) for trial in search_of(self.place).trials.values()))
+        return self._counted[1]
 
     def _began(self) -> bool:
         """Whether there is a search to go on with: its journal has a line."""
-        return any(journal.stat().st_size for journal in self.place.folder.glob("storage/tiny/*/journal.jsonl"))
+        return self._journal_bytes() > 0
+
+    def _journal_bytes(self) -> int:
+        return sum(journal.stat().st_size for journal in self.place.folder.glob("storage/tiny/*/journal.jsonl"))
 
     def kill(self, kind: str, rng: random.Random) -> None:
         """Kill -9 of one of that kind, as soon as there is one."""

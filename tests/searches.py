@@ -18,7 +18,7 @@ from tuner.journal import SearchRecord
 from tuner.train import train
 
 # Ray's processes of a trial.
-OF_A_TRIAL = ("ImplicitFunc", "TrainController", "RayTrainWorker", "PlacementGroupCleaner")
+OF_A_TRIAL = ("ImplicitFunc", "TrainController", "RayTrainWorker")
 
 
 def search_of(place: Workplace) -> SearchRecord:
