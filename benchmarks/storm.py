@@ -85,7 +85,7 @@ class Storm:
         return True
 
     def epochs(self) -> int:
-        """Epochs in the journal, of all trials; it is read when it has grown, or the storm would have a core for itself."""
+        """Epochs in the journal, of all trials; it is read when it has grown: reading it takes longer and longer."""
         size = self._journal_bytes()
         if size != self._counted[0]:
             self._counted = (size, sum(len(trial.reports) for trial in search_of(self.place).trials.values()))
