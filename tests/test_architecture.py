@@ -18,6 +18,7 @@ FRAMEWORKS = {
         f"tuner/{name}.py"
         for name in (
             "trial",
+            "relay",
             "worker",
             "reporter",
             "search",

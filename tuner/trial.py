@@ -20,10 +20,11 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, Worker
 from ray.train.v2.api.callback import RayTrainCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
-from ray.tune.integration.ray_train import TuneReportCallback
+from ray.util.queue import Queue
 
 from tuner import slots
 from tuner.paths import Place
+from tuner.relay import Relay, tell
 from tuner.resources import Resources
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def trainable(
     def trial(config: dict[str, Any]) -> None:
         if scaling_config.elasticity_enabled:
             os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(PROMISED)
+        reports = Queue(1, actor_options={"num_cpus": 0})
         trainer = Trainer(
             work,
             train_loop_config={"suggestion": config, "sealed": sealed},
@@ -81,14 +83,14 @@ def trainable(
                 # The same name in the same place: a run that died goes on from its last checkpoint.
                 name=config["trial_id"],
                 **ray_storage(directory / "trials"),
-                callbacks=[TuneReportCallback()],
+                callbacks=[Relay(reports)],
                 # Workers that go with a node which the cloud takes back have not failed, however often that happens.
                 failure_config=FailureConfig(max_failures=failures, max_preemption_failures=-1),
                 logging_config=LoggingConfig(log_level="WARNING"),
             ),
         )
         try:
-            trainer.fit()
+            tell(trainer.fit, reports, ray.tune.report)
         except WorkerGroupError as error:  # told as an end: after an exception, Tune would have it all tried again
             ray.tune.report({"error": _reason(error, failures + 1)})
 
