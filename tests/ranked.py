@@ -50,13 +50,13 @@ class Group:
         meeting = f"file://{self.folder.name}/{self.tasks}"
         for rank, pipe in enumerate(self.pipes[:size]):
             pipe.send((task, meeting, rank, size, arguments))
-        results = []
+        answers = []
         for rank, pipe in enumerate(self.pipes[:size]):
             assert pipe.poll(LIMIT), f"rank {rank} of {size} did not come to an end"
-            error, result = pipe.recv()
+            answers.append(pipe.recv())
+        for error, _ in answers:
             assert error is None, error
-            results.append(result)
-        return results
+        return [result for _, result in answers]
 
     def end(self) -> None:
         for process in self.processes:
@@ -69,12 +69,14 @@ def _serve(pipe: Connection) -> None:
     torch.set_num_threads(1)
     while True:
         task, meeting, rank, size, arguments = pipe.recv()
-        distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)
+        if distributed.is_initialized():
+            # Only now, when every rank has answered: one that is done at once would leave while others still connect.
+            distributed.destroy_process_group()
         try:
+            distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)
             pipe.send((None, task(Ranks.of_this_process(), *arguments)))
         except Exception:
             pipe.send((traceback.format_exc(), None))
-        distributed.destroy_process_group()
 
 
 def train_trial(

@@ -50,7 +50,7 @@ PRIVATE = {
 def start_together(slots: int) -> None:
     """Let Tune start so many trials at a time; the default, one, fills a thousand slots one actor after the other.
 
-    Where there is one slot they start in their order: with more at a time, trial 1 was seen to train before trial 0.
+    Where there is one slot they start in their order, which tuner/slots.py goes by.
     """
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots)
 

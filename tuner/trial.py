@@ -7,6 +7,7 @@ The actor, Train's controller and the workers are a process each, beside three s
 import os
 import pickle
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,8 +90,11 @@ def trainable(
                 logging_config=LoggingConfig(log_level="WARNING"),
             ),
         )
+        search, _, number = config["trial_id"].rpartition("-")
+        way = slots.on_its_way(search, int(number)) if turns is not None else nullcontext()
         try:
-            tell(trainer.fit, reports, ray.tune.report)
+            with way:
+                tell(trainer.fit, reports, ray.tune.report)
         except WorkerGroupError as error:  # told as an end: after an exception, Tune would have it all tried again
             ray.tune.report({"error": _reason(error, failures + 1)})
 

@@ -123,7 +123,8 @@ def _turn(job: Job) -> Iterator[None]:
     with suppress(TunerError, DataError):
         # Decoded, or found sound; what is wrong with it is told by `run`.
         open_dataset(job.data, fingerprint=job.fingerprint)
-    with slots.turn(job.trial_id.rpartition("-")[0], job.turns):
+    search, _, number = job.trial_id.rpartition("-")
+    with slots.turn(search, int(number), job.turns):
         yield
 
 
