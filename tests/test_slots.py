@@ -50,8 +50,10 @@ def test_one_slot_is_taken_in_the_order_of_the_trials() -> None:
     with slots.on_its_way(SEARCH, 10):  # earlier than 11, and later than 9
         second = Worker(11, of=1)
         assert not second.trains.wait(LONG)
-        before, first = Worker(9, of=1), Worker(10, of=1)
-        assert before.trains.wait(10) and not first.trains.wait(LONG)
+        before = Worker(9, of=1)
+        assert before.trains.wait(10)
+        first = Worker(10, of=1)
+        assert not first.trains.wait(LONG)
         before.end.set()
         assert first.trains.wait(10) and not second.trains.wait(LONG)
         first.end.set()
