@@ -8,7 +8,7 @@ import pytest
 import torch
 from finished import FinishedSearch
 from rays import long_lived_ray
-from searches import assert_nothing_was_lost, processes_of, runs_of, search_of
+from searches import assert_nothing_was_lost, processes_of, records_of, runs_of, search_of
 from workplace import Workplace, wait_for
 
 from data.batches import Batches
@@ -76,6 +76,8 @@ def test_a_search_ends_with_a_model_that_scores_what_it_says(workplace: Workplac
     extended, printed = workplace.run("--extend", "2")
     assert extended == 0, printed
     assert_nothing_was_lost(workplace, planned=5, epochs=EPOCHS)
+    began = [record["id"] for record in records_of(workplace) if record["type"] == "report" and record["epoch"] == 1]
+    assert began == sorted(began)  # one slot, and two trials at a time of which one trains
     assert workplace.run("--resume")[0] == 2
 
 
