@@ -36,19 +36,20 @@ def run() -> int:
         parser.error("--fresh starts a new search, --resume and --extend go on with the newest one")
 
     # Imported here: `--help` needs none of it, and these know torch, ray and mlflow.
-    from tuner import config, paths
+    from tuner.config import experiment as config
     from tuner.console import Console
+    from tuner.storage import place as paths
 
     overrides = (*options.set, *([f"search.trials={options.trials}"] if options.trials is not None else []))
     file = paths.experiments_file(options.file)
     console = Console()
     if options.dry_run:
-        from tuner.dry_run import dry_run
+        from tuner.search.dry_run import dry_run
 
         dry_run(config.load(file, options.experiment, overrides), console, address=options.address)
         return 0
 
-    from tuner import search
+    from tuner.search import driver as search
 
     return search.run(
         file,

@@ -24,15 +24,17 @@ import torch
 from card import show, spread
 from few_labels import held_out
 
-from tuner import config, distributions, scorecard
-from tuner.config import Experiment
+from tuner.config import distributions
+from tuner.config import experiment as config
+from tuner.config.experiment import Experiment
 from tuner.console import describe_seconds
-from tuner.dataset import Dataset, open_dataset
 from tuner.errors import ConfigError, main
-from tuner.streaming import replacing
-from tuner.supervised import TrainingState
+from tuner.inference import scorecard
+from tuner.inference.streaming import replacing
 from tuner.train import train
-from tuner.trial_config import TrialConfig
+from tuner.training.config import TrialConfig
+from tuner.training.dataset import Dataset, open_dataset
+from tuner.training.supervised import TrainingState
 
 HERE = Path(__file__).resolve().parent
 SEEDS = (1, 2, 3)

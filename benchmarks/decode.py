@@ -27,13 +27,13 @@ from card import show
 from numpy.typing import NDArray
 from tfrecord.reader import tfrecord_loader
 
-from data.build import _together as together
-from data.build import find_shard
-from data.cache import _feature as feature
+from data.cache.build import _together as together
+from data.cache.build import find_shard
+from data.cache.store import _feature as feature
 from data.frames import decode_together
 from data.sample import write_splits
 from data.schema import FEATURES, Schema
-from data.tfrecord import DecodedShard
+from data.tfrecord.shards import DecodedShard
 
 AIM = 5
 Shard = tuple[list[bytes], NDArray[np.float32], list[list[int]]]  # ids, features_ND, labels of each video

@@ -45,15 +45,17 @@ from ray.tune.experiment import Experiment as TuneExperiment
 from ray.tune.search.search_generator import SearchGenerator
 from rich.console import Console as RichConsole
 
-from tuner import cluster, config, journal
-from tuner.config import Experiment
+from tuner.cluster import connection as cluster
+from tuner.config import experiment as config
+from tuner.config.experiment import Experiment
 from tuner.console import Console, SearchView, quiet
-from tuner.journal import Journal, SearchRecord
-from tuner.recorder import METRICS, Recorder
-from tuner.scheduler import ReplayingScheduler
-from tuner.searcher import JournaledSearch
-from tuner.stop_rule import StopRule
-from tuner.tracking import Tracker
+from tuner.search.recorder import METRICS, Recorder
+from tuner.search.schedulers import ReplayingScheduler
+from tuner.search.searcher import JournaledSearch
+from tuner.search.stopper import StopRule
+from tuner.storage import journal
+from tuner.storage.journal import Journal, SearchHistory
+from tuner.tracking.tracker import Tracker
 
 CALIBRATION = Path(__file__).with_name("driver_calibration.json")
 EXPERIMENT = """\
@@ -360,7 +362,7 @@ def fit(
     slots: int,
     world: tuple[Clock, Delays, Meter],
 ) -> Actors:
-    """What tuner/search.py hands to Tuner.fit, handed to Tune's controller with actors that are none."""
+    """What tuner/search/driver.py hands to Tuner.fit, handed to Tune's controller with actors that are none."""
     search = record.search
     assert search is not None
     stop = StopRule(experiment, search)
@@ -450,7 +452,7 @@ def resume(experiment: Experiment, directory: Path, uri: str | None, slots: int)
     return spent | live_view(search, slots)
 
 
-def live_view(search: SearchRecord, slots: int) -> dict[str, Any]:
+def live_view(search: SearchHistory, slots: int) -> dict[str, Any]:
     view, screen = SearchView(search), RichConsole(file=io.StringIO(), width=160)
     for trial in list(search.trials.values())[-slots:]:
         view.reported(trial, 1, EPOCHS, {"gap": 0.5, "loss_train": 5.0, "videos_per_second": 1e5})

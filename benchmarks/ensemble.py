@@ -18,13 +18,16 @@ import torch
 from card import show
 
 from data.batches import Batches
-from tuner import config, ensemble, export, journal
-from tuner.config import Experiment
-from tuner.dataset import Dataset, open_dataset
+from tuner.config import experiment as config
+from tuner.config.experiment import Experiment
 from tuner.errors import main
 from tuner.evaluate import evaluate
-from tuner.journal import Journal
+from tuner.export import ensemble
+from tuner.export import writer as export
+from tuner.storage import journal
+from tuner.storage.journal import Journal
 from tuner.train import train
+from tuner.training.dataset import Dataset, open_dataset
 
 HERE = Path(__file__).resolve().parent
 MEMBERS = (  # on seeds 1 to 5

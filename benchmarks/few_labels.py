@@ -25,15 +25,16 @@ from torch import Tensor, nn
 
 from data.batches import sample_rows
 from models.layers import Normalize
-from tuner import closed_form, config
-from tuner.config import Experiment
+from tuner.config import experiment as config
+from tuner.config.experiment import Experiment
 from tuner.console import describe_seconds
-from tuner.dataset import LABEL_SEED, Dataset, open_dataset
-from tuner.encoders import Shelf
 from tuner.errors import main
 from tuner.evaluate import BATCH_SIZE, evaluate
-from tuner.streaming import replacing
+from tuner.inference.streaming import replacing
 from tuner.train import train as train_trial
+from tuner.training.contrastive import ridge as closed_form
+from tuner.training.contrastive.encoder_store import EncoderStore
+from tuner.training.dataset import LABEL_SEED, Dataset, open_dataset
 
 HERE = Path(__file__).resolve().parent
 WAYS = {
@@ -119,7 +120,7 @@ def cell(state: Path, experiment: Experiment, fraction: float) -> dict[str, Any]
         result = train(experiment, values, tuning, SEEDS[0], state)
         best = result.gaps[result.best_epoch]
         trials.append((best, values, result.best_epoch))
-        study.tell(asked, best if number else None, state=None if number else optuna.trial.TrialState.FAIL)
+        study.tell(asked, best if number else None, state=None if number else optuna.trial.TrialHistory.FAIL)
         told = "  ".join(f"{path}={value}" for path, value in experiment.space.settings(values).items())
         print(
             f"{experiment.name} trial {number}: {best:.4f} held out, epoch {result.best_epoch}, "
@@ -157,8 +158,8 @@ def train(experiment: Experiment, values: dict[str, Any], data: Dataset, seed: i
     started, gaps = time.monotonic(), {}
     if experiment.name.startswith("linear"):
         gaps[0] = ridge_gap(data)
-    shelf = Shelf(directory=state / "encoders", trial_id=f"{experiment.name} seed {seed}")
-    for progress in train_trial(trial, data, device=CPU, seed=seed, shelf=shelf):
+    encoder_store = EncoderStore(directory=state / "encoders", trial_id=f"{experiment.name} seed {seed}")
+    for progress in train_trial(trial, data, device=CPU, seed=seed, encoder_store=encoder_store):
         gaps[progress.epoch] = progress.metrics["gap"]
     return Run(gaps=gaps, seconds=time.monotonic() - started)
 

@@ -1,4 +1,4 @@
-"""A step of contrastive pretraining: tuner.pretrain's own from the cache, against a plain PyTorch loop around MoCo v2.
+"""A step of contrastive pretraining: ours from the cache against a plain PyTorch loop around MoCo v2.
 
     python benchmarks/pretrain.py [--device cpu|cuda] [--threads 2]
 
@@ -8,7 +8,8 @@ the structure of facebookresearch/moco and lightly: two encoders, moved by a loo
 pointer, whose size the batch must divide; logits of the key and the queue side by side under a cross entropy; BatchNorm
 that splits the batch, keys in another order. Its views draw a number and a row for every value; its DataLoader reads
 float32 features (normalised beforehand) from memory; its AdamW is torch's default. Ours: float16 rows of the cache,
-normalised in the model, and what tuner/pretrain.py measures meanwhile (accuracy, spread, divergence), which the plain
+normalised in the model, and what tuner/training/contrastive/pretrain.py measures meanwhile (accuracy, spread,
+divergence), which the plain
 loop leaves out. A step is everything from asking for the batch to the moved weights. Whole epochs are timed, both in
 turns; the ratio is the median of the rounds' ratios. The clock is the wall's, which wants a quiet machine; but with
 --threads 1 on a CPU it is CPU time. `data_share` is the part of a step in which the loop waits for its batch, timed
@@ -34,14 +35,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from data.batches import Batches
-from models.fused_mlp import FusedMLPConfig
-from models.moco import Queue
-from models.optimizers import OptimizerConfig
-from models.views import ViewsConfig
-from tuner import pretrain
-from tuner.dataset import DataConfig, Dataset, SampleConfig, open_dataset
-from tuner.precision import autocast, uses_bf16
-from tuner.trial_config import ContrastiveConfig, PretrainConfig, ProbeConfig
+from models.contrastive.moco import Queue
+from models.contrastive.views import ViewsConfig
+from models.optim.optimizers import OptimizerConfig
+from models.video.fused_mlp import FusedMLPConfig
+from tuner.training.config import ContrastiveConfig, PretrainConfig, ProbeConfig
+from tuner.training.contrastive import pretrain
+from tuner.training.dataset import DataConfig, Dataset, SampleConfig, open_dataset
+from tuner.training.precision import autocast, uses_bf16
 
 AIM, AIM_DATA_SHARE = 1.0, 0.02
 TOWERS, HIDDEN = {"mean_rgb": 2048, "mean_audio": 256}, 1200
@@ -179,7 +180,7 @@ class WatchedBatches:
 
 
 class Ours:
-    """What `tuner.pretrain.epochs` does in an epoch."""
+    """What `tuner.training.contrastive.pretrain.epochs` does in an epoch."""
 
     def __init__(self, data: Dataset, batch_size: int, device: torch.device) -> None:
         optimizer = OptimizerConfig(kind="adamw", learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY)

@@ -1,4 +1,4 @@
-"""A training step: tuner.supervised's own from the cache, against the plain PyTorch loop that a user would write.
+"""A training step: that of tuner.training.supervised against the plain PyTorch loop that a user would write.
 
     python benchmarks/step.py [--device cpu|cuda] [--threads 2]
 
@@ -29,15 +29,15 @@ from torch.utils.data import DataLoader
 
 import models
 from data.schema import NUM_CLASSES
-from models.fused_mlp import FusedMLPConfig
-from models.loss_weights import positive_weights
-from models.losses import LossConfig
-from models.optimizers import OptimizerConfig
-from models.optimizers import build as build_optimizer
-from tuner.dataset import DataConfig, Dataset, SampleConfig, open_dataset
-from tuner.precision import Precision, uses_bf16
-from tuner.supervised import Step, TrainingState
-from tuner.trial_config import TrainingConfig, TrialConfig
+from models.losses.losses import LossConfig
+from models.losses.weights import positive_weights
+from models.optim.optimizers import OptimizerConfig
+from models.optim.optimizers import build as build_optimizer
+from models.video.fused_mlp import FusedMLPConfig
+from tuner.training.config import TrainingConfig, TrialConfig
+from tuner.training.dataset import DataConfig, Dataset, SampleConfig, open_dataset
+from tuner.training.precision import Precision, uses_bf16
+from tuner.training.supervised import Step, TrainingState
 
 AIM = {"bf16": 2.5, "fp32": 1.0}
 CAPABILITIES = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16")  # those that decide about matrix products
@@ -130,7 +130,7 @@ def synchronize(device: torch.device) -> None:
 
 
 class Ours:
-    """What `tuner.supervised.epochs` does between two validations."""
+    """What `tuner.training.supervised.epochs` does between two validations."""
 
     def __init__(
         self, data: Dataset, batch_size: int, device: torch.device, precision: Precision, *, weighted: bool

@@ -29,10 +29,10 @@ import psutil
 from card import show
 
 PROJECT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(PROJECT / "tests"))  # its searches, its Rays and its assertions are those of the fault tests
+sys.path.insert(0, str(PROJECT))  # its searches, its Rays and its assertions are those of the fault tests
 
-from rays import LongLivedRay, long_lived_ray  # noqa: E402
-from searches import (  # noqa: E402
+from tests.support.rays import LongLivedRay, long_lived_ray  # noqa: E402
+from tests.support.searches import (  # noqa: E402
     assert_equals_the_uninterrupted,
     assert_nothing_is_left,
     assert_nothing_was_lost,
@@ -40,7 +40,7 @@ from searches import (  # noqa: E402
     records_of,
     search_of,
 )
-from workplace import EXPERIMENT, Workplace, wait_for  # noqa: E402
+from tests.support.workplace import EXPERIMENT, Workplace, wait_for  # noqa: E402
 
 OF_A_TRIAL = {"worker": "RayTrainWorker", "trial": "ImplicitFunc", "controller": "TrainController"}
 KINDS = (*OF_A_TRIAL, "driver", "raylet")

@@ -34,7 +34,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data import statistics
+from data.cache import statistics
 from data.sampling import ALL, FramesConfig
 
 _BATCHES_PER_WINDOW = 256  # labels are gathered for so many batches at once: ten kernels per window, one per batch

@@ -4,7 +4,7 @@
 
 A frame is one bytes value, so with its three tags and lengths every frame of a list takes equally many bytes: where the
 list starts, all of its frames are known. Outlines and contexts are parsed in lockstep, as videos are.
-What is laid out in another way, or wrong, goes the general way (data/wire.py), which finds the words.
+What is laid out in another way, or wrong, goes the general way (data/tfrecord/wire.py), which finds the words.
 
 At segment level the context has equally long lists `segment_start_times`, `segment_labels`, `segment_scores`: ratings.
 Every start that is rated is an example of its own, `<id>:<start>`: its SEGMENT_FRAMES frames, fewer where the video
@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import ShardError
-from data.lockstep import Bytes, Integers, copy_bytes, gather, locate_entries, messages, varint
 from data.schema import SEGMENT_FRAMES, SEGMENT_LABELS, SEGMENT_SCORES, SEGMENT_START, Schema
-from data.tfrecord import (
+from data.tfrecord.lockstep import Bytes, Integers, copy_bytes, gather, locate_entries, messages, varint
+from data.tfrecord.shards import (
     CONTEXT,
     Context,
     DecodedShard,

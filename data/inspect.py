@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from data.errors import ShardError
-from data.tfrecord import Example, read_examples
-from data.wire import Values
+from data.tfrecord.shards import Example, read_examples
+from data.tfrecord.wire import Values
 
 _SHOWN_BYTES = 24  # of one value
 

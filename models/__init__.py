@@ -15,26 +15,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from .attention import Attention, AttentionConfig
-from .average_logistic import AverageLogistic, AverageLogisticConfig
-from .dbof import Dbof, DbofConfig
-from .frame_model import FrameModel
-from .frames import MeanPooled
-from .fused_mlp import FusedEncoder, FusedMLP, FusedMLPConfig
-from .gated_dbof import GatedDbofConfig, gated_count
-from .gru import Gru, GruConfig
-from .heads import HeadConfig
-from .layers import FeatureStatistics, Sizes, Statistics
-from .linear import LinearConfig, before_its_fit
-from .logistic import Logistic, LogisticConfig
-from .lstm import Lstm, LstmConfig
-from .mixture_of_experts import MixtureOfExperts, MixtureOfExpertsConfig
-from .netfv import FisherVector, NetFvConfig
-from .netrvlad import NetRVladConfig, sums_of_frames
-from .netvlad import NetVladConfig, Vlad
-from .nextvlad import NeXtVlad, NeXtVladConfig
-from .pooling import PerFeature
-from .soft_dbof import SoftDbofConfig, soft_count
+from models.frame.attention import Attention, AttentionConfig
+from models.frame.average_logistic import AverageLogistic, AverageLogisticConfig
+from models.frame.dbof import Dbof, DbofConfig
+from models.frame.frame_model import FrameModel
+from models.frame.frames import MeanPooled
+from models.frame.gated_dbof import GatedDbofConfig, gated_count
+from models.frame.gru import Gru, GruConfig
+from models.frame.heads import HeadConfig
+from models.frame.lstm import Lstm, LstmConfig
+from models.frame.netfv import FisherVector, NetFvConfig
+from models.frame.netrvlad import NetRVladConfig, sums_of_frames
+from models.frame.netvlad import NetVladConfig, Vlad
+from models.frame.nextvlad import NeXtVlad, NeXtVladConfig
+from models.frame.pooling import PerFeature
+from models.frame.soft_dbof import SoftDbofConfig, soft_count
+from models.layers import FeatureStatistics, Sizes, Statistics
+from models.video.fused_mlp import FusedEncoder, FusedMLP, FusedMLPConfig
+from models.video.linear import LinearConfig, before_its_fit
+from models.video.logistic import Logistic, LogisticConfig
+from models.video.mixture_of_experts import MixtureOfExperts, MixtureOfExpertsConfig
 
 ModelConfig = (
     LogisticConfig

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 class Ensemble(nn.Module):
     """Its members side by side, each with its own normalisation; all take the same inputs.
 
-    No experiment can name it: it is made of models that have been trained (tuner/ensemble.py).
+    No experiment can name it: it is made of models that have been trained (tuner/export/ensemble.py).
     """
 
     log_weights_M: Tensor

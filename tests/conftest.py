@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from workplace import EXPERIMENT, PROJECT, Workplace
+
+from tests.support.workplace import EXPERIMENT, PROJECT, Workplace
 
 if TYPE_CHECKING:  # the tests that need neither start without torch
-    from finished import FinishedSearch
+    from tests.support.finished import FinishedSearch
 
 SHARED_DATA = PROJECT.parent / "shared" / "data"
 
@@ -118,7 +119,7 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture(scope="session")
 def finished_search(tmp_path_factory: pytest.TempPathFactory) -> "FinishedSearch":
     """Shared by all tests, so only to be read."""
-    from finished import build
+    from tests.support.finished import build
 
     return build(tmp_path_factory.mktemp("finished"))
 

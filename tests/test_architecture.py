@@ -9,33 +9,22 @@ import tomllib
 from functools import cache
 
 import pytest
-from workplace import PROJECT
+
+from tests.support.workplace import PROJECT
 
 PACKAGES = ("data", "models", "tuner")
 # What only `tuner` may know, and there only these files.
 FRAMEWORKS = {
     "ray": {
-        f"tuner/{name}.py"
-        for name in (
-            "trial",
-            "relay",
-            "worker",
-            "reporter",
-            "search",
-            "scheduler",
-            "searcher",
-            "recorder",
-            "stop_rule",
-            "cluster",
-            "placement",
-            "shared_storage",
-        )
+        *(f"tuner/workers/{name}.py" for name in ("trial", "relay", "worker", "reports")),
+        *(f"tuner/search/{name}.py" for name in ("driver", "schedulers", "searcher", "recorder", "stopper")),
+        *(f"tuner/cluster/{name}.py" for name in ("connection", "placement", "shared_storage")),
     },
-    "optuna": {"tuner/searcher.py", "tuner/recent_tpe.py", "tuner/dry_run.py"},
-    "mlflow": {"tuner/tracking.py"},
-    "pydantic": {"tuner/reading.py", "tuner/settings.py"},
-    "yaml": {"tuner/yaml_tree.py"},
-    "pyarrow": {"tuner/embed.py", "tuner/trial.py", "tuner/reporter.py"},
+    "optuna": {"tuner/search/searcher.py", "tuner/search/tpe.py", "tuner/search/dry_run.py"},
+    "mlflow": {"tuner/tracking/tracker.py"},
+    "pydantic": {"tuner/config/reading.py", "tuner/config/search.py"},
+    "yaml": {"tuner/config/yaml_tree.py"},
+    "pyarrow": {"tuner/embed.py", "tuner/workers/trial.py", "tuner/workers/reports.py"},
 }
 # Distributions that nothing here imports: Optuna does, for the samplers that are named in their comments.
 FOR_OPTUNA = {"cmaes", "scipy"}
@@ -110,7 +99,8 @@ def test_a_trial_trains_where_ray_mlflow_optuna_pydantic_and_yaml_are_missing() 
     program = (
         "import sys\n"
         f"for name in {tuple(FRAMEWORKS)}: sys.modules[name] = None\n"
-        "import tuner.train, tuner.evaluate, tuner.dataset, tuner.checkpoint, data.cache, data.batches\n"
+        "import tuner.train, tuner.evaluate, tuner.training.dataset, tuner.training.checkpoint\n"
+        "import data.cache.store, data.batches\n"
         "assert callable(tuner.train.train)\n"
     )
     subprocess.run([sys.executable, "-c", program], cwd=PROJECT, check=True)
@@ -171,7 +161,7 @@ def test_a_dependency_says_which_files_need_it(distribution: str, comment: str) 
         if distribution in map(str.lower, names)
     }
     importers = set().union(*(importers_of(module) for module in provided))
-    named = re.findall(r"(?:data|models|tuner)/(?:\w+\.py)?", comment)
+    named = re.findall(r"(?:data|models|tuner)/(?:[\w/]+\.py)?", comment)
     assert named, f"{distribution}: the comment names no file"
     for file in named:
         assert file in importers or (file.endswith("/") and any(one.startswith(file) for one in importers)), (

@@ -1,7 +1,7 @@
 """The best trial of a search, its leader table, and its model: `python -m tuner.best [EXPERIMENT] [--export [DIR]]`.
 
 Reads the search's folder alone, so it works while the search runs, and without MLflow. With `--ensemble K` the model is
-made of several trials (tuner/ensemble.py); that takes the validation shards too.
+made of several trials (tuner/export/ensemble.py); that takes the validation shards too.
 """
 
 import argparse
@@ -10,17 +10,18 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuner import journal, paths
 from tuner.errors import NothingToExport, SearchError, main
-from tuner.journal import SearchRecord, TrialRecord
-from tuner.paths import Place, program
-from tuner.streaming import positive
+from tuner.inference.streaming import positive
+from tuner.storage import journal
+from tuner.storage import place as paths
+from tuner.storage.journal import SearchHistory, TrialHistory
+from tuner.storage.place import Place, program
 
 if TYPE_CHECKING:  # `--help` needs no torch
     from rich.console import Console
 
-    from tuner.config import Experiment
-    from tuner.ensemble import Options
+    from tuner.config.experiment import Experiment
+    from tuner.export.ensemble import Options
 
 TOP = 10
 WIDTH = 240  # columns of the table in a file or a pipe, where no terminal says
@@ -85,7 +86,7 @@ def run(arguments: list[str] | None = None) -> None:
 
     from rich.console import Console
 
-    from tuner.config import Experiment
+    from tuner.config.experiment import Experiment
 
     stored = directory / "experiment.yaml"
     experiment = Experiment.from_yaml(stored.read_text(), search.experiment, options.file or Path(str(stored)))
@@ -98,7 +99,7 @@ def run(arguments: list[str] | None = None) -> None:
     if options.export is not None:
         folder = paths.place(options.export or f"exports/{search.experiment}-{search.id}{suffix}", "--export")
     if options.ensemble:
-        from tuner.ensemble import Options
+        from tuner.export.ensemble import Options
 
         wanted = Options(
             count=options.ensemble,
@@ -144,7 +145,7 @@ def find_search(storage: Place, experiment: str | None, search_id: str | None) -
     return chosen[-1]
 
 
-def best_trial(search: SearchRecord) -> TrialRecord:
+def best_trial(search: SearchHistory) -> TrialHistory:
     """The finished trial with the best score.
 
     Raises:
@@ -179,15 +180,15 @@ def _nearest(name: str, known: list[str]) -> str:
 
 def _show(
     console: "Console",
-    search: SearchRecord,
-    winner: TrialRecord,
+    search: SearchHistory,
+    winner: TrialHistory,
     experiment: "Experiment",
     *,
     top: int,
     tracking_uri: str | None,
 ) -> None:
     from tuner.console import describe_settings, leader_table
-    from tuner.tracking import ui_command
+    from tuner.tracking.tracker import ui_command
 
     score = winner.score or 0.0
     state = f"ended: {search.ended}" if search.ended else "not ended: it runs, or was interrupted"
@@ -209,13 +210,13 @@ def _show(
     console.print(leader_table(search.finished[:top], experiment.space.searched))
 
 
-def whole_splits(search: SearchRecord, trial: TrialRecord) -> dict[str, dict[str, float]]:
+def whole_splits(search: SearchHistory, trial: TrialHistory) -> dict[str, dict[str, float]]:
     """The trial's metrics on whole splits, by split; empty where it was not, or not yet, scored on them."""
     known = search.winner or {}
     return dict(known["metrics"]) if known.get("trial") == trial.id else {}
 
 
-def _over_trial_0(search: SearchRecord, score: float) -> str:
+def _over_trial_0(search: SearchHistory, score: float) -> str:
     first = next((trial for trial in search.trials.values() if trial.number == 0), None)
     if first is None or first.score is None:
         return "trial 0 (the defaults) has no score"
@@ -227,10 +228,11 @@ def _ensemble(
     folder: Place | None,
     directory: Place,
     experiment: "Experiment",
-    search: SearchRecord,
+    search: SearchHistory,
     options: "Options",
 ) -> None:
-    from tuner import ensemble, export
+    from tuner.export import ensemble
+    from tuner.export import writer as export
 
     if folder is not None:
         export.check_target(folder.absolute(), search, None)  # before the long part
@@ -254,10 +256,10 @@ def _export(
     folder: Place,
     directory: Place,
     experiment: "Experiment",
-    search: SearchRecord,
-    winner: TrialRecord,
+    search: SearchHistory,
+    winner: TrialHistory,
 ) -> None:
-    from tuner import export
+    from tuner.export import writer as export
 
     class_names = experiment.data.class_names()
     console.print()

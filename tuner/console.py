@@ -17,9 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from data.cache import BuildProgress
+from data.cache.store import BuildProgress
 from tuner.errors import no_room
-from tuner.journal import SearchRecord, TrialRecord
+from tuner.storage.journal import SearchHistory, TrialHistory
 
 # Screen updates a second: enough to look alive, too few to cost a training on two cores anything.
 REFRESHES_PER_SECOND = 2
@@ -68,7 +68,7 @@ class Console:
             yield show
 
     @contextmanager
-    def searching(self, search: SearchRecord) -> Iterator[None]:
+    def searching(self, search: SearchHistory) -> Iterator[None]:
         """Show the search while the block runs."""
         self._view = SearchView(search)
         live = Live(
@@ -83,28 +83,28 @@ class Console:
             yield
         self._view = None
 
-    def trial_started(self, trial: TrialRecord, settings: str) -> None:
+    def trial_started(self, trial: TrialHistory, settings: str) -> None:
         """A trial's actor runs; it may still wait for its slot."""
         if not self.is_terminal:
             self.print(f"trial {trial.number:03d}  starts  {settings}")
 
-    def trial_resumed(self, trial: TrialRecord, epoch: int) -> None:
+    def trial_resumed(self, trial: TrialHistory, epoch: int) -> None:
         """A trial goes on from its checkpoint, after whatever ended its worker."""
         if not self.is_terminal:
             self.print(f"trial {trial.number:03d}  goes on after epoch {epoch}")
 
-    def trial_reported(self, trial: TrialRecord, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
+    def trial_reported(self, trial: TrialHistory, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
         """An epoch is over."""
         assert self._view is not None
         self._view.reported(trial, epoch, epochs, metrics)
         if not self.is_terminal:
             self.print(f"{describe_epoch(trial, epoch, epochs, metrics)}  {self._view.best()}")
 
-    def trial_noted(self, trial: TrialRecord, note: str) -> None:
+    def trial_noted(self, trial: TrialHistory, note: str) -> None:
         """What a person should know of; the line stays in a terminal too."""
         self.print(f"trial {trial.number:03d}  {note}")
 
-    def trial_ended(self, trial: TrialRecord) -> None:
+    def trial_ended(self, trial: TrialHistory) -> None:
         """A trial is over; the line stays in a terminal too."""
         assert self._view is not None
         self._view.ended(trial)
@@ -121,7 +121,7 @@ class Console:
 class SearchView:
     """The live view: how far the search is, its best so far, and the trials that run."""
 
-    def __init__(self, search: SearchRecord) -> None:
+    def __init__(self, search: SearchHistory) -> None:
         """Look at `search`, which grows while this is shown."""
         self.search = search
         self.started = time.monotonic()
@@ -130,14 +130,14 @@ class SearchView:
         self.ended_here = 0
         self._best = self._best_of_all()
 
-    def reported(self, trial: TrialRecord, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
+    def reported(self, trial: TrialHistory, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
         """Remember the last line of a running trial."""
         self.epochs_now[trial.id] = describe_epoch(trial, epoch, epochs, metrics)
         self.videos_per_second[trial.id] = metrics.get("videos_per_second", 0.0)
         if self._best is None or (trial.score or 0.0) > (self._best.score or 0.0):
             self._best = trial
 
-    def ended(self, trial: TrialRecord) -> None:
+    def ended(self, trial: TrialHistory) -> None:
         """Forget a trial."""
         self.epochs_now.pop(trial.id, None)
         self.videos_per_second.pop(trial.id, None)
@@ -145,7 +145,7 @@ class SearchView:
         if trial is self._best and trial.status == "failed":
             self._best = self._best_of_all()
 
-    def _best_of_all(self) -> TrialRecord | None:
+    def _best_of_all(self) -> TrialHistory | None:
         scored = [trial for trial in self.search.trials.values() if trial.score is not None]
         return max(scored, key=lambda trial: trial.score or 0.0, default=None)
 
@@ -183,7 +183,7 @@ class SearchView:
         return Group(*lines)
 
 
-def describe_epoch(trial: TrialRecord, epoch: int, epochs: int, metrics: Mapping[str, float]) -> str:
+def describe_epoch(trial: TrialHistory, epoch: int, epochs: int, metrics: Mapping[str, float]) -> str:
     """One line with the numbers one acts on: an epoch of training, of pretraining, or the end of one done elsewhere."""
     losses = {"loss_train": "loss", "loss_pretrain": "contrastive loss"}
     loss = "".join(f"{name} {metrics[key]:.3f}  " for key, name in losses.items() if key in metrics)
@@ -220,7 +220,7 @@ def setting_cells(settings: Mapping[str, Any], paths: Sequence[str]) -> list[str
     return [_cell(settings.get(path)) for path in paths]
 
 
-def leader_table(trials: Sequence[TrialRecord], paths: Sequence[str]) -> Table:
+def leader_table(trials: Sequence[TrialHistory], paths: Sequence[str]) -> Table:
     """The trials, best first, with the settings that were searched."""
     table = settings_table(("trial", "GAP", "epoch", "ended"), paths)
     for trial in trials:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuner.errors import ModelFolderError, TunerError, main
-from tuner.streaming import BATCH_SIZE, Count, batches_of, decoded, positive, replacing
+from tuner.inference.streaming import BATCH_SIZE, Count, batches_of, decoded, positive, replacing
 
 if TYPE_CHECKING:  # `--help` needs no torch
     import numpy as np
@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # `--help` needs no torch
     from numpy.typing import NDArray
 
     from models import FusedEncoder
-    from tuner.export import Exported
+    from tuner.export.writer import Exported
 
 SUFFIX = ".parquet"
 # Videos of a row group, the least that a reader has to take into memory at once: 80 MB of H = 1200. A shard of fewer
@@ -49,7 +49,7 @@ def embed(
     """
     import numpy as np
 
-    from tuner.embeddings import embedded
+    from tuner.training.contrastive.embeddings import embedded
 
     encoder = encoder_of(exported)
     for shard in decoded(shards, exported):
@@ -126,9 +126,9 @@ def run(arguments: list[str] | None = None) -> None:
 
     from pyarrow.parquet import ParquetWriter
 
-    from data.cache import find_shards
-    from tuner.export import choose_device, load_model
-    from tuner.paths import place
+    from data.cache.store import find_shards
+    from tuner.export.writer import choose_device, load_model
+    from tuner.storage.place import place
 
     device = choose_device(options.device)
     exported = load_model(place(options.model, "MODEL_DIR"), device)

@@ -3,9 +3,11 @@
     python -m tuner.evaluate MODEL_DIR --data 'GLOB'
 
 scores an exported model; its last line is one JSON object with the metrics. With `--predictions FILE` (Kaggle's format
-of 2017 and 2018, tuner/predictions.py) it says how far the file is from what the model says, and ends with exit code 1
+of 2017 and 2018, tuner/inference/predictions.py) it says how far the file is from what the model says, and ends with
+exit code 1
 where that is more than rounding. Without MODEL_DIR it scores the file alone, one of ranked segments (Kaggle's format of
-2019, tuner/segments.py) by MAP at 100,000. `--classes FILE.csv` writes the classes one by one (tuner/scorecard.py).
+2019, tuner/inference/segments.py) by MAP at 100,000. `--classes FILE.csv` writes the classes one by one
+(tuner/inference/scorecard.py).
 """
 
 from __future__ import annotations
@@ -24,9 +26,9 @@ if TYPE_CHECKING:  # `--help` needs no torch
 
     from data.batches import Batches
     from data.schema import Schema
-    from models.per_class import PerClass
-    from tuner.precision import Precision
-    from tuner.ranks import Ranks
+    from models.metrics.per_class import PerClass
+    from tuner.training.precision import Precision
+    from tuner.training.ranks import Ranks
 
 BATCH_SIZE = 1024  # videos that are scored at once
 VALUES_AT_ONCE = 1 << 26  # unless their frames have more values than these: 256 MB in float32
@@ -64,9 +66,9 @@ def evaluate(
     """
     import torch
 
-    from models.metrics import Accumulator
-    from tuner.precision import forward
-    from tuner.ranks import ALONE
+    from models.metrics.metrics import Accumulator
+    from tuner.training.precision import forward
+    from tuner.training.ranks import ALONE
 
     was_training = model.training
     model.eval()
@@ -132,9 +134,9 @@ def run(arguments: list[str] | None = None) -> int:
 
 def _of_file(options: argparse.Namespace) -> int:
     """Score stored predictions alone."""
-    from data.cache import find_shards
+    from data.cache.store import find_shards
     from data.errors import NoShardsError
-    from tuner import predictions, segments
+    from tuner.inference import predictions, segments
 
     if segments.is_segments(options.predictions):
         return _of_segments(options)
@@ -150,9 +152,9 @@ def _of_file(options: argparse.Namespace) -> int:
 
 def _of_segments(options: argparse.Namespace) -> int:
     """Score ranked segments."""
-    from data.cache import find_shards
-    from models.segment_metrics import map_at_k
-    from tuner import segments
+    from data.cache.store import find_shards
+    from models.metrics.segments import map_at_k
+    from tuner.inference import segments
 
     ranked = segments.read(options.predictions)
     ratings = segments.ratings_of(find_shards(options.data))
@@ -175,13 +177,13 @@ def _of_model(options: argparse.Namespace) -> int:
 
     from data.batches import Batches
     from data.errors import NoShardsError
-    from tuner import scorecard
-    from tuner.export import choose_device, load_model
-    from tuner.paths import place
+    from tuner.export.writer import choose_device, load_model
+    from tuner.inference import scorecard
+    from tuner.storage.place import place
 
     stored = None
     if options.predictions is not None:
-        from tuner import predictions, segments
+        from tuner.inference import predictions, segments
 
         if segments.is_segments(options.predictions):
             raise ConfigError(f"{options.predictions}: ranked segments are scored alone: leave MODEL_DIR out")

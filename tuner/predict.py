@@ -6,12 +6,13 @@
     u93s,12 0.987654 3 0.5 77 0.0312345
 
 One row a video, in the order of shards and records; its classes best first, each with its probability. An output that
-ends in .safetensors is for another model to learn from (tuner/teacher.py), and its best 50 classes are kept. Shards are
+ends in .safetensors is for another model to learn from (tuner/training/teacher.py), and its best 50 classes are kept.
+Shards are
 decoded one after the other, the next one while the model scores the last, so their number does not matter; labels in
 them are not looked at. Equal logits go to the lower class first, as in the metrics.
 
 With `--segments`, a model of frames gives the best segments of every class instead, in Kaggle's format of 2019: the
-five seconds that begin at 0, 5, 10, ... of every video (tuner/segments.py).
+five seconds that begin at 0, 5, 10, ... of every video (tuner/inference/segments.py).
 
 Shapes   N videos of a shard   B videos in the batch   D features   C classes   K = min(top_k, C)
 """
@@ -26,9 +27,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tuner import segments, teacher
 from tuner.errors import ModelFolderError, main
-from tuner.streaming import BATCH_SIZE, Count, batches_of, decoded, open_text, positive, replacing, sortable
+from tuner.inference import segments
+from tuner.inference.streaming import BATCH_SIZE, Count, batches_of, decoded, open_text, positive, replacing, sortable
+from tuner.training import teacher
 
 if TYPE_CHECKING:  # `--help` needs no torch
     import numpy as np
@@ -36,7 +38,7 @@ if TYPE_CHECKING:  # `--help` needs no torch
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from tuner.export import Exported
+    from tuner.export.writer import Exported
 
 HEADER = ("VideoId", "LabelConfidencePairs")
 TOP_K = 20
@@ -195,9 +197,9 @@ def run(arguments: list[str] | None = None) -> None:
         if getattr(options, name) and not options.segments:
             parser.error(f"--{name.replace('_', '-')} belongs to --segments")
 
-    from data.cache import find_shards
-    from tuner.export import choose_device, load_model
-    from tuner.paths import place
+    from data.cache.store import find_shards
+    from tuner.export.writer import choose_device, load_model
+    from tuner.storage.place import place
 
     device = choose_device(options.device)
     exported = load_model(place(options.model, "MODEL_DIR"), device)

@@ -3,7 +3,7 @@
     python -m tuner.train EXPERIMENT [--set path=value ...] [--trial RUN_ID] [--device cpu|cuda]
     python -m tuner.train EXPERIMENT --save DIR [--resume | --fresh]
 
-Ray's workers (tuner/worker.py), the tests and this command line all consume the same generator.
+Ray's workers (tuner/workers/worker.py), the tests and this command line all consume the same generator.
 """
 
 import argparse
@@ -17,13 +17,15 @@ from pathlib import Path
 import torch
 
 from models import LinearConfig
-from tuner import checkpoint, contrastive, linear, supervised
-from tuner.dataset import Dataset, open_dataset
-from tuner.encoders import Shelf
 from tuner.errors import CheckpointDamaged, CheckpointError, ConfigError, main
-from tuner.ranks import ALONE, Ranks
-from tuner.supervised import Progress
-from tuner.trial_config import ContrastiveConfig, Trial
+from tuner.training import checkpoint, supervised
+from tuner.training.config import ContrastiveConfig, Trial
+from tuner.training.contrastive import linear
+from tuner.training.contrastive import trial as contrastive
+from tuner.training.contrastive.encoder_store import EncoderStore
+from tuner.training.dataset import Dataset, open_dataset
+from tuner.training.ranks import ALONE, Ranks
+from tuner.training.supervised import Progress
 
 
 def train(
@@ -33,7 +35,7 @@ def train(
     device: torch.device,
     seed: int,
     resume_from: Path | None = None,
-    shelf: Shelf | None = None,
+    encoder_store: EncoderStore | None = None,
     ranks: Ranks = ALONE,
 ) -> Iterator[Progress]:
     """Train and yield after each epoch, first validating.
@@ -44,7 +46,7 @@ def train(
         device: where model and batches live.
         seed: of all that is drawn; the same seed gives the same numbers on the same machine.
         resume_from: a checkpoint of this trial; its epoch is the last one not repeated.
-        shelf: where a contrastive trial looks for pretrained encoders and keeps its own; None: nowhere.
+        encoder_store: where a contrastive trial looks for pretrained encoders and keeps its own; None: nowhere.
         ranks: the processes that train it together, each calling this; they yield the same metrics but for the times.
 
     Raises:
@@ -56,7 +58,9 @@ def train(
     if isinstance(trial, ContrastiveConfig):
         if ranks.size > 1:
             raise ConfigError(f"pipeline: contrastive trains on one worker, but got {ranks.size}")
-        return contrastive.train(trial, data, device=device, seed=seed, resume_from=resume_from, shelf=shelf)
+        return contrastive.train(
+            trial, data, device=device, seed=seed, resume_from=resume_from, encoder_store=encoder_store
+        )
     if isinstance(trial.model, LinearConfig):
         if ranks.size > 1:
             raise ConfigError(f"model.kind linear is fitted on one worker, but got {ranks.size}")
@@ -91,11 +95,12 @@ def run(arguments: list[str] | None = None) -> None:
         parser.error("--trial brings its own settings; leave EXPERIMENT and --set out")
 
     # Imported here: the generator above runs where pydantic and yaml are missing.
-    from tuner import config, paths
+    from tuner.config import experiment as config
+    from tuner.storage import place as paths
 
     file = paths.experiments_file(options.file)
     if options.trial:
-        from tuner.replay import find
+        from tuner.search.replay import find
 
         storage = paths.storage(options.storage, file)
         experiment, values, number = find(options.trial, storage, options.tracking_uri, file)

@@ -1,0 +1,1 @@
+"""Contrastive pretraining: losses, momentum encoder, views."""

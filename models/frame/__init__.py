@@ -1,0 +1,1 @@
+"""Models of the frames of a video."""

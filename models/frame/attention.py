@@ -1,0 +1,57 @@
+"""Attention pooling: several weighted means of a video's frames, the weights by a small gated network.
+
+    score = w . (tanh(V x) * sigmoid(U x)),   weights = softmax of the scores over the frames
+
+Shapes   B videos   T frames of the longest of them   D features of a frame   A heads   U units   H hidden units
+Source   Ilse et al. (2018), "Attention-based deep multiple instance learning", equation 9; a w for each head
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.frame.frame_model import FrameModelConfig
+from models.frame.frames import padded
+from models.layers import BatchNorm, Sizes, xavier_linear
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionConfig(FrameModelConfig):
+    """Settings of attention pooling."""
+
+    positive: ClassVar[tuple[str, ...]] = ("heads", "units", "hidden")
+
+    kind: Literal["attention"] = "attention"
+    heads: int = 8  # weighted means of a video
+    units: int = 128  # of the network that weighs the frames (published: 128)
+    hidden: int = 1024  # units of the layer after the pooling
+
+
+class Attention(nn.Module):
+    """[B, T, D] -> [B, H]: the weighted means side by side -> linear -> BatchNorm -> relu6."""
+
+    def __init__(self, config: AttentionConfig, sizes: Sizes, generator: torch.Generator | None) -> None:
+        """Draws the weights from `generator`."""
+        super().__init__()
+        self.tanh = xavier_linear(sizes.width, config.units, generator)
+        self.gate = xavier_linear(sizes.width, config.units, generator)
+        self.score = xavier_linear(config.units, config.heads, generator, bias=False)  # softmax would cancel it
+        self.hidden = xavier_linear(sizes.width * config.heads, config.hidden, generator, bias=False)
+        self.norm = BatchNorm(config.hidden, eps=1e-3, momentum=config.batch_norm_momentum)
+        self.width = config.hidden
+
+    def weights(self, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+        """How much each frame counts for each head, [B, T, A] float32: they sum to 1 over a video's frames."""
+        scores_BTA = self.score(torch.tanh(self.tanh(x_BTD)) * torch.sigmoid(self.gate(x_BTD))).float()
+        lowest = torch.finfo(scores_BTA.dtype).min  # not -inf: of a video without frames that makes NaN
+        return padded(torch.where(mask_BT[..., None], scores_BTA, lowest).softmax(dim=1), mask_BT)
+
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+        """Normalised frames -> hidden units."""
+        means_BAD = self.weights(x_BTD, mask_BT).transpose(1, 2) @ x_BTD
+        return F.relu6(self.norm(self.hidden(means_BAD.flatten(1)).float()))

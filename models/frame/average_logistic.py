@@ -1,0 +1,56 @@
+"""Logistic regression on the mean of a video's frames.
+
+Shapes   B videos   T frames of the longest of them   D features of a frame   C classes
+Source   google/youtube-8m, FrameLevelLogisticModel
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.frame.frames import FrameInput, masked_mean
+from models.layers import NormalizeKind, Sizes, Statistics, linear, start_at_prior
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AverageLogisticConfig:
+    """Settings of the logistic regression on mean frames."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    level: ClassVar[str] = "frame"
+
+    kind: Literal["average_logistic"] = "average_logistic"
+    normalize: NormalizeKind = "l2"  # of a frame; standard: by the training frames' mean and variance
+    prior_bias: bool = True  # output biases start at the classes' log-odds instead of 0
+
+
+class AverageLogistic(nn.Module):
+    """FrameInput -> mean over frames -> one linear layer."""
+
+    def __init__(
+        self,
+        config: AverageLogisticConfig,
+        sizes: Sizes,
+        statistics: Statistics,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Draws the weights from `generator`, or from torch's global one."""
+        super().__init__()
+        self.input = FrameInput(config.normalize, statistics)
+        self.head = linear(sizes.width, sizes.num_classes, generator)
+        if config.prior_bias:
+            start_at_prior(self.head, statistics)
+
+    @property
+    def regularized(self) -> list[Tensor]:
+        """The weight matrix, under l1 and l2."""
+        return [self.head.weight]
+
+    def forward(self, frames_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+        """Bytes or floats, and which are frames -> logits_BC."""
+        logits_BC: Tensor = self.head(masked_mean(self.input(frames_BTD, mask_BT), mask_BT))
+        return logits_BC

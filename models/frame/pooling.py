@@ -1,0 +1,137 @@
+"""What the models that pool frames by clusters share: soft assignments, a part for each feature, the hidden layer.
+
+Shapes   B videos   T frames of the longest of them   D features of a frame   K clusters   H hidden units
+Source   WILLOW (2017), frame_level_models.py
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.frame.frame_model import FrameModelConfig
+from models.frame.frames import FrameBatchNorm, padded
+from models.layers import BatchNorm, Sizes, check_per_feature, normal_linear
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clustered(FrameModelConfig):
+    """Settings of a model that pools each feature by clusters of its own."""
+
+    positive: ClassVar[tuple[str, ...]] = ("clusters", "hidden")
+
+    clusters: Mapping[str, int]  # of each feature, by name
+    hidden: int = 1024  # units of the layer after the pooling
+    relu: bool = False  # BatchNorm and relu6 after the hidden layer
+    context_gating: bool = False  # after the hidden layer
+    batch_norm: bool = True  # of the frames, the assignments, the hidden layer and its gates; else biases
+
+
+class SoftAssignment(nn.Module):
+    """How much of each frame belongs to each cluster: softmax(BatchNorm(x W)), or softmax(x W + b).
+
+    W ~ N(0, 1 / sqrt(D)), b likewise.
+    """
+
+    def __init__(self, config: Clustered, inputs: int, clusters: int, generator: torch.Generator | None) -> None:
+        """Draws the weights from `generator`."""
+        super().__init__()
+        std = 1 / math.sqrt(inputs)
+        self.linear = normal_linear(inputs, clusters, generator, std=std, bias_std=None if config.batch_norm else std)
+        self.norm = FrameBatchNorm(clusters, momentum=config.batch_norm_momentum) if config.batch_norm else None
+
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, K] float32; a frame's shares sum to 1, those of padding are 0."""
+        scores_BTK = self.linear(x_BTD).float()
+        if self.norm is not None:
+            scores_BTK = self.norm(scores_BTK, mask_BT)
+        return padded(scores_BTK.softmax(dim=-1), mask_BT)
+
+
+class ContextGating(nn.Module):
+    """h * sigmoid(BatchNorm(h W)), W ~ N(0, 1 / sqrt(H)): units let each other through; without BatchNorm h W + b."""
+
+    def __init__(self, config: Clustered, units: int, generator: torch.Generator | None) -> None:
+        """Draws the weights from `generator`."""
+        super().__init__()
+        std = 1 / math.sqrt(units)
+        self.linear = normal_linear(units, units, generator, std=std, bias_std=None if config.batch_norm else std)
+        self.norm = _norm(config, units) if config.batch_norm else nn.Identity()
+
+    def forward(self, x_BH: Tensor) -> Tensor:
+        """[B, H] -> [B, H]."""
+        return x_BH * torch.sigmoid(self.norm(self.linear(x_BH).float()))
+
+
+class Hidden(nn.Module):
+    """The layer after the pooling: h = x W + b, or relu6(BatchNorm(x W)); then, if asked for, context gating.
+
+    W ~ N(0, 1 / sqrt(K)), K the most clusters of a feature; b ~ N(0, 0.01).
+    """
+
+    def __init__(self, config: Clustered, inputs: int, generator: torch.Generator | None) -> None:
+        """Draws the weights from `generator`."""
+        super().__init__()
+        normed = config.relu and config.batch_norm
+        std = 1 / math.sqrt(max(config.clusters.values()))
+        self.linear = normal_linear(inputs, config.hidden, generator, std=std, bias_std=None if normed else 0.01)
+        self.norm = _norm(config, config.hidden) if normed else nn.Identity()
+        self.relu = config.relu
+        self.gating = ContextGating(config, config.hidden, generator) if config.context_gating else nn.Identity()
+
+    def forward(self, x_BP: Tensor) -> Tensor:
+        """[B, pooled] -> [B, H]."""
+        x_BH = self.norm(self.linear(x_BP).float())
+        hidden_BH: Tensor = self.gating(F.relu6(x_BH) if self.relu else x_BH)
+        return hidden_BH
+
+
+class PerFeature(nn.Module):
+    """BatchNorm of the frames -> a pooling for each feature -> concatenation -> hidden layer."""
+
+    def __init__(
+        self,
+        pooling: Callable[[Any, str, Sizes, torch.Generator | None], Any],
+        config: Clustered,
+        sizes: Sizes,
+        generator: torch.Generator | None,
+    ) -> None:
+        """Draws the weights from `generator`.
+
+        Args:
+            pooling: makes the module of a feature, from the settings and its name: forward(x_BTD, mask_BT) -> [B, P],
+                and its attribute `width` is P.
+            config: of the model.
+            sizes: of the data.
+            generator: of the weights.
+
+        Raises:
+            ValueError: the clusters are not those of the data's features.
+        """
+        super().__init__()
+        check_per_feature("clusters", config.clusters, sizes)
+        self.widths = list(sizes.features.values())
+        self.width = config.hidden
+        self.norm = FrameBatchNorm(sizes.width, momentum=config.batch_norm_momentum) if config.batch_norm else None
+        poolings = [pooling(config, name, sizes, generator) for name in sizes.features]
+        self.poolings = nn.ModuleList(poolings)
+        self.hidden = Hidden(config, sum(pooling.width for pooling in poolings), generator)
+
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+        """[B, T, D] -> [B, H]."""
+        if self.norm is not None:
+            x_BTD = self.norm(x_BTD, mask_BT)
+        parts = torch.split(x_BTD, self.widths, dim=-1)
+        pooled = [pooling(part, mask_BT) for pooling, part in zip(self.poolings, parts, strict=True)]
+        hidden_BH: Tensor = self.hidden(torch.cat(pooled, dim=-1))
+        return hidden_BH
+
+
+def _norm(config: Clustered, units: int) -> BatchNorm:
+    return BatchNorm(units, eps=1e-3, momentum=config.batch_norm_momentum)

@@ -1,0 +1,1 @@
+"""Losses, their weights and their penalties."""

@@ -1,0 +1,1 @@
+"""Models of one feature vector for each video."""

@@ -1,0 +1,94 @@
+"""From stored frames to one row for each video."""
+
+import pytest
+import torch
+
+import data.schema
+import models.frame.frames
+from models import AverageLogisticConfig, FeatureStatistics, Sizes
+from models.frame.frames import FrameBatchNorm, FrameInput, dequantised, masked_max, masked_mean
+
+MASK = torch.tensor([[True, True, False], [True, False, False]])
+
+
+def statistics(width=2):
+    return FeatureStatistics(
+        num_videos=10,
+        mean_D=torch.full((width,), 0.5),
+        variance_D=torch.full((width,), 4.0),
+        label_counts_C=torch.tensor([1, 5]),
+    )
+
+
+def test_bytes_stand_for_the_published_values():
+    values = dequantised(torch.tensor([[[0, 127, 128, 255]]], dtype=torch.uint8))[0, 0]
+    assert values.tolist() == pytest.approx([-1.9921875, -0.0000306, 0.0156556, 2.0078125], abs=1e-6)
+
+
+def test_floats_are_taken_as_they_are():
+    assert dequantised(torch.tensor([[[0.25]]], dtype=torch.float16)).tolist() == [[[0.25]]]
+
+
+def test_padding_stays_zero_whatever_stands_there():
+    """Dequantised it would be -1.99, standardised something else again."""
+    frames = torch.full((2, 3, 2), 7, dtype=torch.uint8)
+    for kind in ("standard", "l2", "none"):
+        x = FrameInput(kind, statistics())(frames, MASK)
+        assert not x[~MASK].any() and x[MASK].all(), kind
+
+
+def test_l2_is_over_all_features_of_a_frame_together():
+    frames = torch.tensor([[[3.0, 4.0], [0.0, 0.0], [1e-9, 0.0]]])
+    x = FrameInput("l2", statistics())(frames, torch.ones(1, 3, dtype=torch.bool))
+    torch.testing.assert_close(x[0], torch.tensor([[0.6, 0.8], [0.0, 0.0], [1e-3, 0.0]]))  # epsilon: 1e-12 of x^2
+
+
+def test_standard_is_by_the_statistics_of_frames():
+    x = FrameInput("standard", statistics())(torch.tensor([[[2.5, 0.5]]]), torch.ones(1, 1, dtype=torch.bool))
+    assert x[0, 0].tolist() == [1.0, 0.0]
+
+
+def test_mean_and_maximum_are_of_the_real_frames_alone():
+    x = torch.tensor([[[-1.0], [-3.0], [9.0]], [[-2.0], [9.0], [9.0]]])
+    assert masked_mean(x, MASK).tolist() == [[-2.0], [-2.0]]
+    assert masked_max(x, MASK).tolist() == [[-1.0], [-2.0]]
+
+
+def test_without_a_frame_mean_and_maximum_are_zero():
+    nothing = torch.zeros(1, 3, dtype=torch.bool)
+    assert masked_mean(torch.ones(1, 3, 2), nothing).tolist() == masked_max(torch.ones(1, 3, 2), nothing).tolist()
+    assert not masked_max(torch.ones(1, 3, 2), nothing).any()
+
+
+class TestFrameBatchNorm:
+    def test_its_statistics_are_those_of_the_real_frames(self):
+        """Published code counts the padding in, which here would make the mean 2 and not 4."""
+        x = torch.tensor([[[2.0], [4.0], [0.0]], [[6.0], [0.0], [0.0]]])
+        norm = FrameBatchNorm(1, momentum=1.0)
+        found = norm(x, MASK)
+        assert norm.norm.running_mean.item() == pytest.approx(4.0)
+        assert norm.norm.running_var.item() == pytest.approx(4.0)  # unbiased, of 2, 4, 6
+        expected = (torch.tensor([2.0, 4.0, 6.0]) - 4) / (8 / 3 + 1e-3) ** 0.5
+        torch.testing.assert_close(found[MASK][:, 0], expected)
+        assert not found[~MASK].any()
+
+    def test_in_evaluation_it_is_a_frame_at_a_time(self):
+        norm = FrameBatchNorm(3, momentum=0.5)
+        x = torch.randn(2, 3, 3, generator=torch.Generator().manual_seed(0))
+        norm(x, MASK)
+        norm.eval()
+        torch.testing.assert_close(norm(x, MASK)[:, :1], norm(x[:, :1], MASK[:, :1]))
+        assert not norm(x, MASK)[~MASK].any()
+
+
+def test_average_logistic_is_linear_in_the_mean_of_the_normalised_frames():
+    sizes = Sizes(features={"rgb": 2}, num_classes=2, level="frame")
+    model = models.build(AverageLogisticConfig(), sizes, statistics())
+    frames = torch.tensor([[[3.0, 4.0], [4.0, -3.0], [5.0, 5.0]], [[0.0, 2.0], [1.0, 1.0], [1.0, 1.0]]])
+    means = torch.tensor([[0.7, 0.1], [0.0, 1.0]])
+    torch.testing.assert_close(model(frames, MASK), means @ model.head.weight.T + model.head.bias)
+
+
+def test_the_constants_are_those_of_the_shards():
+    assert models.frame.frames.DEQUANTISE_SCALE == data.schema.DEQUANTISE_SCALE
+    assert models.frame.frames.DEQUANTISE_SHIFT == data.schema.DEQUANTISE_SHIFT

@@ -1,0 +1,454 @@
+"""Ensembles: the mean of probabilities as one model, its members, its weights, its size, its folder."""
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from data.batches import Batches
+from models.ensemble import Ensemble, mean_log_odds
+from tests.support.finished import FAST, FinishedSearch
+from tuner import best, errors, evaluate, predict
+from tuner.export import ensemble, weighting
+from tuner.export import writer as export
+from tuner.export.ensemble import Options
+from tuner.export.weighting import Predictions
+from tuner.storage.journal import Journal
+from tuner.train import train
+
+CPU = torch.device("cpu")
+Printed = pytest.CaptureFixture[str]
+
+
+class Shift(nn.Module):
+    """Adds a constant to its input: a member whose logits are known."""
+
+    def __init__(self, shift: float) -> None:
+        super().__init__()
+        self.shift = shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.shift
+
+
+# ----------------------------------------------------------------------------------------------------------- the model
+
+
+def test_the_logits_are_the_log_odds_of_the_weighted_mean_probability() -> None:
+    logits_BC = torch.tensor([[-3.0, 0.0, 0.7], [5.0, -0.2, 1.0]])
+    found = Ensemble([Shift(0.0), Shift(1.0)], [0.25, 0.75])(logits_BC)
+    mean = 0.25 * logits_BC.double().sigmoid() + 0.75 * (logits_BC.double() + 1).sigmoid()
+    torch.testing.assert_close(found, (mean / (1 - mean)).log().float())
+
+
+def test_probabilities_are_averaged_and_not_logits() -> None:
+    """A member that is sure and one that is not: the mean of 0.5 and 1 is 0.75."""
+    found = Ensemble([Shift(0.0), Shift(40.0)], [0.5, 0.5])(torch.zeros(1, 1))
+    assert found.sigmoid().item() == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_sure_members_are_still_told_apart(sign: int) -> None:
+    """In float32 sigmoid(20) is 1 and sigmoid(-110) is 0; the log-odds of the mean are known all the same."""
+    logits = sign * torch.tensor([[20.0, 30.0, 90.0, 110.0]])
+    found = mean_log_odds([logits, logits + 1], torch.tensor([0.5, 0.5]).log())
+    z = logits.double()
+    # p = w s(z) + w s(z + 1): where s is e^z, or 1 - e^-z, the mean is z plus a constant.
+    offset = np.log((1 + np.e) / 2) if sign < 0 else -np.log((1 + np.exp(-1)) / 2)
+    torch.testing.assert_close(found, (z + offset).float(), rtol=1e-6, atol=1e-5)
+    assert torch.isfinite(found).all() and (found.diff() != 0).all()
+
+
+def test_one_member_gives_its_own_logits() -> None:
+    logits = torch.linspace(-80, 80, 33)[None]
+    torch.testing.assert_close(Ensemble([Shift(0.0)], [1.0])(logits), logits)
+
+
+def test_half_precision_members_are_averaged_in_float32() -> None:
+    logits = torch.linspace(-9, 9, 5).bfloat16()[None]
+    found = Ensemble([Shift(0.0), Shift(0.5)], [0.5, 0.5])(logits)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(
+        found, mean_log_odds([logits.float(), (logits + 0.5).float()], torch.tensor(0.5).log().expand(2))
+    )
+
+
+@pytest.mark.parametrize("weights", [[], [1.0], [0.5, 0.6], [1.5, -0.5], [1.0, 0.0]])
+def test_weights_that_make_no_mean_are_refused(weights: Sequence[float]) -> None:
+    with pytest.raises(ValueError, match="weight"):
+        Ensemble([Shift(0.0), Shift(1.0)], weights)
+
+
+# --------------------------------------------------------------------------------------------------------- the weights
+
+
+def predictions(probabilities_MNC: np.ndarray, labels_NC: np.ndarray) -> Predictions:
+    return Predictions(
+        probabilities_MNU=probabilities_MNC.astype(np.float32),
+        hits_NU=labels_NC.astype(bool),
+        positives_N=labels_NC.sum(axis=1).astype(np.int64),
+    )
+
+
+def noisy_members(deviations: Sequence[float], num_videos: int = 300) -> Predictions:
+    """Members that see the truth through noise of their own."""
+    random = np.random.default_rng(0)
+    labels_NC = random.random((num_videos, 30)) < 0.1
+    noise = np.array(deviations)[:, None, None] * random.normal(size=(len(deviations), num_videos, 30))
+    return predictions(1 / (1 + np.exp(2 - 4 * labels_NC - noise)), labels_NC)
+
+
+def test_the_gap_is_the_metric_s_own() -> None:
+    from models.metrics import metrics
+
+    random = np.random.default_rng(1)
+    scores, labels = random.random((2, 50, 40)), random.random((50, 40)) < 0.1
+    found = predictions(scores, labels).gap(np.tile([0.3, 0.7], (50, 1)))
+    assert found == pytest.approx(metrics.gap(0.3 * scores[0] + 0.7 * scores[1], labels), rel=1e-6)
+
+
+def test_places_beyond_a_video_s_classes_are_no_predictions() -> None:
+    given = predictions(np.array([[[0.5, 0.4, 0.3]]]), np.array([[0, 1, 0]]))
+    padded = replace(
+        given,
+        probabilities_MNU=np.pad(given.probabilities_MNU, ((0, 0), (0, 0), (2, 40)), constant_values=-1),
+        hits_NU=np.pad(given.hits_NU, ((0, 0), (2, 40))),
+    )
+    assert padded.gap(np.ones((1, 1))) == given.gap(np.ones((1, 1))) == 0.5
+
+
+def test_labels_outside_the_kept_classes_count_as_positives() -> None:
+    """The denominator is all positives, also those that nobody predicted."""
+    given = predictions(np.array([[[0.5, 0.4]]]), np.array([[1, 0]]))
+    assert replace(given, positives_N=np.array([4])).gap(np.ones((1, 1))) == 0.25
+
+
+def test_a_useless_member_gets_no_weight_and_the_good_ones_share_it() -> None:
+    weights = weighting.select(noisy_members([1.0, 1.0, 30.0]))
+    assert weights.sum() == pytest.approx(1) and weights[2] == 0 and min(weights[:2]) > 0.25
+
+
+def test_weights_that_carry_over_are_kept() -> None:
+    chosen = weighting.choose(noisy_members([1.0, 6.0, 6.0, 6.0]))
+    assert not chosen.equal and chosen.weights_M[0] > 0.5
+    assert chosen.gap_cross_fitted > chosen.gap_equal
+
+
+def test_weights_that_only_fit_the_videos_that_chose_them_give_way_to_equal_ones() -> None:
+    """Of eight equals on 40 videos, a selection finds differences that are none: other videos say so."""
+    given = noisy_members([2.0] * 8, num_videos=40)
+    chosen = weighting.choose(given)
+    selected = weighting.select(given)
+    assert given.gap(np.tile(selected, (40, 1))) > chosen.gap_equal  # what the selection believes
+    assert chosen.equal and chosen.gap_cross_fitted <= chosen.gap_equal
+    assert chosen.weights_M.tolist() == [1 / 8] * 8
+
+
+def test_the_weights_are_drawn_by_no_chance() -> None:
+    given = noisy_members([1.0, 2.0, 3.0])
+    assert weighting.choose(given).weights_M.tolist() == weighting.choose(given).weights_M.tolist()
+
+
+# ----------------------------------------------------------------------------------------------------------- the search
+
+
+def build(given: FinishedSearch, **options: Any) -> tuple[ensemble.Built, list[str]]:
+    """The ensemble, and what was said."""
+    said: list[str] = []
+    wanted = Options(**{"count": 2} | options)
+    return ensemble.build(given.directory, given.experiment, given.search, wanted, said.append), said
+
+
+def test_members_are_the_best_trials_and_the_scores_those_of_the_whole_split(finished_search: FinishedSearch) -> None:
+    built, said = build(finished_search, weights="equal")
+    assert [member.trial.number for member in built.members] == [1, 0] and built.weights == [0.5, 0.5]
+    assert said == [] and built.weighting is None
+    for member, scores in zip(built.members, built.member_scores, strict=True):
+        assert scores["validate"]["gap"] == pytest.approx(member.trial.score, abs=1e-6)
+    batches = Batches(finished_search.data.validate, batch_size=1024, shuffle=False)
+    assert built.scores["validate"] == evaluate.evaluate(built.model, batches, "fp32")
+
+
+def test_what_chooses_the_weights_is_what_the_metrics_see(finished_search: FinishedSearch) -> None:
+    """Of 12 classes all are among the best 20: the kept predictions give the very GAP of the model."""
+    built, _ = build(finished_search)
+    kept = ensemble._predictions([member.model for member in built.members], finished_search.data.validate, "fp32")
+    for member, scores in enumerate(built.member_scores):
+        one = np.eye(len(built.members))[np.full(150, member)]
+        assert kept.gap(one) == pytest.approx(scores["validate"]["gap"], rel=1e-6)
+
+
+def test_a_member_without_weight_is_left_out_and_named(finished_search: FinishedSearch) -> None:
+    """Trial 0 has hardly learned anything."""
+    built, said = build(finished_search)
+    assert built.weighting is not None and not built.weighting.equal
+    assert [member.trial.number for member in built.members] == [1] and built.weights == [1.0]
+    assert re.fullmatch(r"left out, for the ensemble is no better with: trial 000 \(GAP 0\.\d{4}\)", said[0])
+
+
+def test_fewer_trials_than_asked_for_are_taken_and_that_is_said(finished_search: FinishedSearch) -> None:
+    built, said = build(finished_search, count=5, weights="equal")
+    assert len(built.members) == 2
+    assert said == ["search 20260102-030405-0001 of tiny has 2 such trials, not 5: the ensemble is made of these"]
+
+
+def test_a_trial_without_a_whole_checkpoint_is_left_out_and_named(own: FinishedSearch) -> None:
+    shutil.rmtree(own.directory / "trials" / "trial-1")
+    built, said = build(own, count=1)
+    assert [member.trial.number for member in built.members] == [0]
+    assert said[0].startswith("trial 001 of search") and said[0].endswith("it is left out")
+
+
+# ----------------------------------------------------------------------------------------------------------- bagging
+
+
+def add_trial(given: FinishedSearch, number: int, *, bootstrap: str) -> None:
+    """A further finished trial."""
+    id = f"trial-{number}"
+    values = {**FAST, "loss.bootstrap": bootstrap}
+    settings = given.experiment.trial_config(values)
+    opened = Journal(given.directory)
+    states: dict[str, Any] = {"sampler_state": {}, "study_state": {}}
+    opened.append("suggested", number=number, id=id, values=values, settings={}, **states)
+    *_, last = train(settings, given.data, device=CPU, seed=settings.seed(number))
+    last.state.save(given.directory / "trials" / id / "epoch-0002", settings)
+    opened.append("report", id=id, epoch=2, metrics=last.metrics)
+    opened.append("finished", id=id, stopped_by=None)
+    opened.close()
+
+
+def bagged(own: FinishedSearch, seed: str) -> FinishedSearch:
+    """A search of loss.bootstrap, its shards those of `own`: trials 0 and 1 have bootstrap samples, 2 and 3 none."""
+    from tuner.config import experiment as config
+
+    overrides = [
+        "loss.bootstrap={choice: [none, fixed, per_batch]}",
+        f"training.seed={seed}",
+        f"data.train={own.experiment.data.train}",
+        f"data.validate={own.experiment.data.validate}",
+    ]
+    given = replace(own, experiment=config.load(own.folder / "experiments.yaml", None, overrides))
+    shutil.rmtree(given.directory / "trials")
+    journal = given.directory / "journal.jsonl"
+    journal.write_text(journal.read_text().splitlines(keepends=True)[0])
+    for number, bootstrap in enumerate(("fixed", "fixed", "per_batch", "none")):
+        add_trial(given, number, bootstrap=bootstrap)
+    return given
+
+
+def test_bagging_takes_trials_on_bootstrap_samples_of_their_own(own: FinishedSearch) -> None:
+    built, said = build(bagged(own, "per_trial"), count=3, bagging=True, weights="equal")
+    assert {member.trial.number for member in built.members} == {0, 1}
+    assert said == ["search 20260102-030405-0001 of tiny has 2 such trials, not 3: the ensemble is made of these"]
+
+
+def test_one_seed_for_all_is_one_sample_for_all_and_that_is_said(own: FinishedSearch) -> None:
+    built, said = build(bagged(own, "1"), count=2, bagging=True)
+    assert len(built.members) == 1
+    assert "2 trials have loss.bootstrap: fixed, but together 1 bootstrap samples" in said[0]
+    assert "training.seed: per_trial gives every trial its own" in said[0]
+
+
+# ----------------------------------------------------------------------------------------------------------- the folder
+
+
+@pytest.fixture(scope="module")
+def folder(finished_search: FinishedSearch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ensemble of both trials; only to be read."""
+    target = tmp_path_factory.mktemp("ensembles") / "two"
+    best.run([*of(finished_search), "--ensemble", "2", "--weights", "equal", "--export", str(target)])
+    return target
+
+
+def of(given: FinishedSearch) -> list[str]:
+    """The search, as the command line names it. Its shards are found by the stored yaml."""
+    return ["--storage", str(given.storage)]
+
+
+def refused(capsys: Printed, *arguments: str) -> str:
+    capsys.readouterr()
+    assert errors.main(partial(best.run, list(arguments))) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    return said
+
+
+def test_the_folder_is_a_model_like_any_other(
+    finished_search: FinishedSearch, exported: Path, folder: Path, tmp_path: Path, capsys: Printed
+) -> None:
+    assert {path.name for path in folder.iterdir()} == {path.name for path in exported.iterdir()}
+    evaluate.run([str(folder), "--data", finished_search.validate, "--device", "cpu"])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["gap"] == json.loads((folder / "metrics.json").read_text())["validate"]["gap"]
+    output = tmp_path / "out.csv"
+    predict.run([str(folder), "--data", finished_search.validate, "--output", str(output), "--device", "cpu"])
+    assert len(output.read_text().splitlines()) == 151
+
+
+def test_its_probabilities_are_the_mean_of_its_members(finished_search: FinishedSearch, folder: Path) -> None:
+    model = export.load_model(folder, CPU).model
+    features = torch.randn(9, 32, generator=torch.Generator().manual_seed(0))
+    members = [
+        export.load_trial(finished_search.directory, finished_search.experiment, trial, CPU)
+        for trial in finished_search.search.finished
+    ]
+    with torch.inference_mode():
+        expected = torch.stack([member(features).sigmoid() for member in members]).mean(dim=0)
+        torch.testing.assert_close(model(features).sigmoid(), expected)
+        program = torch.export.load(folder / "model.pt2").module()
+        torch.testing.assert_close(program(features).sigmoid(), expected)
+
+
+def test_its_card_and_its_settings_name_the_members(finished_search: FinishedSearch, folder: Path) -> None:
+    from tuner.config import experiment as config
+
+    card = (folder / "README.md").read_text()
+    assert "the weighted mean of the probabilities of 2 trials of search 20260102" in card
+    scores = [trial.score for trial in finished_search.search.finished]
+    assert re.search(rf"\| 001 \| 2 \| fused_mlp \| 0\.500 \| {scores[0]:.4f} \|", card)
+    assert f"| all of validate | {json.loads((folder / 'metrics.json').read_text())['validate']['gap']:.4f} |" in card
+    again = config.load(folder / "trial.yaml", "tiny_000").trial_config({})
+    trial = finished_search.search.trials["trial-0"]
+    assert again.model == finished_search.experiment.trial_config(trial.values).model
+    assert config.load(folder / "trial.yaml", None).name == "tiny_001"
+
+
+def test_an_export_of_the_format_before_ensembles_still_loads(exported: Path, tmp_path: Path) -> None:
+    import hashlib
+
+    shutil.copytree(exported, tmp_path / "old")
+    told = json.loads((tmp_path / "old" / "config.json").read_text())
+    assert told.pop("weights") == "float32"
+    (tmp_path / "old" / "config.json").write_text(json.dumps(told | {"format": 2}))
+    digest = hashlib.sha256((tmp_path / "old" / "config.json").read_bytes()).hexdigest()
+    sums = (tmp_path / "old" / "SHA256SUMS").read_text()
+    (tmp_path / "old" / "SHA256SUMS").write_text(re.sub(r"\w+(?=  config.json)", digest, sums))
+    features = torch.ones(2, 32)
+    assert torch.equal(
+        export.load_model(tmp_path / "old", CPU).model(features), export.load_model(exported, CPU).model(features)
+    )
+
+
+def test_an_ensemble_takes_the_place_of_one_and_of_nothing_else(
+    finished_search: FinishedSearch, exported: Path, folder: Path, tmp_path: Path, capsys: Printed
+) -> None:
+    copies = tmp_path / "ensemble", tmp_path / "trial"
+    shutil.copytree(folder, copies[0])
+    shutil.copytree(exported, copies[1])
+    command = [*of(finished_search), "--ensemble", "1", "--export"]
+    best.run([*command, str(copies[0])])
+    assert "replaced the export of an ensemble of the same search" in capsys.readouterr().out
+    assert len(export.load_model(copies[0], CPU).config["model"]["members"]) == 1
+    said = refused(capsys, *command, str(copies[1]))
+    assert "is there already: trial 001 of search 20260102-030405-0001" in said and "for an ensemble of search" in said
+    said = refused(capsys, *of(finished_search), "--export", str(copies[0]))
+    assert "is there already: an ensemble of search" in said and "for trial 001" in said
+
+
+def test_without_export_there_is_a_table_alone(
+    finished_search: FinishedSearch, tmp_path: Path, capsys: Printed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    best.run([*of(finished_search), "--ensemble", "2", "--weights", "equal"])
+    printed = capsys.readouterr().out
+    assert "trial 001    0.500" in printed and "over its best member" in printed and "next:" not in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_how_the_weights_were_found_is_told(finished_search: FinishedSearch, capsys: Printed) -> None:
+    best.run([*of(finished_search), "--ensemble", "2"])
+    printed = capsys.readouterr().out
+    assert "weights by greedy selection on the validation videos" in printed and "with equal weights 0." in printed
+
+
+# --------------------------------------------------------------------------------------------------------------- size
+
+
+def sizes(given: FinishedSearch) -> list[float]:
+    """MiB of an ensemble of the best one, and of both."""
+    members = [ensemble.Member(trial=t, epoch=2, model=given.load_best()) for t in given.search.finished]
+    return [ensemble._mib(members[:count], half=False) for count in (1, 2)]
+
+
+def test_the_weakest_members_are_dropped_until_it_fits_and_that_is_said(
+    finished_search: FinishedSearch, tmp_path: Path, capsys: Printed
+) -> None:
+    limit = sizes(finished_search)[1] - 0.001
+    target = tmp_path / "small"
+    command = [*of(finished_search), "--ensemble", "2", "--weights", "equal", "--export", str(target)]
+    best.run([*command, "--size-limit", f"{limit:.6f}"])
+    assert re.search(r"2 members take .* MiB, more than .*: trial 000 \(GAP .*\) is dropped", capsys.readouterr().out)
+    assert (target / "model.safetensors").stat().st_size <= limit * 2**20
+    assert [one["number"] for one in export.load_model(target, CPU).config["model"]["members"]] == [1]
+
+
+def test_the_size_is_known_before_it_is_written(finished_search: FinishedSearch, folder: Path) -> None:
+    written = (folder / "model.safetensors").stat().st_size / 2**20
+    assert written <= sizes(finished_search)[1] <= written + 0.01
+
+
+def test_half_the_size_is_asked_for_and_scored_as_it_is_stored(
+    finished_search: FinishedSearch, folder: Path, tmp_path: Path, capsys: Printed
+) -> None:
+    target = tmp_path / "half"
+    command = [*of(finished_search), "--ensemble", "2", "--weights", "equal", "--half", "--export", str(target)]
+    best.run(command)
+    stored = load_file(target / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values() if tensor.ndim == 2} == {torch.float16}
+    assert {tensor.dtype for name, tensor in stored.items() if "variance" in name or "running_var" in name} == {
+        torch.float32
+    }
+    capsys.readouterr()
+    evaluate.run([str(target), "--data", finished_search.validate, "--device", "cpu"])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["gap"] == json.loads((target / "metrics.json").read_text())["validate"]["gap"]
+    assert "its matrices rounded to float16" in (target / "README.md").read_text()
+
+
+def test_a_limit_that_not_even_one_member_keeps_is_refused(finished_search: FinishedSearch, capsys: Printed) -> None:
+    said = refused(capsys, *of(finished_search), "--ensemble", "2", "--size-limit", "0.001")
+    assert "--size-limit 0.001: trial 001" in said and "alone takes" in said and "--half stores it in" in said
+
+
+# --------------------------------------------------------------------------------------------------------- misuse
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--ensemble", "0"], "must be a whole number, at least 1, but got '0'"),
+        (["--ensemble", "2", "--size-limit", "-3"], "must be a number of MiB above 0, but got '-3'"),
+        (["--ensemble", "2", "--weights", "best"], "invalid choice: 'best'"),
+        (["--half"], "--half belongs to --ensemble K"),
+        (["--bagging"], "--bagging belongs to --ensemble K"),
+        (["--size-limit", "5"], "--size-limit belongs to --ensemble K"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    finished_search: FinishedSearch, capsys: Printed, arguments: list[str], told: str
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        best.run([*of(finished_search), *arguments])
+    assert end.value.code == 2 and told in capsys.readouterr().err
+
+
+def test_bagging_without_bootstrap_samples_is_refused(finished_search: FinishedSearch, capsys: Printed) -> None:
+    said = refused(capsys, *of(finished_search), "--ensemble", "2", "--bagging")
+    assert "no finished trial on a bootstrap sample (loss.bootstrap: fixed)" in said
+
+
+def test_an_ensemble_has_no_embeddings(folder: Path) -> None:
+    from tuner import embed
+
+    with pytest.raises(errors.ModelFolderError, match="kind ensemble has no encoder"):
+        embed.encoder_of(export.load_model(folder, CPU))

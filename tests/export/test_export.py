@@ -1,0 +1,439 @@
+"""Exports: the same model outside the search, complete, checked, and never in the way of another folder."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from data.batches import Batches
+from models import LinearConfig
+from tests.support.finished import NAMES, VOCABULARY, FinishedSearch
+from tuner import best, errors, evaluate, predict
+from tuner.config import experiment as config
+from tuner.errors import ConfigError, ModelFolderError, NothingToExport, SearchError
+from tuner.export import model_card
+from tuner.export import writer as export
+from tuner.storage.journal import TrialHistory
+from tuner.train import train
+from tuner.training import checkpoint, vocabulary
+from tuner.training.config import TrialConfig
+from tuner.training.dataset import open_dataset
+
+ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+FILES = {
+    "model.safetensors",
+    "model.pt2",
+    "config.json",
+    "statistics.safetensors",
+    "trial.yaml",
+    "classes.csv",
+    "metrics.json",
+    "README.md",
+    "SHA256SUMS",
+}
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x01
+    path.write_bytes(content)
+
+
+def test_the_exported_model_scores_as_its_trial_did(finished_search: FinishedSearch, exported: Path) -> None:
+    loaded = export.load_model(exported, CPU)
+    batches = Batches(loaded.open(finished_search.validate), batch_size=1024, shuffle=False)
+    metrics = evaluate.evaluate(loaded.model, batches, loaded.precision)
+    report = finished_search.best.reports[2]
+    for key in ("gap", "hit_at_1", "perr", "map"):
+        assert metrics[key] == report[key]
+    assert metrics["loss"] == report["loss_validate"]
+
+
+def test_weights_and_buffers_come_back_bit_for_bit(finished_search: FinishedSearch, exported: Path) -> None:
+    own, loaded = finished_search.load_best().state_dict(), export.load_model(exported, CPU).model.state_dict()
+    assert own.keys() == loaded.keys()
+    assert all(torch.equal(own[name], loaded[name]) for name in own)
+
+
+def test_the_folder_holds_what_the_card_says_and_its_checksums(exported: Path) -> None:
+    assert {path.name for path in exported.iterdir()} == FILES
+    lines = (exported / "SHA256SUMS").read_text().splitlines()
+    sums = {name: digest for digest, name in (line.split("  ") for line in lines)}
+    assert sums.keys() == FILES - {"SHA256SUMS"}
+    for name, digest in sums.items():
+        assert hashlib.sha256((exported / name).read_bytes()).hexdigest() == digest
+    assert not [path for path in exported.parent.iterdir() if path.name.startswith(".")]
+
+
+def test_the_card_s_own_snippet_runs_on_pytorch_alone(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (snippet,) = re.findall(r"```python\n(.*?)```", (exported / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(exported)
+    names: dict[str, Any] = {}
+    exec(snippet, names)
+    model = export.load_model(exported, CPU).model
+    assert torch.allclose(names["probabilities"], model(names["features"]).sigmoid())
+    for rows in (1, 5):
+        assert names["model"](torch.zeros(rows, 32)).shape == (rows, 12)
+
+
+def test_loading_needs_neither_yaml_nor_pydantic_nor_the_frameworks(exported: Path) -> None:
+    program = (
+        "import sys, torch; from pathlib import Path; from tuner.export.writer import load_model;"
+        f"load_model(Path({str(exported)!r}), torch.device('cpu'));"
+        "print({'yaml', 'pydantic', 'ray', 'mlflow', 'optuna'} & set(sys.modules))"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout == "set()\n"
+
+
+def test_trial_yaml_is_an_experiment_that_trains_the_same_model_again(
+    finished_search: FinishedSearch, exported: Path
+) -> None:
+    again = config.load(exported / "trial.yaml", None)
+    settings = finished_search.experiment.trial_config(finished_search.best.values)
+    assert settings.training.seed == "per_trial"
+    trial = again.trial_config({})
+    assert trial == replace(settings, training=replace(settings.training, seed=2))
+    assert again.data == finished_search.experiment.data
+    *_, last = train(trial, open_dataset(again.data), device=CPU, seed=trial.seed(0))
+    assert last.metrics["gap"] == finished_search.best.score
+
+
+def test_trial_yaml_of_a_fitted_trial_has_nothing_that_has_no_effect_on_it(tmp_path: Path) -> None:
+    zoo = config.load(ROOT / "experiments.yaml", "zoo")
+    trial = TrialHistory(number=2, id="2", values={**zoo.space.defaults(), "model": "linear"}, sampler_state={})
+    (tmp_path / "trial.yaml").write_text(export._trial_yaml(zoo, [trial]))
+    again = config.load(tmp_path / "trial.yaml", None).trial_config({})
+    assert again == TrialConfig(model=LinearConfig())
+
+
+def test_config_json_says_where_the_model_comes_from(finished_search: FinishedSearch, exported: Path) -> None:
+    told = export.load_model(exported, CPU).config
+    assert told["features"] == [{"name": "mean_rgb", "width": 24}, {"name": "mean_audio", "width": 8}]
+    assert told["trial"] == {"number": 1, "id": "trial-1", "epoch": 2}
+    assert (told["search"], told["data_fingerprint"]) == ("20260102-030405-0001", finished_search.search.fingerprint)
+
+
+def test_the_training_statistics_are_with_it(finished_search: FinishedSearch, exported: Path) -> None:
+    stored, statistics = load_file(exported / "statistics.safetensors"), finished_search.data.statistics
+    assert torch.equal(stored["mean"], statistics.mean_D)
+    assert torch.equal(stored["variance"], statistics.variance_D)
+    assert torch.equal(stored["label_counts"], statistics.label_counts_C)
+    assert stored["num_videos"] == 400
+
+
+def test_class_names_are_kept_commas_quotes_and_all(exported: Path) -> None:
+    assert export.load_model(exported, CPU).class_names == NAMES
+
+
+def test_without_a_vocabulary_there_are_no_names(finished_search: FinishedSearch, tmp_path: Path) -> None:
+    finished_search.export(tmp_path / "out", class_names=None)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES - {"classes.csv"}
+    assert export.load_model(tmp_path / "out", CPU).class_names is None
+
+
+def test_the_card_shows_whole_splits_where_they_are_known(finished_search: FinishedSearch, tmp_path: Path) -> None:
+    scores = {"gap": 0.8125, "hit_at_1": 0.5, "perr": 0.5, "map": 0.5, "num_videos": 3501.0}
+    finished_search.export(tmp_path / "out", metrics={"validate": scores})
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| all of validate | 0.8125 | 0.5000 | 0.5000 | 0.5000 | 3,501 |" in card
+    assert "| validation sample during training | " in card
+    stored = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert stored["validate"] == scores
+    assert stored["training"]["gap"] == finished_search.best.score
+
+
+def test_an_export_needs_no_shards_where_the_search_kept_its_statistics(own: FinishedSearch, tmp_path: Path) -> None:
+    export.keep_statistics(own.directory, own.data.statistics)
+    nowhere = replace(own.experiment.data, train="nowhere/*", validate="nowhere/*")
+    told: list[str] = []
+    own.export(tmp_path / "out", experiment=replace(own.experiment, data=nowhere), say=told.append)
+    assert "34 random videos" in told[0] and "real" not in told[0]
+
+
+def test_statistics_of_other_shards_are_refused(own: FinishedSearch, tmp_path: Path) -> None:
+    other = replace(own.experiment.data, train=own.experiment.data.validate)
+    with pytest.raises(SearchError, match="the training shards have changed"):
+        own.export(tmp_path / "out", experiment=replace(own.experiment, data=other))
+    assert not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------------------------------------ the target
+
+
+def test_an_export_of_the_same_trial_is_replaced_and_that_is_said(
+    finished_search: FinishedSearch, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    finished_search.export(tmp_path / "out", say=told.append)
+    assert "replaced" not in told[-1]
+    (tmp_path / "out" / "notes.txt").write_text("of the old one")
+    finished_search.export(tmp_path / "out", say=told.append)
+    assert "replaced the export of the same trial" in told[-1]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_export_of_another_trial_is_left_alone(finished_search: FinishedSearch, tmp_path: Path) -> None:
+    finished_search.export(tmp_path / "out", trial=finished_search.search.trials["trial-0"])
+    with pytest.raises(ModelFolderError, match=r"there already: trial 000 of search .* folder for trial 001"):
+        finished_search.export(tmp_path / "out")
+    assert export.load_model(tmp_path / "out", CPU).config["trial"]["number"] == 0
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_stranger_in_the_way_is_left_alone(finished_search: FinishedSearch, tmp_path: Path, kind: str) -> None:
+    stranger = tmp_path / "out" / "thesis.tex" if kind == "folder" else tmp_path / "out"
+    stranger.parent.mkdir(exist_ok=True)
+    stranger.write_text("three years")
+    with pytest.raises(ModelFolderError, match="there already and is no exported model"):
+        finished_search.export(tmp_path / "out")
+    assert stranger.read_text() == "three years"
+
+
+def test_an_empty_folder_is_taken(finished_search: FinishedSearch, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    finished_search.export(tmp_path / "out")
+    export.load_model(tmp_path / "out", CPU)
+
+
+def test_an_export_that_fails_leaves_nothing(
+    finished_search: FinishedSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(model_card, "render", fail)
+    with pytest.raises(OSError, match="No space"):
+        finished_search.export(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_that_gives_other_logits_is_refused(
+    finished_search: FinishedSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model: Callable[..., None] = export._write_model
+
+    def write_another(folder: Path, model: nn.Module, width: int, **options: bool) -> None:
+        bias = model.get_parameter("head.bias")
+        bias.add_(1e-3)
+        write_model(folder, model, width, **options)
+        bias.sub_(1e-3)
+
+    monkeypatch.setattr(export, "_write_model", write_another)
+    with pytest.raises(ModelFolderError, match=r"model\.safetensors: other logits .* nothing was exported"):
+        finished_search.export(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------------- the checkpoint
+
+
+def test_the_best_checkpoint_is_that_of_the_best_epoch_that_is_there_and_whole(own: FinishedSearch) -> None:
+    trial = replace(own.best, reports={1: {"gap": 0.6}, 2: {"gap": 0.5}, 3: {"gap": 0.9}})  # 3 was never kept
+    folder = own.directory / "trials" / "trial-1"
+    assert export.best_checkpoint(own.directory, trial) == folder / "epoch-0001"
+    weights = folder / "epoch-0001" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])  # the copy of a worker that was killed
+    assert export.best_checkpoint(own.directory, trial) == folder / "epoch-0002"
+    trial.reports.pop(2)  # a driver that was killed had not heard of it
+    with pytest.raises(NothingToExport, match=r"trial 001 of search .* has no whole checkpoint"):
+        export.best_checkpoint(own.directory, trial)
+
+
+def test_of_equal_epochs_any_that_is_there_is_the_best(own: FinishedSearch) -> None:
+    trial = replace(own.best, reports={1: {"gap": 0.6}, 2: {"gap": 0.6}})
+    assert export.best_checkpoint(own.directory, trial).name == "epoch-0001"
+    shutil.rmtree(own.directory / "trials" / "trial-1" / "epoch-0001")
+    assert export.best_checkpoint(own.directory, trial).name == "epoch-0002"
+
+
+def test_a_lost_best_checkpoint_is_said(own: FinishedSearch, tmp_path: Path) -> None:
+    shutil.rmtree(own.directory / "trials" / "trial-1" / "epoch-0002")
+    told: list[str] = []
+    own.export(tmp_path / "out", say=told.append)
+    assert "best epoch 2 is gone or damaged; exporting epoch 1" in told[0]
+
+
+def test_of_a_damaged_best_checkpoint_the_next_best_is_exported_and_that_is_said(
+    own: FinishedSearch, tmp_path: Path
+) -> None:
+    folder = own.directory / "trials" / "trial-1"
+    flip(folder / "epoch-0002" / "model.safetensors")
+    told: list[str] = []
+    own.export(tmp_path / "out", say=told.append)
+    assert told[0].startswith(f"{folder / 'epoch-0002' / 'model.safetensors'}: damaged")
+    assert "best epoch 2 is gone or damaged; exporting epoch 1, GAP" in told[1]
+    flip(folder / "epoch-0001" / "model.safetensors")
+    with pytest.raises(NothingToExport, match=r"trial 001 of search .* has no whole checkpoint"):
+        own.export(tmp_path / "out")
+
+
+def test_where_the_best_trial_is_damaged_the_next_best_is_exported_and_that_is_said(
+    own: FinishedSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for weights in (own.directory / "trials" / "trial-1").glob("*/model.safetensors"):
+        flip(weights)
+    monkeypatch.chdir(own.folder)
+    best.run(["--storage", str(own.storage), "--export", str(tmp_path / "out")])
+    told = capsys.readouterr().out
+    assert "trial 001 of search" in told and "has no whole checkpoint" in told
+    assert f"the next best is trial 000, GAP {own.search.finished[1].score:.4f}" in told
+    assert "exported trial 000" in told and (tmp_path / "out" / "model.pt2").exists()
+
+
+def test_ended_trials_keep_their_weights_alone(own: FinishedSearch) -> None:
+    export.discard_training_states(own.directory, own.best)
+    kept = {path.name for path in (own.directory / "trials" / "trial-1").rglob("*.*")}
+    assert kept == {"model.safetensors", "checkpoint.json"}
+    checkpoint.check(export.best_checkpoint(own.directory, own.best), weights_only=True)
+    own.load_best()
+
+
+def test_loading_a_trial_draws_no_random_number(finished_search: FinishedSearch) -> None:
+    before = torch.get_rng_state()
+    assert not finished_search.load_best().training
+    assert torch.equal(before, torch.get_rng_state())
+
+
+# ------------------------------------------------------------------------------------------------- damage
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def empty_list(path: Path) -> None:
+    path.write_text("[]")
+
+
+def nothing(path: Path) -> None:
+    path.write_text("")
+
+
+def newer(path: Path) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+
+
+DAMAGE: list[tuple[str, Callable[[Path], None], str]] = [
+    ("config.json", Path.unlink, r"no exported model \(config.json: No such file"),
+    ("config.json", flip, "config.json: damaged"),
+    ("config.json", cut, "config.json: damaged"),
+    ("config.json", newer, "written in format 99, but this program reads formats 2 and 3"),
+    ("config.json", empty_list, "config.json: damaged, or no exported model's"),
+    ("model.safetensors", Path.unlink, "model.safetensors: missing"),
+    ("model.safetensors", flip, "model.safetensors: damaged"),
+    ("model.safetensors", cut, "model.safetensors: damaged"),
+    ("classes.csv", flip, "classes.csv: damaged"),
+    ("classes.csv", Path.unlink, "classes.csv: missing"),
+    ("SHA256SUMS", Path.unlink, "SHA256SUMS: missing"),
+    ("SHA256SUMS", nothing, "config.json: damaged"),
+]
+
+
+@pytest.mark.parametrize(("name", "damage", "told"), DAMAGE)
+def test_a_damaged_folder_is_told_in_one_sentence(
+    exported: Path,
+    finished_search: FinishedSearch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    damage: Callable[[Path], None],
+    told: str,
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(exported, folder)
+    damage(folder / name)
+    arguments = [str(folder), "--data", finished_search.validate]
+    for run in (
+        partial(evaluate.run, arguments),
+        partial(predict.run, [*arguments, "--output", str(tmp_path / "out.csv")]),
+    ):
+        assert errors.main(run) == 2
+        printed = capsys.readouterr()
+        assert re.search(told, printed.err)
+        assert printed.err.count("\n") == 1 and not printed.out
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ModelFolderError, match="no exported model"):
+        export.load_model(tmp_path / "nowhere", CPU)
+
+
+def test_weights_of_another_model_are_told(exported: Path, tmp_path: Path) -> None:
+    """Settings edited by hand, checksum and all."""
+    shutil.copytree(exported, tmp_path / "model")
+    told = json.loads((tmp_path / "model" / "config.json").read_text())
+    told["model"]["hidden"] = 99
+    (tmp_path / "model" / "config.json").write_text(json.dumps(told))
+    digest = hashlib.sha256((tmp_path / "model" / "config.json").read_bytes()).hexdigest()
+    sums = (tmp_path / "model" / "SHA256SUMS").read_text()
+    (tmp_path / "model" / "SHA256SUMS").write_text(re.sub(r"\w+(?=  config.json)", digest, sums))
+    with pytest.raises(ModelFolderError, match="make no model"):
+        export.load_model(tmp_path / "model", CPU)
+
+
+# ------------------------------------------------------------------------------------------------- vocabulary
+
+
+def test_names_come_by_index_from_rows_in_any_order(tmp_path: Path) -> None:
+    import gzip
+
+    (tmp_path / "names.csv").write_text(VOCABULARY)
+    (tmp_path / "names.csv.gz").write_bytes(gzip.compress(VOCABULARY.encode("utf-8-sig")))
+    assert vocabulary.read(tmp_path / "names.csv", 12) == NAMES
+    assert vocabulary.read(tmp_path / "names.csv.gz", 12) == NAMES
+    vocabulary.write(tmp_path / "again.csv", NAMES)
+    assert vocabulary.read(tmp_path / "again.csv", 12) == NAMES
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("Index,Label\n0,a\n", "but Name is not among Index, Label"),
+        ("", "but Index and Name is not among none"),
+        ("Index,Name\n0,a\n2,c\n", "has no name for 1 of 3 classes, the first is 1"),
+        ("Index,Name\n0,a\n1,b\n3,c\n", r"names.csv:4: Index must be in \[0, 3\), but got '3'"),
+        ("Index,Name\n0,a\nx,b\n", r"names.csv:3: Index must be in \[0, 3\), but got 'x'"),
+        ("Index,Name\n0,a\n0,b\n", "names.csv:3: names class 0 a second time"),
+        (b"Index,Name\n0,\xff\n", "cannot be read as a vocabulary"),
+    ],
+)
+def test_a_wrong_vocabulary_is_told(tmp_path: Path, content: str | bytes, told: str) -> None:
+    (tmp_path / "names.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ConfigError, match=told):
+        vocabulary.read(tmp_path / "names.csv", 3)
+
+
+def test_a_missing_or_torn_vocabulary_is_told(tmp_path: Path) -> None:
+    (tmp_path / "torn.csv.gz").write_bytes(b"\x1f\x8b\x08 and no more")
+    for name in ("nowhere.csv", "torn.csv.gz"):
+        with pytest.raises(ConfigError, match=f"{name}: cannot be read as a vocabulary"):
+            vocabulary.read(tmp_path / name, 3)
+
+
+def test_the_real_vocabulary_is_read(yt8m: Path) -> None:
+    names = vocabulary.read(yt8m / "vocabulary.csv.gz", 3862)
+    assert len(names) == 3862 and names[:4] == ["Game", "Video game", "Vehicle", "Concert"]
+
+
+def test_exports_are_readable_for_others(exported: Path) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
+    assert exported.stat().st_mode & 0o777 == 0o777 & ~umask
+    assert {path.stat().st_mode & 0o777 for path in exported.iterdir()} == {0o666 & ~umask}

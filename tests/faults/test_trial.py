@@ -1,0 +1,313 @@
+"""Faults of a trial, its checkpoints, its data and its disks, on real processes and file systems.
+
+Each test is a fault, its first line what is lost at most; every search ends with the planned trials all the same.
+"""
+
+import shutil
+import subprocess
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from data.sample import write_splits
+from tests.support.searches import (
+    assert_equals_the_uninterrupted,
+    assert_nothing_is_left,
+    assert_nothing_was_lost,
+    runs_of,
+    search_of,
+    toll,
+)
+from tests.support.workplace import PROJECT, Workplace
+
+pytestmark = pytest.mark.fault
+
+State = Callable[..., None]  # the fixture fault_row
+
+# Found by every Python process of a search: calls `fault(number of the trial, epoch)` before each epoch.
+HOOK = """\
+import importlib.abc, importlib.util, os, signal, sys, time
+
+FOLDER = os.path.dirname(__file__)
+
+def once():
+    try:
+        os.close(os.open(os.path.join(FOLDER, "happened"), os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+{fault}
+
+def patch(worker):
+    from tuner import supervised
+    run, run_epoch = worker.run, supervised.Step.run_epoch
+
+    def faulty(job, **rest):
+        def epoch_of(step, batches, epoch):
+            fault(int(job.trial_id[-4:]), epoch + 1)
+            return run_epoch(step, batches, epoch)
+
+        supervised.Step.run_epoch = epoch_of
+        run(job, **rest)
+
+    worker.run = faulty
+
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "tuner.workers.worker":
+            sys.meta_path.remove(self)
+            spec = importlib.util.find_spec(name)
+            load = spec.loader.exec_module
+            spec.loader.exec_module = lambda module: (load(module), patch(module))
+            return spec
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def inject(place: Workplace, fault: str) -> None:
+    """Have `def fault(trial, epoch)` called before every epoch of every trial."""
+    folder = place.folder / "hook"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(HOOK.replace("{fault}", textwrap.dedent(fault)))
+    place.variables["PYTHONPATH"] = f"{folder}:{PROJECT}"
+
+
+def happened(place: Workplace) -> float:
+    """When `once()` was true."""
+    return (place.folder / "hook" / "happened").stat().st_mtime
+
+
+def checkpoints(place: Workplace) -> list[Path]:
+    """Of the search's trials, oldest first."""
+    return sorted(place.folder.glob("storage/tiny/*/trials/*/epoch-*"))
+
+
+Damage = Callable[[bytes], bytes]
+
+
+def tags_of(place: Workplace, number: int) -> dict[str, str]:
+    (tags,) = (tags for tags, _, _ in runs_of(place) if tags.get("trial_number") == str(number))
+    return tags
+
+
+@pytest.mark.fault_ci
+def test_a_damaged_checkpoint(workplace: Workplace, fault_row: State) -> None:
+    """Two epochs: the one before it is gone on from."""
+    settings = ("--set", "model.hidden=12", "--set", "training.epochs=40", "--trials", "1")
+    damages: dict[str, Damage] = {
+        "model.safetensors": lambda content: content[:99] + bytes([content[99] ^ 1]) + content[100:]
+    }
+    damages["training.pt"] = lambda content: content[:-100]
+    arguments, at = settings, []
+    for number, (name, damage) in enumerate(damages.items()):
+        output = f"output{number}.txt"
+        driver = workplace.start(*arguments, output=output)
+        workplace.wait_for_line(driver, f"trial 000  epoch {4 + 8 * number}/", output)
+        driver.kill()
+        driver.wait()
+        assert_nothing_is_left(workplace)  # a worker outlives its driver for a moment, and writes on
+        before, last = checkpoints(workplace)[-2:]
+        (last / name).write_bytes(damage((last / name).read_bytes()))
+        at.append(time.time())
+        arguments = ("--resume",)
+    code, printed = workplace.run("--resume", output="output2.txt", timeout=600)
+    assert code == 0, printed
+    note = f"trial 000  {last / name}: damaged"
+    assert note in printed and f"goes on from the checkpoint of epoch {int(before.name[-4:])}" in printed
+    assert "model.safetensors: damaged" in workplace.printed("output1.txt")
+    assert_nothing_was_lost(workplace, planned=1, epochs=40)
+    assert_equals_the_uninterrupted(workplace, number=0)
+    assert f"{last / name}: damaged" in tags_of(workplace, 0)["note"]
+    for fault, when in zip(("a flipped byte in", "an end missing from"), at, strict=True):
+        fault_row(f"{fault} the last checkpoint, after kill -9", **toll(workplace, 0, when))
+
+
+def test_a_trial_that_hangs(workplace: Workplace, fault_row: State) -> None:
+    """The epoch that hung; a trial that hangs every time has failed, and says so."""
+    inject(
+        workplace,
+        """
+        def fault(trial, epoch):
+            if (trial == 0 and epoch == 3 and once()) or (trial == 1 and epoch == 2):
+                time.sleep(3600)
+        """,
+    )
+    code, printed = workplace.run(
+        "--set", "search.epoch_timeout=20s", "--set", "search.failures.per_trial=1", timeout=600
+    )
+    assert code == 0, printed
+    search = search_of(workplace)
+    assert [trial.status for trial in search.trials.values()] == ["finished", "failed", "finished"]
+    error = "EpochTimeout: epoch 2 took longer than 20 s (search.epoch_timeout); 2 attempts (search.failures.per_trial)"
+    assert f"trial 001  failed: {error}" in printed
+    assert tags_of(workplace, 1)["error"] == error
+    assert_equals_the_uninterrupted(workplace, number=0)
+    fault_row("an epoch that hangs (a limit of 20 s)", **toll(workplace, 0, happened(workplace)))
+
+
+def test_a_trial_that_runs_out_of_memory(workplace: Workplace, fault_row: State) -> None:
+    """The trial: it would run out of it again. One that is killed for it is tried again before it has failed."""
+    inject(
+        workplace,
+        """
+        def fault(trial, epoch):
+            if trial == 0 and epoch == 2:
+                import torch
+                torch.empty(10**12)
+            if trial == 1 and epoch == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+        """,
+    )
+    settings = ("--set", "training.epochs=4", "--set", "search.failures.per_trial=1")
+    code, printed = workplace.run(*settings, timeout=600)
+    assert code == 0, printed
+    first, second, third = search_of(workplace).trials.values()
+    assert first.status == "failed" and (first.error or "").startswith("TrialOutOfMemory: not enough memory on ")
+    assert "goes on" not in printed.partition("trial 000  failed")[0]  # it was tried once
+    assert second.status == "failed" and set(second.reports) <= {1, 2}  # what it had said may be lost with it
+    assert "its worker was killed, as the kernel does where memory runs out" in (second.error or "")
+    assert "2 attempts" in (second.error or "")
+    assert third.status == "finished"
+    fault_row("a trial that runs out of memory", lost_epochs=0, recovery_seconds=None)
+
+
+def test_a_trial_that_diverges(workplace: Workplace, fault_row: State) -> None:
+    """The trial: it would diverge again. It has failed and counts as no score; the search goes on."""
+    file = workplace.folder / "experiments.yaml"
+    rates = "{choice: [1.0e-3, 2.0e-3, 3.0e-3, 1.0e+39], default: 1.0e+39}"
+    file.write_text(file.read_text().replace("{loguniform: [1.0e-3, 1.0e-2]}", rates))
+    code, printed = workplace.run("--set", "training.epochs=3")
+    assert code == 0, printed
+    (failed, *_) = search_of(workplace).failed
+    assert failed.number == 0 and "the loss is not finite" in (failed.error or "")
+    statuses = {tags["trial_number"]: status for tags, status, _ in runs_of(workplace) if "trial_id" in tags}
+    assert statuses["0"] == "FAILED"
+    fault_row("a trial that diverges", lost_epochs=0, recovery_seconds=None)
+
+
+# In every process: another time of day from when there is a file `jumped`, which holds by how much.
+CLOCK = """import os, time
+real, folder = time.time, os.path.dirname(__file__)
+
+def jumping():
+    try:
+        with open(os.path.join(folder, "jumped")) as file:
+            return real() + float(file.read() or 0)
+    except FileNotFoundError:
+        return real()
+
+time.time = jumping
+"""
+
+
+@pytest.mark.parametrize("hours", [-30, 30])
+def test_a_clock_that_jumps(workplace: Workplace, fault_row: State, hours: int) -> None:
+    """Nothing: durations come from a clock that does not jump, and what is newest is told by its name."""
+    hook = workplace.folder / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(CLOCK)
+    workplace.variables["PYTHONPATH"] = f"{hook}:{PROJECT}"
+    limits = ("--set", "search.epoch_timeout=10m", "--set", "search.time_budget=1h")
+    driver = workplace.start("--set", "training.epochs=40", "--trials", "2", *limits)
+    workplace.wait_for_line(driver, "trial 000  epoch 5/")
+    (hook / "pending").write_text(str(hours * 3600))
+    (hook / "pending").rename(hook / "jumped")
+    assert driver.wait(600) == 0, workplace.printed()
+    assert_nothing_was_lost(workplace, planned=2, epochs=40)
+    assert_equals_the_uninterrupted(workplace, number=0)
+    by = "back" if hours < 0 else "forward"
+    fault_row(f"the clock jumps {by} by {abs(hours)} hours", lost_epochs=0, recovery_seconds=None)
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A file system of its own in `folder`, of `size`."""
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=False).returncode:
+        pytest.skip("mounting is refused here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """A file that leaves no byte on the disk."""
+    with (folder / "filling").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+        while True:
+            file.write(bytes(4096))
+            file.flush()
+    return folder / "filling"
+
+
+def without_sample(place: Workplace) -> list[Path]:
+    """The shards as a user's own: nobody writes them again. Returns those of the training split."""
+    file = place.folder / "experiments.yaml"
+    splits, features = {"train": 300, "validate": 100}, {"mean_rgb": 32, "mean_audio": 8}
+    write_splits(place.folder / "shards", num_videos=splits, num_shards=2, num_classes=20, features=features, seed=1)
+    file.write_text("".join(line for line in file.read_text().splitlines(True) if "sample:" not in line))
+    return sorted((place.folder / "shards").glob("train*.tfrecord"))
+
+
+def test_a_shard_that_vanishes(workplace: Workplace, fault_row: State) -> None:
+    """Nothing: the search has it decoded. Where it is decoded no more, the search ends and waits for the shard."""
+    first, *_ = without_sample(workplace)
+    workplace.variables["TUNER_CACHE"] = str(workplace.folder / "cache")
+    driver = workplace.start("--set", "search.overlap=false")
+    workplace.wait_for_line(driver, "trial 000  epoch 2/")
+    first.rename(workplace.folder / "away")
+    workplace.wait_for_line(driver, "trial 001  epoch 2/")
+    shutil.rmtree(workplace.folder / "cache")  # as on a machine that joins now
+    assert driver.wait(600) == 2, workplace.printed()
+    printed = workplace.printed()
+    assert "the data has changed since the search began" in printed and f"missing: {first}" in printed
+    assert "2 of 3 trials are finished" in printed and "--resume" in printed and not search_of(workplace).failed
+
+    (workplace.folder / "away").rename(first)
+    code, printed = workplace.run("--resume", output="resumed.txt", timeout=600)
+    assert code == 0, printed
+    assert_nothing_was_lost(workplace, planned=3, epochs=12)
+    fault_row("a shard that vanishes", lost_epochs=0, recovery_seconds=None)
+
+
+def test_a_full_disk_under_the_storage(workplace: Workplace, fault_row: State) -> None:
+    """The epochs since the last checkpoint: the search ends in order, and goes on when there is room."""
+    with small_disk(workplace.folder / "storage", "4m") as storage:
+        driver = workplace.start("--set", "training.epochs=60", "--trials", "2")
+        workplace.wait_for_line(driver, "trial 000  epoch 5/")
+        filling, at = fill(storage), time.time()
+        assert driver.wait(600) == 2, workplace.printed()
+        printed = workplace.printed()
+        assert "No space left on device" in printed and "--resume" in printed and "Traceback" not in printed
+        assert not search_of(workplace).failed
+        code, printed = workplace.run("--resume", output="still.txt")
+        assert code == 2 and "Traceback" not in printed, printed
+
+        filling.unlink()
+        code, printed = workplace.run("--resume", output="resumed.txt", timeout=600)
+        assert code == 0, printed
+        assert_nothing_was_lost(workplace, planned=2, epochs=60)
+        assert_equals_the_uninterrupted(workplace, number=0)
+        fault_row("a full disk under the storage, then room again", **toll(workplace, 0, at))
+
+
+@pytest.mark.fault_ci
+def test_a_full_disk_under_the_cache(workplace: Workplace, fault_row: State) -> None:
+    """Nothing: the search has not begun, and half a cache is removed."""
+    with small_disk(workplace.folder / "cache", "1200k") as cache:
+        workplace.variables["TUNER_CACHE"] = str(cache)
+        filling = fill(cache)
+        code, printed = workplace.run("--trials", "1")
+        assert code == 2 and "free space there or give another folder for the cache" in printed, printed
+        assert {path.name for path in cache.iterdir() if path.is_dir()} == set()
+        filling.unlink()
+        code, printed = workplace.run("--trials", "1", output="again.txt", timeout=600)
+        assert code == 0, printed
+        assert_nothing_was_lost(workplace, planned=1, epochs=12)
+        fault_row("a full disk under the cache", lost_epochs=0, recovery_seconds=None)

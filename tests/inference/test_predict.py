@@ -1,0 +1,181 @@
+"""Predictions: every video once, in order, best class first; a whole file or none."""
+
+import csv
+import gzip
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from data.cache.store import find_shards
+from data.tfrecord.shards import decode_shard
+from models.metrics import metrics
+from tests.support.finished import FinishedSearch, videos, write_shard
+from tuner import errors, predict
+from tuner.export import writer as export
+
+CPU = torch.device("cpu")
+
+
+def run(exported: Path, output: Path, *more: str, data: str | Sequence[str]) -> list[list[str]]:
+    """The rows of the csv that the command line writes, without their header."""
+    patterns = [data] if isinstance(data, str) else data
+    predict.run([str(exported), "--data", *patterns, "--output", str(output), "--device", "cpu", *more])
+    content = output.read_bytes()
+    text = (gzip.decompress(content) if output.suffix == ".gz" else content).decode()
+    header, *rows = csv.reader(text.splitlines())
+    assert header == ["VideoId", "LabelConfidencePairs"]
+    return rows
+
+
+def pairs(row: list[str]) -> tuple[list[int], list[float]]:
+    values = row[1].split(" ")
+    return [int(label) for label in values[::2]], [float(probability) for probability in values[1::2]]
+
+
+def test_every_video_comes_once_in_order_with_the_models_own_ranking(
+    finished_search: FinishedSearch, exported: Path, tmp_path: Path
+) -> None:
+    rows = run(exported, tmp_path / "out.csv", data=str(finished_search.folder / "shards" / "t*"))
+    loaded = export.load_model(exported, CPU)
+    first = 0
+    for shard in find_shards(str(finished_search.folder / "shards" / "t*")):
+        decoded = decode_shard(shard, loaded.schema)
+        with torch.inference_mode():
+            logits_NC = loaded.model(torch.from_numpy(decoded.features_ND.astype(np.float16)))
+        of_shard = rows[first : first + len(decoded.ids)]
+        assert [row[0].encode() for row in of_shard] == decoded.ids.tolist()
+        for row, logits_C in zip(of_shard, logits_NC, strict=True):
+            labels, probabilities = pairs(row)
+            assert labels[0] == int(logits_C.argmax()) and sorted(labels) == list(range(12))
+            assert probabilities == pytest.approx(logits_C.sigmoid()[labels].tolist(), rel=1e-4)
+            assert probabilities == sorted(probabilities, reverse=True)
+        first += len(decoded.ids)
+    assert first == len(rows) == 450
+
+
+def test_the_csv_has_the_gap_that_the_trial_had(
+    finished_search: FinishedSearch, exported: Path, tmp_path: Path
+) -> None:
+    rows = run(exported, tmp_path / "out.csv", data=finished_search.validate)
+    scores_NC, labels_NC = np.zeros((150, 12)), np.zeros((150, 12))
+    cache = finished_search.data.validate
+    for video, row in enumerate(rows):
+        labels, probabilities = pairs(row)
+        scores_NC[video, labels] = probabilities
+        labels_NC[video, cache.label_indices[cache.label_offsets[video] : cache.label_offsets[video + 1]]] = 1
+    assert metrics.gap(scores_NC, labels_NC) == pytest.approx(finished_search.best.score, abs=1e-4)
+
+
+def test_a_probability_has_six_significant_digits(
+    finished_search: FinishedSearch, exported: Path, tmp_path: Path
+) -> None:
+    for row in run(exported, tmp_path / "out.csv", data=finished_search.validate):
+        assert re.fullmatch(r"(\d+ (0\.0*\d{1,6}|1|\d(\.\d{1,5})?e-\d\d)( |$))+", row[1])
+
+
+def test_labels_are_not_needed(exported: Path, tmp_path: Path) -> None:
+    here = videos(b"one", b"two", b"three")
+    without = run(exported, tmp_path / "a.csv", data=write_shard(tmp_path / "a.tfrecord", here))
+    with_labels = run(exported, tmp_path / "b.csv", data=write_shard(tmp_path / "b.tfrecord", here, labels=True))
+    assert [row[0] for row in without] == ["one", "two", "three"]
+    assert without == with_labels
+
+
+def test_ids_are_escaped_where_a_csv_wants_it(exported: Path, tmp_path: Path) -> None:
+    ids = [b"a,b", b'say "hi"', b" ", "\u00e9".encode(), b"\xff\xfe"]
+    shard = write_shard(tmp_path / "a.tfrecord", videos(*ids))
+    predict.run([str(exported), "--data", shard, "--output", str(tmp_path / "out.csv")])
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        assert [row[0].encode(errors="surrogateescape") for row in list(csv.reader(file))[1:]] == ids
+    assert b'\n"a,b",' in (tmp_path / "out.csv").read_bytes()
+
+
+def test_only_the_best_k_are_written(exported: Path, tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "a.tfrecord", videos(b"one", b"two"))
+    everything = run(exported, tmp_path / "all.csv", "--top-k", "99", data=shard)
+    three = run(exported, tmp_path / "three.csv", "--top-k", "3", data=shard)
+    assert [len(pairs(row)[0]) for row in everything + three] == [12, 12, 3, 3]
+    assert [pairs(row)[0] for row in three] == [pairs(row)[0][:3] for row in everything]
+
+
+def test_neither_the_batch_size_nor_the_cut_into_shards_matters(exported: Path, tmp_path: Path) -> None:
+    here = videos(*(f"v{number}".encode() for number in range(20)))
+    one = write_shard(tmp_path / "one.tfrecord", here)
+    for index, first in enumerate((0, 7, 7, 13)):
+        last = (7, 7, 13, 20)[index]
+        write_shard(tmp_path / f"part{index}.tfrecord", here[first:last])  # one of them is empty
+    whole = run(exported, tmp_path / "a.csv", data=one)
+    parts = run(exported, tmp_path / "b.csv", "--batch-size", "3", data=str(tmp_path / "part*"))
+    assert [row[0] for row in parts] == [row[0] for row in whole]
+    for left, right in zip(map(pairs, parts), map(pairs, whole), strict=True):
+        assert left[0] == right[0] and left[1] == pytest.approx(right[1], rel=1e-4)
+
+
+def test_no_video_gives_a_file_with_its_header(exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.tfrecord").touch()
+    assert run(exported, tmp_path / "out.csv", data=str(tmp_path / "empty.tfrecord")) == []
+
+
+def test_a_name_that_ends_in_gz_is_compressed(finished_search: FinishedSearch, exported: Path, tmp_path: Path) -> None:
+    plain = run(exported, tmp_path / "out.csv", data=finished_search.validate)
+    assert run(exported, tmp_path / "out.csv.gz", data=finished_search.validate) == plain
+    assert (tmp_path / "out.csv.gz").stat().st_size < (tmp_path / "out.csv").stat().st_size
+
+
+@settings(deadline=None)
+@given(
+    arrays(
+        np.float32,
+        st.tuples(st.integers(1, 4), st.integers(1, 30)),
+        elements=st.sampled_from([-np.inf, -1e30, -2.5, -1.0, -0.0, 0.0, 1e-40, 0.5, 7.0, np.inf])
+        | st.floats(-100, 100, width=32),
+    ),
+    st.integers(1, 40),
+)
+def test_the_best_classes_are_those_of_a_stable_sort(logits_BC: np.ndarray, top_k: int) -> None:
+    classes_BK, probabilities_BK = predict.best_classes(torch.from_numpy(logits_BC), top_k)
+    expected = np.argsort(-logits_BC, axis=1, kind="stable")[:, :top_k]
+    np.testing.assert_array_equal(classes_BK.numpy(), expected)
+    with np.errstate(over="ignore"):
+        sigmoid = 1 / (1 + np.exp(-np.take_along_axis(logits_BC, expected, 1).astype(np.float64)))
+    np.testing.assert_allclose(probabilities_BK.numpy(), sigmoid, rtol=1e-12)
+
+
+def test_equal_logits_of_bf16_go_to_the_lower_class() -> None:
+    classes_BK, _ = predict.best_classes(torch.ones(1, 100, dtype=torch.bfloat16), 3)
+    assert classes_BK.tolist() == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--classes", "ids.csv"], "--classes belongs to --segments"),
+        (["--per-class", "5"], "--per-class belongs to --segments"),
+        (["--segments", "--top-k", "5"], "--segments are ranked for each class into a csv"),
+        (["--segments", "--per-class", "0"], "must be a whole number, at least 1, but got '0'"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    exported: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        predict.run([str(exported), "--data", "x", "--output", "out.csv", *arguments])
+    assert end.value.code == 2 and told in capsys.readouterr().err
+
+
+def test_features_of_whole_videos_have_no_segments(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shard = write_shard(tmp_path / "a.tfrecord", videos(b"one"))
+    command = [str(exported), "--data", shard, "--output", str(tmp_path / "s.csv"), "--segments"]
+    assert errors.main(partial(predict.run, command)) == 2
+    assert "--segments: the model takes features of whole videos" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tfrecord"]

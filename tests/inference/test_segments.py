@@ -1,0 +1,217 @@
+"""Ranked segments: the best of each class among all that come, in bounded memory, as Kaggle's format has them."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tfrecord.writer import TFRecordWriter
+from torch import Tensor, nn
+
+from data.errors import ShardError
+from tuner import evaluate
+from tuner.errors import ConfigError
+from tuner.inference import segments
+from tuner.inference.segments import Ranking, Segment, read_classes
+
+
+def tuples(ranking: Ranking) -> dict[int, list[tuple[bytes, int]]]:
+    return {label: [tuple(segment) for segment in listed] for label, listed in ranking.rows()}
+
+
+def of(video: bytes, *starts: int) -> list[Segment]:
+    return [Segment(video, start) for start in starts]
+
+
+def test_every_class_has_its_segments_best_first() -> None:
+    ranking = Ranking([2, 0])
+    ranking.add(of(b"a", 0, 5), torch.tensor([[1.0, 9.0, -3.0], [2.0, 9.0, -1.0]]))
+    ranking.add(of(b"b", 0), torch.tensor([[1.5, 9.0, -2.0]]))
+    assert tuples(ranking) == {2: [(b"a", 5), (b"b", 0), (b"a", 0)], 0: [(b"a", 5), (b"b", 0), (b"a", 0)]}
+
+
+def test_equal_scores_go_to_the_earlier_segment() -> None:
+    ranking = Ranking([0])
+    ranking.add(of(b"z", 10, 5), torch.tensor([[0.0], [-0.0]]))
+    ranking.add(of(b"a", 0), torch.tensor([[0.0]]))
+    assert tuples(ranking)[0] == [(b"z", 10), (b"z", 5), (b"a", 0)]
+
+
+@pytest.mark.parametrize("step", [1, 7, 5000])
+def test_the_best_of_a_long_stream_are_those_of_a_stable_sort(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More come than are held, in batches smaller and larger than what fits beside the best."""
+    monkeypatch.setattr(segments, "SPARE", 8)
+    scores_SC = np.random.default_rng(0).integers(-50, 50, (900, 4)).astype(np.float32) / 7
+    names = [Segment(f"v{number // 60}".encode(), number % 60 * 5) for number in range(900)]
+    ranking = Ranking([0, 3], most=40)
+    for first in range(0, 900, step):
+        ranking.add(names[first : first + step], torch.from_numpy(scores_SC[first : first + step]))
+    for label, listed in ranking.rows():
+        assert listed == [names[row] for row in np.argsort(-scores_SC[:, label], kind="stable")[:40]]
+    assert ranking._keys_KN.shape == (2, 50)
+
+
+def test_scores_of_every_size_and_sign_rank() -> None:
+    scores = torch.tensor([-torch.inf, -1e30, -2.5, -1e-40, 0.0, 1e-40, 0.25, 3.0, 1e30, torch.inf])
+    ranking = Ranking([0])
+    ranking.add(of(b"v", *range(10)), scores[:, None])
+    assert [start for _, start in tuples(ranking)[0]] == list(range(9, -1, -1))
+
+
+def test_a_model_of_tensors_fills_it(tmp_path: Path) -> None:
+    """Scores per (video, start), as any frame-level model gives them."""
+
+    class Mean(nn.Module):
+        def forward(self, frames_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+            return (frames_BTD.float() * mask_BT[..., None]).sum(dim=1) / mask_BT.sum(dim=1, keepdim=True)
+
+    frames_TD = torch.tensor([[1, 9], [1, 9], [1, 9], [1, 9], [1, 9], [5, 0], [7, 0]], dtype=torch.uint8)
+    windows_STD = torch.stack([frames_TD[:5], torch.cat([frames_TD[5:], torch.zeros(3, 2, dtype=torch.uint8)])])
+    mask_ST = torch.tensor([[True] * 5, [True] * 2 + [False] * 3])
+    ranking = Ranking([0, 1])
+    ranking.add(of(b"v", 0, 5), Mean()(windows_STD, mask_ST))
+    segments.write(tmp_path / "s.csv", ranking)
+    assert (tmp_path / "s.csv").read_text() == "Class,Segments\n0,v:5 v:0\n1,v:0 v:5\n"
+
+
+@pytest.mark.parametrize("name", ["s.csv", "s.csv.gz"])
+def test_what_is_written_is_what_is_read(tmp_path: Path, name: str) -> None:
+    ids = [b"u93s", b"2vab", "\u00e9:x".encode(), b"\xff"]
+    ranking = Ranking([7, 3], most=100_000)
+    for id in ids:
+        ranking.add(of(id, 0, 5), torch.rand(2, 8))
+    segments.write(tmp_path / name, ranking)
+    assert segments.read(tmp_path / name) == dict(ranking.rows())
+
+
+def test_ids_are_text_and_lines_end_with_an_id(tmp_path: Path) -> None:
+    """Published: bytes printed as b'..', and a newline kept on the last id when read."""
+    ranking = Ranking([0])
+    ranking.add(of(b"u93s", 0, 15), torch.tensor([[0.0], [1.0]]))
+    segments.write(tmp_path / "s.csv", ranking)
+    assert (tmp_path / "s.csv").read_bytes() == b"Class,Segments\n0,u93s:15 u93s:0\n"
+    assert segments.read(tmp_path / "s.csv")[0][-1] == Segment(b"u93s", 0)
+
+
+def test_the_header_is_no_class_and_a_class_may_be_empty(tmp_path: Path) -> None:
+    """Published: int('Class') failed."""
+    (tmp_path / "s.csv").write_text("Class,Segments\n3,\n5,a:0")
+    assert segments.read(tmp_path / "s.csv") == {3: [], 5: [Segment(b"a", 0)]}
+
+
+def test_many_segments_are_one_line(tmp_path: Path) -> None:
+    """Longer than the csv module takes for a field."""
+    ranking = Ranking([0])
+    ranking.add(of(b"abcdefgh", *range(20_000)), torch.arange(20_000.0)[:, None])
+    segments.write(tmp_path / "s.csv", ranking)
+    listed = segments.read(tmp_path / "s.csv")[0]
+    assert len(listed) == 20_000 and listed[0].start == 19_999
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("VideoId,LabelConfidencePairs\n", "s.csv: must begin with the line Class,Segments, but got 'VideoId,Lab"),
+        ("", "s.csv: must begin with the line Class,Segments, but got ''"),
+        ("Class,Segments\n1,a:0\nx,a:0\n", "s.csv:3: must begin with a class and a comma, but got 'x'"),
+        ("Class,Segments\n1\n", "s.csv:2: must begin with a class and a comma, but got '1'"),
+        ("Class,Segments\n1,a:0\n1,b:0\n", "s.csv:3: must begin with a class and a comma, but got '1' a second time"),
+        ("Class,Segments\n1,a:0 b\n", "s.csv:2: a segment is video:start, as in u93s:15, but got 'b'"),
+        ("Class,Segments\n1,a:x\n", "s.csv:2: a segment is video:start"),
+    ],
+)
+def test_a_wrong_file_is_told_with_its_line(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "s.csv").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        segments.read(tmp_path / "s.csv")
+    assert told in str(error.value)
+
+
+def test_a_missing_or_torn_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "torn.csv.gz").write_bytes(gzip.compress(b"Class,Segments\n" + b"1,a:0\n")[:-9])
+    for name in ("torn.csv.gz", "nowhere.csv"):
+        with pytest.raises(ConfigError, match=f"{name}: cannot be read as ranked segments"):
+            segments.read(tmp_path / name)
+
+
+# ---------------------------------------------------------------------------------------------------- the classes
+
+
+def test_the_classes_of_2019_are_read(yt8m: Path) -> None:
+    classes = read_classes(str(yt8m / "segment_label_ids.csv"), 3862)
+    assert len(classes) == 1000 == len(set(classes)) and max(classes) < 3862
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("Id\n3\n", "must have a column Index, but got Id"),
+        ("Index\n3\n99\n", r"c.csv:3: must name each class once, all in \[0, 12\), but got '99'"),
+        ("Index\n3\n3\n", "c.csv:3: must name each class once"),
+        ("Index\nx\n", "c.csv:2: must name each class once"),
+        ("Index\n", "names no class"),
+        ("", "must have a column Index, but got none"),
+    ],
+)
+def test_a_wrong_list_of_classes_is_told(tmp_path: Path, content: str, told: str) -> None:
+    (tmp_path / "c.csv").write_text(content)
+    with pytest.raises(ConfigError, match=told):
+        read_classes(str(tmp_path / "c.csv"), 12)
+
+
+def test_no_list_is_fetched_from_elsewhere(tmp_path: Path) -> None:
+    """Published: the default was a URL."""
+    with pytest.raises(ConfigError, match="must be a file of this machine, no URL"):
+        read_classes("https://example.org/segment_label_ids.csv", 12)
+    with pytest.raises(ConfigError, match=r"nowhere\.csv: cannot be read"):
+        read_classes(str(tmp_path / "nowhere.csv"), 12)
+
+
+# ----------------------------------------------------------------------------------------------------- the score
+
+
+def write_ratings(path: Path, ratings: dict[bytes, list[tuple[int, int, float]]]) -> Path:
+    """Records with ratings (start, class, score) and without frames, which nobody looks at."""
+    writer = TFRecordWriter(str(path))
+    for video, rated in ratings.items():
+        starts, classes, scores = (list(column) for column in zip(*rated, strict=True))
+        writer.write(
+            {
+                "id": (video, "byte"),
+                "segment_start_times": (starts, "int"),
+                "segment_labels": (classes, "int"),
+                "segment_scores": (scores, "float"),
+            }
+        )
+    writer.close()
+    return path
+
+
+def test_a_file_is_scored_by_the_ratings_of_the_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The published vector: the rated ranking has labels 1, 0, 1, 0, 0, and 3 positives."""
+    rated = {
+        b"a": [(0, 7, 1.0), (5, 7, 0.0), (10, 7, 1.0), (15, 7, 0.0)],
+        b"b": [(0, 7, 0.0), (5, 7, 1.0), (5, 2, 0.0)],
+    }
+    shard = write_ratings(tmp_path / "v.tfrecord", rated)
+    (tmp_path / "s.csv").write_text("Class,Segments\n7,a:0 x:5 a:5 b:10 a:10 a:15 b:0\n3,a:0\n")
+    assert evaluate.run(["--data", str(shard), "--predictions", str(tmp_path / "s.csv")]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["map_at_k"] == pytest.approx(0.5555556, abs=1e-7)
+    assert found == {"map_at_k": found["map_at_k"], "num_classes": 1, "num_positives": 3, "num_rated": 7}
+
+
+def test_segments_are_compared_with_no_model(exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text("Class,Segments\n7,a:0\n")
+    with pytest.raises(ConfigError, match="ranked segments are scored alone: leave MODEL_DIR out"):
+        evaluate.run([str(exported), "--data", "x", "--predictions", str(tmp_path / "s.csv")])
+
+
+def test_records_without_ratings_are_told(tmp_path: Path) -> None:
+    writer = TFRecordWriter(str(tmp_path / "v.tfrecord"))
+    writer.write({"id": (b"a", "byte"), "labels": ([1], "int")})
+    writer.close()
+    with pytest.raises(ShardError, match="'segment_start_times': is missing: the record has no rated segments"):
+        segments.ratings_of([str(tmp_path / "v.tfrecord")])

@@ -1,0 +1,214 @@
+"""What trials do goes into the journal, then to MLflow, then onto the screen: each epoch once, each end once."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tuner.config import experiment as config
+from tuner.errors import SearchError
+from tuner.search.recorder import Recorder, flatten
+from tuner.search.schedulers import ReplayingScheduler
+from tuner.search.stopper import StopRule
+from tuner.storage import journal
+from tuner.storage.journal import Journal
+
+EXPERIMENT = """\
+experiments:
+  tiny:
+    data: {train: train*, validate: validate*, features: {rgb: 4}, num_classes: 3}
+    model: {kind: fused_mlp, towers: {rgb: 4}, hidden: 4, dropout: {uniform: [0.1, 0.6]}}
+    optimizer: {kind: adam, learning_rate: 0.01}
+"""
+ID = "s-0000"
+
+
+class Noted:
+    """Takes the place of the tracker and of the console: notes what it is told, in order."""
+
+    def __init__(self, name: str, told: list[Any]) -> None:
+        self.name, self.told = name, told
+
+    def __getattr__(self, method: str) -> Any:
+        return lambda *arguments, **options: self.told.append((self.name, method, *arguments))
+
+
+class Driver:
+    """A driver of a search of one trial."""
+
+    def __init__(self, directory: Path, file: Path) -> None:
+        experiment = config.load(file, "tiny")
+        self.journal = Journal(directory)
+        if self.journal.search is None:
+            facts = {"fingerprint": "f", "planned": 1, "tracking_uri": "-", "overrides": [], "baseline": 0.1}
+            self.journal.append("search", version=journal.VERSION, id="s", experiment="tiny", **facts)
+            states: dict[str, Any] = {"sampler_state": {}, "study_state": {}}
+            self.journal.append("suggested", number=0, id=ID, values=experiment.space.defaults(), settings={}, **states)
+        search = self.journal.search
+        assert search is not None
+        self.told: list[Any] = []
+        self.stop = StopRule(experiment, search)
+        self.scheduler = ReplayingScheduler(experiment.search.scheduler, search, experiment.max_epochs)
+        tracker, console = Noted("mlflow", self.told), Noted("screen", self.told)
+        self.recorder = Recorder(experiment, self.journal, tracker, console, self.scheduler, self.stop)  # type: ignore[arg-type]
+        self.trial = SimpleNamespace(config={"trial_id": ID}, get_error=lambda: RuntimeError("a\n  the actor died\n"))
+
+    @property
+    def record(self) -> journal.TrialHistory:
+        return journal.read(self.journal.directory).trials[ID]
+
+    def start(self) -> None:
+        self.recorder.on_trial_start(0, [], self.trial)
+
+    def hear(self, epoch: int, history: list[float] | None = None) -> None:
+        tags = {"host": "h", "device": "cpu"}
+        result: dict[str, Any] = {"epoch": epoch, "epochs": 9, "tags": tags, "pid": 1, **metrics(epoch)}
+        if history is not None:
+            result["history"] = [{"epoch": past + 1, **metrics(past + 1)} for past in range(len(history))]
+        self.recorder.on_trial_result(0, [], self.trial, result)
+
+    def complete(self) -> None:
+        self.recorder.on_trial_complete(0, [], self.trial)
+
+    def methods(self) -> list[tuple[str, str]]:
+        return [(name, method) for name, method, *_ in self.told]
+
+
+def metrics(epoch: int) -> dict[str, float]:
+    return {"gap": epoch / 10, "gap_best": epoch / 10, "loss_train": 1.0, "videos_per_second": 2.0}
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    (tmp_path / "experiments.yaml").write_text(EXPERIMENT)
+    return tmp_path / "s"
+
+
+@pytest.fixture
+def driver(directory: Path) -> Any:
+    made = Driver(directory, directory.parent / "experiments.yaml")
+    yield made
+    made.journal.close()
+
+
+def test_an_epoch_goes_to_the_journal_then_to_mlflow_then_onto_the_screen(driver: Driver) -> None:
+    driver.start()
+    driver.told.clear()
+    driver.hear(1)
+    assert driver.record.reports == {1: metrics(1)}  # metrics alone: no pid, no host
+    assert driver.methods() == [("mlflow", "report"), ("screen", "trial_reported")]
+    assert driver.told[0][2:] == (ID, 1, metrics(1), {"host": "h", "device": "cpu"})
+
+
+def test_an_actor_that_starts_again_is_the_same_trial(driver: Driver) -> None:
+    driver.start()
+    driver.start()
+    assert driver.methods() == [("mlflow", "start_trial"), ("screen", "trial_started")]
+
+
+def test_epochs_told_once_more_are_journaled_and_shown_once(driver: Driver) -> None:
+    driver.start()
+    driver.hear(1)
+    driver.hear(2)
+    driver.told.clear()
+    driver.hear(3, history=[0.1, 0.2, 0.3])  # the driver had not heard of the third
+    assert list(driver.record.reports) == [1, 2, 3]
+    assert [told[3] for told in driver.told if told[1] == "trial_reported"] == [3]
+    assert [told[3] for told in driver.told if told[1] == "trial_resumed"] == [3]
+    lines = [json.loads(line) for line in (driver.journal.directory / "journal.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if line["type"] == "resumed"] == [3]
+
+
+def test_mlflow_hears_of_epochs_that_a_killed_driver_only_journaled(driver: Driver, directory: Path) -> None:
+    driver.start()
+    driver.hear(1)
+    driver.journal.close()
+    resumed = Driver(directory, directory.parent / "experiments.yaml")
+    resumed.start()
+    resumed.hear(1, history=[0.1])
+    assert ("mlflow", "report") in resumed.methods()
+    assert ("screen", "trial_reported") not in resumed.methods()
+    resumed.journal.close()
+
+
+def test_a_trial_that_ends_by_itself_is_finished(driver: Driver) -> None:
+    driver.start()
+    driver.hear(1)
+    driver.complete()
+    assert (driver.record.status, driver.record.stopped_by) == ("finished", None)
+    assert driver.methods()[-2:] == [("mlflow", "finish_trial"), ("screen", "trial_ended")]
+
+
+def test_a_trial_says_who_stopped_it(driver: Driver) -> None:
+    driver.start()
+    driver.hear(1)
+    driver.scheduler.stopped.add(ID)
+    driver.complete()
+    assert driver.record.stopped_by == "asha"
+
+
+def test_a_trial_that_reports_an_error_is_failed(driver: Driver) -> None:
+    driver.start()
+    driver.hear(1)
+    driver.recorder.on_trial_result(0, [], driver.trial, {"error": "TrialDiverged: the loss is not finite"})
+    driver.complete()
+    assert (driver.record.status, driver.record.error) == ("failed", "TrialDiverged: the loss is not finite")
+
+
+def test_a_trial_that_ends_without_a_report_is_failed(driver: Driver) -> None:
+    driver.start()
+    driver.complete()
+    assert (driver.record.status, driver.record.error) == ("failed", "it ended without a report")
+
+
+def test_a_trial_whose_attempts_all_failed_is_failed_with_the_last_line(driver: Driver) -> None:
+    driver.start()
+    driver.recorder.on_trial_error(0, [], driver.trial)
+    assert (driver.record.status, driver.record.error) == ("failed", "the actor died")
+
+
+@pytest.mark.parametrize("end", ["complete", "error"])
+def test_an_interrupted_search_ends_no_trial(driver: Driver, end: str) -> None:
+    driver.start()
+    driver.hear(1)
+    driver.stop._interrupted.set()
+    driver.complete() if end == "complete" else driver.recorder.on_trial_error(0, [], driver.trial)
+    assert driver.record.status == "running"  # a resume goes on with it
+
+
+def test_an_obstacle_ends_the_search_and_no_trial(driver: Driver) -> None:
+    driver.start()
+    driver.recorder.on_trial_result(0, [], driver.trial, {"obstacle": "node 7: no room"})
+    driver.recorder.on_trial_complete(0, [], driver.trial)
+    assert driver.stop.stop_all() and driver.stop.obstacle == "node 7: no room"
+    assert driver.record.status == "running"
+
+
+def test_a_journal_that_cannot_be_written_ends_the_search(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SearchError("journal.jsonl: cannot be written (No space left on device)")
+
+    driver.start()
+    driver.told.clear()
+    monkeypatch.setattr(driver.journal, "append", full)
+    result = {"epoch": 1, "epochs": 2, "gap": 0.5, "tags": {}}
+    driver.recorder.on_trial_result(0, [], driver.trial, result)
+    assert driver.stop.interrupted and "No space" in (driver.stop.obstacle or "")
+    assert driver.told == []  # MLflow and the screen know nothing that the journal does not
+
+
+def test_a_damaged_checkpoint_is_said(driver: Driver) -> None:
+    driver.start()
+    result = {"epoch": 1, "epochs": 2, "gap": 0.5, "tags": {}, "note": "epoch-0002: damaged; starts again"}
+    driver.recorder.on_trial_result(0, [], driver.trial, result)
+    assert [method for who, method, *_ in driver.told if who == "screen"][-2:] == ["trial_noted", "trial_reported"]
+
+
+def test_settings_are_named_by_their_yaml_path() -> None:
+    assert flatten({"loss": {"l1": 0, "deep": {"er": [1]}}, "seed": 1}) == {
+        "loss.l1": 0,
+        "loss.deep.er": [1],
+        "seed": 1,
+    }

@@ -1,0 +1,378 @@
+"""What is tried next: on the disk before anyone hears of it, and the same after a resume as without one."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from ray.tune.search import Searcher
+
+from tuner.config import experiment as config
+from tuner.config.experiment import Experiment
+from tuner.errors import ConfigError
+from tuner.search import tpe as recent_tpe
+from tuner.search.searcher import JournaledSearch
+from tuner.storage import journal
+from tuner.storage.journal import Journal, TrialHistory
+
+SAMPLERS = ("tpe", "random", "gp", "cmaes", "qmc")
+TRIALS = 15  # past the first ten, which TPE, GP and CMA-ES draw at random
+
+CONTINUOUS = """\
+experiments:
+  tiny:
+    data: {train: train*, validate: validate*, features: {rgb: 4}, num_classes: 3}
+    model: {kind: fused_mlp, towers: {rgb: 4}, hidden: 4, dropout: {uniform: [0.1, 0.6], default: 0.3}}
+    optimizer: {kind: adam, learning_rate: {loguniform: [1e-4, 1e-1]}}
+    search: {trials: %d, sampler: {kind: %s, seed: 3}}
+"""
+CONDITIONAL = CONTINUOUS.replace(
+    "    search:",
+    "    loss: {l2: {choice: [0, {loguniform: [1, 100]}]}, bootstrap: {choice: [none, fixed]}}\n    search:",
+)
+
+
+def experiment_of(folder: Path, sampler: str, text: str = CONTINUOUS, trials: int = TRIALS) -> Experiment:
+    (folder / "experiments.yaml").write_text(text % (trials, sampler))
+    return config.load(folder / "experiments.yaml", "tiny")
+
+
+def score(values: dict[str, Any]) -> float:
+    """A landscape to climb."""
+    dropout, rate, l2 = values["model.dropout"], values["optimizer.learning_rate"], values.get("loss.l2.loguniform", 30)
+    return 0.9 - (dropout - 0.25) ** 2 - (rate - 0.02) ** 2 - (l2 - 10) ** 2 / 1e4
+
+
+class Driver:
+    """Tune, as far as a searcher sees it: one trial at a time, each of one epoch."""
+
+    def __init__(self, directory: Path, experiment: Experiment, concurrency: int = 1) -> None:
+        self.journal = Journal(directory)
+        if self.journal.search is None:
+            facts = {"fingerprint": "f", "tracking_uri": "-", "baseline": 0.1, "overrides": []}
+            facts |= {"version": journal.VERSION, "planned": experiment.search.trials}
+            self.journal.append("search", id=directory.name, experiment="tiny", **facts)
+        self.searcher = JournaledSearch(experiment, self.journal, lambda: concurrency, pytest.fail)
+        self.asked = 0
+
+    @property
+    def study(self) -> optuna.Study:
+        return self.searcher._ot_study
+
+    @property
+    def trials(self) -> dict[str, TrialHistory]:
+        assert self.journal.search is not None
+        return self.journal.search.trials
+
+    def ask(self) -> tuple[str, Any]:
+        """Tune's name for the next trial, and its configuration."""
+        self.asked += 1
+        return f"tune-{self.asked}", self.searcher.suggest(f"tune-{self.asked}")
+
+    def finish(self, name: str, asked: dict[str, Any]) -> None:
+        gap = score(asked["values"])
+        self.journal.append("report", id=asked["trial_id"], epoch=1, metrics={"gap": gap})
+        self.searcher.on_trial_result(name, {"gap_best": gap})
+        self.searcher.on_trial_complete(name, {"gap_best": gap})
+        self.journal.append("finished", id=asked["trial_id"], stopped_by=None)
+
+    def fail(self, name: str, asked: dict[str, Any]) -> None:
+        self.searcher.on_trial_complete(name, {"error": "it broke"})
+        self.journal.append("failed", id=asked["trial_id"], error="it broke")
+
+    def run(self) -> list[dict[str, Any]]:
+        """All trials that are due."""
+        done = []
+        while (asked := self.ask())[1] != Searcher.FINISHED:
+            self.finish(*asked)
+            done.append(asked[1])
+        return done
+
+    def close(self) -> None:
+        self.journal.close()
+
+
+Drive = Callable[..., Driver]
+
+
+@pytest.fixture
+def drive() -> Iterator[Drive]:
+    """Drivers that let go of their journals in the end."""
+    drivers: list[Driver] = []
+
+    def start(directory: Path, experiment: Experiment, concurrency: int = 1) -> Driver:
+        drivers.append(Driver(directory, experiment, concurrency))
+        return drivers[-1]
+
+    yield start
+    for driver in drivers:
+        driver.close()
+
+
+@pytest.fixture
+def driver(drive: Drive, tmp_path: Path) -> Driver:
+    return drive(tmp_path / "search", experiment_of(tmp_path, "random", trials=4))
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A search that nothing interrupted."""
+
+    directory: Path
+    experiment: Experiment
+    suggested: list[dict[str, Any]]
+
+
+Run = Callable[..., Whole]
+
+
+@pytest.fixture(scope="module")
+def run_whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The search of a sampler over a space, run once for all tests; only to be read."""
+
+    @cache
+    def run(sampler: str, text: str = CONTINUOUS) -> Whole:
+        folder = tmp_path_factory.mktemp(sampler)
+        driver = Driver(folder / "search", experiment_of(folder, sampler, text))
+        suggested = driver.run()
+        driver.close()
+        return Whole(folder / "search", driver.searcher._experiment, suggested)
+
+    return run
+
+
+def prefixes(directory: Path, target: Path, kind: str) -> Iterator[Path]:
+    """The journal as it stood before each record of that kind: where a driver may have died."""
+    lines = (directory / "journal.jsonl").read_text().splitlines(keepends=True)
+    for end, line in enumerate(lines):
+        if json.loads(line)["type"] == kind:
+            cut = target / f"cut-{end}" / directory.name
+            cut.mkdir(parents=True)
+            (cut / "journal.jsonl").write_text("".join(lines[:end]))
+            yield cut
+
+
+@pytest.mark.parametrize("text", [CONTINUOUS, CONDITIONAL], ids=["continuous", "conditional"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_search_cut_anywhere_makes_the_suggestions_of_the_uninterrupted_one(
+    drive: Drive, run_whole: Run, tmp_path: Path, sampler: str, text: str
+) -> None:
+    whole = run_whole(sampler, text)
+    assert [asked["number"] for asked in whole.suggested] == list(range(TRIALS))
+    for number, cut in enumerate(prefixes(whole.directory, tmp_path, "suggested")):
+        resumed = drive(cut, whole.experiment)
+        assert resumed.ask()[1] == whole.suggested[number]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("kind", ["report", "finished"])
+def test_a_search_cut_within_a_trial_goes_on_as_the_uninterrupted_one(
+    drive: Drive, run_whole: Run, tmp_path: Path, sampler: str, kind: str
+) -> None:
+    whole = run_whole(sampler)
+    *_, cut, _, _ = prefixes(whole.directory, tmp_path, kind)
+    resumed = drive(cut, whole.experiment)
+    assert resumed.run() == whole.suggested[-3:]  # the one that was cut off comes first, as it was
+    assert [trial.values for trial in resumed.trials.values()] == [asked["values"] for asked in whole.suggested]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_nothing_is_suggested_twice(run_whole: Run, sampler: str) -> None:
+    assert len({tuple(asked["values"].items()) for asked in run_whole(sampler).suggested}) == TRIALS
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_several_at_a_time_are_not_the_same_either(drive: Drive, tmp_path: Path, sampler: str) -> None:
+    made = drive(tmp_path / "search", experiment_of(tmp_path, sampler, trials=12), concurrency=4)
+    running = [made.ask() for _ in range(4)]
+    for _ in range(8):
+        made.finish(*running.pop(1))
+        running.append(made.ask())
+    assert len({tuple(trial.values.items()) for trial in made.trials.values()}) == 12
+
+
+@pytest.mark.parametrize("text", [CONTINUOUS, CONDITIONAL], ids=["continuous", "conditional"])
+def test_a_search_longer_than_tpe_looks_back_goes_on_the_same(
+    drive: Drive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setattr(recent_tpe, "HISTORY", 4)
+    monkeypatch.setattr(recent_tpe, "BEST", 2)
+    experiment = experiment_of(tmp_path, "tpe", text, trials=18)
+    whole = drive(tmp_path / "search", experiment)
+    expected = whole.run()
+    *_, cut, _ = prefixes(tmp_path / "search", tmp_path, "suggested")
+    assert drive(cut, experiment).run() == expected[-2:]
+
+
+def test_another_seed_is_another_search(drive: Drive, tmp_path: Path) -> None:
+    first = drive(tmp_path / "a", experiment_of(tmp_path, "tpe", trials=3))
+    second = drive(tmp_path / "b", experiment_of(tmp_path, "tpe", CONTINUOUS.replace("seed: 3", "seed: 4"), trials=3))
+    one, other = first.run(), second.run()
+    assert one[0]["values"] == other[0]["values"]  # the defaults
+    assert one[1]["values"] != other[1]["values"]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_trial_0_is_the_untuned_model(drive: Drive, tmp_path: Path, sampler: str) -> None:
+    experiment = experiment_of(tmp_path, sampler, CONDITIONAL)
+    made = drive(tmp_path / "search", experiment)
+    _, asked = made.ask()
+    assert asked["values"] == experiment.space.defaults()
+    assert asked["values"]["model.dropout"] == 0.3 and asked["number"] == 0
+
+
+def test_a_suggestion_is_on_the_disk_before_anyone_hears_of_it(driver: Driver) -> None:
+    for _ in range(3):
+        name, asked = driver.ask()
+        on_disk = journal.read(driver.journal.directory).trials[asked["trial_id"]]
+        assert (on_disk.number, on_disk.values, on_disk.status) == (asked["number"], asked["values"], "running")
+        driver.finish(name, asked)
+
+
+def test_a_driver_that_cannot_write_suggests_nothing(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any, **fields: Any) -> None:
+        raise OSError("no space left on the device")
+
+    monkeypatch.setattr(driver.journal, "append", refuse)
+    with pytest.raises(OSError, match="no space left"):
+        driver.ask()
+
+
+def test_unfinished_trials_come_first_as_who_they_were(drive: Drive, tmp_path: Path) -> None:
+    experiment = experiment_of(tmp_path, "tpe", trials=6)
+    first = drive(tmp_path / "search", experiment, concurrency=4)
+    asked = [first.ask() for _ in range(4)]
+    first.finish(*asked[1])
+    first.fail(*asked[2])
+    first.close()
+    resumed = drive(tmp_path / "search", experiment, concurrency=3)
+    again = [resumed.ask()[1] for _ in range(3)]
+    assert again[:2] == [asked[0][1], asked[3][1]]
+    assert again[2]["number"] == 4 and again[2]["trial_id"] not in {config["trial_id"] for _, config in asked}
+
+
+def test_a_failed_trial_is_failed_for_the_sampler_and_never_a_bad_score(driver: Driver) -> None:
+    driver.fail(*driver.ask())
+    driver.finish(*driver.ask())
+    name, _ = driver.ask()
+    driver.searcher.on_trial_complete(name, None, error=True)
+    assert [trial.state for trial in driver.study.trials] == [TrialState.FAIL, TrialState.COMPLETE, TrialState.FAIL]
+    assert driver.study.trials[0].value is None
+
+
+def test_a_resumed_study_holds_what_the_journal_holds(drive: Drive, tmp_path: Path) -> None:
+    experiment = experiment_of(tmp_path, "tpe", CONDITIONAL, trials=6)
+    first = drive(tmp_path / "search", experiment, concurrency=4)
+    asked = [first.ask() for _ in range(4)]
+    first.finish(*asked[0])
+    first.fail(*asked[1])
+    first.finish(*asked[3])
+    first.close()
+    resumed = drive(tmp_path / "search", experiment, concurrency=4)
+    states = [TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING, TrialState.COMPLETE]
+    assert [trial.state for trial in resumed.study.trials] == states
+    assert [trial.params for trial in resumed.study.trials] == [config["values"] for _, config in asked]
+    assert [trial.values for trial in resumed.study.trials] == [trial.values for trial in first.study.trials]
+    assert [t.distributions for t in resumed.study.trials] == [t.distributions for t in first.study.trials]
+
+
+def test_the_score_is_the_best_epoch(driver: Driver) -> None:
+    name, asked = driver.ask()
+    for epoch, gap in enumerate((0.3, 0.7, 0.5), start=1):
+        driver.journal.append("report", id=asked["trial_id"], epoch=epoch, metrics={"gap": gap})
+    driver.searcher.on_trial_complete(name, {"gap": 0.5, "gap_best": 0.7})
+    assert driver.study.trials[0].value == driver.trials[asked["trial_id"]].score == 0.7
+
+
+def test_where_there_is_no_room_nothing_is_suggested(drive: Drive, tmp_path: Path) -> None:
+    driver = drive(tmp_path / "search", experiment_of(tmp_path, "tpe", trials=6), concurrency=2)
+    first, second, none = (driver.ask() for _ in range(3))
+    assert none[1] is None and len(driver.trials) == 2
+    driver.fail(*first)
+    assert driver.ask()[1]["number"] == 2
+    assert driver.ask()[1] is None
+    driver.finish(*second)
+    assert driver.ask()[1]["number"] == 3
+
+
+def test_what_was_planned_is_suggested_and_then_no_more(driver: Driver) -> None:
+    assert len(driver.run()) == 4
+    assert driver.ask()[1] == driver.ask()[1] == Searcher.FINISHED
+    assert len(driver.trials) == 4
+
+
+def test_an_extended_search_goes_on_where_a_longer_one_would_be(drive: Drive, tmp_path: Path) -> None:
+    longer = drive(tmp_path / "longer", experiment_of(tmp_path, "tpe", trials=14))
+    expected = [asked["values"] for asked in longer.run()]
+    experiment = experiment_of(tmp_path, "tpe", trials=11)
+    first = drive(tmp_path / "search", experiment)
+    first.run()
+    first.journal.append("ended", reason="planned")
+    first.journal.append("extended", trials=3)
+    first.close()
+    extended = drive(tmp_path / "search", experiment)
+    assert [asked["values"] for asked in extended.run()] == expected[11:]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_conditional_parameters_come_with_their_branch_alone(run_whole: Run, sampler: str) -> None:
+    whole = run_whole(sampler, CONDITIONAL)
+    branches = set()
+    for asked in whole.suggested:
+        values = asked["values"]
+        branches.add(values["loss.l2"])
+        assert ("loss.l2.loguniform" in values) == (values["loss.l2"] == "loguniform")
+        whole.experiment.trial_config(values)
+    assert branches == {"0", "loguniform"}
+
+
+def test_a_snapshot_of_tune_holds_nothing_of_the_searcher(driver: Driver, tmp_path: Path) -> None:
+    driver.ask()
+    driver.searcher.save_to_dir(str(tmp_path / "snapshot"))
+    assert not (tmp_path / "snapshot").exists()
+    assert driver.searcher.__getstate__() == {}
+
+
+GRID = """\
+experiments:
+  tiny:
+    data: {train: train*, validate: validate*, features: {rgb: 4}, num_classes: 3}
+    model: {choice: [{kind: logistic}, {kind: linear, penalty: {quniform: [1, 3, 1]}}]}
+    optimizer: {kind: adam, learning_rate: 1e-3}
+    search: {sampler: {kind: grid}}
+"""
+
+
+def test_a_grid_is_tried_once_also_over_a_resume(tmp_path: Path) -> None:
+    (tmp_path / "experiments.yaml").write_text(GRID)
+    experiment = config.load(tmp_path / "experiments.yaml", "tiny")
+    assert experiment.search.trials == 4
+    suggested = []
+    for _ in range(2):
+        driver = Driver(tmp_path / "search", experiment)
+        for _ in range(2):
+            suggestion = driver.searcher.suggest(f"trial-{len(suggested)}")
+            suggested.append(suggestion["values"])
+            driver.searcher.on_trial_complete(f"trial-{len(suggested) - 1}", {"gap_best": 0.5})
+            driver.journal.append("finished", id=suggestion["trial_id"], stopped_by=None)
+        over = driver.searcher.suggest("one more") == Searcher.FINISHED if len(suggested) == 4 else None
+        driver.close()
+    assert suggested == experiment.space.grid and over
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("{sampler:", "{trials: 3, sampler:", "a grid has as many trials as combinations, 4; leave it out .got 3."),
+        ("quniform: [1, 3, 1]", "uniform: [1, 3]", "model.linear.penalty has any number of values"),
+    ],
+)
+def test_what_is_no_grid_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    (tmp_path / "experiments.yaml").write_text(GRID.replace(old, new))
+    with pytest.raises(ConfigError, match=message):
+        config.load(tmp_path / "experiments.yaml", "tiny")

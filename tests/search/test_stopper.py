@@ -1,0 +1,167 @@
+"""When a whole search ends before its last planned trial."""
+
+import signal
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tuner.config import experiment as config
+from tuner.config.experiment import Experiment
+from tuner.config.search import FailuresConfig, PlateauConfig
+from tuner.search import stopper as stop_rule
+from tuner.search.stopper import StopRule, sigterm_as_interrupt
+from tuner.storage.journal import SearchHistory, TrialHistory
+
+EXPERIMENT = """\
+experiments:
+  tiny:
+    data: {train: train*, validate: validate*, features: {rgb: 4}, num_classes: 3}
+    model: {kind: fused_mlp, towers: {rgb: 4}, hidden: 4}
+    optimizer: {kind: adam, learning_rate: 0.01}
+"""
+
+
+class Clock:
+    """Time that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(stop_rule, "time", SimpleNamespace(monotonic=made.monotonic))
+    return made
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Experiment:
+    (tmp_path / "experiments.yaml").write_text(EXPERIMENT)
+    return config.load(tmp_path / "experiments.yaml", "tiny")
+
+
+def with_search(experiment: Experiment, **settings: Any) -> Experiment:
+    return replace(experiment, search=replace(experiment.search, **settings))
+
+
+def record(*scores: float | None) -> SearchHistory:
+    """A search whose trials ended with these scores, None for a failed one."""
+    search = SearchHistory(id="s", experiment="tiny", fingerprint="f", planned=99, tracking_uri="-")
+    for number, score in enumerate(scores):
+        trial = TrialHistory(number=number, id=f"t{number}", values={}, sampler_state={})
+        trial.status = "failed" if score is None else "finished"
+        trial.reports = {} if score is None else {1: {"gap": score}}
+        search.trials[trial.id] = trial
+    return search
+
+
+def test_nothing_ends_a_search_that_has_no_rule(experiment: Experiment, clock: Clock) -> None:
+    rule = StopRule(experiment, record(0.5, 0.4, 0.3))
+    clock.now += 10**9
+    assert not rule.stop_all() and rule.reason is None
+    assert not rule("t0", {"gap": 0.0})  # single trials are the scheduler's
+
+
+def test_the_time_budget_ends_a_search(experiment: Experiment, clock: Clock) -> None:
+    rule = StopRule(with_search(experiment, time_budget=60.0), record())
+    clock.now += 60
+    assert not rule.stop_all()
+    clock.now += 0.1
+    assert rule.stop_all() and rule.reason == "time_budget"
+
+
+def test_a_resumed_search_has_its_whole_time_budget(experiment: Experiment, clock: Clock) -> None:
+    limited = with_search(experiment, time_budget=60.0)
+    StopRule(limited, record())
+    clock.now += 50
+    rule = StopRule(limited, record())
+    clock.now += 50
+    assert not rule.stop_all()
+
+
+def test_a_search_that_is_over_stays_over_for_its_first_reason(experiment: Experiment, clock: Clock) -> None:
+    search = record(None, None)
+    rule = StopRule(with_search(experiment, time_budget=60.0, failures=FailuresConfig(per_search=1)), search)
+    assert rule.stop_all()
+    clock.now += 100
+    search.trials.clear()
+    assert rule.stop_all() and rule.reason == "failures"
+
+
+@pytest.mark.parametrize("scores, ends", [((None,) * 2, False), ((None,) * 3, True), ((None, 0.5, None), False)])
+def test_more_failures_than_allowed_end_a_search(experiment: Experiment, scores: Any, ends: bool) -> None:
+    rule = StopRule(with_search(experiment, failures=FailuresConfig(per_search=2)), record(*scores))
+    assert rule.stop_all() == ends
+    assert rule.reason == ("failures" if ends else None)
+
+
+@pytest.mark.parametrize(
+    "scores, min_gain, ends",
+    [
+        ((0.5,), 0.0, False),  # nothing to compare with
+        ((0.5, 0.4, 0.3), 0.0, False),  # only two since the best
+        ((0.5, 0.4, 0.3, 0.2), 0.0, True),
+        ((0.5, 0.4, 0.3, 0.6), 0.0, False),
+        ((0.5, 0.5, 0.5, 0.5), 0.0, True),  # as good is no gain
+        ((0.5, 0.5, 0.5, 0.505), 0.01, True),
+        ((0.5, 0.5, 0.5, 0.52), 0.01, False),
+        ((0.5, 0.4, None, None, 0.3), 0.0, False),  # a failed trial says nothing
+        ((0.3, 0.5, 0.4, 0.4, 0.4), 0.0, True),
+    ],
+)
+def test_a_plateau_ends_a_search(experiment: Experiment, scores: Any, min_gain: float, ends: bool) -> None:
+    plateau = PlateauConfig(trials=3, min_gain=min_gain)
+    rule = StopRule(with_search(experiment, plateau=plateau), record(*scores))
+    assert rule.stop_all() == ends
+    assert rule.reason == ("plateau" if ends else None)
+
+
+def test_trials_that_run_are_no_part_of_a_plateau(experiment: Experiment) -> None:
+    search = record(0.5, 0.4, 0.4, 0.4)
+    search.trials["t3"].status = "running"
+    assert not StopRule(with_search(experiment, plateau=PlateauConfig(trials=3)), search).stop_all()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_search_and_a_second_one_the_program(experiment: Experiment, number: signal.Signals) -> None:
+    rule = StopRule(experiment, record())
+    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    with rule.signals():
+        assert not rule.stop_all()
+        signal.raise_signal(number)
+        assert rule.stop_all() and rule.interrupted and rule.reason is None
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_sigterm_is_as_good_as_ctrl_c_before_and_after_the_trials() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), sigterm_as_interrupt():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_an_obstacle_ends_the_search_as_a_signal_does_and_the_first_is_told(experiment: Experiment) -> None:
+    rule = StopRule(experiment, record())
+    rule.halt("no room")
+    rule.halt("no shard")
+    assert rule.stop_all() and rule.interrupted and rule.obstacle == "no room" and rule.reason is None
+
+
+def test_the_wall_clock_counts_for_nothing(
+    experiment: Experiment, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = StopRule(with_search(experiment, time_budget=60.0), record())
+    for jump in (-1e6, 1e9):
+        monkeypatch.setattr("time.time", lambda jump=jump: 1.7e9 + jump)
+        assert not rule.stop_all()
+    clock.now += 61
+    assert rule.stop_all() and rule.reason == "time_budget"

@@ -1,0 +1,257 @@
+"""The journal: what a crash may cut off, and that replay tells what was written."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tuner.errors import SearchError
+from tuner.storage import journal
+from tuner.storage.journal import Journal, TrialHistory
+
+ROOT = Path(__file__).parents[2]
+LOCALTIME = time.localtime
+FIRST: dict[str, Any] = {
+    "type": "search",
+    "version": journal.VERSION,
+    "id": "s",
+    "experiment": "tiny",
+    "fingerprint": "f",
+    "planned": 4,
+    "tracking_uri": "sqlite:///mlflow.db",
+    "overrides": [],
+    "baseline": 0.2,
+}
+
+
+def begin(directory: Path) -> Journal:
+    opened = Journal(directory)
+    opened.append(**FIRST)
+    return opened
+
+
+def suggest(opened: Journal, number: int) -> None:
+    opened.append(
+        "suggested", number=number, id=f"t{number}", values={"x": 0.5}, settings={}, sampler_state={}, study_state={}
+    )
+
+
+names = st.text(max_size=6)
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+states = st.dictionaries(names, numbers | names, max_size=2)
+# What happens to one of four trials once it is suggested, and to the search.
+events = st.lists(
+    st.one_of(
+        st.tuples(st.just("suggested"), st.integers(0, 3), states),
+        st.tuples(st.just("report"), st.integers(0, 3), st.integers(1, 5), st.floats(0, 1)),
+        st.tuples(st.just("finished"), st.integers(0, 3), st.sampled_from([None, "asha", "time_budget"])),
+        st.tuples(st.just("failed"), st.integers(0, 3), names),
+        st.tuples(st.just("attempt"), names),
+        st.tuples(st.just("extended"), st.integers(1, 9)),
+        st.tuples(st.just("winner"), st.integers(0, 3), st.floats(0, 1)),
+        st.tuples(st.just("ended"), st.sampled_from(["planned", "plateau"])),
+    ),
+    max_size=25,
+)
+
+
+def write(opened: Journal, event: tuple[Any, ...]) -> None:
+    assert opened.search is not None
+    match event:
+        case "suggested", number, state:
+            opened.append(
+                "suggested",
+                number=number,
+                id=f"t{number}",
+                values=state,
+                settings=state,
+                sampler_state=state,
+                study_state=state,
+            )
+        case "attempt", job:
+            opened.append("attempt", cluster="local", job=job, scratch=None)
+        case "extended", trials:
+            opened.append("extended", trials=trials)
+        case "ended", reason:
+            opened.append("ended", reason=reason)
+        case _ if f"t{event[1]}" not in opened.search.trials:
+            return
+        case "report", number, epoch, gap:
+            opened.append("report", id=f"t{number}", epoch=epoch, metrics={"gap": gap})
+        case "finished", number, stopped_by:
+            opened.append("finished", id=f"t{number}", stopped_by=stopped_by)
+        case "failed", number, error:
+            opened.append("failed", id=f"t{number}", error=error)
+        case "winner", number, gap:
+            opened.append("winner", id=f"t{number}", metrics={"validate": {"gap": gap}})
+
+
+@settings(max_examples=30, deadline=None)
+@given(events)
+def test_replaying_gives_what_was_written(tmp_path_factory: pytest.TempPathFactory, history: list[Any]) -> None:
+    directory = tmp_path_factory.mktemp("journal")
+    opened = begin(directory)
+    for event in history:
+        write(opened, event)
+    assert journal.read(directory) == opened.search
+    opened.close()
+    again = Journal(directory)
+    assert again.search == opened.search
+    again.close()
+
+
+def test_a_last_line_cut_anywhere_costs_that_line_alone(tmp_path: Path) -> None:
+    opened = begin(tmp_path)
+    suggest(opened, 0)
+    before = journal.read(tmp_path)
+    kept = (tmp_path / "journal.jsonl").read_bytes()
+    suggest(opened, 1)
+    opened.close()
+    whole = (tmp_path / "journal.jsonl").read_bytes()
+    for cut in range(len(kept), len(whole)):
+        (tmp_path / "journal.jsonl").write_bytes(whole[:cut])
+        assert journal.read(tmp_path) == before
+        resumed = Journal(tmp_path)
+        assert resumed.search == before
+        suggest(resumed, 2)
+        resumed.close()
+        assert list(journal.read(tmp_path).trials) == ["t0", "t2"]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"type": "suggested", "numb\n', "Unterminated"),
+        (b"\0\0\0\0\n", "damaged"),
+        (b"\xff\xfe\n", "damaged"),
+        (b'{"type": "report", "id": "t7", "epoch": 1, "metrics": {}}\n', "t7"),
+        (b"[]\n", "damaged"),
+    ],
+)
+def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path, line: bytes, reason: str) -> None:
+    opened = begin(tmp_path)
+    suggest(opened, 0)
+    opened.close()
+    first, second = (tmp_path / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "journal.jsonl").write_bytes(first + line + second)
+    for use in (journal.read, Journal):
+        with pytest.raises(SearchError, match=rf"journal\.jsonl:2: the journal is damaged.*{reason}|:2:.*damaged"):
+            use(tmp_path)
+
+
+def test_a_journal_that_does_not_begin_with_its_search_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "journal.jsonl").write_text('{"type": "attempt", "job": "1"}\n')
+    with pytest.raises(SearchError, match=r"journal\.jsonl:1: .*first record"):
+        journal.read(tmp_path)
+
+
+def test_a_journal_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "journal.jsonl").write_text(json.dumps(FIRST | {"version": 99}) + "\n")
+    with pytest.raises(SearchError, match=r"version 99, but this program reads version 1"):
+        journal.read(tmp_path)
+
+
+def test_no_journal_is_told(tmp_path: Path) -> None:
+    with pytest.raises(SearchError, match="no journal of a search"):
+        journal.read(tmp_path)
+
+
+def test_a_record_is_on_the_disk_when_append_returns(tmp_path: Path) -> None:
+    opened = begin(tmp_path)
+    suggest(opened, 0)
+    lines = (tmp_path / "journal.jsonl").read_text().splitlines()
+    assert [json.loads(line)["type"] for line in lines] == ["search", "suggested"]
+    opened.close()
+
+
+def test_searches_are_listed_oldest_first(tmp_path: Path) -> None:
+    for name in ("20260102-000000-1", "20250102-000000-1", "20260101-000000-1"):
+        begin(tmp_path / "tiny" / name).close()
+    assert [path.name[:8] for path in journal.searches(tmp_path, "tiny")] == ["20250102", "20260101", "20260102"]
+
+
+def trial(number: int, *gaps: float, **changes: Any) -> TrialHistory:
+    reports = {epoch: {"gap": gap} for epoch, gap in enumerate(gaps, start=1)}
+    return TrialHistory(number=number, id=f"t{number}", values={}, sampler_state={}, reports=reports, **changes)
+
+
+def test_the_last_epoch_of_a_trial_is_not_the_number_of_its_reports() -> None:
+    taken = trial(0)
+    taken.reports = {6: {"gap": 0.3}, 7: {"gap": 0.4}}
+    assert (taken.last_epoch, taken.best_epoch, trial(0).last_epoch) == (7, 7, 0)
+
+
+def test_a_trial_scores_its_best_epoch_and_on_a_tie_the_first() -> None:
+    assert (trial(0, 0.1, 0.5, 0.5, 0.3).score, trial(0, 0.1, 0.5, 0.5, 0.3).best_epoch) == (0.5, 2)
+    assert (trial(0).score, trial(0).best_epoch) == (None, None)
+    assert trial(0, 0.5, status="failed").score is None
+
+
+def test_finished_trials_come_best_first_and_equal_ones_by_number(tmp_path: Path) -> None:
+    opened = begin(tmp_path)
+    for number, gap in enumerate((0.2, 0.7, 0.7)):
+        suggest(opened, number)
+        opened.append("report", id=f"t{number}", epoch=1, metrics={"gap": gap})
+        opened.append("finished", id=f"t{number}", stopped_by=None)
+    suggest(opened, 3)
+    opened.close()
+    found = journal.read(tmp_path)
+    assert [trial.number for trial in found.finished] == [1, 2, 0]
+    assert [trial.number for trial in found.unfinished] == [3]
+
+
+def test_a_clock_set_back_makes_no_search_an_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def begin() -> str:
+        name = journal.new_search_id(tmp_path)
+        (tmp_path / "tiny" / name).mkdir(parents=True)
+        (tmp_path / "tiny" / name / "journal.jsonl").touch()
+        return name
+
+    now = time.mktime((2026, 3, 4, 5, 6, 7, 0, 0, -1))
+    names = []
+    for clock in (now, now - 86400, now - 7e7, now + 60):
+        monkeypatch.setattr(time, "localtime", lambda seconds=None, clock=clock: LOCALTIME(seconds or clock))
+        names.append(begin())
+    assert [name[:15] for name in names] == ["20260304-050607", "20260304-050608", "20260304-050609", "20260304-050707"]
+    assert [path.name for path in journal.searches(tmp_path, "tiny")] == names
+    (tmp_path / "tiny" / "zzz").mkdir()
+    (tmp_path / "tiny" / "zzz" / "journal.jsonl").touch()
+    assert journal.new_search_id(tmp_path).startswith("20260304-050707")
+
+
+def test_a_record_that_finds_no_room_leaves_nothing_behind(tmp_path: Path) -> None:
+    """A real limit on the size of files, in a process of its own: a part of the line is written before it is met."""
+    begin(tmp_path).close()
+    before = (tmp_path / "journal.jsonl").read_bytes()
+    program = """
+import resource, signal, sys
+from pathlib import Path
+from tuner.errors import SearchError
+from tuner.storage.journal import Journal
+record = Journal(Path(sys.argv[1]))
+room = (Path(sys.argv[1]) / "journal.jsonl").stat().st_size + 20
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+for _ in range(2):
+    try:
+        record.append("extended", trials=3)
+    except SearchError as error:
+        print(error)
+print((Path(sys.argv[1]) / "journal.jsonl").stat().st_size, record.search.planned)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+record.append("extended", trials=4)
+record.close()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    told = f"{tmp_path / 'journal.jsonl'}: cannot be written (File too large)"
+    assert done.stdout.splitlines() == [told, told, f"{len(before)} 4"]
+    assert (tmp_path / "journal.jsonl").read_bytes().startswith(before)
+    assert journal.read(tmp_path).planned == 8

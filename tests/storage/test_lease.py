@@ -1,0 +1,169 @@
+"""The lease of a search in an object store: one driver at a time, whatever happens to it and to the clocks."""
+
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from upath import UPath
+
+from tuner.errors import SearchError
+from tuner.storage import lease as module
+from tuner.storage.lease import RENEW_SECONDS, STALE_SECONDS, Lease
+from tuner.storage.lock import only_driver
+
+
+class Clock:
+    """Seconds that pass when somebody waits for them; `happens` is what others do meanwhile."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.happens: Callable[[], Any] = lambda: None
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.happens()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module.time, "sleep", clock.sleep)
+    return clock
+
+
+@pytest.fixture
+def directory() -> UPath:
+    return UPath(f"memory://{uuid.uuid4().hex}")
+
+
+@pytest.fixture
+def take(directory: UPath, clock: Clock) -> Iterator[Callable[[str], Lease]]:
+    """Take the lease as a driver of that name would."""
+    leases = []
+
+    def take(name: str) -> Lease:
+        leases.append(Lease(directory, {"name": name}, lambda facts: f"search of {facts['name']}", clock))
+        return leases[-1]
+
+    yield take
+    for lease in leases:
+        lease.release()
+
+
+def objects(directory: UPath) -> list[str]:
+    return sorted(path.name for path in directory.glob("*"))
+
+
+def test_a_lease_names_its_driver_and_goes_with_it(directory: UPath, take: Callable[[str], Lease]) -> None:
+    lease = take("first")
+    assert json.loads((directory / "lease.0001").read_text())["name"] == "first"
+    lease.check()
+    lease.release()
+    assert objects(directory) == []
+
+
+def test_a_second_driver_is_refused_as_soon_as_the_first_is_heard_of(
+    directory: UPath, take: Callable[[str], Lease], clock: Clock
+) -> None:
+    first = take("first")
+    began = clock.now
+
+    def renew_in_time() -> None:
+        if clock.now - began >= RENEW_SECONDS:
+            first.renew()
+
+    clock.happens = renew_in_time
+    with pytest.raises(SearchError, match=r"^search of first in memory://.*; wait for its end"):
+        take("second")
+    assert clock.now - began < 2 * RENEW_SECONDS
+    assert objects(directory) == ["lease.0001"]
+
+
+def test_the_lease_of_a_killed_driver_is_taken_over_once_it_is_stale(
+    directory: UPath, take: Callable[[str], Lease], clock: Clock
+) -> None:
+    first = take("first")
+    began = clock.now
+    second = take("second")
+    assert clock.now - began == pytest.approx(STALE_SECONDS, abs=2)
+    assert objects(directory) == ["lease.0002"]
+    second.check()
+    clock.now += 3 * RENEW_SECONDS  # it was not dead but asleep, and looks before it writes
+    with pytest.raises(SearchError, match=r"^search of second: it has taken over in memory://.*; this one stops"):
+        first.check()
+    first.release()
+    assert objects(directory) == ["lease.0002"]
+
+
+def test_a_lease_that_is_old_by_the_stores_clock_is_taken_at_once(
+    directory: UPath, take: Callable[[str], Lease], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take("first")
+    monkeypatch.setattr(Lease, "_age", lambda self, held: 3600.0)
+    began = clock.now
+    take("second")
+    assert clock.now == began
+
+
+def test_the_stores_clock_tells_the_age(directory: UPath, take: Callable[[str], Lease]) -> None:
+    lease = take("first")
+    (held,) = [lease._newest()]
+    assert held is not None and 0 <= lease._age(held) < 30
+    assert objects(directory) == ["lease.0001"]
+
+
+def test_of_two_that_find_a_stale_lease_one_gets_it(
+    directory: UPath, take: Callable[[str], Lease], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take("first")
+    create = module.create
+
+    def after_another(path: UPath, content: bytes) -> bool:
+        create(path, content.replace(b"third", b"second"))
+        return create(path, content)
+
+    monkeypatch.setattr(module, "create", after_another)
+    with pytest.raises(SearchError, match=r"^search of second in"):
+        take("third")
+
+
+def test_a_lease_that_is_released_while_another_waits_is_free(
+    directory: UPath, take: Callable[[str], Lease], clock: Clock
+) -> None:
+    first = take("first")
+    clock.happens = first.release
+    take("second").check()
+
+
+def test_a_driver_whose_renewals_fail_for_a_while_keeps_its_lease(
+    directory: UPath, take: Callable[[str], Lease], clock: Clock
+) -> None:
+    lease = take("first")
+    clock.now += 10 * STALE_SECONDS  # nobody else came
+    lease.check()
+    assert json.loads((directory / "lease.0001").read_text())["renewals"] == 1
+
+
+def test_what_ended_a_search_is_told_though_the_store_is_gone(
+    directory: UPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*arguments: object) -> None:
+        raise ConnectionError("no store")
+
+    with pytest.raises(SearchError, match="the reason"), only_driver(directory, "s1"):
+        monkeypatch.setattr(type(directory.fs), "rm_file", gone)
+        monkeypatch.setattr(type(directory.fs), "rm", gone)
+        raise SearchError("the reason")
+    assert objects(directory) == ["lease.0001"]
+
+
+def test_in_a_store_the_driver_of_an_experiment_holds_a_lease(directory: UPath) -> None:
+    with only_driver(directory, "s1") as still_ours:
+        still_ours()
+        assert json.loads((directory / "lease.0001").read_text())["search"] == "s1"
+    assert objects(directory) == []

@@ -1,0 +1,72 @@
+"""One driver at a time for an experiment: who is refused is told by whom, and a killed one is in nobody's way."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.workplace import PROJECT
+from tuner.errors import SearchError
+from tuner.storage.lock import only_driver
+
+DRIVER = """
+import sys
+from pathlib import Path
+from tuner.storage.lock import only_driver
+with only_driver(Path(sys.argv[1]), "first"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def driver(folder: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A real second process that drives a search in the folder."""
+    command = [sys.executable, "-c", DRIVER, str(folder)]
+    with subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_second_driver_is_refused_and_told_who_the_first_is(tmp_path: Path) -> None:
+    with driver(tmp_path / "tiny") as first:
+        told = rf"search first is being run by process {first.pid} on .* since 20.* in .*tiny; .*--storage"
+        with pytest.raises(SearchError, match=told), only_driver(tmp_path / "tiny", "second"):
+            pytest.fail("two drivers")
+        with only_driver(tmp_path / "other", "second"):  # another experiment of the same storage
+            pass
+        assert first.stdin is not None
+        first.stdin.close()  # it ends by itself
+        first.wait()
+    with only_driver(tmp_path / "tiny", "second"):
+        pass
+    assert {path.name for path in (tmp_path / "tiny").iterdir()} <= {"driver.lock"}
+
+
+def test_a_killed_driver_leaves_the_experiment_free(tmp_path: Path) -> None:
+    with driver(tmp_path) as first:
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        with only_driver(tmp_path, "second"):
+            pass
+
+
+def test_an_owner_that_is_just_being_written_is_told_without_its_name(tmp_path: Path) -> None:
+    with driver(tmp_path):
+        (tmp_path / "driver.json").write_text('{"search": "fi')
+        with pytest.raises(SearchError, match="another driver is running a search in"), only_driver(tmp_path, "second"):
+            pytest.fail("two drivers")
+
+
+def test_a_storage_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused = pytest.raises(SearchError, match=r"cannot be written .*; choose another --storage")
+    with refused, only_driver(tmp_path / "file" / "tiny", "s"):
+        pytest.fail("a folder inside a file")

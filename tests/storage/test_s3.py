@@ -1,0 +1,226 @@
+"""Shards, searches and exports on a server that speaks S3: the same protocol and drivers as on a cluster."""
+
+import json
+import pickle
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from upath import UPath
+
+from data import sample
+from data.cache.store import find_shards, open_cache
+from data.errors import NoShardsError, ShardError
+from data.tfrecord.shards import count_records
+from tests.support.workplace import Workplace
+from tuner import best, embed, evaluate, predict
+from tuner.errors import ConfigError, ModelFolderError, SearchError
+from tuner.export import writer as export
+from tuner.storage import journal, lease
+from tuner.storage import place as paths
+from tuner.storage.folders import kept, published, remove
+from tuner.storage.journal import Journal
+from tuner.storage.lock import only_driver
+
+if TYPE_CHECKING:
+    from tests.support.finished import FinishedSearch
+
+pytestmark = pytest.mark.slow  # starting the server takes seconds
+
+
+def upload(folder: Path, target: str) -> UPath:
+    url = UPath(target)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            url.joinpath(path.relative_to(folder).as_posix()).write_bytes(path.read_bytes())
+    return url
+
+
+def test_a_search_in_a_bucket_is_found_scored_and_exported(
+    s3: str, finished_search: "FinishedSearch", tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    upload(finished_search.storage, f"{s3}/storage")
+    upload(finished_search.folder / "shards", f"{s3}/shards")
+    model, validate, test = f"{s3}/models/best", f"{s3}/shards/validate*", f"{s3}/shards/test*"
+    arguments = ["--storage", f"{s3}/storage", "--export", model]
+    best.run(arguments)
+    assert f"exported trial 001, epoch 2, to {model}\n" in capsys.readouterr().out
+    best.run(arguments)
+    assert "replaced the export of the same trial that was there" in capsys.readouterr().out
+
+    evaluate.run([model, "--data", validate])
+    gap = json.loads(capsys.readouterr().out.splitlines()[-1])["gap"]
+    assert gap == pytest.approx(finished_search.best.score, abs=1e-6)
+    predict.run([model, "--data", test, "--output", str(tmp_path / "predictions.csv")])
+    embed.run([model, "--data", test, "--output", str(tmp_path / "embeddings.parquet")])
+    assert {path.name for path in tmp_path.iterdir()} == {"predictions.csv", "embeddings.parquet"}
+
+
+def test_a_killed_search_in_a_bucket_goes_on_and_its_model_is_used_from_there(
+    s3: str, workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shards, searches and exports in a bucket; nothing but the decoded shards on this machine."""
+    sample.write_splits(
+        workplace.folder / "shards",
+        num_videos={"train": 300, "validate": 100},
+        num_shards=2,
+        num_classes=20,
+        features={"mean_rgb": 32, "mean_audio": 8},
+    )
+    upload(workplace.folder / "shards", f"{s3}/shards")
+    shutil.rmtree(workplace.folder / "shards")
+    file = workplace.folder / "experiments.yaml"
+    text = file.read_text().replace("      sample: {directory: shards, train: 300, validate: 100, shards: 2}\n", "")
+    file.write_text(text.replace("shards/", f"{s3}/shards/"))
+    monkeypatch.setenv("TUNER_STORAGE", f"{s3}/storage")
+
+    driver = workplace.start()
+    workplace.wait_for_line(driver, "trial 001  epoch 3/")
+    driver.kill()
+    driver.wait()
+    storage = paths.storage(None, None)
+    (directory,) = journal.searches(storage)
+    before = journal.read(directory)
+    assert len(before.finished) == 1 and before.ended is None
+    code, printed = workplace.run("--resume", output="resumed.txt", timeout=600)
+    assert code == 0, printed
+    assert "trial 000  epoch" not in printed and "trial 001  epoch 1/" not in printed
+    search = journal.read(directory)
+    assert search.ended == "planned" and len(search.finished) == 3
+    assert [list(trial.reports) for trial in search.trials.values()] == 3 * [list(range(1, 13))]
+    assert {path.name for path in directory.parent.glob("*")} == {directory.name}  # the lease is given back
+    assert (directory / "ray.log").exists() and not (directory / "tune").exists()
+    assert not [path for path in directory.glob("trials/*/*/training.pt")]
+    assert not (workplace.folder / "storage").exists()
+
+    exported = workplace.python("-m", "tuner.best", "--export", f"{s3}/models/best")
+    assert exported.returncode == 0, exported.stderr
+    data = ("--data", f"{s3}/shards/validate*.tfrecord")
+    evaluated = workplace.python("-m", "tuner.evaluate", f"{s3}/models/best", *data)
+    assert evaluated.returncode == 0, evaluated.stderr
+    gap = json.loads(evaluated.stdout.splitlines()[-1])["gap"]
+    assert gap == pytest.approx(search.finished[0].score, abs=1e-6)
+
+
+def test_a_journal_is_written_by_one_driver_at_a_time(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "STALE_SECONDS", 5.0)
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.5)
+    directory = paths.place(f"{s3}/tiny/20260101-000000-0001", "--storage")
+    with only_driver(directory.parent, "first") as still_ours:
+        first = Journal(directory, still_ours)
+        begin = {"version": journal.VERSION, "id": "s", "experiment": "tiny", "fingerprint": "f", "planned": 4}
+        first.append("search", tracking_uri="", overrides=[], baseline=0.2, **begin)
+        with (
+            pytest.raises(SearchError, match="search first is being run by process "),
+            only_driver(directory.parent, "s"),
+        ):
+            pytest.fail("two drivers")
+        assert journal.searches(directory.parent.parent, "tiny") == [directory]
+        assert journal.read(directory) == first.search
+
+        with monkeypatch.context() as asleep:
+            asleep.setattr(lease.Lease, "renew", lambda lease: None)
+            with only_driver(directory.parent, "second") as also_ours:
+                second = Journal(directory, also_ours)
+                second.append("extended", trials=3)
+                asleep.undo()
+                time.sleep(2)
+                with pytest.raises(SearchError, match=r"search second is being run by .*: it has taken over"):
+                    first.append("extended", trials=100)
+    assert journal.read(directory).planned == 7
+
+
+def test_a_worker_keeps_and_finds_its_checkpoints_in_the_bucket(s3: str, tmp_path: Path) -> None:
+    """Through Ray Train's own storage, as it arrives in the worker's process."""
+    from ray.train import Checkpoint
+    from ray.train.v2._internal.execution.storage import StorageContext, delete_fs_path
+
+    from tuner.workers.trial import ray_storage
+
+    settings = pickle.loads(pickle.dumps(ray_storage(UPath(f"{s3}/search/trials", use_listings_cache=False))))
+    storage = StorageContext(experiment_dir_name="t0", **settings)
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    for name in ("epoch-0001", "epoch-0002"):
+        storage.persist_current_checkpoint(Checkpoint.from_directory(str(tmp_path)), name)
+    delete_fs_path(storage.storage_filesystem, storage.build_checkpoint_path_from_name("epoch-0001"))
+    assert [path.name for path in UPath(f"{s3}/search").glob("trials/t0/epoch-*")] == ["epoch-0002"]
+    assert UPath(f"{s3}/search/trials/t0/epoch-0002/model.safetensors").read_bytes() == b"weights"
+    kept = Checkpoint(storage.build_checkpoint_path_from_name("epoch-0002"), storage.storage_filesystem)
+    with pickle.loads(pickle.dumps(kept)).as_directory() as directory:
+        assert (Path(directory) / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_an_export_that_was_cut_short_is_no_model(s3: str, exported: Path, tmp_path: Path) -> None:
+    import torch
+
+    folder = paths.place(f"{s3}/model", "MODEL_DIR")
+    cut = pytest.raises(ConfigError, match=f"{s3}/model: ")
+    with cut, published(folder, first=export.CONFIG, last=export.CHECKSUMS) as staging:
+        shutil.copytree(exported, staging, dirs_exist_ok=True)
+        (staging / export.WEIGHTS).unlink()
+        (staging / export.WEIGHTS).symlink_to(tmp_path / "gone")
+    assert (folder / export.CONFIG).exists() and not (folder / export.CHECKSUMS).exists()
+    with pytest.raises(ModelFolderError, match=f"{s3}/model/SHA256SUMS: missing"):
+        export.load_model(folder, torch.device("cpu"))
+
+
+def test_what_is_printed_is_added_to_the_log_of_the_drivers_before(s3: str) -> None:
+    log = UPath(f"{s3}/search/ray.log")
+    for line in ("first\n", "second\n"):
+        with kept(log) as local:
+            local.write_text(line)
+    assert log.read_text() == "first\nsecond\n" and not local.exists()
+    remove(log.parent)
+    assert not log.exists()
+
+
+def test_a_bucket_that_is_not_there_is_told_before_anything_runs(s3: str, workplace: Workplace) -> None:
+    for command in ((), ("--resume",)):
+        code, printed = workplace.run("--storage", f"{s3}-missing/x", *command)
+        assert code == 2 and printed == f"--storage {s3}-missing/x: The specified bucket does not exist\n"
+    evaluated = workplace.python("-m", "tuner.evaluate", f"{s3}/nothing", "--data", "x")
+    assert evaluated.returncode == 2 and f"{s3}/nothing: no exported model" in evaluated.stderr
+
+
+def test_a_server_that_does_not_answer_is_told(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import s3fs
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(ConfigError, match="--storage s3://bucket: Could not connect to the endpoint URL"):
+        paths.storage("s3://bucket", None)
+
+
+def test_a_place_that_nobody_may_write_is_told(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = paths.place(f"{s3}/searches", "--storage")
+    monkeypatch.setattr(folder.fs, "pipe_file", _denied)
+    with pytest.raises(ConfigError, match=f"{s3}/searches: Access Denied"), only_driver(folder, "s"):
+        pytest.fail("it was written")
+
+
+def _denied(*arguments: object, **options: object) -> None:
+    raise PermissionError(13, "Access Denied")
+
+
+def test_shards_in_a_bucket_are_decoded_by_several_processes_and_their_faults_told(
+    s3: str, finished_search: "FinishedSearch", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(finished_search.folder / "shards", f"{s3}/shards")
+    shards = find_shards(f"{s3}/shards/train*")
+    assert shards == [f"{s3}/shards/train{number:04d}.tfrecord" for number in range(3)]
+    cache = open_cache(shards, finished_search.experiment.data.schema, tmp_path, workers=2)
+    assert cache.fingerprint == finished_search.data.train.fingerprint
+
+    (UPath(f"{s3}/shards") / "train0003.tfrecord").write_bytes(b"not one")
+    assert len(find_shards(f"{s3}/shards/train*")) == 4  # no listing is kept
+    with pytest.raises(ShardError, match=f"{s3}/shards/none: cannot be read"):
+        count_records(f"{s3}/shards/none")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    type(UPath(s3).fs).clear_instance_cache()
+    for pattern in (f"{s3}/shards/train*", f"{s3}/shards/train0000.tfrecord"):
+        with pytest.raises(NoShardsError, match="cannot be listed: Could not connect"):
+            find_shards(pattern)
+    with pytest.raises(ShardError, match="cannot be read: Could not connect"):
+        count_records(shards[0])

@@ -1,0 +1,183 @@
+"""Processes that form a real torch.distributed group (gloo), and what the tests have them do in it.
+
+A task is a function of this file: it gets its Ranks, then what the test sends, and its result goes back to the test.
+"""
+
+import multiprocessing
+import tempfile
+import traceback
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from data.errors import NoShardsError
+from models.layers import BatchNorm
+from tuner.errors import TrialDiverged
+from tuner.evaluate import evaluate
+from tuner.training.config import TrialConfig
+from tuner.training.dataset import Dataset, open_dataset
+from tuner.training.ranks import Ranks
+from tuner.training.supervised import train
+from tuner.workers import worker
+
+CPU = torch.device("cpu")
+TIMES = ("seconds", "videos_per_second")
+LIMIT = 600  # seconds that a test waits for a task, the start of its processes included
+
+
+class Group:
+    """Processes that wait for tasks; a task gets as many of them as it asks for, in a process group of its own."""
+
+    def __init__(self, size: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.folder = tempfile.TemporaryDirectory()
+        self.pipes, self.processes, self.tasks = [], [], 0
+        for _ in range(size):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            process.start()
+            self.pipes.append(ours)
+            self.processes.append(process)
+
+    def run(self, size: int, task: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """What each rank's task returns; an exception of any of them is raised here."""
+        self.tasks += 1
+        meeting = f"file://{self.folder.name}/{self.tasks}"
+        for rank, pipe in enumerate(self.pipes[:size]):
+            pipe.send((task, meeting, rank, size, arguments))
+        answers = []
+        for rank, pipe in enumerate(self.pipes[:size]):
+            assert pipe.poll(LIMIT), f"rank {rank} of {size} did not come to an end"
+            answers.append(pipe.recv())
+        for error, _ in answers:
+            assert error is None, error
+        return [result for _, result in answers]
+
+    def end(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.join()
+        self.folder.cleanup()
+
+
+def _serve(pipe: Connection) -> None:
+    torch.set_num_threads(1)
+    while True:
+        task, meeting, rank, size, arguments = pipe.recv()
+        if distributed.is_initialized():
+            # Only now, when every rank has answered: one that is done at once would leave while others still connect.
+            distributed.destroy_process_group()
+        try:
+            distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)
+            pipe.send((None, task(Ranks.of_this_process(), *arguments)))
+        except Exception:
+            pipe.send((traceback.format_exc(), None))
+
+
+def train_trial(
+    ranks: Ranks, config: TrialConfig, data: Any, resume_from: Path | None = None, save: Path | None = None
+) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+    """The numbers of every epoch and the weights in the end; with `save`, rank 0 keeps the first epoch's checkpoint."""
+    dataset = open_dataset(data)
+    torch.manual_seed(99 + ranks.rank)  # another process has other random numbers
+    epochs = []
+    for progress in train(config, dataset, device=CPU, seed=1, resume_from=resume_from, ranks=ranks):
+        epochs.append({key: value for key, value in progress.metrics.items() if key not in TIMES})
+        if save is not None and progress.epoch == 1 and ranks.rank == 0:
+            progress.state.save(save, config)
+    return epochs, {name: value.clone() for name, value in progress.state.model.state_dict().items()}
+
+
+def diverge(ranks: Ranks, config: TrialConfig, data: Any, bad: int) -> str:
+    """The error of an epoch in which a single video, which is one rank's alone, is not finite."""
+    dataset = open_dataset(data)
+    features_ND = dataset.train.features_ND.copy()
+    features_ND[bad] = float("nan")
+    steps = train(config, _with_features(dataset, features_ND), device=CPU, seed=1, ranks=ranks)
+    try:
+        next(steps)
+    except TrialDiverged as error:
+        return str(error)
+    raise AssertionError("no error")
+
+
+def _with_features(dataset: Dataset, features_ND: Any) -> Any:
+    """The data set with other features of the training videos, statistics as they were."""
+
+    class Changed:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(dataset, name)
+
+        def train_batches(self, *arguments: Any) -> Any:
+            batches = dataset.train_batches(*arguments)
+            batches._features_ND = torch.from_numpy(features_ND)
+            return batches
+
+    return Changed()
+
+
+def score(ranks: Ranks, model: nn.Module, data: Any) -> dict[str, float]:
+    """The metrics of a model."""
+    dataset = open_dataset(data)
+    return evaluate(model, dataset.validate_batches(8, CPU, ranks), "fp32", ranks)
+
+
+def normalise(ranks: Ranks, x: Tensor, grad: Tensor, rows: list[int]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Output, gradient of the input, and state of a BatchNorm whose rank r sees rows[r] of the rows of x in turn."""
+    own = x.split(rows)[ranks.rank].requires_grad_()
+    norm = BatchNorm(x.shape[1], momentum=0.3)
+    norm.over_ranks = True
+    out = norm(own)
+    out.backward(grad.split(rows)[ranks.rank])
+    assert own.grad is not None and norm.weight.grad is not None and norm.bias.grad is not None
+    gradients = {"weight.grad": ranks.sum(norm.weight.grad), "bias.grad": ranks.sum(norm.bias.grad)}
+    return out.detach(), own.grad, {**norm.state_dict(), **gradients}
+
+
+def work(ranks: Ranks, job: worker.Job, broken: int | None) -> list[tuple[dict[str, Any], bool]]:
+    """What a rank reports, and whether with a checkpoint; `broken` is a rank whose node cannot open the data."""
+    told: list[tuple[dict[str, Any], bool]] = []
+    before = worker.open_dataset
+
+    def fails(config: Any, fingerprint: str) -> Any:
+        raise NoShardsError("no shard matches on this node")
+
+    try:
+        if ranks.rank == broken:
+            worker.open_dataset = fails
+        worker.run(
+            job,
+            device=CPU,
+            checkpoints=(),
+            report=lambda metrics, save, kept: told.append((metrics, save is not None)),
+            ranks=ranks,
+        )
+    finally:
+        worker.open_dataset = before
+    return told
+
+
+def draw(ranks: Ranks, epoch: int) -> list[float]:
+    """Random numbers of an epoch."""
+    torch.manual_seed(5)
+    ranks.seed(1, epoch)
+    return torch.rand(4).tolist()
+
+
+def together(ranks: Ranks, failing: tuple[int, ...]) -> str:
+    """What comes of doing together what fails on some ranks."""
+
+    def action(rank: int) -> int:
+        if rank in failing:
+            raise NoShardsError(f"rank {rank}")
+        return rank
+
+    try:
+        return f"did {ranks.together(partial(action, ranks.rank))}"
+    except NoShardsError as error:
+        return str(error)

@@ -1,0 +1,93 @@
+"""A folder with a tiny experiment, and the project's commands in it as a user would type them."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+EXPERIMENT = """\
+    default: tiny
+    experiments:
+      tiny:
+        data:
+          sample: {directory: shards, train: 300, validate: 100, shards: 2}
+          train: shards/train*.tfrecord
+          validate: shards/validate*.tfrecord
+          features: {mean_rgb: 32, mean_audio: 8}
+          num_classes: 20
+        model: {kind: fused_mlp, towers: {mean_rgb: 16, mean_audio: 8}, hidden: 16, dropout: {uniform: [0.1, 0.6]}}
+        optimizer: {kind: adam, learning_rate: {loguniform: [1.0e-3, 1.0e-2]}}
+        training: {batch_size: 64, epochs: 12, precision: fp32}
+        search: {trials: 3, scheduler: {kind: none}, max_concurrent: 1}
+        resources: {cpu: 1}
+    """
+
+
+@dataclass
+class Workplace:
+    """A folder with a tiny experiment, and `python tune.py` in it as a user would type it."""
+
+    folder: Path
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
+    variables: dict[str, str] = field(default_factory=dict)  # of the environment, beside those of the tests
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Short paths (Ray's sockets), nobody's home, one thread."""
+        return (
+            os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(PROJECT)} | self.variables
+        )
+
+    def start(self, *arguments: str, output: str = "output.txt") -> subprocess.Popen[str]:
+        """Start tune.py; what it prints goes to `output`."""
+        with (self.folder / output).open("w") as file:
+            process = subprocess.Popen(
+                [sys.executable, str(PROJECT / "tune.py"), *arguments],
+                cwd=self.folder,
+                env=self.environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,  # a terminal's Ctrl-C reaches the whole group: a test sends it there
+            )
+        self.started.append(process)
+        return process
+
+    def run(self, *arguments: str, output: str = "output.txt", timeout: float = 600) -> tuple[int, str]:
+        """Run tune.py to its end; returns its exit code and what it printed."""
+        code = self.start(*arguments, output=output).wait(timeout)
+        return code, self.printed(output)
+
+    def python(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        """Run `python ARGUMENTS` in the folder."""
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def wait_for_line(self, process: subprocess.Popen[str], text: str, output: str = "output.txt") -> None:
+        """Wait until a run prints `text`."""
+        wait_for(lambda: text in self.printed(output) or process.poll() is not None)
+        assert text in self.printed(output), self.printed(output)
+
+    def printed(self, output: str = "output.txt") -> str:
+        """What a run printed so far."""
+        return (self.folder / output).read_text()
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 300, told: Callable[[], object] = str) -> None:
+    """Wait until `condition` holds; `told` says what is there instead."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited too long: {told()}"
+        time.sleep(0.1)

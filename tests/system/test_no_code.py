@@ -1,0 +1,225 @@
+"""A model folder, a checkpoint, a cache or a yaml from elsewhere runs no code: pickles are planted in every file."""
+
+import ast
+import json
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data.cache import store as data_cache
+from data.cache.store import Cache
+from data.errors import DataError
+from tests.support.finished import FinishedSearch
+from tests.support.workplace import PROJECT
+from tuner import evaluate
+from tuner.config import experiment as config
+from tuner.errors import CheckpointError, ModelFolderError, SearchError, main
+from tuner.export import writer as export
+from tuner.storage import journal
+from tuner.training import checkpoint
+from tuner.training.contrastive.encoder_store import EncoderStore, key
+
+
+class Planted:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> Any:
+        return Path.mkdir, (self.trace,)
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    """A folder that appears where a planted pickle is run."""
+    pickle.loads(pickle.dumps(Planted(tmp_path / "proof")))
+    assert (tmp_path / "proof").is_dir(), "the plant itself does not work"
+    return tmp_path / "trace"
+
+
+def plant(path: Path, trace: Path) -> None:
+    """Put a pickle into a file, in the form that its reader would unpickle."""
+    match path.suffix:
+        case ".npy":
+            np.save(path, np.array([Planted(trace)], dtype=object), allow_pickle=True)
+        case ".npz":
+            names = np.load(path).files
+            np.savez(path, **{name: np.array([Planted(trace)], dtype=object) for name in names})  # type: ignore[arg-type]
+        case ".pt" | ".pt2":
+            torch.save(Planted(trace), path)
+        case _:
+            path.write_bytes(pickle.dumps(Planted(trace)))
+
+
+def told_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> bool:
+    said = capsys.readouterr().err
+    return "Traceback" not in said and len(said.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "name, code",
+    [
+        ("config.json", 2),
+        ("model.safetensors", 2),
+        ("classes.csv", 2),
+        ("SHA256SUMS", 2),
+        ("model.pt2", 0),  # the rest is not read to score videos
+        ("statistics.safetensors", 0),
+        ("trial.yaml", 0),
+        ("metrics.json", 0),
+        ("README.md", 0),
+    ],
+)
+def test_an_export(
+    name: str,
+    code: int,
+    exported: Path,
+    finished_search: FinishedSearch,
+    trace: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(exported, folder)
+    assert {path.name for path in folder.iterdir()} == {
+        *("config.json", "model.safetensors", "classes.csv", "SHA256SUMS", "model.pt2", "statistics.safetensors"),
+        *("trial.yaml", "metrics.json", "README.md"),
+    }
+    plant(folder / name, trace)
+    if name != "SHA256SUMS":  # whoever plants it makes the checksums fit
+        sums = {path.name: export._sha256(path) for path in folder.iterdir() if path.name != "SHA256SUMS"}
+        (folder / "SHA256SUMS").write_text("".join(f"{digest}  {file}\n" for file, digest in sums.items()))
+    arguments = [str(folder), "--data", finished_search.validate, "--device", "cpu"]
+    assert main(lambda: evaluate.run(arguments)) == code
+    assert code == 0 or told_in_one_sentence(capsys)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("kind", ["os.system", "torch.nn.Linear", "__import__"])
+def test_a_model_folder_can_name_no_code(kind: str, exported: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(exported, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["kind"] = kind
+    (folder / "config.json").write_text(json.dumps(config))
+    sums = {path.name: export._sha256(path) for path in folder.iterdir()}
+    (folder / "SHA256SUMS").write_text("".join(f"{digest}  {file}\n" for file, digest in sums.items()))
+    with pytest.raises(ModelFolderError, match="make no model"):
+        export.load_model(folder, torch.device("cpu"))
+
+
+def planted_checkpoint(folder: Path, name: str, trace: Path, settings: dict[str, Any]) -> None:
+    checkpoint.save(folder, model={"weight": torch.zeros(2)}, training={"made_by": "t"}, settings=settings)
+    assert {path.name for path in folder.iterdir()} == {"model.safetensors", "training.pt", "checkpoint.json"}
+    plant(folder / name, trace)
+    if name != "checkpoint.json":
+        manifest = json.loads((folder / "checkpoint.json").read_text())
+        manifest["files"][name] = checkpoint._describe(folder / name)
+        del manifest["crc32c"]
+        (folder / "checkpoint.json").write_text(checkpoint.sealed(manifest))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training.pt", "checkpoint.json"])
+def test_a_checkpoint_and_a_kept_encoder(name: str, trace: Path, tmp_path: Path, caplog: Any) -> None:
+    caplog.set_level("CRITICAL", logger="tuner.training.contrastive.encoder_store")
+    settings = {"seed": 1}
+    planted_checkpoint(tmp_path / "epoch-0001", name, trace, settings)
+    with pytest.raises(CheckpointError, match=name):
+        checkpoint.load(tmp_path / "epoch-0001", settings=settings)
+    planted_checkpoint(tmp_path / key(settings), name, trace, settings)
+    assert EncoderStore(directory=tmp_path, trial_id="t").find(settings) is None  # it is made anew
+    assert not trace.exists()
+
+
+def test_a_cache(finished_search: FinishedSearch, trace: Path, tmp_path: Path) -> None:
+    """Each file of it; who opens it gets one sentence, who needs it builds it again."""
+    validate, directory = finished_search.experiment.data, tmp_path / "cache"
+
+    def open_it() -> Cache:
+        return data_cache.open_cache(data_cache.find_shards(validate.validate), validate.schema, directory)
+
+    expected = np.array(open_it().features_ND)
+    open_it().statistics()
+    files = [path.relative_to(directory) for path in directory.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} >= {".npy", ".npz", ".json"}
+    for file in files:
+        plant(directory / file, trace)
+        cache = open_it()
+        np.testing.assert_array_equal(np.array(cache.features_ND), expected)
+        assert cache.statistics().num_videos == len(expected)
+        assert not trace.exists(), file
+        shutil.rmtree(directory)
+        open_it().statistics()
+
+
+def test_a_cache_that_is_read_as_it_is(finished_search: FinishedSearch, trace: Path, tmp_path: Path) -> None:
+    cache = finished_search.data.validate
+    for name in [path.name for path in cache.directory.iterdir() if path.suffix in (".npy", ".json")]:
+        folder = tmp_path / name
+        shutil.copytree(cache.directory, folder)
+        plant(folder / name, trace)
+        if name != "manifest.json":
+            manifest = json.loads((folder / "manifest.json").read_text())
+            manifest["columns"][name] = (folder / name).stat().st_size
+            (folder / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(DataError) as told:
+            Cache.load(folder)
+        assert "\n" not in str(told.value)
+    assert not trace.exists()
+
+
+def test_a_journal(trace: Path, tmp_path: Path) -> None:
+    plant(tmp_path / "journal.jsonl", trace)
+    with pytest.raises(SearchError):
+        journal.read(tmp_path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "!!python/object/apply:os.mkdir ['{trace}']",
+        "!!python/object/new:os.mkdir ['{trace}']",
+        "!!python/name:os.sep",
+    ],
+)
+def test_a_yaml(planted: str, trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "experiments.yaml"
+    file.write_text(f"experiments:\n  tiny:\n    data: {planted.format(trace=trace)}\n")
+
+    def load() -> None:
+        config.load(file, "tiny")
+
+    assert main(load) == 2
+    assert all(line.startswith(str(file)) for line in capsys.readouterr().err.splitlines())  # a line for each mistake
+    assert not trace.exists()
+
+
+def calls(tree: ast.AST) -> list[tuple[str, ast.Call]]:
+    return [(ast.unparse(node.func), node) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+
+
+def test_nothing_of_ours_unpickles_evaluates_or_imports_by_name() -> None:
+    files = [path for name in ("data", "models", "tuner") for path in (PROJECT / name).rglob("*.py")]
+    for path in [PROJECT / "tune.py", *files]:
+        name = path.relative_to(PROJECT).as_posix()
+        for function, call in calls(ast.parse(path.read_text())):
+            options = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+            if function == "torch.load":
+                assert options.get("weights_only") == "True", name
+            if function == "np.load":
+                assert "allow_pickle" not in options, name  # numpy's default is not to
+            if function == "torch.export.load":
+                assert name == "tuner/export/writer.py", name  # there, what it has just written
+            if function.startswith("pickle.load"):
+                # On the pipes between a process and its own children; from the driver, beside what Ray itself pickles.
+                assert name in ("data/cache/workers.py", "tuner/workers/worker.py"), name
+            assert function not in ("eval", "exec", "__import__", "yaml.load", "yaml.unsafe_load"), name
+            if function.endswith("import_module"):
+                assert all(isinstance(argument, ast.Constant) for argument in call.args), name

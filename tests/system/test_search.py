@@ -1,0 +1,155 @@
+"""Whole searches with a real Ray, a real SQLite MLflow and real signals: what a night must survive."""
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from data.batches import Batches
+from models import FeatureStatistics
+from tests.support.finished import FinishedSearch
+from tests.support.rays import long_lived_ray
+from tests.support.searches import assert_nothing_was_lost, processes_of, records_of, runs_of, search_of
+from tests.support.workplace import Workplace, wait_for
+from tuner.config import experiment as config
+from tuner.search.driver import _tell_of_unfinished, frequency_baseline
+from tuner.train import train
+from tuner.training.dataset import open_dataset
+
+EPOCHS = 12
+
+
+def test_the_baseline_ranks_a_class_by_its_share_of_the_segments_rated_for_it() -> None:
+    """Class 0 is a label of 2 of 4 segments, class 1 of the only one rated for it: so class 1 comes first."""
+    statistics = FeatureStatistics(
+        num_videos=4,
+        mean_D=torch.zeros(3),
+        variance_D=torch.ones(3),
+        label_counts_C=torch.tensor([2, 1]),
+        rated_counts_C=torch.tensor([4, 1]),
+    )
+    segment = SimpleNamespace(
+        fingerprint="one segment, rated for both",
+        features_ND=np.zeros((5, 3), np.uint8),
+        frame_offsets=np.array([0, 5]),
+        label_offsets=np.array([0, 1]),
+        label_indices=np.array([1], np.int32),
+        rated_offsets=np.array([0, 2]),
+        rated_indices=np.array([0, 1], np.int32),
+    )
+    batches = Batches(segment, batch_size=1, shuffle=False)
+    assert frequency_baseline(batches, SimpleNamespace(statistics=statistics)) == 1
+
+
+def test_a_search_that_has_not_ended_is_said_to_go_on(finished_search: FinishedSearch) -> None:
+    said: list[str] = []
+    _tell_of_unfinished(finished_search.storage, "tiny", SimpleNamespace(print=said.append))
+    _tell_of_unfinished(finished_search.storage, "another", SimpleNamespace(print=said.append))
+    assert said == [
+        f"search {finished_search.directory.name} of tiny has not ended: --resume goes on with it; "
+        "this is a new one beside it"
+    ]
+
+
+@pytest.mark.slow
+def test_a_search_ends_with_a_model_that_scores_what_it_says(workplace: Workplace) -> None:
+    code, printed = workplace.run()
+    assert code == 0, printed
+    assert_nothing_was_lost(workplace, planned=3, epochs=EPOCHS)
+    search = search_of(workplace)
+    assert search.ended == "planned"
+    best = search.finished[0]
+    assert best.score is not None and best.score > 2 * search.baseline
+    assert f"best trial {best.number:03d}: GAP {best.score:.4f}" in printed
+    assert "python -m tuner.best tiny --export" in printed and "mlflow ui" in printed
+
+    exported = workplace.python("-m", "tuner.best", "--export")
+    assert exported.returncode == 0, exported.stderr
+    (folder,) = (workplace.folder / "exports").iterdir()
+    evaluated = workplace.python("-m", "tuner.evaluate", str(folder), "--data", "shards/validate*.tfrecord")
+    assert evaluated.returncode == 0, evaluated.stderr
+    (gap,) = re.findall(r'"gap": ([0-9.]+)', evaluated.stdout)
+    assert float(gap) == pytest.approx(best.score, abs=1e-6)
+
+    extended, printed = workplace.run("--extend", "2")
+    assert extended == 0, printed
+    assert_nothing_was_lost(workplace, planned=5, epochs=EPOCHS)
+    began = [record["id"] for record in records_of(workplace) if record["type"] == "report" and record["epoch"] == 1]
+    assert began == sorted(began)  # one slot, and two trials at a time of which one trains
+    assert workplace.run("--resume")[0] == 2
+
+
+@pytest.mark.slow
+def test_trials_follow_a_cluster_that_grows(workplace: Workplace) -> None:
+    with long_lived_ray(workplace, cpus=1) as ray:
+        wide = ("--set", "search.max_concurrent=auto", "--set", "search.overlap=false")
+        driver = workplace.start("--address", ray.address, "--set", "training.epochs=150", *wide)
+        workplace.wait_for_line(driver, "trial 000  epoch 3/")
+        assert "1 trial at a time" in workplace.printed() and "trial 001" not in workplace.printed()
+        raylet = ray.add_node(cpus=1)
+        workplace.wait_for_line(driver, "it holds 2 trials at a time")
+        wait_for(lambda: len(processes_of(workplace, "RayTrainWorker")) == 2)
+        assert raylet.pid in {worker.ppid() for worker in processes_of(workplace, "RayTrainWorker")}
+        assert driver.wait(600) == 0, workplace.printed()
+        ray.assert_nothing_is_left()
+    assert_nothing_was_lost(workplace, planned=3, epochs=150)
+
+
+CONTRASTIVE = """\
+default: tiny
+experiments:
+  tiny:
+    data:
+      sample: {directory: shards, train: 300, validate: 100, shards: 2}
+      train: shards/train*.tfrecord
+      validate: shards/validate*.tfrecord
+      features: {mean_rgb: 32, mean_audio: 8}
+      num_classes: 20
+      label_fraction: 0.5
+    pipeline: contrastive
+    model: {kind: fused_mlp, towers: {mean_rgb: 16, mean_audio: 8}, hidden: 16, dropout: 0.1}
+    pretrain: {kind: moco_v2, queue: 100, momentum: 0.9, optimizer: {kind: adamw, learning_rate: 1e-3}, batch_size: 64, epochs: 6}
+    probe: {optimizer: {kind: adam, learning_rate: {loguniform: [1e-3, 1e-2]}}, batch_size: 32, epochs: 6}
+    training: {precision: fp32}
+    search: {trials: 2, scheduler: {kind: none}, max_concurrent: 1, overlap: false}
+    resources: {cpu: 1}
+"""  # noqa: E501
+
+
+@pytest.mark.slow
+def test_both_halves_of_a_contrastive_trial_survive_and_share_their_encoder(workplace: Workplace) -> None:
+    (workplace.folder / "experiments.yaml").write_text(CONTRASTIVE)
+    driver = workplace.start()
+    workplace.wait_for_line(driver, "trial 000  epoch 3/12  contrastive loss")
+    (worker,) = processes_of(workplace, "RayTrainWorker")
+    worker.kill()
+    workplace.wait_for_line(driver, "trial 000  epoch 9/12  loss")
+    driver.kill()
+    driver.wait()
+    code, printed = workplace.run("--resume", output="resumed.txt")
+    assert code == 0, printed
+    assert "contrastive loss" not in printed  # trial 0 goes on in its second half; trial 1 takes its encoder
+    assert "trial 001  epoch 6/12  GAP" in printed and "took the encoder of another trial" in printed
+
+    search = search_of(workplace)
+    first, second = search.trials.values()
+    assert list(first.reports) == list(range(1, 13)) and list(second.reports) == list(range(6, 13))
+    experiment = config.load(workplace.folder / "experiments.yaml", "tiny")
+    torch.set_num_threads(1)
+    data = open_dataset(experiment.data)
+    whole = train(experiment.trial_config(first.values), data, device=torch.device("cpu"), seed=1)
+    expected = {progress.epoch: progress.metrics["gap"] for progress in whole}
+    assert {epoch: report["gap"] for epoch, report in first.reports.items()} == pytest.approx(expected)
+    tags = {found["trial_id"]: found for found, _, _ in runs_of(workplace) if "trial_id" in found}
+    assert {found["encoder_made_by"] for found in tags.values()} == {first.id}
+    assert {status for _, status, _ in runs_of(workplace)} == {"FINISHED"}
+
+    exported = workplace.python("-m", "tuner.best", "--export", "model")
+    assert exported.returncode == 0, exported.stderr
+    files = {path.name for path in (workplace.folder / "model").iterdir()}
+    assert {"encoder.safetensors", "encoder.pt2", "probe.safetensors", "model.pt2"} <= files
+    evaluated = workplace.python("-m", "tuner.evaluate", "model", "--data", "shards/validate*.tfrecord")
+    (gap,) = re.findall(r'"gap": ([0-9.]+)', evaluated.stdout)
+    assert float(gap) == pytest.approx(search.finished[0].score, abs=1e-6)

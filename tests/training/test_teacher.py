@@ -1,0 +1,123 @@
+"""A teacher's predictions: from shards into a file, and back by video id."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from tests.support.finished import FinishedSearch
+from tuner import errors, predict
+from tuner.errors import ConfigError
+from tuner.export import writer as export
+from tuner.training import teacher
+
+IDS = [b"b", b"aa", b"c\xff"]
+MODEL = {"experiment": "tiny", "trials": [1]}
+
+
+def write(path: Path, ids: list[bytes] = IDS, num_classes: int = 12) -> Path:
+    """Video i has the classes i and i + 1."""
+    first = np.arange(len(ids))
+    classes_NK = np.stack([first, first + 1], axis=1)
+    probabilities_NK = np.stack([0.5 + first / 10, first / 10], axis=1)
+    teacher.write(path, ids, classes_NK, probabilities_NK, num_classes=num_classes, model=MODEL)
+    return path
+
+
+def test_videos_are_found_by_id_and_strangers_are_not(tmp_path: Path) -> None:
+    read = teacher.read(write(tmp_path / "t.safetensors"), 12)
+    rows = read.rows(np.array([b"c\xff", b"zzzzzz", b"b", b"", b"a", b"aa"]))
+    assert read.classes_NK[rows[[0, 2, 5]], 0].tolist() == [2, 0, 1]
+    assert rows[[1, 3, 4]].tolist() == [-1, -1, -1]
+    assert read.probabilities_NK[rows[0]].tolist() == np.array([0.7, 0.2], np.float16).tolist()
+    assert read.model == MODEL
+
+
+def test_the_format_is_the_one_that_is_written_down(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.safetensors")
+    stored = load_file(path)
+    assert {name: (str(array.dtype), array.shape) for name, array in stored.items()} == {
+        "ids": ("uint8", (3, 2)),
+        "classes": ("int32", (3, 2)),
+        "probabilities": ("float16", (3, 2)),
+    }
+    assert [bytes(row).rstrip(b"\0") for row in stored["ids"]] == sorted(IDS)
+    with safe_open(path, framework="numpy") as file:
+        assert file.metadata().keys() == {"format", "num_classes", "model"}
+
+
+def test_of_a_video_that_comes_twice_the_first_counts(tmp_path: Path) -> None:
+    read = teacher.read(write(tmp_path / "t.safetensors", [b"a", b"b", b"a"]), 12)
+    assert read.ids.tolist() == [b"a", b"b"] and read.classes_NK[:, 0].tolist() == [0, 1]
+
+
+def test_no_video_is_a_file_as_well(tmp_path: Path) -> None:
+    read = teacher.read(write(tmp_path / "t.safetensors", []), 12)
+    assert read.rows(np.array([b"a", b"b"])).tolist() == [-1, -1]
+
+
+def test_the_command_writes_what_the_model_says(
+    finished_search: FinishedSearch, exported: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "teacher.safetensors"
+    predict.run([str(exported), "--data", finished_search.validate, "--output", str(output), "--device", "cpu"])
+    read, cache = teacher.read(output, 12), finished_search.data.validate
+    rows = read.rows(np.asarray(cache.ids))
+    assert (rows >= 0).all() and read.classes_NK.shape == (150, 12)  # of 12 classes 50 are all
+    with torch.inference_mode():
+        logits_NC = export.load_model(exported, torch.device("cpu")).model(torch.tensor(cache.features_ND))
+    said_NC = np.zeros((150, 12))
+    np.put_along_axis(said_NC, read.classes_NK[rows].astype(np.int64), read.probabilities_NK[rows], axis=1)
+    np.testing.assert_allclose(said_NC, logits_NC.sigmoid(), rtol=1e-3, atol=1e-7)
+    assert read.model["trials"] == [1] and read.model["data_fingerprint"] == finished_search.search.fingerprint
+
+
+def test_fewer_classes_are_kept_where_that_is_asked(
+    finished_search: FinishedSearch, exported: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "teacher.safetensors"
+    predict.run([str(exported), "--data", finished_search.validate, "--output", str(output), "--top-k", "3"])
+    assert teacher.read(output, 12).classes_NK.shape == (150, 3)
+    (tmp_path / "other").touch()
+    assert output.stat().st_mode == (tmp_path / "other").stat().st_mode  # others may read it
+
+
+def damaged(path: Path, **changes: Any) -> None:
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+    save_file(load_file(path) | changes, path, metadata)
+
+
+def test_what_is_no_such_file_is_told_in_one_sentence(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.safetensors")
+    with pytest.raises(ConfigError, match=r"the teacher has 12 classes, but the data 3,862; write it with"):
+        teacher.read(path, 3862)
+    for changes, told in (
+        ({"classes": np.full((3, 2), 12, np.int32)}, "it names classes outside of 0 to 11"),
+        ({"classes": np.zeros((2, 2), np.int32)}, "its arrays do not belong together"),
+        ({"probabilities": np.zeros((3, 2), np.float32)}, "its arrays do not belong together"),
+    ):
+        damaged(write(path), **changes)
+        with pytest.raises(ConfigError, match=told):
+            teacher.read(path, 12)
+    save_file({"ids": np.zeros(3)}, path)
+    with pytest.raises(ConfigError, match="is no file of a teacher's predictions"):
+        teacher.read(path, 12)
+    path.write_bytes(b"\x80\x04K\x01.")  # a pickle
+    with pytest.raises(ConfigError, match=r"t\.safetensors: cannot be read as a teacher's predictions"):
+        teacher.read(path, 12)
+    with pytest.raises(ConfigError, match=r"nowhere: cannot be read as a teacher's predictions"):
+        teacher.read(tmp_path / "nowhere", 12)
+
+
+def test_an_unfinished_file_is_not_left(exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.tfrecord").write_bytes(b"damaged")
+    output = tmp_path / "teacher.safetensors"
+    command = partial(predict.run, [str(exported), "--data", str(tmp_path / "a.tfrecord"), "--output", str(output)])
+    assert errors.main(command) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tfrecord"]

@@ -1,0 +1,228 @@
+"""The worker's side of a search, through its seam: what Ray calls, minus Ray."""
+
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ray import cloudpickle
+
+from tests.support.finished import FAST, FinishedSearch
+from tests.support.workplace import PROJECT
+from tuner.cluster.resources import Resources
+from tuner.config import experiment as config
+from tuner.training import checkpoint
+from tuner.workers.reports import checkpoint_name, kept
+from tuner.workers.trial import epochs_of, trainable
+from tuner.workers.worker import Job, run
+
+CPU = torch.device("cpu")
+Report = tuple[dict[str, Any], Callable[[Path], None] | None]
+
+
+@pytest.fixture
+def job(finished_search: FinishedSearch) -> Job:
+    return Job(
+        trial_id="trial-1",
+        trial=finished_search.experiment.trial_config({**FAST, "model.dropout": 0.4}),
+        data=finished_search.experiment.data,
+        fingerprint=finished_search.data.fingerprint,
+        seed=2,
+        resources=Resources(gpu=0.0, cpu=1.0),
+    )
+
+
+def reports(job: Job, *checkpoints: Path) -> list[Report]:
+    """All that a trial tells, that finds these checkpoints, newest first."""
+    told: list[Report] = []
+    run(job, device=CPU, checkpoints=checkpoints, report=lambda metrics, save, keep: told.append((metrics, save)))
+    return told
+
+
+def with_learning_rate(job: Job, rate: float) -> Job:
+    return replace(job, trial=replace(job.trial, optimizer=replace(job.trial.optimizer, learning_rate=rate)))
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {key: metrics[key] for key in ("gap", "gap_best", "hit_at_1", "map", "loss_train", "loss_validate")}
+
+
+def test_every_epoch_is_reported_with_its_metrics_and_place(job: Job) -> None:
+    told = [metrics for metrics, _ in reports(job)]
+    assert [(metrics["epoch"], metrics["epochs"]) for metrics in told] == [(1, 2), (2, 2)]
+    for metrics in told:
+        assert {"gap", "gap_best", "hit_at_1", "perr", "map", "learning_rate", "videos_per_second"} <= metrics.keys()
+        assert metrics["tags"]["device"] == "cpu" and metrics["tags"]["host"]
+        assert not {"history", "error"} & metrics.keys()
+
+
+def test_a_report_brings_the_checkpoint_of_its_epoch(job: Job, tmp_path: Path) -> None:
+    saved = []
+
+    def keep(metrics: dict[str, Any], save: Callable[[Path], None] | None, names: Sequence[str]) -> None:
+        assert save is not None
+        folder = tmp_path / checkpoint_name(metrics["epoch"])
+        save(folder)
+        _, position = checkpoint.load(folder, settings=job.trial.settings)
+        saved.append(len(position["history"]))
+
+    run(job, device=CPU, checkpoints=(), report=keep)
+    assert saved == [1, 2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-0001", "epoch-0002"]
+
+
+def test_a_resumed_trial_first_tells_all_of_its_epochs_once_more(job: Job, tmp_path: Path) -> None:
+    whole = []
+
+    def keep(metrics: dict[str, Any], save: Callable[[Path], None] | None, names: Sequence[str]) -> None:
+        whole.append(metrics)
+        if metrics["epoch"] == 1 and save is not None:
+            save(tmp_path / "one")
+
+    run(job, device=CPU, checkpoints=(), report=keep)
+    (again, save), (second, _) = reports(job, tmp_path / "one")
+    assert save is None  # its checkpoint is there
+    assert [numbers(epoch) for epoch in again["history"]] == [numbers(whole[0])]
+    assert (again["epoch"], again["epochs"]) == (1, 2)
+    assert numbers(second) == numbers(whole[1]) and "history" not in second
+
+
+def test_a_trial_that_had_ended_tells_its_epochs_and_trains_no_more(job: Job, tmp_path: Path) -> None:
+    *_, (_, save) = reports(job)
+    assert save is not None
+    save(tmp_path / "last")
+    ((again, _),) = reports(job, tmp_path / "last")
+    assert [epoch for epoch, _ in epochs_of(again)] == [1, 2]
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-9], lambda content: content[:50] + b"?" + content[51:]])
+def test_of_a_damaged_checkpoint_the_one_before_is_used_and_that_is_said(
+    job: Job, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    for metrics, save in (told := reports(job)):
+        assert save is not None
+        save(tmp_path / checkpoint_name(metrics["epoch"]))  # of the end of training, both
+    one, two = tmp_path / "one", tmp_path / checkpoint_name(2)
+
+    def keep(metrics: dict[str, Any], save: Callable[[Path], None] | None, names: Sequence[str]) -> None:
+        if metrics["epoch"] == 1 and save is not None:
+            save(one)
+
+    run(job, device=CPU, checkpoints=(), report=keep)
+    weights = two / "model.safetensors"
+    weights.write_bytes(damage(weights.read_bytes()))
+    (again, _), (second, _) = reports(job, two, one)
+    assert again["note"].startswith(f"{weights}: ") and again["note"].endswith("goes on from the checkpoint of epoch 1")
+    assert again["tags"]["note"] == second["tags"]["note"] == again["note"] and "note" not in second
+    assert numbers(second) == numbers(told[1][0])
+
+    (first, _), (second, _) = reports(job, two)
+    assert first["epoch"] == 1 and first["note"].endswith("; starts again")
+    assert numbers(second) == numbers(told[1][0])
+
+
+def test_the_best_epoch_s_checkpoint_and_the_last_two_are_kept() -> None:
+    history = [{"epoch": epoch, "gap": gap} for epoch, gap in ((3, 0.1), (4, 0.5), (5, 0.5), (6, 0.2), (7, 0.3))]
+    assert kept(history) == ["epoch-0004", "epoch-0006", "epoch-0007"]
+    assert set(kept(history[:1])) == {"epoch-0003"}
+    assert set(kept(history[:2])) == {"epoch-0003", "epoch-0004"}
+
+
+def test_want_of_memory_is_told_and_ends_the_trial(job: Job) -> None:
+    huge = replace(job, trial=replace(job.trial, model=replace(job.trial.model, hidden=10**10)))
+    ((error, save),) = reports(huge)
+    assert error["error"].startswith("TrialOutOfMemory: not enough memory on ") and save is None
+    assert "a smaller batch or a smaller model needs less" in error["error"]
+
+
+def test_a_loss_that_diverges_is_told_and_ends_the_trial(job: Job) -> None:
+    ((error, save),) = reports(with_learning_rate(job, 1e38))
+    assert error.keys() == {"error"} and save is None
+    assert error["error"].startswith("TrialDiverged: the loss is not finite in epoch 1 by step 2")
+
+
+def test_a_damaged_shard_is_an_obstacle_to_all(job: Job, finished_search: FinishedSearch, tmp_path: Path) -> None:
+    (shard, *_) = sorted((finished_search.folder / "shards").glob("train*.tfrecord"))
+    content = bytearray(shard.read_bytes())
+    content[40] ^= 1
+    (tmp_path / "bad.tfrecord").write_bytes(content)
+    data = replace(job.data, train=str(tmp_path / "bad.tfrecord"), cache=str(tmp_path / "cache"))
+    ((told, save),) = reports(replace(job, data=data))
+    assert told.keys() == {"obstacle"} and save is None
+    assert "bad.tfrecord: record at byte 0" in told["obstacle"]
+
+
+def test_a_missing_shard_is_one_too(job: Job, tmp_path: Path) -> None:
+    data = replace(job.data, train=f"{tmp_path}/none*", cache=str(tmp_path / "cache"))
+    ((told, _),) = reports(replace(job, data=data))
+    assert f"{tmp_path}/none*: no file matches" in told["obstacle"]
+
+
+def test_other_shards_than_the_search_began_with_are_not_trained_on(
+    job: Job, finished_search: FinishedSearch, tmp_path: Path
+) -> None:
+    (shard, *_) = sorted((finished_search.folder / "shards").glob("train*.tfrecord"))
+    data = replace(job.data, train=str(shard), cache=str(tmp_path / "cache"))
+    ((told, _),) = reports(replace(job, data=data))
+    assert "the data has changed since the search began" in told["obstacle"] and "1 shards" in told["obstacle"]
+
+
+def test_shards_that_have_vanished_are_not_missed_where_they_are_decoded(job: Job, tmp_path: Path) -> None:
+    told = reports(replace(job, data=replace(job.data, train=f"{tmp_path}/gone*.tfrecord")))
+    assert [metrics["epoch"] for metrics, _ in told] == [1, 2]
+
+
+def test_a_full_disk_is_an_obstacle_to_all(job: Job, tmp_path: Path) -> None:
+    told = []
+
+    def report(metrics: dict[str, Any], save: Callable[[Path], None] | None, names: Sequence[str]) -> None:
+        if save is not None:
+            raise OSError(28, "No space left on device", "/storage/epoch-0001")
+        told.append(metrics)
+
+    run(job, device=CPU, checkpoints=(), report=report)
+    (obstacle,) = told
+    assert "/storage/epoch-0001: cannot be written, there is no room left on its disk" in obstacle["obstacle"]
+
+
+def test_a_checkpoint_of_other_settings_is_told_and_ends_the_trial(job: Job, tmp_path: Path) -> None:
+    (_, save), _ = reports(job)
+    assert save is not None
+    save(tmp_path / "one")
+    ((error, _),) = reports(with_learning_rate(job, 0.5), tmp_path / "one")
+    assert error["error"].startswith("CheckpointError: ") and "optimizer.learning_rate: 0.03 -> 0.5" in error["error"]
+
+
+def test_a_mistake_of_ours_is_no_report_but_an_exception_that_ray_tries_again(job: Job) -> None:
+    def broken(*report: object) -> None:
+        raise RuntimeError("the actor died")
+
+    with pytest.raises(RuntimeError, match="the actor died"):
+        run(job, device=CPU, checkpoints=(), report=broken)
+
+
+def test_a_job_travels_to_its_worker(job: Job) -> None:
+    assert pickle.loads(pickle.dumps(job)) == job
+
+
+def test_a_report_tells_of_its_own_epoch_or_of_all_so_far() -> None:
+    one, two = {"epoch": 1, "gap": 0.1}, {"epoch": 2, "gap": 0.2}
+    assert epochs_of(two) == [(2, two)]
+    assert epochs_of({**two, "history": [one, two]}) == [(1, one), (2, two)]
+
+
+def test_checkpoints_sort_by_epoch() -> None:
+    names = [checkpoint_name(epoch) for epoch in (1, 9, 10, 100)]
+    assert names == sorted(names) == ["epoch-0001", "epoch-0009", "epoch-0010", "epoch-0100"]
+
+
+def test_of_a_trials_three_processes_the_workers_alone_import_torch() -> None:
+    experiment, resources = config.load(PROJECT / "experiments.yaml", "quickstart"), Resources(gpu=1, cpu=1)
+    function = cloudpickle.dumps(trainable(experiment, Path("s"), Path("e"), resources, fingerprint="f"))
+    program = f"import pickle, sys; assert callable(pickle.loads({function!r})); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], cwd=PROJECT, check=True)

@@ -1,0 +1,1 @@
+"""The machines: which Ray, which nodes, how much of them."""

@@ -1,0 +1,249 @@
+"""Distributions as the yaml writes them.
+
+    {uniform: [0.2, 0.7]}  {loguniform: [1e-4, 1e-2]}  {quniform: [low, high, step]}       any number between both ends
+    {int: [5, 20]}  {int: [low, high, step]}  {logint: [64, 4096]}                          a whole number
+    {choice: [0, 0.5, {loguniform: [1e-3, 10]}, {kind: adam, learning_rate: {...}}]}        an option by its label
+
+each with a `default` beside it or not. A label is the option's own text, the name of its distribution, the `kind` of
+its block; `_2` and so on keep labels apart. `parse` turns a tree of yaml into one of blocks, values and parameters.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from tuner.config.yaml_tree import Node, Problems, join, shown
+
+DISTRIBUTIONS = ("uniform", "loguniform", "quniform", "int", "logint", "choice")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Number:
+    """A range of numbers, both ends included."""
+
+    low: float
+    high: float
+    log: bool = False  # even in the logarithm
+    step: float | None = None  # distance of neighbouring values; None: 1 for whole numbers, else any value
+    integer: bool = False
+    default: float | None = None  # of trial 0; None: the middle, on a log scale the log-middle
+
+    def __post_init__(self) -> None:
+        ends = f"but got [{shown(self.low)}, {shown(self.high)}]"
+        if not (math.isfinite(self.low) and math.isfinite(self.high)):
+            raise ValueError(f"both ends must be finite, {ends}")
+        if not self.low < self.high:
+            raise ValueError(f"the low end must be below the high end, {ends}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"a log scale must start above 0, {ends}")
+        if self.step is not None:
+            if not (math.isfinite(self.step) and self.step > 0):
+                raise ValueError(f"the step must be above 0, but got {shown(self.step)}")
+            # In decimal, as they were written: in binary 0.3 / 0.1 has a remainder.
+            if (Decimal(str(self.high)) - Decimal(str(self.low))) % Decimal(str(self.step)):
+                raise ValueError(f"the range must be a multiple of the step {shown(self.step)}, {ends}")
+        if self.default is None:
+            object.__setattr__(self, "default", self._middle())
+        elif not self.holds(self.default):
+            raise ValueError(f"the default must lie in the range, but got {shown(self.default)}")
+
+    def holds(self, value: Any) -> bool:
+        """Whether `value` can be drawn."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
+            return False
+        step = 1 if self.integer and self.step is None else self.step
+        return step is None or abs((value - self.low) / step - round((value - self.low) / step)) < 1e-6
+
+    def _middle(self) -> float:
+        middle = math.sqrt(self.low) * math.sqrt(self.high) if self.log else self.low / 2 + self.high / 2
+        step = 1 if self.integer and self.step is None else self.step
+        if step is not None:
+            middle = self.low + math.floor((middle - self.low) / step + 1e-9) * step
+        # 0.45 and not 0.44999999999999996: this number is read by people.
+        middle = min(max(float(f"{middle:.12g}"), self.low), self.high)
+        return round(middle) if self.integer else middle
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """One of several options, each drawn by its label."""
+
+    labels: tuple[str, ...]
+    default: str  # of trial 0
+
+    def holds(self, value: Any) -> bool:
+        """Whether `value` can be drawn."""
+        return isinstance(value, str) and value in self.labels
+
+
+Distribution = Number | Choice
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A mapping with something drawn in it, or not."""
+
+    node: Node
+    entries: "Mapping[str, Spec]"
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """Something drawn."""
+
+    node: Node
+    name: str
+    distribution: Distribution
+    options: "Mapping[str, Spec]"  # by label; none for a number
+    condition: str = ""  # the choice that this parameter depends on
+
+
+Spec = Node | Block | Parameter  # a value as it stands, a block, something drawn
+
+
+def distribution_of(node: Node) -> str | None:
+    """The distribution that a node says it is, right or wrong; None for a value or a block."""
+    return next((key for key in node.entries if key in DISTRIBUTIONS), None)
+
+
+def options(node: Node) -> dict[str, Node]:
+    """The options of a choice by label, in order."""
+    listed = node.entries["choice"].value
+    labelled: dict[str, Node] = {}
+    for option in listed if isinstance(listed, tuple) else ():
+        unique = next(text for text in _numbered(label(option)) if text not in labelled)
+        labelled[unique] = option
+    return labelled
+
+
+def label(option: Node) -> str:
+    """What an option is called, without the number that keeps it from its namesakes."""
+    distribution = distribution_of(option)
+    if distribution:
+        return distribution
+    kind = option.entries.get("kind")
+    if kind and isinstance(kind.value, str):
+        return kind.value
+    if any(distribution_of(node) for node in option.walk()):
+        return "block"
+    text = shown(option.plain(), limit=200)
+    return text.strip("'\"") if isinstance(option.value, str) else text.strip("{}")
+
+
+def _numbered(text: str) -> Iterator[str]:
+    yield text
+    number = 2
+    while True:
+        yield f"{text}_{number}"
+        number += 1
+
+
+def parse(node: Node, name: str, condition: str, problems: Problems) -> Spec:
+    """What `node` is: `name` is its path with the labels of the options around it."""
+    distribution = distribution_of(node)
+    if distribution == "choice":
+        return _parse_choice(node, name, condition, problems)
+    if distribution:
+        return _parse_number(node, name, condition, problems)
+    if isinstance(node.value, tuple):
+        for i, entry in enumerate(node.value):
+            if any(distribution_of(below) for below in entry.walk()):
+                problems.add(
+                    entry, join(name, str(i)), "a list cannot hold a distribution; make the list a choice of lists"
+                )
+                problems.close(node)
+    if isinstance(node.value, Mapping):
+        entries = {key: parse(entry, join(name, key), condition, problems) for key, entry in node.value.items()}
+        return Block(node, entries)
+    if isinstance(node.value, float) and not math.isfinite(node.value):
+        problems.add(node, name, f"must be a finite number (got {shown(node.value)})")
+        problems.close(node)
+    return node
+
+
+def _parse_number(node: Node, name: str, condition: str, problems: Problems) -> Spec:
+    kind = str(distribution_of(node))
+    try:
+        _refuse_other_keys(node, kind)
+        low, high, *rest = _bounds(kind, node.entries[kind])
+        default = node.entries["default"].value if "default" in node.entries else None
+        number = Number(
+            low=low,
+            high=high,
+            log=kind in ("loguniform", "logint"),
+            step=rest[0] if rest else None,
+            integer=kind in ("int", "logint"),
+            default=_number(default, "the default") if "default" in node.entries else None,
+        )
+    except ValueError as error:
+        return _broken(node, name, str(error), problems)
+    return Parameter(node, name, number, {}, condition)
+
+
+def _bounds(kind: str, node: Node) -> list[float]:
+    counts, form = {
+        "quniform": ((3,), "[low, high, step]"),
+        "int": ((2, 3), "[low, high] or [low, high, step]"),
+    }.get(kind, ((2,), "[low, high]"))
+    entries = node.value
+    if not isinstance(entries, tuple) or len(entries) not in counts:
+        raise ValueError(f"{kind} takes {form} (got {shown(node.plain())})")
+    numbers = [_number(entry.value, f"{kind} takes numbers: each end") for entry in entries]
+    if kind in ("int", "logint"):
+        if any(not isinstance(number, int) for number in numbers):
+            raise ValueError(f"{kind} takes whole numbers (got {shown(node.plain())})")
+        return numbers
+    return [float(number) for number in numbers]
+
+
+def _number(value: Any, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{what} must be a number (got {shown(value)})")
+    return value
+
+
+def _parse_choice(node: Node, name: str, condition: str, problems: Problems) -> Spec:
+    listed = node.entries["choice"]
+    try:
+        _refuse_other_keys(node, "choice")
+        if not isinstance(listed.value, tuple) or not listed.value:
+            raise ValueError(f"choice takes a list of at least one option (got {shown(listed.plain())})")
+        plain = [shown(option.plain(), limit=10**6) for option in listed.value]
+        twice = next((text for i, text in enumerate(plain) if text in plain[:i]), None)
+        if twice is not None:
+            raise ValueError(f"choice offers {twice} twice")
+        default = default_label(node)
+    except ValueError as error:
+        return _broken(node, name, str(error), problems)
+    specs = {key: parse(option, join(name, key), name, problems) for key, option in options(node).items()}
+    return Parameter(node, name, Choice(labels=tuple(specs), default=default), specs, condition)
+
+
+def default_label(node: Node) -> str:
+    """The label of a choice's default, which may be written as the label or as the option itself; else of its first.
+
+    Raises:
+        ValueError: the default is none of the options.
+    """
+    labelled = options(node)
+    if "default" not in node.entries:
+        return next(iter(labelled))
+    default = node.entries["default"].plain()
+    for name, option in labelled.items():
+        if default == name or shown(default, limit=10**6) == shown(option.plain(), limit=10**6):
+            return name
+    raise ValueError(f"the default must be one of the options {', '.join(labelled)} (got {shown(default)})")
+
+
+def _refuse_other_keys(node: Node, kind: str) -> None:
+    for key in node.entries:
+        if key not in (kind, "default"):
+            raise ValueError(f"beside {kind} only its default can stand (got {key!r})")
+
+
+def _broken(node: Node, name: str, message: str, problems: Problems) -> Node:
+    problems.add(node, name, message)
+    problems.close(node)
+    return node

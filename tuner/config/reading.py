@@ -1,0 +1,247 @@
+"""A block of the yaml becomes its dataclass, or a list of mistakes with their lines.
+
+Types and unknown keys are checked by pydantic, ranges by the dataclasses themselves. Pydantic's errors are told in our
+words, at the line of the value they are about.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache
+from types import NoneType
+from typing import Any, TypeVar, cast, get_args, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from models import LinearConfig
+from tuner.config.distributions import DISTRIBUTIONS
+from tuner.config.search import ResourcesConfig, SearchConfig
+from tuner.config.yaml_tree import Node, Problems, join, shown
+from tuner.training.config import PIPELINES, Trial
+from tuner.training.dataset import DataConfig
+
+T = TypeVar("T")
+
+# By pipeline, the classes that each searchable block may become; where they are several, its `kind` says which.
+SEARCHABLE: dict[str, dict[str, tuple[type[Any], ...]]] = {
+    pipeline: {
+        block.name: tuple(member for member in get_args(hint) or (hint,) if member is not NoneType)
+        for block in fields(cls)
+        for hint in [get_type_hints(cls)[block.name]]
+    }
+    for pipeline, cls in PIPELINES.items()
+}
+FIXED: dict[str, type[Any]] = {"data": DataConfig, "search": SearchConfig, "resources": ResourcesConfig}
+# Pydantic's words, and those of a yaml file.
+_WORDS = {
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid string": "text",
+    "a valid boolean": "true or false",
+    "a valid tuple": "a list",
+    "a valid array": "a list",
+    "a valid mapping": "a block",
+    "a valid dictionary": "a block",
+    "an object": "a block",
+}
+
+
+def blocks_of(pipeline: str) -> tuple[str, ...]:
+    """The keys of an experiment of this pipeline."""
+    return ("data", "pipeline", *SEARCHABLE[pipeline], "search", "resources")
+
+
+def read_trial(pipeline: str, tree: Node, problems: Problems) -> Trial | None:
+    """The searchable blocks, without a distribution left in them, as a configuration; None where they are none."""
+    blocks: dict[str, Any] = {}
+    for name, classes in SEARCHABLE[pipeline].items():
+        node = tree.entries[name]
+        if name == "optimizer" and not node.entries and isinstance(blocks["model"], LinearConfig):
+            continue  # it needs none
+        cls = classes[0] if len(classes) == 1 else _class_of_kind(classes, node, name, problems)
+        blocks[name] = cls and read_block(cls, node, name, problems)
+    if None in blocks.values():
+        return None
+    try:
+        return PIPELINES[pipeline](**blocks)
+    except ValueError as error:  # blocks that do not go together
+        node, path = _culprit(str(error), tree, "")
+        problems.add(node, path, str(error))
+        return None
+
+
+@cache
+def _by_kind(classes: tuple[type[Any], ...]) -> dict[str, type[Any]]:
+    return {kind: cls for cls in classes for kind in get_args(get_type_hints(cls)["kind"])}
+
+
+def _class_of_kind(classes: tuple[type[Any], ...], node: Node, name: str, problems: Problems) -> type[Any] | None:
+    kinds = _by_kind(classes)
+    if not isinstance(node.value, Mapping):
+        problems.add(node, name, f"must be a block of settings (got {shown(node.plain())})")
+        return None
+    kind = node.entries.get("kind")
+    if kind is None:
+        problems.add(node, join(name, "kind"), f"is missing; one of: {', '.join(kinds)}")
+    elif kind.value not in kinds:
+        problems.add(kind, join(name, "kind"), not_one_of(kind.plain(), kinds))
+    return kinds.get(str(kind.value)) if kind else None
+
+
+def read_block(cls: type[T], node: Node, path: str, problems: Problems) -> T | None:
+    """`node` as an instance of a dataclass; None where it is none."""
+    # Through JSON: only there does pydantic's strict mode take lists for tuples and blocks for dataclasses, and strict
+    # it must be, for neither true nor '3' is a number.
+    adapter: TypeAdapter[T] = _adapter(cast(Any, cls))
+    try:
+        return adapter.validate_json(json.dumps(node.plain()), strict=True)
+    except ValidationError as error:
+        mistakes = [_Mistake.of(found, cls, node) for found in error.errors(include_url=False)]
+    for mistake in _without_echoes(mistakes):
+        problems.add(mistake.node, ".".join((path, *mistake.path)), mistake.message)
+    return None
+
+
+@cache
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
+
+
+@dataclass(frozen=True, slots=True)
+class _Mistake:
+    node: Node
+    path: tuple[str, ...]  # below the block
+    message: str
+    union: tuple[str, ...] | None  # path of the value that may be this or that: pydantic finds a mistake for each
+
+    @classmethod
+    def of(cls, found: Any, root: type[Any], block: Node) -> "_Mistake":
+        """What pydantic found, told in our words."""
+        about_a_key = found["type"] in ("missing", "unexpected_keyword_argument")
+        node, path, union = block, list[str](), None
+        owner: type[Any] | None = root
+        for key in found["loc"][: -1 if about_a_key else None]:
+            below = node.below(key)
+            if below is None:  # not a key of ours: it names the member of a union
+                union = union or tuple(path)
+                continue
+            owner = _class_below(owner, key)
+            node = below
+            path.append(str(key))
+        match found["type"]:
+            case "missing":
+                path.append(found["loc"][-1])
+                message = "is missing"
+            case "unexpected_keyword_argument":
+                key = found["loc"][-1]
+                path.append(key)
+                node = node.entries[key]
+                message = f"unknown key; {nearest(key, _names(owner), _pipelines_of(root))}"
+            case "value_error":
+                message = found["msg"].removeprefix("Value error, ")
+                node, dotted = _culprit(message, node, ".".join(path))
+                path = dotted.split(".") if dotted else []
+            case "literal_error":
+                known = found["ctx"]["expected"].replace(" or ", ", ").replace("'", "")
+                message = not_one_of(node.plain(), known.split(", "))
+                if union is not None:
+                    message = f"must be {known} (got {shown(node.plain())})"
+            case "dataclass_type":
+                message = f"must be a block of settings (got {shown(node.plain())})"
+            case _:
+                wish = found["msg"].replace("Input should be", "must be")
+                for theirs, ours in _WORDS.items():
+                    wish = wish.replace(theirs, ours)
+                message = _misspelt_distribution(node) or f"{wish} (got {shown(node.plain())})"
+        return cls(node, tuple(path), message, union)
+
+
+def _without_echoes(mistakes: Sequence[_Mistake]) -> Iterator[_Mistake]:
+    """One mistake for a value that may be this or that: the deepest, or `must be this or that`."""
+    echoes: dict[tuple[str, ...], list[_Mistake]] = {}
+    for mistake in mistakes:
+        if mistake.union is None:
+            yield mistake
+        else:
+            echoes.setdefault(mistake.union, []).append(mistake)
+    for same in echoes.values():
+        deepest = max(same, key=lambda echo: len(echo.path))
+        wishes = [echo.message for echo in same if echo.path == deepest.path]
+        got = f" (got {shown(deepest.node.plain())})"
+        first, *others = dict.fromkeys(wish.removesuffix(got) for wish in wishes)
+        yield replace(deepest, message=" or ".join([first, *(wish.removeprefix("must be ") for wish in others)]) + got)
+
+
+def _culprit(message: str, node: Node, path: str) -> tuple[Node, str]:
+    """The setting that a dataclass complains of, with its path: the first of its block that the message names."""
+    for word in re.findall(r"[A-Za-z_][A-Za-z0-9_.]*", message):
+        found, below = node, path
+        for key in word.strip(".").split("."):
+            if key not in found.entries:
+                break
+            found, below = found.entries[key], join(below, key)
+        if found is not node:
+            return found, below
+    return node, path
+
+
+def _class_below(owner: type | None, key: str) -> type | None:
+    hint = get_type_hints(owner).get(key) if owner is not None else None
+    return next((c for c in (hint, *get_args(hint)) if isinstance(c, type) and is_dataclass(c)), None)
+
+
+def _misspelt_distribution(node: Node) -> str | None:
+    for key in node.entries:
+        close = difflib.get_close_matches(key, DISTRIBUTIONS, n=1)
+        if close:
+            return f"unknown distribution {key!r}; did you mean {close[0]!r}?"
+    return None
+
+
+def not_one_of(value: Any, known: Iterable[str]) -> str:
+    """The sentence about a word that is none of the known ones."""
+    if isinstance(value, str):
+        return f"{value!r} is not one of: {', '.join(known)}"
+    return f"must be one of: {', '.join(known)} (got {shown(value)})"
+
+
+def nearest(key: str, known: Sequence[str], pipelines: tuple[str, ...]) -> str:
+    """What may have been meant: a key of the same block, else a setting of that name elsewhere in these pipelines."""
+    close = difflib.get_close_matches(key, known, n=1)
+    paths = _paths(pipelines)
+    elsewhere = [path for path in paths if path.rpartition(".")[2] == key]
+    if not close and not elsewhere:
+        last = {path.rpartition(".")[2]: path for path in reversed(paths)}
+        elsewhere = [last[name] for name in difflib.get_close_matches(key, last, n=1, cutoff=0.8)]
+    if close or elsewhere:
+        return f"did you mean {(close or elsewhere)[0]!r}?"
+    return f"known are {', '.join(known)}"
+
+
+def _names(cls: type | None) -> list[str]:
+    return [setting.name for setting in fields(cls)] if cls is not None and is_dataclass(cls) else []
+
+
+def _pipelines_of(cls: type[Any]) -> tuple[str, ...]:
+    """Those that have a block of this class; all, where it belongs to none in particular."""
+    having = [name for name, blocks in SEARCHABLE.items() if any(cls in classes for classes in blocks.values())]
+    return tuple(having or SEARCHABLE)
+
+
+@cache
+def _paths(pipelines: tuple[str, ...]) -> tuple[str, ...]:
+    """Every setting that an experiment of these pipelines may have, by its path."""
+
+    def below(cls: type, path: str) -> Iterator[str]:
+        for setting in fields(cls):
+            yield join(path, setting.name)
+            nested = _class_below(cls, setting.name)
+            if nested:
+                yield from below(nested, join(path, setting.name))
+
+    blocks = list(FIXED.items())
+    for pipeline in pipelines:
+        blocks += [(name, cls) for name, classes in SEARCHABLE[pipeline].items() for cls in classes]
+    return tuple(dict.fromkeys(path for name, cls in blocks for path in (name, *below(cls, name))))

@@ -1,0 +1,318 @@
+"""The search space: what an experiment's searchable blocks leave to be drawn.
+
+A parameter is named by its yaml path: `model.dropout`, `loss.l1`. A choice is drawn by the label of its option, and
+what exists for one option only carries that label in its name: `loss.l1.loguniform`, `optimizer.adam.learning_rate`.
+
+*Values* are a suggestion: a number or a label for every parameter that is in effect. Knows no optuna: a sampler comes
+in as two functions.
+"""
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import islice
+from typing import Any, Protocol
+
+from tuner.config.distributions import Block, Choice, Distribution, Number, Parameter, Spec, parse
+from tuner.config.yaml_tree import Node, Problems, shown
+from tuner.errors import ConfigError
+
+__all__ = ["Ask", "Choice", "Distribution", "Number", "Space", "Values"]
+
+Values = Mapping[str, Any]  # number or label by parameter name
+
+# Trials of a grid.
+MAX_GRID = 10_000
+# Combinations of options that are checked one by one; a larger space is checked option by option.
+MAX_COMBINATIONS = 256
+
+Pick = Callable[[str, Distribution], Any]  # a value for the parameter of that name
+
+
+class Ask(Protocol):
+    """Where `Space.sample` takes its values from."""
+
+    def number(self, name: str, distribution: Number) -> float:
+        """A number of the range; a whole one where the range is one of whole numbers."""
+
+    def category(self, name: str, labels: Sequence[str]) -> str:
+        """One of the labels."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a search may vary, and everything beside it in the same blocks."""
+
+    tree: Node  # the searchable blocks, as written
+    _root: Spec = field(compare=False, repr=False)
+
+    @classmethod
+    def build(cls, tree: Node, problems: Problems | None = None) -> "Space":
+        """Find the distributions in `tree`, a mapping from block names to blocks.
+
+        Args:
+            tree: the searchable blocks.
+            problems: collects what is wrong with distributions; None raises it.
+
+        Raises:
+            ConfigError: a distribution is wrong, and no `problems` were given.
+        """
+        found = problems or Problems()
+        space = cls(tree, parse(tree, "", "", found))
+        if problems is None:
+            found.check()
+        return space
+
+    def names(self) -> list[str]:
+        """Every parameter, conditional ones included, in the order of the file."""
+        return [parameter.name for parameter in _parameters(self._root)]
+
+    def conditional_names(self) -> list[str]:
+        """The parameters that exist only for one option of a choice."""
+        return [parameter.name for parameter in _parameters(self._root) if parameter.condition]
+
+    def defaults(self) -> dict[str, Any]:
+        """The values of trial 0: each distribution's default."""
+        return self._values(lambda name, distribution: distribution.default)
+
+    def sample(self, ask: Ask) -> dict[str, Any]:
+        """Values from `ask`, which is asked for the parameters in effect only, a choice before what depends on it."""
+
+        def pick(name: str, distribution: Distribution) -> Any:
+            if isinstance(distribution, Number):
+                return ask.number(name, distribution)
+            return ask.category(name, distribution.labels)
+
+        return self._values(pick)
+
+    def optuna(self, trial: Any) -> dict[str, Any]:
+        """Values that an optuna trial suggests."""
+        return self.sample(_AskTrial(trial))
+
+    def distributions(self, values: Values) -> dict[str, Distribution]:
+        """The parameters that are in effect for `values`, with their distributions.
+
+        Raises:
+            ConfigError: as `resolve`.
+        """
+        found: dict[str, Distribution] = {}
+
+        def pick(name: str, distribution: Distribution) -> Any:
+            found[name] = distribution
+            return _value(values, name, distribution)
+
+        _descend(self._root, pick)
+        unknown = [name for name in values if name not in found]
+        if unknown:
+            others = difflib.get_close_matches(unknown[0], found, n=1)
+            hint = f"; did you mean {others[0]!r}?" if others else ""
+            raise ConfigError(f"{unknown[0]}: no parameter of this configuration{hint}")
+        return found
+
+    def resolve(self, values: Values) -> dict[str, Any]:
+        """The searchable blocks with every distribution replaced by its value, as nested dicts.
+
+        Raises:
+            ConfigError: a value is missing, cannot be drawn from its distribution, or belongs to no parameter.
+        """
+        resolved: dict[str, Any] = self.resolved(values).plain()
+        return resolved
+
+    def resolved(self, values: Values) -> Node:
+        """The same as a tree that knows its lines."""
+        self.distributions(values)  # checks them
+        return _descend(self._root, lambda name, distribution: values[name])
+
+    @cached_property  # of every suggestion, and every corner is resolved for it
+    def searched(self) -> list[str]:
+        """The settings that differ between trials, by yaml path; a conditional one under the path of its choice.
+
+        What is the same in all blocks that have it is left out where the `kind` of the block tells them apart already.
+        """
+        corners = [flatten(self.resolve(corner)) for corner in self.corners()]
+        found = dict.fromkeys(path for corner in corners for path in corner)
+        given = {path: [corner[path] for corner in corners if path in corner] for path in found}
+        varied = {path for path, values in given.items() if any(value != values[0] for value in values)}
+
+        def told_by_kind(path: str) -> bool:
+            blocks = path.split(".")[:-1]
+            return any(".".join([*blocks[:i], "kind"]) in varied for i in range(1, len(blocks) + 1))
+
+        return [
+            path for path in found if path in varied or (len(given[path]) < len(corners) and not told_by_kind(path))
+        ]
+
+    def settings(self, values: Values) -> dict[str, Any]:
+        """What a suggestion comes to, for people: the value of each searched setting, by yaml path.
+
+        Raises:
+            ConfigError: as `resolve`.
+        """
+        resolved = flatten(self.resolve(values))
+        return {path: resolved[path] for path in self.searched if path in resolved}
+
+    def corners(self) -> list[dict[str, Any]]:
+        """Values to check a space by: both ends of every range under every combination of options.
+
+        Where these are more than MAX_COMBINATIONS: every option at least once, the other choices at their defaults.
+        """
+        routes: list[Mapping[str, Any]] = list(islice(_combinations(self._root), MAX_COMBINATIONS + 1))
+        if len(routes) > MAX_COMBINATIONS:
+            routes = list(_routes(self._root, {}))
+        corners = {}
+        for route in routes:
+            for end in ("low", "high"):
+
+                def pick(name: str, distribution: Distribution, route: Values = route, end: str = end) -> Any:
+                    if isinstance(distribution, Number):
+                        return getattr(distribution, end)
+                    return route.get(name, distribution.default)
+
+                values = self._values(pick)
+                corners[tuple(values.items())] = values
+        return list(corners.values())
+
+    @cached_property
+    def grid(self) -> list[dict[str, Any]]:
+        """Every combination once, the defaults first.
+
+        Raises:
+            ValueError: a parameter has any number of values, or there are more than MAX_GRID combinations.
+        """
+        found = list(islice(_combinations(self._root, grid=True), MAX_GRID + 1))
+        if len(found) > MAX_GRID:
+            raise ValueError(f"a grid has {MAX_GRID:,} combinations at the most, and these are more")
+        first = self.defaults()
+        return [first, *(values for values in found if values != first)]
+
+    def unsupported_by(self, sampler: str) -> list[str]:
+        """What a sampler leaves to chance in this space, one sentence for each parameter."""
+        sentences = []
+        for parameter in _parameters(self._root):
+            if sampler == "cmaes" and isinstance(parameter.distribution, Choice):
+                sentences.append(
+                    f"cmaes draws {parameter.name} at random: it models numbers only, and this is a choice"
+                )
+            elif sampler in ("cmaes", "gp", "qmc") and parameter.condition:
+                sentences.append(
+                    f"{sampler} draws {parameter.name} at random: it models only what every trial has, "
+                    f"and this depends on {parameter.condition}"
+                )
+        return sentences
+
+    def _values(self, pick: Pick) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+
+        def record(name: str, distribution: Distribution) -> Any:
+            values[name] = pick(name, distribution)
+            return values[name]
+
+        _descend(self._root, record)
+        return values
+
+
+def flatten(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested settings by yaml path, as MLflow and tables show them: `optimizer.learning_rate`."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = f"{path}.{key}" if path else key
+        flat |= flatten(value, name) if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+@dataclass(frozen=True, slots=True)
+class _AskTrial:
+    trial: Any  # an optuna.Trial
+
+    def number(self, name: str, distribution: Number) -> float:
+        if distribution.integer:
+            step = 1 if distribution.step is None else distribution.step
+            drawn = self.trial.suggest_int(name, distribution.low, distribution.high, step=step, log=distribution.log)
+        else:
+            drawn = self.trial.suggest_float(
+                name, distribution.low, distribution.high, step=distribution.step, log=distribution.log
+            )
+        return drawn
+
+    def category(self, name: str, labels: Sequence[str]) -> str:
+        return self.trial.suggest_categorical(name, labels)
+
+
+def _descend(spec: Spec, pick: Pick) -> Node:
+    """The tree with every parameter replaced by what `pick` gives for it."""
+    if isinstance(spec, Node):
+        return spec
+    if isinstance(spec, Block):
+        return replace(spec.node, value={key: _descend(entry, pick) for key, entry in spec.entries.items()})
+    value = pick(spec.name, spec.distribution)
+    if isinstance(spec.distribution, Number):
+        return replace(spec.node, value=value)
+    return _descend(spec.options[value], pick)
+
+
+def _value(values: Values, name: str, distribution: Distribution) -> Any:
+    if name not in values:
+        raise ConfigError(f"{name}: no value for this parameter")
+    if not distribution.holds(values[name]):
+        if isinstance(distribution, Choice):
+            raise ConfigError(f"{name}: {values[name]!r} is not one of: {', '.join(distribution.labels)}")
+        raise ConfigError(
+            f"{name}: not in [{shown(distribution.low)}, {shown(distribution.high)}] (got {shown(values[name])})"
+        )
+    return values[name]
+
+
+def _parameters(spec: Spec) -> Iterator[Parameter]:
+    if isinstance(spec, Parameter):
+        yield spec
+    below = spec.entries if isinstance(spec, Block) else spec.options if isinstance(spec, Parameter) else {}
+    for entry in below.values():
+        yield from _parameters(entry)
+
+
+def _routes(spec: Spec, chosen: Mapping[str, str]) -> Iterator[Mapping[str, str]]:
+    """The labels that lead to each option of each choice once; first of all those of no choice."""
+    if not chosen:
+        yield {}
+    if isinstance(spec, Block):
+        for entry in spec.entries.values():
+            yield from (route for route in _routes(entry, chosen) if route)
+    if isinstance(spec, Parameter):
+        for label, option in spec.options.items():
+            route = {**chosen, spec.name: label}
+            yield route
+            yield from _routes(option, route)
+
+
+def _combinations(spec: Spec, grid: bool = False) -> Iterator[dict[str, Any]]:
+    """Every combination of labels that can be in effect together, in a grid of all values."""
+    if isinstance(spec, Parameter) and spec.options:
+        for label, option in spec.options.items():
+            for below in _combinations(option, grid):
+                yield {spec.name: label, **below}
+    elif isinstance(spec, Parameter) and grid:
+        assert isinstance(spec.distribution, Number)
+        yield from ({spec.name: value} for value in _values_of(spec.name, spec.distribution))
+    elif isinstance(spec, Block):
+        yield from _product([entry for entry in spec.entries.values() if isinstance(entry, Block | Parameter)], grid)
+    else:
+        yield {}
+
+
+def _product(specs: Sequence[Spec], grid: bool) -> Iterator[dict[str, Any]]:
+    if not specs:
+        yield {}
+        return
+    for first in _combinations(specs[0], grid):
+        for rest in _product(specs[1:], grid):
+            yield {**first, **rest}
+
+
+def _values_of(name: str, number: Number) -> Iterator[float]:
+    step = 1 if number.integer and number.step is None else number.step
+    if step is None:
+        raise ValueError(f"{name} has any number of values; give a grid choices, whole numbers or steps")
+    for i in range(round((number.high - number.low) / step) + 1):
+        value = float(f"{number.low + i * step:.12g}")  # 0.3 and not 0.30000000000000004: this is read by people
+        yield round(value) if number.integer else value

@@ -1,0 +1,1 @@
+"""A trial -> a model folder."""

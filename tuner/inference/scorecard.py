@@ -1,0 +1,70 @@
+"""What a model is worth on the whole of a split, once it is trained: more metrics than an epoch has, and its classes.
+
+    metrics, classes = score(model, cache, precision, device)
+    path.write_text(as_csv(classes, class_names))
+
+The table has a row for each class: its index and name, for how many videos it is rated, how many of them carry it, its
+average precision over all of them (empty without a positive), and the mean probability that the model gives it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from data.batches import Batches, sample_rows
+from data.cache.store import Cache
+from models.metrics.per_class import CELLS, ClassScores, PerClass
+from tuner.evaluate import batch_size_of, evaluate
+from tuner.training.precision import Precision
+
+COLUMNS = ("class", "name", "rated", "positives", "average_precision", "mean_probability")
+# Predictions a video that GAP is given for, beside the published 20.
+GAP_AT = (1, 5, 10)
+# One sample of the videos of a split too large to keep all scores of.
+SAMPLE_SEED = 0
+
+
+def score(
+    model: nn.Module, cache: Cache, precision: Precision, device: torch.device
+) -> tuple[dict[str, float], ClassScores]:
+    """Score `model` on every video of a split.
+
+    Returns:
+        The metrics of `tuner.evaluate.evaluate`, with gap_at_1, gap_at_5, gap_at_10, and map_all: mAP over all videos
+        where `map` is, as published, over those whose top 20 a class is in. And the classes; of a split of more than
+        CELLS scores, on a seeded sample of its videos.
+    """
+    num_videos, num_classes = cache.num_videos, cache.schema.num_classes
+    batch_size = batch_size_of(cache.schema)
+    whole = Batches(cache, batch_size=batch_size, shuffle=False, device=device)
+    classes = PerClass(num_classes)
+    most = max(CELLS // num_classes, 1)
+    metrics = evaluate(model, whole, precision, gap_at=GAP_AT, classes=classes if num_videos <= most else None)
+    if num_videos > most:
+        rows = sample_rows(num_videos, most / num_videos, SAMPLE_SEED)
+        sample = Batches(cache, batch_size=batch_size, shuffle=False, rows=rows, device=device)
+        evaluate(model, sample, precision, classes=classes)
+    found = classes.compute()
+    return {**metrics, "map_all": found.mean_average_precision}, found
+
+
+def as_csv(classes: ClassScores, names: Sequence[str] | None) -> str:
+    """The table as the text of a csv; without `names` they are empty."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(COLUMNS)
+    for c, positives in enumerate(classes.positives_C):
+        precision, probability = classes.average_precision_C[c], classes.mean_probability_C[c]
+        name = names[c] if names else ""
+        rows.writerow((c, name, classes.rated_C[c], positives, _number(precision), _number(probability)))
+    return text.getvalue()
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.6g}"

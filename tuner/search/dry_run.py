@@ -1,0 +1,81 @@
+"""`tune.py --dry-run`: everything that can be wrong before the first GPU is held, and what the search would try."""
+
+import os
+
+import optuna
+import torch
+from rich.table import Table
+
+from data.cache.store import find_shards
+from data.frames import decode
+from tuner.cluster import connection as cluster
+from tuner.cluster.resources import Node, describe, plan
+from tuner.config.experiment import Experiment
+from tuner.console import Console, setting_cells, settings_table
+from tuner.search.searcher import make_sampler, planned_values
+from tuner.training.dataset import write_sample
+
+# Configurations that are drawn and shown.
+SHOWN = 8
+
+
+def dry_run(experiment: Experiment, console: Console, address: str | None) -> None:
+    """Check the shards and the resources (the file and the corners of the space are checked when it is read).
+
+    Raises:
+        DataError: a glob matches nothing, or the first shard of a split does not hold what the experiment asks for.
+        ConfigError: the cluster cannot hold a trial, or the vocabulary is not one.
+        SearchError: no Ray answers at `address`.
+    """
+    space, config = experiment.space, experiment.search
+    console.print(
+        f"{experiment.file}: {experiment.name} is sound at all {len(space.corners())} corners of its space, "
+        f"{len(space.names())} parameters"
+    )
+    _check_shards(experiment, console)
+    experiment.data.class_names()
+    console.print(describe(plan(experiment.resources, _nodes(cluster.resolve_address(address), experiment))))
+    for sentence in space.unsupported_by(config.sampler.kind):
+        console.print(sentence)
+    budget = f" or {config.time_budget:g} s" if config.time_budget is not None else ""
+    console.print(
+        f"{config.trials} trials{budget} of at most {experiment.max_epochs} epochs, sampler {config.sampler.kind}, "
+        f"scheduler {config.scheduler.kind}; the first {min(SHOWN, config.trials)} if every trial scored alike:"
+    )
+    console.print(_samples(experiment, min(SHOWN, config.trials)))
+
+
+def _check_shards(experiment: Experiment, console: Console) -> None:
+    write_sample(experiment.data)
+    for split in ("train", "validate", "test"):
+        patterns = getattr(experiment.data, split)
+        if patterns is None:
+            continue
+        shards = find_shards(patterns)
+        first = decode(shards[0], experiment.data.schema)
+        console.print(f"data.{split}: {len(shards)} shards; the first holds {len(first.ids)} sound videos")
+
+
+def _nodes(address: str, experiment: Experiment) -> list[Node]:
+    """The machines of the cluster; of a private Ray, which is not started for this, this one."""
+    if address == "local":
+        return [Node(cpus=float(os.cpu_count() or 1), gpus=float(torch.cuda.device_count()))]
+    with cluster.connect(address) as attempt:
+        return cluster.capacity(attempt, experiment.resources.startable)
+
+
+def _samples(experiment: Experiment, number: int) -> Table:
+    paths = experiment.space.searched
+    table = settings_table(("trial",), paths)
+    study = optuna.create_study(direction="maximize")
+    for trial in range(number):
+        study.sampler = make_sampler(experiment, trial)
+        fixed = planned_values(experiment, trial)
+        if fixed is not None:
+            study.enqueue_trial(fixed)
+        asked = study.ask()
+        values = experiment.space.optuna(asked)
+        experiment.trial_config(values)
+        study.tell(asked, 0.0)
+        table.add_row(str(trial), *setting_cells(experiment.space.settings(values), paths))
+    return table

@@ -1,0 +1,161 @@
+"""Takes down what trials do: journal first, then MLflow, then the screen. The one Tune callback of a search."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from ray.tune import Callback
+
+from tuner.config.experiment import Experiment
+from tuner.config.space import flatten
+from tuner.console import Console, describe_settings
+from tuner.errors import SearchError
+from tuner.export import writer as export
+from tuner.redact import redacted
+from tuner.search.schedulers import ReplayingScheduler
+from tuner.search.stopper import StopRule
+from tuner.storage.journal import Journal, TrialHistory, Unsaved
+from tuner.tracking.tracker import Tracker
+from tuner.workers.trial import epochs_of
+
+METRICS = (
+    "gap",
+    "gap_best",
+    "hit_at_1",
+    "perr",
+    "map",
+    "loss_train",
+    "loss_validate",
+    "loss_pretrain",
+    "contrastive_accuracy",
+    "embedding_std",
+    "ridge_penalty",
+    "learning_rate",
+    "videos_per_second",
+    "seconds",
+    "gpu_memory_gib",
+)
+
+
+def _in_order(hear: Callable[..., None]) -> Callable[..., None]:
+    """A journal that cannot be written ends the search in order, as an exception in Tune's loop would not."""
+
+    @wraps(hear)
+    def heard(self: "Recorder", *arguments: Any, **information: Any) -> None:
+        try:
+            hear(self, *arguments, **information)
+        except SearchError as error:
+            self.stop.halt(str(error))
+
+    return heard
+
+
+class Recorder(Unsaved, Callback):
+    """Hears of every trial from Tune."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        record: Journal,
+        tracker: Tracker,
+        console: Console,
+        scheduler: ReplayingScheduler,
+        stop: StopRule,
+    ) -> None:
+        """Remember where everything goes."""
+        assert record.search is not None
+        self._experiment, self._journal, self._tracker = experiment, record, tracker
+        self._console, self._scheduler, self.stop = console, scheduler, stop
+        self._search = record.search
+        self._started: set[str] = set()
+        self._errors: dict[str, str] = {}
+        self._best = max((trial.score or 0.0 for trial in record.search.finished), default=None)
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's actor runs, for the first time or once more."""
+        record = self._search.trials[trial.config["trial_id"]]
+        if record.id in self._started:
+            return
+        self._open(record)
+        self._console.trial_started(record, describe_settings(record.settings))
+
+    def catch_up(self) -> None:
+        """Tell MLflow of the trials that ended before this driver: the one that was killed may not have got to it."""
+        for record in self._search.trials.values():
+            if record.status != "running":
+                self._open(record)
+                for epoch, metrics in record.reports.items():
+                    self._tracker.report(record.id, epoch, metrics, {})
+                self._close(record)
+
+    def _open(self, record: TrialHistory) -> None:
+        self._started.add(record.id)
+        settings = self._experiment.trial_config(record.values)
+        tags = {"data_fingerprint": self._search.fingerprint, "seed": str(settings.seed(record.number))}
+        self._tracker.start_trial(record, params=flatten(settings.settings), tags=tags)
+
+    @_in_order
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """An epoch is over, or the trial says what ended it."""
+        record = self._search.trials[trial.config["trial_id"]]
+        if "obstacle" in result:
+            self.stop.halt(result["obstacle"])
+            return
+        if "error" in result:
+            self._errors[record.id] = result["error"]
+            return
+        if "note" in result:
+            self._console.trial_noted(record, result["note"])
+        if "history" in result:
+            self._journal.append("resumed", id=record.id, epoch=result["epoch"])
+            self._console.trial_resumed(record, result["epoch"])
+        for epoch, metrics in epochs_of(result):
+            metrics = {key: value for key, value in metrics.items() if key in METRICS}
+            is_new = epoch not in record.reports
+            if is_new:
+                self._journal.append("report", id=record.id, epoch=epoch, metrics=metrics)
+            # MLflow knows what it has: a driver that was killed may have left it behind the journal.
+            self._tracker.report(record.id, epoch, metrics, result["tags"])
+            if is_new:
+                self._console.trial_reported(record, epoch, result["epochs"], metrics)
+
+    @_in_order
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial ended by itself, or was stopped."""
+        record = self._search.trials[trial.config["trial_id"]]
+        if self.stop.interrupted and trial.config["trial_id"] not in self._errors:
+            return  # a resume goes on with it
+        error = self._errors.get(record.id)
+        if error is None and not record.reports and self.stop.reason is None:
+            error = "it ended without a report"
+        stopped_by = self._scheduler.name if record.id in self._scheduler.stopped else self.stop.reason
+        self._end(record, error, stopped_by)
+
+    @_in_order
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """All attempts at a trial failed."""
+        record = self._search.trials[trial.config["trial_id"]]
+        if not self.stop.interrupted:
+            self._end(record, _last_line(trial.get_error()), None)
+
+    def _end(self, record: TrialHistory, error: str | None, stopped_by: str | None) -> None:
+        if error is not None:
+            self._journal.append("failed", id=record.id, error=redacted(error))
+        else:
+            self._journal.append("finished", id=record.id, stopped_by=stopped_by)
+        self._close(record)
+        self._console.trial_ended(record)
+        export.discard_training_states(self._journal.directory, record)
+
+    def _close(self, record: TrialHistory) -> None:
+        if record.status == "finished" and record.score is not None:
+            self._best = max(record.score, self._best or 0.0)
+        self._tracker.finish_trial(record, self._search.num_ended, self._best)
+
+
+def _last_line(error: Exception | None) -> str:
+    """What a chain of remote errors says in the end."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,99 @@
+"""When a whole search ends before its last planned trial: time, a plateau, too many failures, a signal, no data."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from ray.tune import Stopper
+
+from tuner.config.experiment import Experiment
+from tuner.storage.journal import SearchHistory, Unsaved
+
+
+class StopRule(Unsaved, Stopper):
+    """When a whole search ends before its last planned trial."""
+
+    def __init__(self, experiment: Experiment, search: SearchHistory) -> None:
+        """Start the clock; a resumed search has its whole time budget again."""
+        self._config, self._search = experiment.search, search
+        self._started = time.monotonic()
+        self._interrupted = threading.Event()
+        self._ended = -1  # trials that had ended when they were last looked at
+        self.reason: str | None = None
+        self.obstacle: str | None = None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal or an obstacle ended it: what runs is not over, and a resume goes on with it."""
+        return self._interrupted.is_set() or self.obstacle is not None
+
+    def halt(self, obstacle: str) -> None:
+        """End the search for what no trial is to blame for and every trial would meet, such as a full disk."""
+        self.obstacle = self.obstacle or obstacle
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Single trials are the scheduler's business."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Tune asks after every event."""
+        if self.reason is None and not self.interrupted:
+            self.reason = self._due()
+        return self.interrupted or self.reason is not None
+
+    def _due(self) -> str | None:
+        config, search = self._config, self._search
+        if config.time_budget is not None and time.monotonic() - self._started > config.time_budget:
+            return "time_budget"
+        if search.num_ended == self._ended:
+            return None  # Tune asks after every event, and of 10,000 trials few have just ended
+        self._ended = search.num_ended
+        if len(search.failed) > config.failures.per_search:
+            return "failures"
+        if config.plateau is not None:
+            over = [t for t in search.trials.values() if t.status == "finished" and t.score is not None]
+            before, recent = over[: -config.plateau.trials], over[-config.plateau.trials :]
+            if (
+                before
+                and max(t.score or 0 for t in recent) <= max(t.score or 0 for t in before) + config.plateau.min_gain
+            ):
+                return "plateau"
+        return None
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Let Ctrl-C and SIGTERM end the search in order; a second one ends it at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def interrupt(number: int, frame: FrameType | None) -> None:
+            self._interrupted.set()
+            for one in before:
+                signal.signal(one, signal.default_int_handler)
+
+        for number in before:
+            signal.signal(number, interrupt)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt in the block, as Ctrl-C does: whatever is open is closed in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

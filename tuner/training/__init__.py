@@ -1,0 +1,1 @@
+"""One trial, without Ray: data in, progress out."""

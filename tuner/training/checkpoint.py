@@ -1,0 +1,185 @@
+"""A trial's state on disk: one directory, written whole or not at all, read without unpickling.
+
+    model.safetensors   weights and buffers
+    training.pt         optimizer, epoch, random number generators (tensors and plain values: `weights_only`)
+    checkpoint.json     format version, the settings that shaped it, size and CRC32C of the two files above, its own
+
+The trial keeps it as trials/<trial>/epoch-0004 in the search's folder.
+"""
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import crc32c
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tuner.errors import CheckpointDamaged, CheckpointError
+from tuner.storage.folders import published
+from tuner.storage.place import Place
+
+VERSION = 3
+# Settings that came later, by the ends of their paths, and what they were for the checkpoints without; others: None.
+LATER: dict[str, Any] = {
+    "loss.kind": "sigmoid_cross_entropy",
+    "loss.layers": {},
+    "training.accumulate": 1,
+    "training.frames": {"sampling": "all", "count": 30},
+}
+# Bytes: a disk with less is full.
+LITTLE_ROOM = 1 << 20
+WEIGHTS, TRAINING, MANIFEST = FILES = "model.safetensors", "training.pt", "checkpoint.json"
+
+
+def save(directory: Place, *, model: dict[str, Tensor], training: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Write a checkpoint; `directory` appears whole or not at all (tuner/storage/folders.py).
+
+    Nothing waits for the disk: what a power cut may then damage, the checksums find.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with published(directory, last=MANIFEST) as staging:
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in model.items()}, staging / WEIGHTS)
+            torch.save(training, staging / TRAINING)
+        except (SafetensorError, RuntimeError) as error:  # neither library tells of a full disk in an OSError
+            if shutil.disk_usage(staging).free >= LITTLE_ROOM:
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory)) from error
+        files = {name: _describe(staging / name) for name in (WEIGHTS, TRAINING)}
+        (staging / MANIFEST).write_text(sealed({"version": VERSION, "settings": settings, "files": files}))
+
+
+def load(directory: Path, *, settings: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read (model, training) back, on the CPU.
+
+    Raises:
+        CheckpointDamaged: files are missing, cut short or changed.
+        CheckpointError: other settings than `settings` shaped them.
+    """
+    manifest = manifest_of(directory, settings)
+    weights = _weights(directory, manifest)
+    _check(directory, TRAINING, manifest)
+    try:
+        training = torch.load(directory / TRAINING, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever torch finds wrong with a file from elsewhere: it may hold anything
+        raise CheckpointError(f"{directory / TRAINING}: holds no state of a training") from error
+    return weights, training
+
+
+def load_weights(directory: Path, *, settings: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights and buffers alone, on the CPU.
+
+    Raises:
+        CheckpointDamaged: the file is missing, cut short or changed.
+        CheckpointError: other settings than `settings` shaped it.
+    """
+    return _weights(directory, manifest_of(directory, settings))
+
+
+def manifest_of(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """What checkpoint.json says, where these settings, all of them, shaped the checkpoint.
+
+    Raises:
+        CheckpointDamaged: it is missing or changed.
+        CheckpointError: others did, it says which; or it is of another version.
+    """
+    manifest = read_manifest(directory)
+    differing = differences(manifest["settings"], json.loads(json.dumps(settings)))
+    if differing:
+        raise CheckpointError(f"{directory}: other settings shaped this checkpoint: {'; '.join(differing)}")
+    return manifest
+
+
+def check(directory: Path, *, weights_only: bool = False) -> None:
+    """Read it all through, or the weights alone.
+
+    Raises:
+        CheckpointDamaged: the file is missing, cut short or changed.
+        CheckpointError: it is of another version.
+    """
+    manifest = read_manifest(directory)
+    for name in (WEIGHTS,) if weights_only else (WEIGHTS, TRAINING):
+        _check(directory, name, manifest)
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """What checkpoint.json says.
+
+    Raises:
+        CheckpointDamaged: it is missing or unreadable.
+        CheckpointError: it is of another version.
+    """
+    path = directory / MANIFEST
+    try:
+        text = path.read_text()
+        manifest: dict[str, Any] = json.loads(text)
+        version = manifest["version"]
+        if text != sealed(manifest) and ("crc32c" in manifest or version == VERSION):
+            raise ValueError("its checksum is not the one written with it")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointDamaged(f"{path}: not readable ({error})") from error
+    if version != VERSION:
+        raise CheckpointError(f"{path}: version {version}, but this program reads version {VERSION}")
+    if not {"settings", "files"} <= manifest.keys():
+        raise CheckpointDamaged(f"{path}: damaged (settings or files are missing from it)")
+    return manifest
+
+
+def sealed(manifest: dict[str, Any]) -> str:
+    """The text of checkpoint.json, with its own checksum: a damaged setting must not pass for another one."""
+    content = json.dumps({key: value for key, value in manifest.items() if key != "crc32c"}, indent=1)
+    return json.dumps({**json.loads(content), "crc32c": crc32c.crc32c(content.encode())}, indent=1)
+
+
+def discard_training_state(directory: Place) -> None:
+    """Keep the weights alone: what a finished trial no longer needs is two thirds of its checkpoint."""
+    (directory / TRAINING).unlink(missing_ok=True)
+
+
+def differences(stored: Any, given: Any, path: str = "") -> list[str]:
+    """Where two nested settings differ, as `path: stored -> given`."""
+    if isinstance(stored, dict) and isinstance(given, dict):
+        lines = []
+        for key in sorted(stored.keys() | given.keys()):
+            below = f"{path}.{key}" if path else key
+            lines += differences(stored.get(key, _before(below)), given.get(key), below)
+        return lines
+    return [] if stored == given else [f"{path}: {stored} -> {given}"]
+
+
+def _before(path: str) -> Any:
+    """What a setting was before it could be set."""
+    return next((value for end, value in LATER.items() if f".{path}".endswith(f".{end}")), None)
+
+
+def _weights(directory: Path, manifest: dict[str, Any]) -> dict[str, Tensor]:
+    _check(directory, WEIGHTS, manifest)
+    try:
+        weights: dict[str, Tensor] = load_file(directory / WEIGHTS)
+    except SafetensorError as error:
+        raise CheckpointDamaged(f"{directory / WEIGHTS}: not readable ({error})") from error
+    return weights
+
+
+def _describe(path: Path) -> dict[str, int]:
+    checksum = 0
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 24):
+            checksum = crc32c.crc32c(chunk, checksum)
+    return {"bytes": path.stat().st_size, "crc32c": checksum}
+
+
+def _check(directory: Path, name: str, manifest: dict[str, Any]) -> None:
+    path = directory / name
+    if not path.exists():
+        raise CheckpointDamaged(f"{path}: missing")
+    if _describe(path) != manifest["files"].get(name):
+        raise CheckpointDamaged(f"{path}: damaged (its size or checksum is not the one written with it)")

@@ -1,0 +1,1 @@
+"""A contrastive trial: pretraining without labels, then a probe."""

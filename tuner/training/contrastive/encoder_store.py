@@ -1,0 +1,103 @@
+"""Pretrained encoders, kept by what shaped them: trials that differ only in their probe pretrain once.
+
+    <storage>/.encoders/<key>/     a checkpoint (tuner/training/checkpoint.py) of the encoder's weights
+
+The key is a hash of the settings, of the training videos' content and of the source of every module that has a part in
+the result: a commit that touches none of these leaves the encoders valid. Nothing is ever evicted; the folder may be
+removed at any time, encoders are then made anew.
+"""
+
+import hashlib
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+import data.batches
+import models.contrastive.moco
+import models.contrastive.views
+import models.layers
+import models.optim.optimizers
+import models.video.fused_mlp
+import tuner.training.contrastive.pretrain
+import tuner.training.precision
+import tuner.training.steps
+from models import FusedEncoder
+from tuner.errors import CheckpointError
+from tuner.storage.folders import fetched
+from tuner.storage.place import Place
+from tuner.training import checkpoint
+from tuner.training.config import ContrastiveConfig
+from tuner.training.dataset import Dataset
+
+FOLDER = ".encoders"  # in the storage; an experiment cannot have this name
+SHAPING = (
+    data.batches,
+    models.video.fused_mlp,
+    models.layers,
+    models.contrastive.moco,
+    models.optim.optimizers,
+    models.contrastive.views,
+    tuner.training.precision,
+    tuner.training.contrastive.pretrain,
+    tuner.training.steps,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderStore:
+    """Where encoders are kept, and for whom."""
+
+    directory: Place
+    trial_id: str  # of the trial that asks: the encoders that it makes bear its name
+
+    def find(self, shaped_by: dict[str, Any]) -> tuple[dict[str, Tensor], str] | None:
+        """The weights of the encoder and the id of the trial that made it; None where there is none to use."""
+        place = self.directory / key(shaped_by)
+        if not place.exists():
+            return None
+        try:
+            with fetched(place, checkpoint.FILES) as local:
+                weights, notes = checkpoint.load(local, settings=shaped_by)
+        except CheckpointError:
+            logging.getLogger(__name__).exception("a kept encoder cannot be used: it is made anew")
+            return None
+        return weights, notes["made_by"]
+
+    def keep(self, encoder: FusedEncoder, shaped_by: dict[str, Any]) -> None:
+        """Keep an encoder for other trials; a sound one that is there already stays."""
+        if self.find(shaped_by) is None:
+            notes = {"made_by": self.trial_id}
+            place = self.directory / key(shaped_by)
+            checkpoint.save(place, model=encoder.state_dict(), training=notes, settings=shaped_by)
+
+
+def shaped_by(trial: ContrastiveConfig, data: Dataset, seed: int) -> dict[str, Any]:
+    """Everything that shapes the encoder, as plain values."""
+    model = asdict(trial.model)
+    del model["prior_bias"]  # of the output layer
+    return {
+        "model": model,
+        "pretrain": asdict(trial.pretrain),
+        "precision": trial.training.precision,
+        "seed": seed,
+        "features": dict(data.sizes.features),
+        "data_fingerprint": data.train.fingerprint,
+        "source": _source(),
+    }
+
+
+def key(shaped_by: dict[str, Any]) -> str:
+    """The name of the encoder that these values shape."""
+    return hashlib.sha256(json.dumps(shaped_by, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _source() -> str:
+    digest = hashlib.sha256()
+    for module in SHAPING:
+        assert module.__file__ is not None
+        digest.update(module.__name__.encode() + Path(module.__file__).read_bytes())
+    return digest.hexdigest()

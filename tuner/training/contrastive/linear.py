@@ -1,0 +1,67 @@
+"""A trial of `kind: linear`: fitted in closed form, one pass over the training videos, one epoch, no optimizer.
+
+The penalty is a setting of the model, so the search has it to vary. What comes out is a logistic regression, whose
+scores were made logits by the leave-one-out scores of a sample: validation has no part in it.
+"""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from models import LinearConfig, Logistic
+from models.frame.frames import MeanPooled
+from tuner.evaluate import batch_size_of, evaluate
+from tuner.training.config import TrialConfig
+from tuner.training.contrastive import ridge as closed_form
+from tuner.training.dataset import Dataset
+from tuner.training.supervised import Progress, begin, device_metrics, validated
+
+
+def train(
+    trial: TrialConfig, data: Dataset, *, device: torch.device, seed: int, resume_from: Path | None = None
+) -> Iterator[Progress]:
+    """Fit, validate and yield once; arguments and errors as `tuner.train.train` has them."""
+    assert isinstance(trial.model, LinearConfig)
+    state = begin(trial, data, device=device, seed=seed)
+    if resume_from is not None:
+        state.load(resume_from, trial)
+        yield Progress(epoch=1, metrics=state.history[-1], state=state, repeated=True)
+        return
+    start = time.monotonic()
+    logistic, inputs = _parts(state.scored)
+    fitted = closed_form.fit(
+        inputs,
+        data,
+        width=data.sizes.width,
+        device=device,
+        precision=trial.training.precision,
+        penalties=(trial.model.penalty,),
+        most=None,
+    )
+    with torch.no_grad():
+        logistic.head.weight.copy_(fitted.weight_CH)
+        logistic.head.bias.copy_(fitted.bias_C)
+    trained = time.monotonic()
+    validation = data.validate_batches(batch_size_of(data.validate.schema), device)
+    scores = evaluate(state.scored, validation, trial.training.precision)
+    metrics = {
+        "epoch": 1,
+        **validated(scores, state.history),
+        "videos_per_second": data.statistics.num_videos / (trained - start),
+        "seconds": time.monotonic() - start,
+        **device_metrics(device),
+    }
+    state.history.append(metrics)
+    yield Progress(epoch=1, metrics=metrics, state=state)
+
+
+def _parts(model: nn.Module) -> tuple[Logistic, nn.Module]:
+    """The logistic regression, and what its linear layer sees of a batch's inputs."""
+    if isinstance(model, MeanPooled):
+        assert isinstance(model.model, Logistic)
+        return model.model, MeanPooled(model.model.normalize)
+    assert isinstance(model, Logistic)
+    return model, model.normalize

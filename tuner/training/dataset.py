@@ -1,0 +1,352 @@
+"""The data of an experiment: which shards, and what a trial sees of them.
+
+Runs without ray, mlflow, optuna, pydantic and yaml (design: a bare GPU machine, a debugger).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+
+from data import sample
+from data.batches import Batches, sample_rows
+from data.cache import store as data_cache
+from data.cache.build import shard_exists
+from data.cache.statistics import Statistics
+from data.cache.store import BuildProgress, Cache
+from data.errors import DataError
+from data.sampling import ALL, FramesConfig
+from data.schema import FEATURES, MAX_FRAMES, NUM_CLASSES, Level, Schema
+from models import FeatureStatistics, Sizes
+from models.losses.weights import fixed_bootstrap_weights
+from tuner.training import vocabulary
+from tuner.training.ranks import ALONE, Ranks
+
+Patterns = str | tuple[str, ...]
+
+# One sample of the validation videos, and one draw of the labelled ones, for every trial, search and machine.
+VALIDATION_SEED = LABEL_SEED = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleConfig:
+    """Sample shards, written where they are missing: a pure function of these numbers, so alike on every node."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    directory: str  # where the shards are written: train*.tfrecord, validate*.tfrecord, test*.tfrecord
+    train: int = 4000  # videos
+    validate: int = 1000
+    test: int = 0
+    shards: int = 4  # of each split
+    seed: int = 1
+    frames: int = sample.NUM_FRAMES  # of the longest video, at frame and segment level
+
+    def __post_init__(self) -> None:
+        for name in ("train", "validate", "shards", "frames"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, but got {getattr(self, name)}")
+        if self.test < 0:
+            raise ValueError(f"test must not be negative, but got {self.test}")
+        if "://" in self.directory:
+            raise ValueError("directory must be a folder, which every machine writes for itself; no URL")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """The shards of an experiment and how they are read; the same for all of its trials."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    train: Patterns  # a glob or several; local paths or fsspec URLs
+    validate: Patterns
+    test: Patterns | None = None  # scored once, for the winner only
+    validate_fraction: float = 1.0  # of the validation videos, after each epoch; the winner is scored on all of them
+    label_fraction: float = 1.0  # of the training videos that keep their labels; pretraining sees all, without them
+    level: Level = "video"  # of the records: features of videos, frames of videos, or rated segments of frames
+    features: Mapping[str, int] = field(default_factory=dict)  # widths by the shards' keys; empty: YouTube-8M's
+    max_frames: int = MAX_FRAMES  # of a video: the first ones, at frame and segment level
+    num_classes: int = NUM_CLASSES
+    on_bad_shard: Literal["fail", "skip"] = "fail"
+    vocabulary: str | None = None  # csv: Index, Name (of classes, in exports), TrainVideoCount (loss weighted_hamming)
+    cache: str | None = None  # folder of the decoded shards; $TUNER_CACHE or ~/.cache/tuner when left out
+    dtype: Literal["float16", "float32"] = "float16"  # of the decoded features
+    sample: SampleConfig | None = None  # write these sample shards first
+
+    def __post_init__(self) -> None:
+        for name in ("validate_fraction", "label_fraction"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in (0, 1], but got {getattr(self, name)}")
+        if self.cache is not None and "://" in self.cache:
+            raise ValueError("cache must be a folder, which every machine has for itself; no URL")
+        if self.num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, but got {self.num_classes}")
+        if self.max_frames < 1:
+            raise ValueError(f"max_frames must be at least 1, but got {self.max_frames}")
+        if not self.features:
+            object.__setattr__(self, "features", dict(FEATURES[self.level]))
+        for name, width in self.features.items():
+            if width < 1:
+                raise ValueError(f"the width of feature {name!r} must be at least 1, but got {width}")
+
+    @property
+    def schema(self) -> Schema:
+        """What every shard of the experiment must hold."""
+        return Schema(
+            features=dict(self.features), num_classes=self.num_classes, level=self.level, max_frames=self.max_frames
+        )
+
+    @property
+    def sizes(self) -> Sizes:
+        """The same, in the words of the models."""
+        return sizes_of(self.schema)
+
+    def class_names(self) -> list[str] | None:
+        """By index, for reports and exports; None: the experiment names no vocabulary.
+
+        Raises:
+            ConfigError: the vocabulary cannot be read, or is not one of these classes.
+        """
+        return None if self.vocabulary is None else vocabulary.read(self.vocabulary, self.num_classes)
+
+    @property
+    def cache_directory(self) -> Path:
+        """Where this node keeps its decoded shards."""
+        return Path(self.cache).expanduser() if self.cache else data_cache.default_directory()
+
+    def open(
+        self,
+        patterns: Patterns,
+        progress: Callable[[BuildProgress], None] | None = None,
+        require_labels: bool = True,
+        fingerprint: str | None = None,
+    ) -> Cache:
+        """Return the decoded cache of the shards that match, made first where this node has none.
+
+        With a fingerprint (its first digits), a cache of that content does, whatever has become of the shards.
+
+        Raises:
+            DataError: no shard matches, a shard is damaged, the content is another, or the disk is too small.
+        """
+        if fingerprint is not None:
+            kept = data_cache.find_cache(self.cache_directory, fingerprint, self.dtype)
+            if kept is not None:
+                return kept
+        cache = data_cache.open_cache(
+            data_cache.find_shards(patterns),
+            self.schema,
+            self.cache_directory,
+            on_bad_shard=self.on_bad_shard,
+            dtype=self.dtype,
+            progress=progress,
+            require_labels=require_labels,
+        )
+        if fingerprint is not None and not cache.fingerprint.startswith(fingerprint):
+            raise DataError(
+                f"{patterns}: the data has changed since the search began ({fingerprint} -> "
+                f"{cache.fingerprint[: len(fingerprint)]}, {len(cache.shards)} shards, {cache.num_videos:,} videos), "
+                "so new trials could not be compared with its old ones; put the shards back, or start a new search"
+            )
+        return cache
+
+
+def sizes_of(schema: Schema) -> Sizes:
+    """The same, in the words of the models."""
+    return Sizes(
+        features=dict(schema.features),
+        num_classes=schema.num_classes,
+        level=schema.level,
+        max_frames=schema.max_frames,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """What a trial trains and validates on."""
+
+    train: Cache
+    validate: Cache
+    validate_rows: np.ndarray | None  # sorted rows of `validate` that are scored after each epoch; None: all
+    labelled_rows: np.ndarray | None  # sorted rows of `train` that have labels to learn from; None: all
+    sizes: Sizes
+    statistics: FeatureStatistics  # moments of all training videos; label counts and number of the labelled ones
+    vocabulary: str | None = None  # csv with the classes' names and counts
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the content of both splits; searches of different fingerprints are never ranked together."""
+        labelled = "" if self.labelled_rows is None else f"-{len(self.labelled_rows)}-labelled"
+        return f"{self.train.fingerprint[:16]}-{self.validate.fingerprint[:16]}{labelled}"
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Of the rows of `train`."""
+        return self.train.ids
+
+    def with_labels_of(self, rows: np.ndarray) -> "Dataset":
+        """The same videos, but only those of these sorted rows of `train` have labels to learn from."""
+
+        def counts(offsets: np.ndarray, indices: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(np.bincount(take(offsets, indices, rows)[1], minlength=self.sizes.num_classes))
+
+        train, rated_C = self.train, None
+        if train.rated_offsets is not None and train.rated_indices is not None:
+            rated_C = counts(train.rated_offsets, train.rated_indices)
+        labels_C = counts(train.label_offsets, train.label_indices)
+        statistics = replace(self.statistics, num_videos=len(rows), label_counts_C=labels_C, rated_counts_C=rated_C)
+        return replace(self, labelled_rows=rows, statistics=statistics)
+
+    def train_batches(
+        self, batch_size: int, seed: int, device: torch.device, ranks: Ranks = ALONE, frames: FramesConfig = ALL
+    ) -> Batches:
+        """Shuffled labelled videos; the last, smaller batch of an epoch is left out (BatchNorm needs company).
+
+        A batch of `batch_size` videos is split over the ranks, so that it is the same batch however many there are.
+        """
+        return Batches(
+            self.train,
+            batch_size=batch_size,
+            shuffle=True,
+            seed=seed,
+            rows=self.labelled_rows,
+            rank=ranks.rank,
+            world_size=ranks.size,
+            drop_last=True,
+            device=device,
+            frames=frames,
+        )
+
+    def bootstrap_weights(self, seed: int) -> torch.Tensor:
+        """How often each video of `train` counts in a fixed bootstrap sample of the labelled ones, [rows] float32."""
+        weights_N = fixed_bootstrap_weights(self.statistics.num_videos, seed)
+        if self.labelled_rows is None:
+            return weights_N
+        weights = torch.zeros(self.train.num_videos)
+        weights[torch.from_numpy(self.labelled_rows)] = weights_N
+        return weights
+
+    def pretrain_batches(self, batch_size: int, seed: int, device: torch.device) -> Batches:
+        """Shuffled training videos, labelled or not; the last, smaller batch is left out.
+
+        Raises:
+            DataError: they do not fill one batch.
+        """
+        if self.train.num_videos < batch_size:
+            raise DataError(
+                f"data.train: {self.train.num_videos:,} videos do not fill one batch of pretraining; "
+                f"give pretrain.batch_size less than {batch_size:,}"
+            )
+        return Batches(self.train, batch_size=batch_size, shuffle=True, seed=seed, drop_last=True, device=device)
+
+    def labelled_batches(self, batch_size: int, device: torch.device, most: int | None = None) -> Batches:
+        """The labelled training videos in cache order, every one once; of more than `most`, a seeded sample."""
+        rows, num_videos = self.labelled_rows, self.statistics.num_videos
+        if most is not None and num_videos > most:
+            chosen = sample_rows(num_videos, most / num_videos, LABEL_SEED)
+            rows = chosen if rows is None else rows[chosen]
+        return Batches(self.train, batch_size=batch_size, shuffle=False, rows=rows, device=device)
+
+    def validate_batches(self, batch_size: int, device: torch.device, ranks: Ranks = ALONE) -> Batches:
+        """The validation sample in cache order, every video once: a piece for each rank, one after the other."""
+        rows = self.validate_rows
+        if ranks.size > 1:
+            rows = ranks.share(np.arange(self.validate.num_videos) if rows is None else rows)
+        return Batches(self.validate, batch_size=batch_size, shuffle=False, rows=rows, device=device)
+
+
+def write_sample(config: DataConfig) -> None:
+    """Write the sample shards that the experiment asks for, where they are missing."""
+    if config.sample is not None:
+        sample.write_splits(
+            Path(config.sample.directory),
+            num_videos={"train": config.sample.train, "validate": config.sample.validate, "test": config.sample.test},
+            num_shards=config.sample.shards,
+            num_classes=config.num_classes,
+            seed=config.sample.seed,
+            features=config.features,
+            level=config.level,
+            num_frames=config.sample.frames,
+        )
+
+
+def missing_shards(data: Dataset) -> list[str]:
+    """The shards that it was decoded from and that are no longer there."""
+    return [
+        shard.path for split in (data.train, data.validate) for shard in split.shards if not shard_exists(shard.path)
+    ]
+
+
+def open_dataset(
+    config: DataConfig,
+    progress: Callable[[BuildProgress], None] | None = None,
+    *,
+    fingerprint: str | None = None,
+) -> Dataset:
+    """Open (or decode, once per node) the training and validation splits.
+
+    Args:
+        config: the shards.
+        progress: called while they are decoded.
+        fingerprint: of the dataset that a search began with: no other will do.
+
+    Raises:
+        DataError: as `DataConfig.open`; also for a validation set without one positive, where every GAP would be 0.
+    """
+    write_sample(config)
+    known = fingerprint.split("-") if fingerprint else (None, None)
+    train = config.open(config.train, progress, fingerprint=known[0])
+    validate = config.open(config.validate, progress, fingerprint=known[1])
+    for name, split in (("train", train), ("validate", validate)):
+        if split.num_videos == 0:
+            raise data_cache.CacheError(f"data.{name}: the shards hold no video: {getattr(config, name)}")
+    rows = None
+    if config.validate_fraction < 1:
+        rows = sample_rows(validate.num_videos, config.validate_fraction, VALIDATION_SEED)
+    if not _has_positive(validate, rows):
+        raise data_cache.CacheError(
+            "data.validate: no video that is scored has a label, so every GAP would be 0; "
+            "give other shards or a larger data.validate_fraction"
+        )
+    data = Dataset(
+        train=train,
+        validate=validate,
+        validate_rows=rows,
+        labelled_rows=None,
+        sizes=config.sizes,
+        statistics=feature_statistics(train.statistics()),
+        vocabulary=config.vocabulary,
+    )
+    if config.label_fraction < 1:
+        data = data.with_labels_of(sample_rows(train.num_videos, config.label_fraction, LABEL_SEED))
+    if not data.statistics.label_counts_C.any():
+        raise data_cache.CacheError(
+            f"data.train: none of the {data.statistics.num_videos:,} videos to learn from has a label; "
+            "give other shards or a larger data.label_fraction"
+        )
+    return data
+
+
+def feature_statistics(statistics: Statistics) -> FeatureStatistics:
+    """The same as tensors."""
+    return FeatureStatistics(
+        num_videos=statistics.num_videos,
+        mean_D=torch.from_numpy(statistics.mean_D),
+        variance_D=torch.from_numpy(statistics.variance_D),
+        label_counts_C=torch.from_numpy(statistics.label_counts_C),
+        rated_counts_C=None if statistics.rated_counts_C is None else torch.from_numpy(statistics.rated_counts_C),
+    )
+
+
+def take(offsets: np.ndarray, indices: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The labels (or rated classes) of some rows, in their order: offsets int64 [rows + 1] and classes int32."""
+    begins, ends = offsets[rows], offsets[rows + 1]
+    taken = np.concatenate(([0], np.cumsum(ends - begins)))
+    return taken, indices[np.arange(taken[-1]) + np.repeat(begins - taken[:-1], ends - begins)]
+
+
+def _has_positive(cache: Cache, rows: np.ndarray | None) -> bool:
+    counts = np.diff(cache.label_offsets)
+    return bool((counts if rows is None else counts[rows]).any())

@@ -1,0 +1,1 @@
+"""What Ray starts for a trial."""
