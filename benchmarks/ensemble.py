@@ -21,13 +21,13 @@ from data.batches import Batches
 from tuner.config import experiment as config
 from tuner.config.experiment import Experiment
 from tuner.errors import main
-from tuner.evaluate import evaluate
 from tuner.export import ensemble
 from tuner.export import writer as export
 from tuner.storage import journal
 from tuner.storage.journal import Journal
 from tuner.train import train
 from tuner.training.dataset import Dataset, open_dataset
+from tuner.training.evaluation import evaluate
 
 HERE = Path(__file__).resolve().parent
 MEMBERS = (  # on seeds 1 to 5

@@ -29,12 +29,12 @@ from tuner.config import experiment as config
 from tuner.config.experiment import Experiment
 from tuner.console import describe_seconds
 from tuner.errors import main
-from tuner.evaluate import BATCH_SIZE, evaluate
 from tuner.inference.streaming import replacing
 from tuner.train import train as train_trial
 from tuner.training.contrastive import ridge as closed_form
 from tuner.training.contrastive.encoder_store import EncoderStore
 from tuner.training.dataset import LABEL_SEED, Dataset, open_dataset
+from tuner.training.evaluation import BATCH_SIZE, evaluate
 
 HERE = Path(__file__).resolve().parent
 WAYS = {

@@ -15,87 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tuner.errors import ConfigError, main
 
-if TYPE_CHECKING:  # `--help` needs no torch
-    from torch import nn
-
-    from data.batches import Batches
-    from data.schema import Schema
-    from models.metrics.per_class import PerClass
-    from tuner.training.precision import Precision
-    from tuner.training.ranks import Ranks
-
-BATCH_SIZE = 1024  # videos that are scored at once
-VALUES_AT_ONCE = 1 << 26  # unless their frames have more values than these: 256 MB in float32
 # How far a stored probability may be from the model's: the six digits of a csv and float32 in another order are less.
 TOLERANCE = 1e-4
-
-
-def batch_size_of(schema: Schema) -> int:
-    """How many examples to score at once; it does not show in the scores."""
-    return max(1, min(BATCH_SIZE, VALUES_AT_ONCE // schema.values_of_largest))
-
-
-def evaluate(
-    model: nn.Module,
-    batches: Batches,
-    precision: Precision = "auto",
-    ranks: Ranks | None = None,
-    *,
-    gap_at: Sequence[int] = (),
-    classes: PerClass | None = None,
-) -> dict[str, float]:
-    """Score `model` on every video of `batches`, on several ranks of all of theirs.
-
-    Args:
-        model: is left as it was.
-        batches: what to score it on.
-        precision: of the matrix products.
-        ranks: each of which has a part of the videos.
-        gap_at: further numbers of predictions a video to give the GAP of.
-        classes: is given all scores of this rank.
-
-    Returns:
-        gap, hit_at_1, perr, map, average_num_classes, precision, recall, calibration_error, loss (plain: unweighted
-        and unpenalised) and num_videos, and gap_at_K; the same on every rank.
-    """
-    import torch
-
-    from models.metrics.metrics import Accumulator
-    from tuner.training.precision import forward
-    from tuner.training.ranks import ALONE
-
-    was_training = model.training
-    model.eval()
-    scores: Accumulator | None = None
-    with torch.inference_mode():
-        for batch in batches.epoch(0):
-            logits_BC = forward(model, batch, precision)
-            scores = scores or Accumulator(logits_BC.shape[1])
-            keepers: list[Accumulator | PerClass] = [scores] if classes is None else [scores, classes]
-            for keeper in keepers:
-                keeper.update(
-                    logits_BC,
-                    batch.label_offsets,
-                    batch.label_indices,
-                    rated_offsets=batch.rated_offsets,
-                    rated_indices=batch.rated_indices,
-                )
-    model.train(was_training)
-    ranks = ranks or ALONE
-    if ranks.size > 1:
-        states = ranks.gather(None if scores is None else scores.state_dict())
-        first, *others = [Accumulator.from_state(state) for state in states if state is not None]
-        for other in others:
-            first.merge(other)
-        scores = first
-    assert scores is not None, "a split without videos is refused when it is opened"
-    return scores.compute(gap_at)
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -180,6 +106,7 @@ def _of_model(options: argparse.Namespace) -> int:
     from tuner.export.writer import choose_device, load_model
     from tuner.inference import scorecard
     from tuner.storage.place import place
+    from tuner.training.evaluation import batch_size_of
 
     stored = None
     if options.predictions is not None:

@@ -25,6 +25,7 @@ from tuner.export.ensemble import Options
 from tuner.export.weighting import Predictions
 from tuner.storage.journal import Journal
 from tuner.train import train
+from tuner.training import evaluation
 
 CPU = torch.device("cpu")
 Printed = pytest.CaptureFixture[str]
@@ -176,7 +177,7 @@ def test_members_are_the_best_trials_and_the_scores_those_of_the_whole_split(fin
     for member, scores in zip(built.members, built.member_scores, strict=True):
         assert scores["validate"]["gap"] == pytest.approx(member.trial.score, abs=1e-6)
     batches = Batches(finished_search.data.validate, batch_size=1024, shuffle=False)
-    assert built.scores["validate"] == evaluate.evaluate(built.model, batches, "fp32")
+    assert built.scores["validate"] == evaluation.evaluate(built.model, batches, "fp32")
 
 
 def test_what_chooses_the_weights_is_what_the_metrics_see(finished_search: FinishedSearch) -> None:

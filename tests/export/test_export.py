@@ -28,7 +28,7 @@ from tuner.export import model_card
 from tuner.export import writer as export
 from tuner.storage.journal import TrialHistory
 from tuner.train import train
-from tuner.training import checkpoint, vocabulary
+from tuner.training import checkpoint, evaluation, vocabulary
 from tuner.training.config import TrialConfig
 from tuner.training.dataset import open_dataset
 
@@ -56,7 +56,7 @@ def flip(path: Path) -> None:
 def test_the_exported_model_scores_as_its_trial_did(finished_search: FinishedSearch, exported: Path) -> None:
     loaded = export.load_model(exported, CPU)
     batches = Batches(loaded.open(finished_search.validate), batch_size=1024, shuffle=False)
-    metrics = evaluate.evaluate(loaded.model, batches, loaded.precision)
+    metrics = evaluation.evaluate(loaded.model, batches, loaded.precision)
     report = finished_search.best.reports[2]
     for key in ("gap", "hit_at_1", "perr", "map"):
         assert metrics[key] == report[key]

@@ -12,8 +12,9 @@ from tfrecord.writer import TFRecordWriter
 from data.batches import Batches
 from tests.support.finished import FinishedSearch
 from tuner import errors
-from tuner.evaluate import evaluate, run
+from tuner.evaluate import run
 from tuner.inference import scorecard
+from tuner.training.evaluation import evaluate
 
 KEYS = {"gap", "hit_at_1", "perr", "map", "average_num_classes", "precision", "recall", "loss", "num_videos"}
 KEYS |= {"calibration_error"}

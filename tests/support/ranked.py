@@ -18,9 +18,9 @@ from torch import Tensor, distributed, nn
 from data.errors import NoShardsError
 from models.layers import BatchNorm
 from tuner.errors import TrialDiverged
-from tuner.evaluate import evaluate
 from tuner.training.config import TrialConfig
 from tuner.training.dataset import Dataset, open_dataset
+from tuner.training.evaluation import evaluate
 from tuner.training.ranks import Ranks
 from tuner.training.supervised import train
 from tuner.workers import worker

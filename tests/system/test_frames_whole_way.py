@@ -19,11 +19,12 @@ from models.ragged import cells_of
 from tests.support.finished import FinishedSearch, build
 from tuner import evaluate, predict, train
 from tuner.errors import ModelFolderError
-from tuner.evaluate import BATCH_SIZE, batch_size_of
 from tuner.export import ensemble
 from tuner.export import writer as export
 from tuner.inference import segments
+from tuner.training import evaluation
 from tuner.training.checkpoint import WEIGHTS
+from tuner.training.evaluation import BATCH_SIZE, batch_size_of
 from tuner.training.objective import Objective
 from tuner.training.ranks import ALONE
 
@@ -68,7 +69,7 @@ def test_an_export_scores_as_its_trial_did(search: FinishedSearch, folder: Path)
     loaded = export.load_model(folder, CPU)
     assert loaded.schema == search.experiment.data.schema
     cache = loaded.open(search.validate)
-    metrics = evaluate.evaluate(loaded.model, Batches(cache, batch_size=40, shuffle=False), loaded.precision)
+    metrics = evaluation.evaluate(loaded.model, Batches(cache, batch_size=40, shuffle=False), loaded.precision)
     reported = search.best.reports[search.best.best_epoch]
     assert metrics["gap"] == pytest.approx(reported["gap"], abs=1e-6)
     assert metrics["num_videos"] == cache.num_videos == search.data.validate.num_videos
@@ -147,7 +148,7 @@ def test_an_ensemble_of_models_of_frames_is_a_model_like_any_other(search: Finis
     export.publish(tmp_path / "both", subject, class_names=None, **whole)
     loaded = export.load_model(tmp_path / "both", CPU)
     batches = Batches(loaded.open(search.validate), batch_size=40, shuffle=False)
-    gap = evaluate.evaluate(loaded.model, batches, loaded.precision)["gap"]
+    gap = evaluation.evaluate(loaded.model, batches, loaded.precision)["gap"]
     assert gap == pytest.approx(built.scores["validate"]["gap"], abs=1e-6)
 
 

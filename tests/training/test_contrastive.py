@@ -19,7 +19,6 @@ from models.contrastive.views import ViewsConfig
 from models.losses.losses import LossConfig
 from models.optim.optimizers import OptimizerConfig, ScheduleConfig
 from tuner.errors import TrialCollapsed, TrialDiverged, TunerError
-from tuner.evaluate import evaluate
 from tuner.training import checkpoint
 from tuner.training.config import BothHalvesConfig, ContrastiveConfig, PretrainConfig, ProbeConfig
 from tuner.training.contrastive import embeddings as embeddings_module
@@ -31,6 +30,7 @@ from tuner.training.contrastive.encoder_store import EncoderStore
 from tuner.training.contrastive.ridge import PENALTIES
 from tuner.training.contrastive.trial import train
 from tuner.training.dataset import DataConfig, Dataset, open_dataset
+from tuner.training.evaluation import evaluate
 from tuner.training.supervised import Progress
 
 pytestmark = pytest.mark.usefixtures("one_thread")

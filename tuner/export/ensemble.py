@@ -21,13 +21,13 @@ from data.cache.store import Cache
 from models.ensemble import Ensemble
 from models.ragged import cells_of
 from tuner.errors import NothingToExport, TunerError
-from tuner.evaluate import batch_size_of, evaluate
 from tuner.export import writer as export
 from tuner.export.weighting import TOP_K, Predictions, Weighting, choose
 from tuner.export.writer import Subject
 from tuner.storage.journal import SearchHistory, TrialHistory
 from tuner.storage.place import Place
 from tuner.training.config import ContrastiveConfig
+from tuner.training.evaluation import batch_size_of, evaluate
 from tuner.training.precision import Precision, forward
 
 if TYPE_CHECKING:

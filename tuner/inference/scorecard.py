@@ -20,7 +20,7 @@ from torch import nn
 from data.batches import Batches, sample_rows
 from data.cache.store import Cache
 from models.metrics.per_class import CELLS, ClassScores, PerClass
-from tuner.evaluate import batch_size_of, evaluate
+from tuner.training.evaluation import batch_size_of, evaluate
 from tuner.training.precision import Precision
 
 COLUMNS = ("class", "name", "rated", "positives", "average_precision", "mean_probability")
@@ -36,8 +36,8 @@ def score(
     """Score `model` on every video of a split.
 
     Returns:
-        The metrics of `tuner.evaluate.evaluate`, with gap_at_1, gap_at_5, gap_at_10, and map_all: mAP over all videos
-        where `map` is, as published, over those whose top 20 a class is in. And the classes; of a split of more than
+        The metrics of `tuner.training.evaluation.evaluate`, with gap_at_1, gap_at_5, gap_at_10, and map_all: mAP over all
+        videos where `map` is, as published, over those whose top 20 a class is in. And the classes; of a split of more than
         CELLS scores, on a seeded sample of its videos.
     """
     num_videos, num_classes = cache.num_videos, cache.schema.num_classes

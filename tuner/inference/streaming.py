@@ -63,7 +63,7 @@ def _decode(path: str, exported: Exported) -> DecodedShard:
 def batches_of(shard: DecodedShard, exported: Exported, batch_size: int, device: torch.device) -> Batches:
     """Its videos in order, at most `batch_size` at a time, fewer where their frames would take too much memory."""
     from data.batches import Batches
-    from tuner.evaluate import batch_size_of
+    from tuner.training.evaluation import batch_size_of
 
     batch_size = min(batch_size, batch_size_of(exported.schema))
     return Batches(shard, batch_size=batch_size, shuffle=False, device=device)

@@ -32,7 +32,6 @@ from tuner.config import experiment as config
 from tuner.config.experiment import Experiment
 from tuner.console import Console, describe_settings, leader_table, quiet
 from tuner.errors import ConfigError, NothingToExport, SearchError, TunerError
-from tuner.evaluate import batch_size_of
 from tuner.export import writer as export
 from tuner.inference import scorecard
 from tuner.redact import redacted
@@ -55,6 +54,7 @@ from tuner.tracking.tracker import (
 )
 from tuner.training.contrastive import encoder_store as encoders
 from tuner.training.dataset import Dataset, missing_shards, open_dataset
+from tuner.training.evaluation import batch_size_of
 from tuner.workers import slots
 from tuner.workers.trial import ray_storage, trainable
 

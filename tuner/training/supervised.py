@@ -28,10 +28,10 @@ from models.losses import penalties
 from models.optim import optimizers
 from models.optim.averaging import Average
 from tuner.errors import CheckpointError
-from tuner.evaluate import batch_size_of, evaluate
 from tuner.training import checkpoint
 from tuner.training.config import TrialConfig
 from tuner.training.dataset import Dataset
+from tuner.training.evaluation import batch_size_of, evaluate
 from tuner.training.objective import Objective
 from tuner.training.precision import autocast
 from tuner.training.ranks import ALONE, Ranks

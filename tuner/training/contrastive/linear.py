@@ -13,10 +13,10 @@ from torch import nn
 
 from models import LinearConfig, Logistic
 from models.frame.frames import MeanPooled
-from tuner.evaluate import batch_size_of, evaluate
 from tuner.training.config import TrialConfig
 from tuner.training.contrastive import ridge as closed_form
 from tuner.training.dataset import Dataset
+from tuner.training.evaluation import batch_size_of, evaluate
 from tuner.training.supervised import Progress, begin, device_metrics, validated
 
 

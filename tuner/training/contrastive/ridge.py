@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from models.contrastive.ridge import NormalEquations, Ridge, logistic_scale
 from models.metrics.metrics import Accumulator
-from tuner.evaluate import batch_size_of
 from tuner.training.contrastive.embeddings import BATCH_SIZE, embedded
 from tuner.training.dataset import Dataset
+from tuner.training.evaluation import batch_size_of
 from tuner.training.precision import Precision
 
 # In units of the mean eigenvalue of the centred X'X.

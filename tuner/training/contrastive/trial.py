@@ -24,7 +24,6 @@ import models
 from data.batches import Batches
 from models import FusedMLP, Logistic
 from tuner.errors import TunerError
-from tuner.evaluate import BATCH_SIZE, evaluate
 from tuner.training import checkpoint
 from tuner.training.config import ContrastiveConfig
 from tuner.training.contrastive import encoder_store as encoders
@@ -34,6 +33,7 @@ from tuner.training.contrastive.embeddings import Embeddings, embed
 from tuner.training.contrastive.encoder_store import EncoderStore
 from tuner.training.contrastive.pretrain import Pretraining
 from tuner.training.dataset import Dataset
+from tuner.training.evaluation import BATCH_SIZE, evaluate
 from tuner.training.supervised import Progress, TrainingState, begin, device_metrics, epochs, validated
 
 

@@ -1,0 +1,71 @@
+"""Scores a model on batches: the metrics of one pass over a split, on one rank or on several."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from data.batches import Batches
+from data.schema import Schema
+from models.metrics.metrics import Accumulator
+from models.metrics.per_class import PerClass
+from tuner.training.precision import Precision, forward
+from tuner.training.ranks import ALONE, Ranks
+
+BATCH_SIZE = 1024  # videos that are scored at once
+VALUES_AT_ONCE = 1 << 26  # unless their frames have more values than these: 256 MB in float32
+
+
+def batch_size_of(schema: Schema) -> int:
+    """How many examples to score at once; it does not show in the scores."""
+    return max(1, min(BATCH_SIZE, VALUES_AT_ONCE // schema.values_of_largest))
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Batches,
+    precision: Precision = "auto",
+    ranks: Ranks = ALONE,
+    *,
+    gap_at: Sequence[int] = (),
+    classes: PerClass | None = None,
+) -> dict[str, float]:
+    """Score `model` on every video of `batches`, on several ranks of all of theirs.
+
+    Args:
+        model: is left as it was.
+        batches: what to score it on.
+        precision: of the matrix products.
+        ranks: each of which has a part of the videos.
+        gap_at: further numbers of predictions a video to give the GAP of.
+        classes: is given all scores of this rank.
+
+    Returns:
+        gap, hit_at_1, perr, map, average_num_classes, precision, recall, calibration_error, loss (plain: unweighted
+        and unpenalised) and num_videos, and gap_at_K; the same on every rank.
+    """
+    was_training = model.training
+    model.eval()
+    scores: Accumulator | None = None
+    with torch.inference_mode():
+        for batch in batches.epoch(0):
+            logits_BC = forward(model, batch, precision)
+            scores = scores or Accumulator(logits_BC.shape[1])
+            keepers: list[Accumulator | PerClass] = [scores] if classes is None else [scores, classes]
+            for keeper in keepers:
+                keeper.update(
+                    logits_BC,
+                    batch.label_offsets,
+                    batch.label_indices,
+                    rated_offsets=batch.rated_offsets,
+                    rated_indices=batch.rated_indices,
+                )
+    model.train(was_training)
+    if ranks.size > 1:
+        states = ranks.gather(None if scores is None else scores.state_dict())
+        first, *others = [Accumulator.from_state(state) for state in states if state is not None]
+        for other in others:
+            first.merge(other)
+        scores = first
+    assert scores is not None, "a split without videos is refused when it is opened"
+    return scores.compute(gap_at)
