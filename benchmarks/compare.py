@@ -24,11 +24,12 @@ import torch
 from card import show, spread
 from few_labels import held_out
 
+from tuner.cli import main
 from tuner.config import distributions
 from tuner.config import experiment as config
 from tuner.config.experiment import Experiment
 from tuner.console import describe_seconds
-from tuner.errors import ConfigError, main
+from tuner.errors import ConfigError
 from tuner.inference import scorecard
 from tuner.inference.streaming import replacing
 from tuner.train import train

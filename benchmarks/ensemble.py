@@ -18,12 +18,12 @@ import torch
 from card import show
 
 from data.batches import Batches
+from tuner.cli import main
 from tuner.config import experiment as config
 from tuner.config.experiment import Experiment
-from tuner.errors import main
 from tuner.export import ensemble
 from tuner.export import writer as export
-from tuner.storage import journal
+from tuner.storage import journal, searches
 from tuner.storage.journal import Journal
 from tuner.train import train
 from tuner.training.dataset import Dataset, open_dataset
@@ -79,7 +79,7 @@ def run(arguments: list[str] | None = None) -> None:
 def search_without_ray(directory: Path, experiment: Experiment, data: Dataset) -> None:
     """Train the members that are not trained yet, and keep the journal that a driver would have kept."""
     record = Journal(directory)
-    if not journal.exists(directory):
+    if not searches.exists(directory):
         (directory / "experiment.yaml").write_text(experiment.to_yaml())
         record.append(
             "search",

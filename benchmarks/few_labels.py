@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 from data.batches import sample_rows
 from models.layers import Normalize
+from tuner.cli import main
 from tuner.config import experiment as config
 from tuner.config.experiment import Experiment
 from tuner.console import describe_seconds
-from tuner.errors import main
 from tuner.inference.streaming import replacing
 from tuner.train import train as train_trial
 from tuner.training.contrastive import ridge as closed_form

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data.cache.store import BuildProgress
-from tuner.errors import no_room
+from tuner.errors import disk_full_message
 from tuner.storage.journal import SearchHistory, TrialHistory
 
 # Screen updates a second: enough to look alive, too few to cost a training on two cores anything.
@@ -249,7 +249,7 @@ class _Forgiving(io.FileIO):
         try:
             return super().write(content)
         except OSError as error:
-            if no_room(error) is None:
+            if disk_full_message(error) is None:
                 raise
             return memoryview(content).nbytes
 

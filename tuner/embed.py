@@ -20,8 +20,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuner.errors import ModelFolderError, TunerError, main
-from tuner.inference.streaming import BATCH_SIZE, Count, batches_of, decoded, positive, replacing
+from tuner.cli import add_batch_size, add_data, add_device, add_model, choose_device, main
+from tuner.errors import ModelFolderError, TunerError
+from tuner.inference.streaming import BATCH_SIZE, Count, batches_of, decoded, replacing
 
 if TYPE_CHECKING:  # `--help` needs no torch
     import numpy as np
@@ -115,11 +116,11 @@ def run(arguments: list[str] | None = None) -> None:
         prog="python -m tuner.embed",
         description="Write the embedding of every video by the encoder of an exported model.",
     )
-    parser.add_argument("model", metavar="MODEL_DIR", help="what tuner.best --export wrote: a folder or its URL")
-    parser.add_argument("--data", required=True, nargs="+", metavar="GLOB", help="shards; they need no labels")
+    add_model(parser)
+    add_data(parser, "shards; labels are not needed")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help=SUFFIX)
-    parser.add_argument("--batch-size", type=positive, default=BATCH_SIZE, metavar="B", help="default: %(default)s")
-    parser.add_argument("--device", metavar="cpu|cuda", help="default: cuda where there is one")
+    add_batch_size(parser, BATCH_SIZE)
+    add_device(parser)
     options = parser.parse_args(arguments)
     if options.output.suffix != SUFFIX:
         raise TunerError(f"--output must end in {SUFFIX}, which is what embeddings are written as: {options.output}")
@@ -127,7 +128,7 @@ def run(arguments: list[str] | None = None) -> None:
     from pyarrow.parquet import ParquetWriter
 
     from data.cache.store import find_shards
-    from tuner.export.writer import choose_device, load_model
+    from tuner.export.writer import load_model
     from tuner.storage.place import place
 
     device = choose_device(options.device)

@@ -1,34 +1,33 @@
-"""What can go wrong, as one tree; and how a command tells it: one sentence on stderr, exit code 2, no traceback.
+"""The errors that a user can correct, as one tree, and sentences that several of them share.
 
-    TunerError              root; str(e) is what the user reads
-      ConfigError           experiments.yaml or a --set is wrong; a line per mistake, `file:line: path: message`.
-      SearchError           a search cannot start, resume or be extended; says why and what to do.
-      TrialDiverged         the loss of this trial is not finite: it failed, it is not bad; the search goes on.
-      TrialCollapsed        pretraining made one embedding of all videos: this trial failed; the search goes on.
-      TrialOutOfMemory      this trial needs more memory than there is: it failed; the search goes on.
-      EpochTimeout          an epoch took longer than search.epoch_timeout; the trial goes on from its last checkpoint.
-      CheckpointError       a checkpoint belongs to other settings, or:
-        CheckpointDamaged   it is not what was written; the one before it may be.
-      NothingToExport       no finished trial; says how many failed and why.
-      ModelFolderError      an exported model's folder is incomplete, damaged or too new.
-    data.errors.DataError   its sibling: shards and caches.
+    TunerError              root; str(e) is the text that the user reads
+      ConfigError           experiments.yaml or a --set is wrong; one line per mistake, `file:line: path: message`
+      SearchError           a search cannot start, resume or be extended; the message says why and what to do
+      TrialDiverged         the loss of a trial is not finite; the trial failed, the search continues
+      TrialCollapsed        pretraining gave every video the same embedding; the trial failed, the search continues
+      TrialOutOfMemory      a trial needs more memory than the machine has; the trial failed, the search continues
+      EpochTimeout          an epoch took longer than search.epoch_timeout; the trial resumes from its last checkpoint
+      CheckpointError       a checkpoint belongs to other settings
+        CheckpointDamaged   the files of a checkpoint are not those that were written; an older one may be intact
+      NothingToExport       no trial has finished; the message says how many failed and why
+      ModelFolderError      the folder of an exported model is incomplete, damaged or too new
+    data.errors.DataError   root of the errors about shards and caches; data/ does not know TunerError
 
-All of them pickle (they cross processes): one string is their only argument.
+`tuner.cli.main` prints these as one sentence, without a traceback. All of them can be pickled, because they cross
+processes: a string is their only argument.
 """
 
+import difflib
 import errno
-import sys
-from collections.abc import Callable
-
-from data.errors import DataError
+from collections.abc import Iterable
 
 
 class TunerError(Exception):
-    """Root of what a user of the tuner can put right."""
+    """Root of the errors of the tuner that a user can correct."""
 
 
 class ConfigError(TunerError):
-    """The experiment is wrong; the message holds every mistake found, one to a line."""
+    """The experiment is wrong; the message holds every mistake that was found, one per line."""
 
 
 class SearchError(TunerError):
@@ -36,64 +35,59 @@ class SearchError(TunerError):
 
 
 class TrialDiverged(TunerError):
-    """A trial's loss is not finite; its weights were left as they were."""
+    """The loss of a trial is not finite; its weights were not updated with it."""
 
 
 class TrialCollapsed(TunerError):
-    """A pretrained encoder gives all videos the same embedding."""
+    """A pretrained encoder gives every video the same embedding."""
 
 
 class TrialOutOfMemory(TunerError):
-    """A trial's settings ask for more memory than its machine or its GPU has."""
+    """The settings of a trial need more memory than its machine or its GPU has."""
 
 
 class EpochTimeout(TunerError):
-    """An epoch took longer than it may: the training is taken for hung."""
+    """An epoch took longer than search.epoch_timeout, so the training is assumed to hang."""
 
 
 class CheckpointError(TunerError):
-    """A checkpoint is damaged, or was made by other settings."""
+    """A checkpoint cannot be used: it is damaged, or other settings made it."""
 
 
 class CheckpointDamaged(CheckpointError):
-    """A checkpoint's files are missing, cut short or changed."""
+    """Files of a checkpoint are missing, truncated or changed."""
 
 
 class NothingToExport(TunerError):
-    """No trial has finished."""
+    """No trial has finished, so there is no model to export."""
 
 
 class ModelFolderError(TunerError):
-    """An exported model's folder cannot be used."""
+    """The folder of an exported model cannot be used."""
 
 
-def no_room(error: OSError) -> str | None:
-    """What to say of a write for which there was no room; None: it failed for another reason."""
+def disk_full_message(error: OSError) -> str | None:
+    """The sentence about a write that failed because the disk is full; None where `error` has another cause."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return None
-    where = error.filename or "a file"
-    return f"{where}: cannot be written, there is no room left on its disk ({error.strerror}); free some"
+    return f"{error.filename or 'a file'}: cannot be written, the disk is full ({error.strerror}); free some space"
 
 
-def main(command: Callable[[], int | None]) -> int:
-    """Run what a command line does and return its exit code: `sys.exit(main(command))`.
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known name that is most similar to `name`.
+
+    Args:
+        name: as a user wrote it.
+        known: the names that exist.
+        cutoff: how similar two names must be, from 0 to 1 (`difflib.get_close_matches`).
 
     Returns:
-        The command's own (None: 0); 2 after what the user can put right, told on stderr: a mistake, a full disk; 130
-        after Ctrl-C. Whatever else is raised is a mistake of ours and keeps its traceback.
+        None where no known name is similar.
     """
-    try:
-        return command() or 0
-    except (TunerError, DataError) as error:
-        from tuner.redact import redacted  # which knows these errors
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
 
-        print(redacted(str(error)), file=sys.stderr)
-        return 2
-    except OSError as error:
-        if (told := no_room(error)) is None:
-            raise
-        print(told, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: `; did you mean 'momentum'?`, or "" without a similar known name."""
+    meant = nearest(name, known)
+    return f"; did you mean {meant!r}?" if meant else ""

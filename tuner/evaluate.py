@@ -18,7 +18,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tuner.errors import ConfigError, main
+from tuner.cli import add_data, add_device, add_model, choose_device, main
+from tuner.errors import ConfigError
 
 # How far a stored probability may be from the model's: the six digits of a csv and float32 in another order are less.
 TOLERANCE = 1e-4
@@ -36,11 +37,9 @@ def run(arguments: list[str] | None = None) -> int:
         DataError: no shard matches, they hold no video, or one is damaged or does not fit the model.
     """
     parser = argparse.ArgumentParser(prog="python -m tuner.evaluate", description="Score an exported model on shards.")
-    parser.add_argument(
-        "model", nargs="?", metavar="MODEL_DIR", help="what tuner.best --export wrote: a folder or its URL"
-    )
-    parser.add_argument("--data", required=True, nargs="+", metavar="GLOB", help="shards with labels")
-    parser.add_argument("--device", metavar="cpu|cuda", help="default: cuda where there is one")
+    add_model(parser, optional=True)
+    add_data(parser, "shards with labels")
+    add_device(parser)
     parser.add_argument(
         "--predictions", type=Path, metavar="FILE", help="a csv as tuner.predict writes it: compare it with the model"
     )
@@ -103,7 +102,7 @@ def _of_model(options: argparse.Namespace) -> int:
 
     from data.batches import Batches
     from data.errors import NoShardsError
-    from tuner.export.writer import choose_device, load_model
+    from tuner.export.writer import load_model
     from tuner.inference import scorecard
     from tuner.storage.place import place
     from tuner.training.evaluation import batch_size_of

@@ -27,9 +27,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tuner.errors import ModelFolderError, main
+from tuner.cli import add_batch_size, add_data, add_device, add_model, choose_device, main, positive
+from tuner.errors import ModelFolderError
 from tuner.inference import segments
-from tuner.inference.streaming import BATCH_SIZE, Count, batches_of, decoded, open_text, positive, replacing, sortable
+from tuner.inference.streaming import BATCH_SIZE, Count, batches_of, decoded, open_text, replacing, sortable
 from tuner.training import teacher
 
 if TYPE_CHECKING:  # `--help` needs no torch
@@ -171,8 +172,8 @@ def run(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tuner.predict", description="Write the best classes of every video by an exported model."
     )
-    parser.add_argument("model", metavar="MODEL_DIR", help="what tuner.best --export wrote: a folder or its URL")
-    parser.add_argument("--data", required=True, nargs="+", metavar="GLOB", help="shards; they need no labels")
+    add_model(parser)
+    add_data(parser, "shards; labels are not needed")
     parser.add_argument(
         "--output",
         required=True,
@@ -181,8 +182,8 @@ def run(arguments: list[str] | None = None) -> None:
         help=".csv; .csv.gz to compress it; .safetensors for another model to learn from",
     )
     parser.add_argument("--top-k", type=positive, metavar="K", help="classes a video; default: 20, or 50 to learn from")
-    parser.add_argument("--batch-size", type=positive, default=BATCH_SIZE, metavar="B", help="default: %(default)s")
-    parser.add_argument("--device", metavar="cpu|cuda", help="default: cuda where there is one")
+    add_batch_size(parser, BATCH_SIZE)
+    add_device(parser)
     ranked = parser.add_argument_group("segments")
     ranked.add_argument("--segments", action="store_true", help="the best five seconds of each class, as in 2019")
     ranked.add_argument("--classes", metavar="FILE", help="a csv whose column Index names them; default: all")
@@ -198,7 +199,7 @@ def run(arguments: list[str] | None = None) -> None:
             parser.error(f"--{name.replace('_', '-')} belongs to --segments")
 
     from data.cache.store import find_shards
-    from tuner.export.writer import choose_device, load_model
+    from tuner.export.writer import load_model
     from tuner.storage.place import place
 
     device = choose_device(options.device)

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 from models import LinearConfig
-from tuner.errors import CheckpointDamaged, CheckpointError, ConfigError, main
+from tuner.cli import add_device, add_file, add_set, add_storage, add_tracking_uri, choose_device, main
+from tuner.errors import CheckpointDamaged, CheckpointError, ConfigError
 from tuner.training import checkpoint, supervised
 from tuner.training.config import ContrastiveConfig, Trial
 from tuner.training.contrastive import linear
@@ -74,16 +75,14 @@ def run(arguments: list[str] | None = None) -> None:
         prog="python -m tuner.train", description="Train one trial without Ray: to debug, to profile, to replay."
     )
     parser.add_argument("experiment", nargs="?", metavar="EXPERIMENT", help="its defaults (trial 0) are trained")
-    parser.add_argument("--file", type=Path, metavar="YAML", help="experiments.yaml, here or the project's")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="PATH=VALUE", help="replace a setting or a distribution"
-    )
+    add_file(parser)
+    add_set(parser)
     parser.add_argument(
         "--trial", metavar="RUN_ID", help="replay a trial: its MLflow run or its trial_id, with its settings and seed"
     )
-    parser.add_argument("--storage", metavar="DIR|URL", help="where --trial looks; without: storage/ beside the yaml")
-    parser.add_argument("--tracking-uri", metavar="URI", help="where --trial looks for an MLflow run")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    add_storage(parser)
+    add_tracking_uri(parser, default="$MLFLOW_TRACKING_URI, else mlflow.db beside the yaml")
+    add_device(parser)
     parser.add_argument("--save", type=Path, metavar="DIR", help="write the last checkpoint there")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="go on with the checkpoint in --save's folder")
@@ -96,27 +95,25 @@ def run(arguments: list[str] | None = None) -> None:
 
     # Imported here: the generator above runs where pydantic and yaml are missing.
     from tuner.config import experiment as config
-    from tuner.storage import place as paths
+    from tuner.project import experiments_file, storage_place
 
-    file = paths.experiments_file(options.file)
+    device = choose_device(options.device)
+    file = experiments_file(options.file)
     if options.trial:
         from tuner.search.replay import find
 
-        storage = paths.storage(options.storage, file)
-        experiment, values, number = find(options.trial, storage, options.tracking_uri, file)
+        experiment, values, number = find(
+            options.trial, storage_place(options.storage, file), options.tracking_uri, file
+        )
     else:
         experiment = config.load(file, options.experiment, options.set)
         values, number = experiment.space.defaults(), 0
     trial = experiment.trial_config(values)
     resume_from = _make_way(options.save, trial, resume=options.resume, fresh=options.fresh) if options.save else None
     data = open_dataset(experiment.data)
-    print(
-        f"{experiment.name} on {options.device}: {data.train.num_videos:,} videos, "
-        f"{data.validate.num_videos:,} to validate"
-    )
+    print(f"{experiment.name} on {device}: {data.train.num_videos:,} videos, {data.validate.num_videos:,} to validate")
     print(json.dumps(trial.settings))
     started = time.monotonic()
-    device = torch.device(options.device)
     for progress in train(trial, data, device=device, seed=trial.seed(number), resume_from=resume_from):
         metrics = progress.metrics
         names = {"loss_train": "loss", "loss_pretrain": "contrastive loss"}

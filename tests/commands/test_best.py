@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.finished import FinishedSearch
-from tuner import best, errors
+from tuner import best
+from tuner.cli import main
 from tuner.errors import NothingToExport
-from tuner.storage import journal
+from tuner.storage import journal, searches
 from tuner.storage.journal import Journal
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +27,7 @@ def told(capsys: Printed, *arguments: str | Path) -> str:
 
 
 def refused(capsys: Printed, *arguments: str | Path) -> str:
-    assert errors.main(partial(best.run, [str(argument) for argument in arguments])) == 2
+    assert main(partial(best.run, [str(argument) for argument in arguments])) == 2
     printed = capsys.readouterr()
     assert printed.err.count("\n") == 1 and not printed.out
     return printed.err
@@ -101,12 +102,12 @@ def test_a_search_that_still_runs_is_read(own: FinishedSearch, capsys: Printed) 
 def test_without_arguments_it_is_the_newest_search_of_all(own: FinishedSearch) -> None:
     add_search(own.storage, "alpha", "20260101-000000-0001")
     add_search(own.storage, "zeta", "20250101-000000-0001")
-    assert best.find_search(own.storage, None, None) == own.directory
+    assert searches.find(own.storage, None, None) == own.directory
     add_search(own.storage, "alpha", "20270101-000000-0001")
-    assert best.find_search(own.storage, None, None).name == "20270101-000000-0001"
-    assert best.find_search(own.storage, "tiny", None) == own.directory
-    assert best.find_search(own.storage, "alpha", "20260101-000000-0001").name == "20260101-000000-0001"
-    assert best.find_search(own.storage, None, "20250101-000000-0001").parent.name == "zeta"
+    assert searches.find(own.storage, None, None).name == "20270101-000000-0001"
+    assert searches.find(own.storage, "tiny", None) == own.directory
+    assert searches.find(own.storage, "alpha", "20260101-000000-0001").name == "20260101-000000-0001"
+    assert searches.find(own.storage, None, "20250101-000000-0001").parent.name == "zeta"
 
 
 def test_the_storage_is_found_beside_the_yaml(
@@ -126,9 +127,9 @@ def test_another_tracking_server_is_named_when_given(finished_search: FinishedSe
 def test_unknown_names_are_told_with_the_nearest(own: FinishedSearch, capsys: Printed) -> None:
     add_search(own.storage, "fused_mlp", "20250101-000000-0001")
     experiments = refused(capsys, "tinny", "--storage", own.storage)
-    assert "no search of an experiment 'tinny'; did you mean 'tiny'? there are fused_mlp, tiny" in experiments
+    assert "no search of an experiment 'tinny'; did you mean 'tiny'? (there are: fused_mlp, tiny)" in experiments
     searches = refused(capsys, "tiny", "--search", "20260102-030405-0002", "--storage", own.storage)
-    assert "no search '20260102-030405-0002' of tiny; did you mean '20260102-030405-0001'? there is 2026" in searches
+    assert "no search '20260102-030405-0002' of tiny; did you mean '20260102-030405-0001'? (there is: 2026" in searches
     assert "did you mean" not in refused(capsys, "--search", "x", "--storage", own.storage)
 
 
@@ -137,7 +138,7 @@ def test_nothing_finished_says_how_many_failed_and_why(tmp_path: Path, capsys: P
     sentence = refused(capsys, "--storage", tmp_path)
     assert "no trial has finished; 1 have not ended; 2 failed, the first with: ShardError: a.tfrecord" in sentence
     with pytest.raises(NothingToExport):
-        best.best_trial(journal.read(tmp_path / "tiny" / "20250101-000000-0001"))
+        journal.read(tmp_path / "tiny" / "20250101-000000-0001").best_trial()
 
 
 def test_export_alone_goes_to_a_folder_named_after_the_search(

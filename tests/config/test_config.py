@@ -19,6 +19,7 @@ from data.errors import ShardError
 from models.losses.losses import DistillConfig, LossConfig
 from models.video.fused_mlp import FusedMLPConfig
 from tuner import errors
+from tuner.cli import main
 from tuner.config import reading
 from tuner.config.experiment import Experiment, PlateauConfig, ResourcesConfig, SearchConfig, load
 from tuner.config.yaml_tree import dump, parse
@@ -629,7 +630,7 @@ def test_the_design_names_of_the_conditional_penalties(monkeypatch: pytest.Monke
     assert {"loss.l1", "loss.l1.loguniform", "optimizer.learning_rate", "loss.pos_weight_power"} <= set(names)
 
 
-# errors.main
+# tuner.cli.main
 
 
 @pytest.mark.parametrize(
@@ -648,7 +649,7 @@ def test_a_command_tells_a_mistake_in_one_sentence(
         if raised:
             raise raised
 
-    assert errors.main(command) == code
+    assert main(command) == code
     assert capsys.readouterr() == ("", told)
 
 
@@ -659,9 +660,9 @@ def test_a_damaged_shard_is_told_like_a_mistake_and_a_bug_keeps_its_traceback() 
     def bug() -> None:
         raise ZeroDivisionError
 
-    assert errors.main(damaged) == 2
+    assert main(damaged) == 2
     with pytest.raises(ZeroDivisionError):
-        errors.main(bug)
+        main(bug)
 
 
 @pytest.mark.parametrize(

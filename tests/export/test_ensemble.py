@@ -19,6 +19,7 @@ from data.batches import Batches
 from models.ensemble import Ensemble, mean_log_odds
 from tests.support.finished import FAST, FinishedSearch
 from tuner import best, errors, evaluate, predict
+from tuner.cli import main
 from tuner.export import ensemble, weighting
 from tuner.export import writer as export
 from tuner.export.ensemble import Options
@@ -278,7 +279,7 @@ def of(given: FinishedSearch) -> list[str]:
 
 def refused(capsys: Printed, *arguments: str) -> str:
     capsys.readouterr()
-    assert errors.main(partial(best.run, list(arguments))) == 2
+    assert main(partial(best.run, list(arguments))) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     return said

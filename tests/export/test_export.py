@@ -21,7 +21,8 @@ from torch import nn
 from data.batches import Batches
 from models import LinearConfig
 from tests.support.finished import NAMES, VOCABULARY, FinishedSearch
-from tuner import best, errors, evaluate, predict
+from tuner import best, evaluate, predict
+from tuner.cli import main
 from tuner.config import experiment as config
 from tuner.errors import ConfigError, ModelFolderError, NothingToExport, SearchError
 from tuner.export import model_card
@@ -363,7 +364,7 @@ def test_a_damaged_folder_is_told_in_one_sentence(
         partial(evaluate.run, arguments),
         partial(predict.run, [*arguments, "--output", str(tmp_path / "out.csv")]),
     ):
-        assert errors.main(run) == 2
+        assert main(run) == 2
         printed = capsys.readouterr()
         assert re.search(told, printed.err)
         assert printed.err.count("\n") == 1 and not printed.out

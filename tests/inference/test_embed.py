@@ -24,7 +24,8 @@ from data.tfrecord.shards import read_examples
 from models import FeatureStatistics, FusedMLP, LogisticConfig
 from tests.support.finished import FinishedSearch, videos, write_shard
 from tests.support.workplace import PROJECT
-from tuner import embed, errors
+from tuner import embed
+from tuner.cli import main
 from tuner.export import writer as export
 from tuner.training.precision import autocast
 
@@ -41,7 +42,7 @@ def run(exported: Path, output: Path, *more: str, data: str) -> pa.Table:
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     """The one sentence that the command line says instead."""
-    assert errors.main(partial(embed.run, [str(argument) for argument in arguments])) == 2
+    assert main(partial(embed.run, [str(argument) for argument in arguments])) == 2
     told = capsys.readouterr()
     assert told.err.count("\n") == 1 and not told.out
     return told.err

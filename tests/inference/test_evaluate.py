@@ -11,7 +11,7 @@ from tfrecord.writer import TFRecordWriter
 
 from data.batches import Batches
 from tests.support.finished import FinishedSearch
-from tuner import errors
+from tuner.cli import main
 from tuner.evaluate import run
 from tuner.inference import scorecard
 from tuner.training.evaluation import evaluate
@@ -84,7 +84,7 @@ def test_bf16_ranks_nearly_alike(finished_search: FinishedSearch) -> None:
 
 def test_shards_without_videos_are_refused(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty.tfrecord").touch()
-    assert errors.main(partial(run, [str(exported), "--data", str(tmp_path / "empty.tfrecord")])) == 2
+    assert main(partial(run, [str(exported), "--data", str(tmp_path / "empty.tfrecord")])) == 2
     assert "empty.tfrecord: the shards hold no video" in capsys.readouterr().err
 
 
@@ -92,12 +92,12 @@ def test_shards_without_labels_are_refused(exported: Path, tmp_path: Path, capsy
     writer = TFRecordWriter(str(tmp_path / "test.tfrecord"))
     writer.write({"id": (b"a", "byte"), "mean_rgb": ([0.0] * 24, "float"), "mean_audio": ([0.0] * 8, "float")})
     writer.close()
-    assert errors.main(partial(run, [str(exported), "--data", str(tmp_path / "*.tfrecord")])) == 2
+    assert main(partial(run, [str(exported), "--data", str(tmp_path / "*.tfrecord")])) == 2
     assert "test.tfrecord: record at byte 0, key 'labels': is missing" in capsys.readouterr().err
 
 
 def test_credentials_on_the_command_line_are_refused(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [str(exported), "--data", "s3://AKIA:hunter2@bucket/validate*"]
-    assert errors.main(partial(run, arguments)) == 2
+    assert main(partial(run, arguments)) == 2
     said = capsys.readouterr().err
     assert said.startswith("--data: s3://***@bucket/validate* holds credentials") and "hunter2" not in said

@@ -18,7 +18,8 @@ from data.cache.store import find_shards
 from data.tfrecord.shards import decode_shard
 from models.metrics import metrics
 from tests.support.finished import FinishedSearch, videos, write_shard
-from tuner import errors, predict
+from tuner import predict
+from tuner.cli import main
 from tuner.export import writer as export
 
 CPU = torch.device("cpu")
@@ -176,6 +177,6 @@ def test_features_of_whole_videos_have_no_segments(
 ) -> None:
     shard = write_shard(tmp_path / "a.tfrecord", videos(b"one"))
     command = [str(exported), "--data", shard, "--output", str(tmp_path / "s.csv"), "--segments"]
-    assert errors.main(partial(predict.run, command)) == 2
+    assert main(partial(predict.run, command)) == 2
     assert "--segments: the model takes features of whole videos" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["a.tfrecord"]

@@ -11,7 +11,8 @@ import pytest
 
 from models.metrics import metrics
 from tests.support.finished import FinishedSearch
-from tuner import errors, evaluate, predict
+from tuner import evaluate, predict
+from tuner.cli import main
 from tuner.errors import ConfigError
 from tuner.inference import predictions
 from tuner.inference.predictions import Labels
@@ -273,7 +274,7 @@ def test_ids_in_python_s_own_writing_are_unknown(
     lines = stored.read_text().splitlines()
     stored.write_text("\n".join([lines[0], *(f"b'{line.replace(',', chr(39) + ',', 1)}" for line in lines[1:])]) + "\n")
     command = partial(run, exported, "--data", finished_search.validate, "--predictions", stored)
-    assert errors.main(command) == 2
+    assert main(command) == 2
     assert "stored.csv: has none of the 150 videos of the shards, as" in capsys.readouterr().err
 
 
@@ -304,6 +305,6 @@ def test_mistakes_are_told_in_one_sentence(
         ((exported, "--predictions", other), "other.csv: names class 99, but the model has only 12"),
         ((exported, "--predictions", tmp_path / "nowhere.csv"), "nowhere.csv: cannot be read as predictions"),
     ):
-        assert errors.main(partial(run, *arguments, "--data", finished_search.validate)) == 2
+        assert main(partial(run, *arguments, "--data", finished_search.validate)) == 2
         said = capsys.readouterr().err
         assert told in said and said.count("\n") == 1

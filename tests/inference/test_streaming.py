@@ -11,7 +11,8 @@ import pytest
 
 from data.cache.store import find_shards
 from tests.support.finished import FinishedSearch, videos, write_shard
-from tuner import embed, errors, predict
+from tuner import embed, predict
+from tuner.cli import main
 
 
 class Command(NamedTuple):
@@ -26,7 +27,7 @@ def command(request: pytest.FixtureRequest) -> Command:
 
 def refused(capsys: pytest.CaptureFixture[str], command: Command, *arguments: str | Path) -> str:
     """The one sentence that the command line says instead."""
-    assert errors.main(partial(command.run, [str(argument) for argument in arguments])) == 2
+    assert main(partial(command.run, [str(argument) for argument in arguments])) == 2
     told = capsys.readouterr()
     assert told.err.count("\n") == 1 and not told.out
     return told.err

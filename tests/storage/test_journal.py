@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuner.errors import SearchError
-from tuner.storage import journal
+from tuner.storage import journal, searches
 from tuner.storage.journal import Journal, TrialHistory
 
 ROOT = Path(__file__).parents[2]
@@ -173,7 +173,7 @@ def test_a_record_is_on_the_disk_when_append_returns(tmp_path: Path) -> None:
 def test_searches_are_listed_oldest_first(tmp_path: Path) -> None:
     for name in ("20260102-000000-1", "20250102-000000-1", "20260101-000000-1"):
         begin(tmp_path / "tiny" / name).close()
-    assert [path.name[:8] for path in journal.searches(tmp_path, "tiny")] == ["20250102", "20260101", "20260102"]
+    assert [path.name[:8] for path in searches.folders(tmp_path, "tiny")] == ["20250102", "20260101", "20260102"]
 
 
 def trial(number: int, *gaps: float, **changes: Any) -> TrialHistory:
@@ -208,7 +208,7 @@ def test_finished_trials_come_best_first_and_equal_ones_by_number(tmp_path: Path
 
 def test_a_clock_set_back_makes_no_search_an_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def begin() -> str:
-        name = journal.new_search_id(tmp_path)
+        name = searches.new_id(tmp_path)
         (tmp_path / "tiny" / name).mkdir(parents=True)
         (tmp_path / "tiny" / name / "journal.jsonl").touch()
         return name
@@ -219,10 +219,10 @@ def test_a_clock_set_back_makes_no_search_an_old_one(tmp_path: Path, monkeypatch
         monkeypatch.setattr(time, "localtime", lambda seconds=None, clock=clock: LOCALTIME(seconds or clock))
         names.append(begin())
     assert [name[:15] for name in names] == ["20260304-050607", "20260304-050608", "20260304-050609", "20260304-050707"]
-    assert [path.name for path in journal.searches(tmp_path, "tiny")] == names
+    assert [path.name for path in searches.folders(tmp_path, "tiny")] == names
     (tmp_path / "tiny" / "zzz").mkdir()
     (tmp_path / "tiny" / "zzz" / "journal.jsonl").touch()
-    assert journal.new_search_id(tmp_path).startswith("20260304-050707")
+    assert searches.new_id(tmp_path).startswith("20260304-050707")
 
 
 def test_a_record_that_finds_no_room_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -18,11 +18,12 @@ from tests.support.workplace import Workplace
 from tuner import best, embed, evaluate, predict
 from tuner.errors import ConfigError, ModelFolderError, SearchError
 from tuner.export import writer as export
-from tuner.storage import journal, lease
-from tuner.storage import place as paths
+from tuner.project import storage_place
+from tuner.storage import journal, lease, searches
 from tuner.storage.folders import kept, published, remove
 from tuner.storage.journal import Journal
 from tuner.storage.lock import only_driver
+from tuner.storage.place import place
 
 if TYPE_CHECKING:
     from tests.support.finished import FinishedSearch
@@ -80,8 +81,8 @@ def test_a_killed_search_in_a_bucket_goes_on_and_its_model_is_used_from_there(
     workplace.wait_for_line(driver, "trial 001  epoch 3/")
     driver.kill()
     driver.wait()
-    storage = paths.storage(None, None)
-    (directory,) = journal.searches(storage)
+    storage = storage_place(None, None)
+    (directory,) = searches.folders(storage)
     before = journal.read(directory)
     assert len(before.finished) == 1 and before.ended is None
     code, printed = workplace.run("--resume", output="resumed.txt", timeout=600)
@@ -107,7 +108,7 @@ def test_a_killed_search_in_a_bucket_goes_on_and_its_model_is_used_from_there(
 def test_a_journal_is_written_by_one_driver_at_a_time(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "STALE_SECONDS", 5.0)
     monkeypatch.setattr(lease, "RENEW_SECONDS", 0.5)
-    directory = paths.place(f"{s3}/tiny/20260101-000000-0001", "--storage")
+    directory = place(f"{s3}/tiny/20260101-000000-0001", "--storage")
     with only_driver(directory.parent, "first") as still_ours:
         first = Journal(directory, still_ours)
         begin = {"version": journal.VERSION, "id": "s", "experiment": "tiny", "fingerprint": "f", "planned": 4}
@@ -117,7 +118,7 @@ def test_a_journal_is_written_by_one_driver_at_a_time(s3: str, monkeypatch: pyte
             only_driver(directory.parent, "s"),
         ):
             pytest.fail("two drivers")
-        assert journal.searches(directory.parent.parent, "tiny") == [directory]
+        assert searches.folders(directory.parent.parent, "tiny") == [directory]
         assert journal.read(directory) == first.search
 
         with monkeypatch.context() as asleep:
@@ -155,7 +156,7 @@ def test_a_worker_keeps_and_finds_its_checkpoints_in_the_bucket(s3: str, tmp_pat
 def test_an_export_that_was_cut_short_is_no_model(s3: str, exported: Path, tmp_path: Path) -> None:
     import torch
 
-    folder = paths.place(f"{s3}/model", "MODEL_DIR")
+    folder = place(f"{s3}/model", "MODEL_DIR")
     cut = pytest.raises(ConfigError, match=f"{s3}/model: ")
     with cut, published(folder, first=export.CONFIG, last=export.CHECKSUMS) as staging:
         shutil.copytree(exported, staging, dirs_exist_ok=True)
@@ -190,11 +191,11 @@ def test_a_server_that_does_not_answer_is_told(s3: str, monkeypatch: pytest.Monk
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(ConfigError, match="--storage s3://bucket: Could not connect to the endpoint URL"):
-        paths.storage("s3://bucket", None)
+        storage_place("s3://bucket", None)
 
 
 def test_a_place_that_nobody_may_write_is_told(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = paths.place(f"{s3}/searches", "--storage")
+    folder = place(f"{s3}/searches", "--storage")
     monkeypatch.setattr(folder.fs, "pipe_file", _denied)
     with pytest.raises(ConfigError, match=f"{s3}/searches: Access Denied"), only_driver(folder, "s"):
         pytest.fail("it was written")

@@ -13,7 +13,7 @@ import torch
 
 from tests.support.workplace import Workplace, wait_for
 from tuner.config import experiment as config
-from tuner.storage import journal
+from tuner.storage import journal, searches
 from tuner.storage.journal import SearchHistory
 from tuner.train import train
 from tuner.training.dataset import open_dataset
@@ -29,7 +29,7 @@ def search_of(place: Workplace) -> SearchHistory:
 
 def folder_of(place: Workplace) -> Path:
     """Where it lives."""
-    (directory,) = journal.searches(place.folder / "storage", "tiny")
+    (directory,) = searches.folders(place.folder / "storage", "tiny")
     return directory
 
 

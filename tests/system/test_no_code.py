@@ -17,8 +17,9 @@ from data.errors import DataError
 from tests.support.finished import FinishedSearch
 from tests.support.workplace import PROJECT
 from tuner import evaluate
+from tuner.cli import main
 from tuner.config import experiment as config
-from tuner.errors import CheckpointError, ModelFolderError, SearchError, main
+from tuner.errors import CheckpointError, ModelFolderError, SearchError
 from tuner.export import writer as export
 from tuner.storage import journal
 from tuner.training import checkpoint

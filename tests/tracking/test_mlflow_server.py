@@ -17,7 +17,7 @@ from mlflow.entities import Run
 from tests.support.mlflow_server import PASSWORD, Network, Server, postgresql
 from tests.support.workplace import Workplace, wait_for
 from tuner.errors import SearchError
-from tuner.storage import journal
+from tuner.storage import journal, searches
 from tuner.storage.journal import TrialHistory
 from tuner.tracking import outbox
 from tuner.tracking.tracker import PARENT_TAG, Tracker, register_model, trial_of_run
@@ -241,7 +241,7 @@ def test_a_search_outlives_its_server_and_a_resume_tells_it_the_rest(
         assert running.wait(120) == 0, workplace.printed()
         printed = workplace.printed()
         assert "best trial" in printed and "has not taken" in printed and "--resume" in printed
-        (directory,) = journal.searches(workplace.folder / "storage", "tiny")
+        (directory,) = searches.folders(workplace.folder / "storage", "tiny")
         assert journal.read(directory).ended == "planned"
 
         code, printed = workplace.run("tiny", "--resume", output="away.txt")

@@ -402,7 +402,7 @@ def test_credentials_of_a_server_are_in_no_message(monkeypatch: pytest.MonkeyPat
     assert "MLflow at http://127.0.0.1:1: " in str(told.value) and "hunter" not in str(told.value)
     assert told.value.__cause__ is None
     assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "hunter@2"  # where MLflow finds it
-    assert tracking.ui_command("http://user:hunter2@host:5000") == "open http://***@host:5000"
+    assert tracking.ui_command("mlflow", "http://user:hunter2@host:5000") == "open http://***@host:5000"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from tests.support.finished import FinishedSearch
-from tuner import errors, predict
+from tuner import predict
+from tuner.cli import main
 from tuner.errors import ConfigError
 from tuner.export import writer as export
 from tuner.training import teacher
@@ -119,5 +120,5 @@ def test_an_unfinished_file_is_not_left(exported: Path, tmp_path: Path) -> None:
     (tmp_path / "a.tfrecord").write_bytes(b"damaged")
     output = tmp_path / "teacher.safetensors"
     command = partial(predict.run, [str(exported), "--data", str(tmp_path / "a.tfrecord"), "--output", str(output)])
-    assert errors.main(command) == 2
+    assert main(command) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["a.tfrecord"]

@@ -26,8 +26,8 @@ from models.optim.optimizers import ClipConfig, OptimizerConfig, ScheduleConfig,
 from models.video.fused_mlp import FusedMLPConfig
 from tests.support.finished import FinishedSearch
 from tests.support.workplace import PROJECT, Workplace
-from tuner import errors
 from tuner import train as command
+from tuner.cli import main
 from tuner.errors import CheckpointError, ConfigError, TrialDiverged
 from tuner.training import checkpoint, teacher
 from tuner.training.config import TrainingConfig, TrialConfig
@@ -422,7 +422,7 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert errors.main(partial(command.run, list(arguments))) == 2
+    assert main(partial(command.run, list(arguments))) == 2
     return capsys.readouterr().err
 
 

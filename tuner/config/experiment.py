@@ -11,7 +11,6 @@ space by both at its corners. Every mistake becomes one line, all of them are to
     experiments.yaml:4: fused_mlp.optimizer.momentun: unknown key; did you mean 'momentum'?
 """
 
-import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from data.sampling import FramesConfig
 from models import FeatureStatistics
 from models.losses import penalties
 from tuner.config.distributions import DISTRIBUTIONS, default_label, distribution_of, label, options
-from tuner.config.reading import FIXED, SEARCHABLE, blocks_of, nearest, not_one_of, read_block, read_trial
+from tuner.config.reading import FIXED, SEARCHABLE, blocks_of, hint_for_key, not_one_of, read_block, read_trial
 from tuner.config.search import (
     ElasticConfig,
     FailuresConfig,
@@ -39,7 +38,7 @@ from tuner.config.search import (
 )
 from tuner.config.space import Space, Values
 from tuner.config.yaml_tree import Node, Problems, dump, expand, join, parse, read, shown
-from tuner.errors import ConfigError
+from tuner.errors import ConfigError, did_you_mean
 from tuner.redact import has_credentials, redacted
 from tuner.training.config import PIPELINES, ContrastiveConfig, Trial, without_effect
 from tuner.training.dataset import DataConfig
@@ -159,8 +158,7 @@ def _choose(tree: Node, name: str | None) -> tuple[str, Node]:
             raise ConfigError(f"{tree.source}: names no default; name one of the {known}")
         name = str(default.value)
     if name not in experiments.entries:
-        close = difflib.get_close_matches(name, experiments.entries, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(name, experiments.entries)
         raise ConfigError(f"{tree.source}: there is no experiment {name!r}{hint} ({known})")
     return name, experiments.entries[name]
 
@@ -226,7 +224,7 @@ def _unknown_block(key: str, pipeline: str) -> str:
     others = [name for name in PIPELINES if key in SEARCHABLE[name]]
     if others:
         return f"belongs to pipeline: {others[0]}, and this is {pipeline}, which has {', '.join(SEARCHABLE[pipeline])}"
-    return f"unknown key; {nearest(key, blocks_of(pipeline), (pipeline,))}"
+    return f"unknown key{hint_for_key(key, blocks_of(pipeline), (pipeline,))}"
 
 
 def _refuse_distributions(node: Node, path: str, searchable: Sequence[str], problems: Problems) -> None:

@@ -4,7 +4,6 @@ Types and unknown keys are checked by pydantic, ranges by the dataclasses themse
 words, at the line of the value they are about.
 """
 
-import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from models import LinearConfig
 from tuner.config.distributions import DISTRIBUTIONS
 from tuner.config.search import ResourcesConfig, SearchConfig
 from tuner.config.yaml_tree import Node, Problems, join, shown
+from tuner.errors import did_you_mean, nearest
 from tuner.training.config import PIPELINES, Trial
 from tuner.training.dataset import DataConfig
 
@@ -138,7 +138,7 @@ class _Mistake:
                 key = found["loc"][-1]
                 path.append(key)
                 node = node.entries[key]
-                message = f"unknown key; {nearest(key, _names(owner), _pipelines_of(root))}"
+                message = f"unknown key{hint_for_key(key, _names(owner), _pipelines_of(root))}"
             case "value_error":
                 message = found["msg"].removeprefix("Value error, ")
                 node, dotted = _culprit(message, node, ".".join(path))
@@ -194,9 +194,8 @@ def _class_below(owner: type | None, key: str) -> type | None:
 
 def _misspelt_distribution(node: Node) -> str | None:
     for key in node.entries:
-        close = difflib.get_close_matches(key, DISTRIBUTIONS, n=1)
-        if close:
-            return f"unknown distribution {key!r}; did you mean {close[0]!r}?"
+        if hint := did_you_mean(key, DISTRIBUTIONS):
+            return f"unknown distribution {key!r}{hint}"
     return None
 
 
@@ -207,17 +206,13 @@ def not_one_of(value: Any, known: Iterable[str]) -> str:
     return f"must be one of: {', '.join(known)} (got {shown(value)})"
 
 
-def nearest(key: str, known: Sequence[str], pipelines: tuple[str, ...]) -> str:
-    """What may have been meant: a key of the same block, else a setting of that name elsewhere in these pipelines."""
-    close = difflib.get_close_matches(key, known, n=1)
-    paths = _paths(pipelines)
-    elsewhere = [path for path in paths if path.rpartition(".")[2] == key]
-    if not close and not elsewhere:
-        last = {path.rpartition(".")[2]: path for path in reversed(paths)}
-        elsewhere = [last[name] for name in difflib.get_close_matches(key, last, n=1, cutoff=0.8)]
-    if close or elsewhere:
-        return f"did you mean {(close or elsewhere)[0]!r}?"
-    return f"known are {', '.join(known)}"
+def hint_for_key(key: str, known: Sequence[str], pipelines: tuple[str, ...]) -> str:
+    """The end of a message about an unknown key: the similar key of its block, else of these pipelines."""
+    if hint := did_you_mean(key, known):
+        return hint
+    path_of_name = {path.rpartition(".")[2]: path for path in reversed(_paths(pipelines))}
+    name = key if key in path_of_name else nearest(key, path_of_name, cutoff=0.8)
+    return f"; did you mean {path_of_name[name]!r}?" if name else f"; known are {', '.join(known)}"
 
 
 def _names(cls: type | None) -> list[str]:

@@ -7,7 +7,6 @@ what exists for one option only carries that label in its name: `loss.l1.logunif
 in as two functions.
 """
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,7 +15,7 @@ from typing import Any, Protocol
 
 from tuner.config.distributions import Block, Choice, Distribution, Number, Parameter, Spec, parse
 from tuner.config.yaml_tree import Node, Problems, shown
-from tuner.errors import ConfigError
+from tuner.errors import ConfigError, did_you_mean
 
 __all__ = ["Ask", "Choice", "Distribution", "Number", "Space", "Values"]
 
@@ -105,9 +104,7 @@ class Space:
         _descend(self._root, pick)
         unknown = [name for name in values if name not in found]
         if unknown:
-            others = difflib.get_close_matches(unknown[0], found, n=1)
-            hint = f"; did you mean {others[0]!r}?" if others else ""
-            raise ConfigError(f"{unknown[0]}: no parameter of this configuration{hint}")
+            raise ConfigError(f"{unknown[0]}: no parameter of this configuration{did_you_mean(unknown[0], found)}")
         return found
 
     def resolve(self, values: Values) -> dict[str, Any]:

@@ -42,7 +42,7 @@ from data.frames import decode
 from data.schema import MAX_FRAMES, Schema
 from models import FeatureStatistics, FusedMLP, Sizes
 from models.ensemble import Ensemble
-from tuner.errors import CheckpointDamaged, CheckpointError, ModelFolderError, NothingToExport, SearchError, TunerError
+from tuner.errors import CheckpointDamaged, CheckpointError, ModelFolderError, NothingToExport, SearchError
 from tuner.export import model_card
 from tuner.redact import refuse_credentials
 from tuner.storage.folders import fetched, published
@@ -572,23 +572,6 @@ def _model_of(config: Mapping[str, Any], sizes: Sizes) -> nn.Module:
         return _empty_model(models.configured(config), sizes)
     members = [_model_of(member["model"], sizes) for member in config["members"]]
     return Ensemble(members, [member["weight"] for member in config["members"]])
-
-
-def choose_device(name: str | None) -> torch.device:
-    """The device of a command line: the one that is named, else the GPU where there is one.
-
-    Raises:
-        TunerError: there is no such device here.
-    """
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise TunerError(f"--device takes cpu, cuda or cuda:1, but got {name!r}") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise TunerError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs that PyTorch can use")
-    return device
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -5,7 +5,6 @@ Their number does not matter: one shard is scored and written while the next one
 
 from __future__ import annotations
 
-import argparse
 import csv
 import gzip
 import os
@@ -150,10 +149,3 @@ def sortable(scores: Tensor) -> Tensor:
 
     bits = (scores.float() + 0.0).view(torch.int32).long()  # -0 becomes 0
     return torch.where(bits < 0, bits ^ 0x7FFF_FFFF, bits)
-
-
-def positive(text: str) -> int:
-    """A whole number of the command line, at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, but got {text!r}")
-    return int(text)

@@ -34,6 +34,7 @@ from tuner.console import Console, describe_settings, leader_table, quiet
 from tuner.errors import ConfigError, NothingToExport, SearchError, TunerError
 from tuner.export import writer as export
 from tuner.inference import scorecard
+from tuner.project import PROJECT, program
 from tuner.redact import redacted
 from tuner.search.concurrency import Room
 from tuner.search.recorder import Recorder
@@ -41,9 +42,9 @@ from tuner.search.schedulers import ReplayingScheduler
 from tuner.search.searcher import JournaledSearch
 from tuner.search.stopper import StopRule, sigterm_as_interrupt
 from tuner.storage import folders as transfer
-from tuner.storage import journal, lock
+from tuner.storage import journal, lock, searches
 from tuner.storage.journal import Journal, SearchHistory
-from tuner.storage.place import PROJECT, Place, is_url, program
+from tuner.storage.place import Place, is_url
 from tuner.tracking.tracker import (
     SHORT_PATIENCE_SECONDS,
     Tracker,
@@ -96,14 +97,14 @@ def run(file: Path, name: str | None, options: Options, console: Console) -> int
         directory, experiment = _earlier(file, name, options)
     else:
         experiment = config.load(file, name, options.overrides)
-        directory = options.storage / experiment.name / journal.new_search_id(options.storage)
+        directory = options.storage / experiment.name / searches.new_id(options.storage)
     with sigterm_as_interrupt(), lock.only_driver(directory.parent, directory.name) as still_ours:
         if not (goes_on or options.fresh):
             _tell_of_unfinished(options.storage, experiment.name, console)
         try:
             return _run(directory, experiment, options, console, still_ours)
         except (TunerError, DataError, KeyboardInterrupt) as ended:
-            if not journal.exists(directory):
+            if not searches.exists(directory):
                 transfer.remove(directory)  # it never began
             elif isinstance(ended, KeyboardInterrupt):  # the second one, or one outside of Tune's fit
                 console.print("\n" + _interrupted(journal.read(directory)))
@@ -114,7 +115,7 @@ def run(file: Path, name: str | None, options: Options, console: Console) -> int
 def _run(
     directory: Place, experiment: Experiment, options: Options, console: Console, still_ours: Callable[[], None]
 ) -> int:
-    earlier = journal.read(directory) if journal.exists(directory) else None
+    earlier = journal.read(directory) if searches.exists(directory) else None
     uri = choose_uri(options.tracking_uri, earlier.tracking_uri if earlier else None, experiment.file.parent)
     experiment.data.class_names()  # an export needs them, days later
     with console.decoding() as progress:
@@ -138,7 +139,7 @@ def _run(
 def _earlier(file: Path, name: str | None, options: Options) -> tuple[Place, Experiment]:
     """The newest search of the experiment, and the experiment as it runs it: from the yaml that was stored with it."""
     name = config.load(file, name, options.overrides).name
-    known = journal.searches(options.storage, name)
+    known = searches.folders(options.storage, name)
     if not known:
         raise SearchError(f"no search of {name} in {options.storage}: there is nothing to go on with")
     directory = known[-1]
@@ -163,7 +164,7 @@ def _earlier(file: Path, name: str | None, options: Options) -> tuple[Place, Exp
 
 def _tell_of_unfinished(storage: Place, name: str, console: Console) -> None:
     """Say that the newest search could go on: a new one beside it may not be what was meant."""
-    known = journal.searches(storage, name)
+    known = searches.folders(storage, name)
     with suppress(SearchError):  # another version's, say: what cannot be read cannot go on
         if known and not journal.read(known[-1]).ended:
             what = f"search {known[-1].name} of {name} has not ended"
@@ -399,7 +400,7 @@ class _Search:
         console.print(leader_table(search.finished[:LEADERS], self.experiment.space.searched))
         console.print("\nnext:")
         console.print(f"  {python} -m tuner.best {name} --export")
-        console.print(f"  {ui_command(search.tracking_uri)}")
+        console.print(f"  {ui_command(program('mlflow'), search.tracking_uri)}")
         return 0
 
 

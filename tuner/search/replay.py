@@ -5,7 +5,7 @@ from typing import Any
 
 from tuner.config.experiment import Experiment
 from tuner.errors import SearchError
-from tuner.storage import journal
+from tuner.storage import journal, searches
 from tuner.storage.place import Place
 
 
@@ -31,7 +31,7 @@ def find(name: str, storage: Place, tracking_uri: str | None, file: Path) -> tup
 
 
 def _in_storage(trial_id: str, storage: Place, file: Path) -> tuple[Experiment, dict[str, Any], int] | None:
-    for directory in journal.searches(storage):
+    for directory in searches.folders(storage):
         search = journal.read(directory)
         if trial_id in search.trials:
             trial = search.trials[trial_id]

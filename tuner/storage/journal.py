@@ -13,15 +13,13 @@ Tune's snapshots lag behind (finished trials were run again after a kill -9), so
 """
 
 import json
-import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tuner.errors import SearchError
+from tuner.errors import NothingToExport, SearchError
 from tuner.storage import append_log as append_only
 from tuner.storage.place import Place
 
@@ -107,6 +105,25 @@ class SearchHistory:
         """Trials that were suggested and have neither finished nor failed."""
         return [trial for trial in self.trials.values() if trial.status == "running"]
 
+    def best_trial(self) -> TrialHistory:
+        """The finished trial with the best score.
+
+        Raises:
+            NothingToExport: no trial has finished; the message says how many failed, and why the first one did.
+        """
+        if self.finished:
+            return self.finished[0]
+        failed = f"{len(self.failed)} failed"
+        if self.failed:
+            failed += f", the first with: {self.failed[0].error}"
+        running = f"{len(self.unfinished)} have not ended; " if self.unfinished else ""
+        raise NothingToExport(f"search {self.id} of {self.experiment}: no trial has finished; {running}{failed}")
+
+    def metrics_on_whole_splits(self, trial: TrialHistory) -> dict[str, dict[str, float]]:
+        """The metrics of `trial` on all videos of a split, by split; empty for any trial but an evaluated winner."""
+        known = self.winner or {}
+        return dict(known["metrics"]) if known.get("trial") == trial.id else {}
+
 
 class Journal:
     """The journal of one search, open for writing; who opens it is the only driver (tuner/storage/lock.py)."""
@@ -161,28 +178,6 @@ def read(directory: Place) -> SearchHistory:
     if record is None:
         raise SearchError(f"{directory / FILE}: no journal of a search")
     return record
-
-
-def exists(directory: Place) -> bool:
-    """Whether a search began there."""
-    path = directory / FILE
-    return path.exists() and path.stat().st_size > 0
-
-
-def searches(storage: Place, experiment: str = "*") -> list[Place]:
-    """The directories of an experiment's searches, oldest first; of all experiments', if none is named."""
-    found: list[Place] = [path.parent for path in storage.glob(f"{experiment}/*/{FILE}")]
-    return sorted(found, key=lambda path: path.name)  # an id begins with its time
-
-
-def new_search_id(storage: Place) -> str:
-    """A name that sorts by time, behind all that are there: a clock that was set back must not make it an old one."""
-    stamp, form = time.localtime(), "%Y%m%d-%H%M%S"
-    newest = max((path.name for path in searches(storage)), default="")
-    with suppress(ValueError):  # a name that is none of ours
-        after = time.mktime(time.strptime(newest[:15], form)) + 1
-        stamp = max(stamp, time.localtime(after))
-    return f"{time.strftime(form, stamp)}-{os.getpid() % 10000:04d}"
 
 
 def _replay(path: Place) -> SearchHistory | None:

@@ -4,9 +4,6 @@ A place is a folder or the URL of one in an object store. Its `Path` or `UPath` 
 there is the business of tuner/storage/folders.py, tuner/storage/append_log.py and tuner/storage/lock.py.
 """
 
-import os
-import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,27 +15,10 @@ from data.remote import EXTRAS
 from tuner.errors import ConfigError, TunerError
 from tuner.redact import redacted, refuse_credentials
 
-FILE_NAME = "experiments.yaml"
-PROJECT = Path(__file__).resolve().parents[2]
-
 Place = Path | UPath
 # Object stores by what their URLs begin with. All of them are consistent and, if so asked, create an object only where
 # there is none: journal and lock of a search stand on that.
 STORES = {*EXTRAS, "memory"}
-
-
-def experiments_file(given: Path | None) -> Path:
-    """The file that was given, else experiments.yaml here, else the one of the project.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if given is not None:
-        return given
-    for folder in (Path.cwd(), PROJECT):
-        if (folder / FILE_NAME).exists():
-            return folder / FILE_NAME
-    raise ConfigError(f"no {FILE_NAME} in {Path.cwd()}; name one with --file")
 
 
 def place(named: str, where: str) -> Place:
@@ -94,21 +74,3 @@ def translated(what: str) -> Iterator[None]:
     except Exception as error:  # each library has its own: those of S3's are no OSErrors
         words = (getattr(error, "strerror", None) or str(error)).splitlines()
         raise ConfigError(f"{what}: {redacted(words[0]) if words else type(error).__name__}") from error
-
-
-def storage(given: str | None, file: Path | None) -> Place:
-    """Where searches live: as given, else $TUNER_STORAGE, else the folder `storage` beside the experiments' file.
-
-    Raises:
-        ConfigError: it is a URL that cannot be used, or there is no experiments' file to be beside of.
-    """
-    named = given or os.environ.get("TUNER_STORAGE")
-    return place(named, "--storage") if named else experiments_file(file).resolve().parent / "storage"
-
-
-def program(name: str) -> str:
-    """What to type to run `name` of this environment: the name alone where the PATH leads there, else its path."""
-    own = Path(sys.executable).parent / name
-    if shutil.which(name) == str(own):
-        return name
-    return str(own.relative_to(Path.cwd()) if own.is_relative_to(Path.cwd()) else own)

@@ -18,7 +18,6 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from tuner import redact
 from tuner.errors import SearchError
 from tuner.redact import redacted
-from tuner.storage import place as paths
 from tuner.storage.journal import TrialHistory
 from tuner.tracking import outbox
 from tuner.tracking.outbox import Outbox
@@ -72,11 +71,16 @@ def choose_uri(given: str | None, stored: str | None, folder: Path) -> str:
     return os.environ["MLFLOW_TRACKING_URI"]
 
 
-def ui_command(uri: str) -> str:
-    """What to type to browse the results."""
+def ui_command(program: str, uri: str) -> str:
+    """The command that shows the results in a browser.
+
+    Args:
+        program: the command that runs MLflow here, such as `mlflow` or `.venv/bin/mlflow`.
+        uri: of the server or the database.
+    """
     if uri.startswith(("http:", "https:")):
         return f"open {redacted(uri)}"
-    return f"{paths.program('mlflow')} ui --backend-store-uri {redacted(uri)}"
+    return f"{program} ui --backend-store-uri {redacted(uri)}"
 
 
 def _connect(uri: str) -> str:

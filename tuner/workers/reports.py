@@ -17,7 +17,7 @@ import ray.train
 from pyarrow.fs import FileSelector
 from ray.train import Checkpoint
 
-from tuner.errors import no_room
+from tuner.errors import disk_full_message
 from tuner.training.ranks import Ranks
 
 Save = Callable[[Path], None]  # writes the trial's state into the directory
@@ -69,7 +69,7 @@ class Reporter:
             try:
                 self._storage.persist_current_checkpoint(Checkpoint.from_directory(str(directory)), directory.name)
             except OSError as error:
-                if (told := no_room(error)) is None:
+                if (told := disk_full_message(error)) is None:
                     raise
                 ray.train.report({"obstacle": f"{self._at(directory.name).path}: {told}"})
                 return

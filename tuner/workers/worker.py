@@ -25,7 +25,7 @@ from ray.train.v2._internal.execution.context import get_train_context
 from data.errors import DataError
 from tuner.cluster.resources import Resources
 from tuner.config.experiment import Experiment
-from tuner.errors import CheckpointDamaged, EpochTimeout, TrialOutOfMemory, TunerError, no_room
+from tuner.errors import CheckpointDamaged, EpochTimeout, TrialOutOfMemory, TunerError, disk_full_message
 from tuner.storage.place import Place
 from tuner.train import train
 from tuner.training import checkpoint
@@ -194,7 +194,7 @@ def run(
             raise  # the other ranks know nothing of it, and wait
         report({"error": f"{type(error).__name__}: {error}"}, None, ())
     except OSError as error:
-        if (told := no_room(error)) is None or ranks.size > 1:  # here too the others wait
+        if (told := disk_full_message(error)) is None or ranks.size > 1:  # here too the others wait
             raise
         report({"obstacle": f"{host}: {told}"}, None, ())
 

@@ -1,0 +1,51 @@
+"""Where this project lies on the machine, and the defaults that follow: experiments.yaml, the storage, programs."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from tuner.errors import ConfigError
+from tuner.storage.place import Place, place
+
+EXPERIMENTS = "experiments.yaml"
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+def experiments_file(given: Path | None) -> Path:
+    """The experiments' file of a command.
+
+    Args:
+        given: the value of --file; None: experiments.yaml in the working directory, else the one of the project.
+
+    Raises:
+        ConfigError: `given` is None and there is no experiments.yaml.
+    """
+    if given is not None:
+        return given
+    for folder in (Path.cwd(), PROJECT):
+        if (folder / EXPERIMENTS).exists():
+            return folder / EXPERIMENTS
+    raise ConfigError(f"{Path.cwd()} has no {EXPERIMENTS}; name a file with --file")
+
+
+def storage_place(given: str | None, file: Path | None) -> Place:
+    """The place where searches are kept.
+
+    Args:
+        given: the value of --storage; None: $TUNER_STORAGE, else the folder `storage` beside the experiments' file.
+        file: the value of --file.
+
+    Raises:
+        ConfigError: the place is a URL that cannot be used; or the default is needed and there is no experiments' file.
+    """
+    named = given or os.environ.get("TUNER_STORAGE")
+    return place(named, "--storage") if named else experiments_file(file).resolve().parent / "storage"
+
+
+def program(name: str) -> str:
+    """The command that runs program `name` of this Python environment: its name where PATH finds it, else its path."""
+    own = Path(sys.executable).parent / name
+    if shutil.which(name) == str(own):
+        return name
+    return str(own.relative_to(Path.cwd()) if own.is_relative_to(Path.cwd()) else own)

@@ -1,0 +1,73 @@
+"""The searches in a storage: `<storage>/<experiment>/<search id>/`, each with its journal.
+
+The id of a search begins with its local start time, so ids sort by time.
+"""
+
+import os
+import time
+from contextlib import suppress
+
+from tuner.errors import SearchError, did_you_mean
+from tuner.storage.journal import FILE
+from tuner.storage.place import Place
+
+MAX_LISTED = 10  # names that an error message lists
+
+_TIME_FORMAT, _TIME_LENGTH = "%Y%m%d-%H%M%S", 15
+
+
+def exists(directory: Place) -> bool:
+    """Whether `directory` is the folder of a search: it has a journal with at least one entry."""
+    path = directory / FILE
+    return path.exists() and path.stat().st_size > 0
+
+
+def folders(storage: Place, experiment: str = "*") -> list[Place]:
+    """The folders of the searches of an experiment, oldest first; by default of all experiments."""
+    found: list[Place] = [path.parent for path in storage.glob(f"{experiment}/*/{FILE}")]
+    return sorted(found, key=lambda path: path.name)
+
+
+def new_id(storage: Place) -> str:
+    """An id for a search that starts now. It sorts behind all ids in the storage, even if the clock was set back."""
+    start = time.localtime()
+    newest = max((path.name for path in folders(storage)), default="")
+    with suppress(ValueError):  # the newest folder has a name that this program did not give
+        after_newest = time.mktime(time.strptime(newest[:_TIME_LENGTH], _TIME_FORMAT)) + 1
+        start = max(start, time.localtime(after_newest))
+    return f"{time.strftime(_TIME_FORMAT, start)}-{os.getpid() % 10000:04d}"
+
+
+def find(storage: Place, experiment: str | None, search_id: str | None) -> Place:
+    """The folder of a search.
+
+    Args:
+        storage: where the searches are kept.
+        experiment: its name; None: any.
+        search_id: its id; None: the newest search.
+
+    Raises:
+        SearchError: no such search; the message lists those that exist and suggests the most similar name.
+    """
+    found = folders(storage)
+    experiments = sorted({path.parent.name for path in found})
+    if not experiments:
+        raise SearchError(f"{storage}: no search there yet; `python tune.py` runs one, --storage DIR looks elsewhere")
+    if experiment is not None and experiment not in experiments:
+        hint = did_you_mean(experiment, experiments)
+        raise SearchError(f"{storage}: no search of an experiment {experiment!r}{hint} ({_listed(experiments)})")
+    found = [path for path in found if experiment in (None, path.parent.name)]
+    if search_id is None:
+        return found[-1]
+    chosen = [path for path in found if path.name == search_id]
+    if not chosen:
+        ids = [path.name for path in found]
+        of = f" of {experiment}" if experiment else ""
+        hint = did_you_mean(search_id, ids)
+        raise SearchError(f"{storage}: no search {search_id!r}{of}{hint} ({_listed(ids)})")
+    return chosen[-1]
+
+
+def _listed(names: list[str]) -> str:
+    older = ", and older ones" if len(names) > MAX_LISTED else ""
+    return f"there {'is' if len(names) == 1 else 'are'}: {', '.join(names[-MAX_LISTED:])}{older}"
