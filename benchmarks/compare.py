@@ -32,10 +32,10 @@ from tuner.console import describe_seconds
 from tuner.errors import ConfigError
 from tuner.inference import scorecard
 from tuner.inference.streaming import replacing
-from tuner.train import train
 from tuner.training.config import TrialConfig
 from tuner.training.dataset import Dataset, open_dataset
-from tuner.training.supervised import TrainingState
+from tuner.training.pipelines import train
+from tuner.training.state import TrainingState
 
 HERE = Path(__file__).resolve().parent
 SEEDS = (1, 2, 3)

@@ -25,9 +25,9 @@ from tuner.export import ensemble
 from tuner.export import writer as export
 from tuner.storage import journal, searches
 from tuner.storage.journal import Journal
-from tuner.train import train
 from tuner.training.dataset import Dataset, open_dataset
 from tuner.training.evaluation import evaluate
+from tuner.training.pipelines import train
 
 HERE = Path(__file__).resolve().parent
 MEMBERS = (  # on seeds 1 to 5

@@ -30,11 +30,11 @@ from tuner.config import experiment as config
 from tuner.config.experiment import Experiment
 from tuner.console import describe_seconds
 from tuner.inference.streaming import replacing
-from tuner.train import train as train_trial
 from tuner.training.contrastive import ridge as closed_form
 from tuner.training.contrastive.encoder_store import EncoderStore
 from tuner.training.dataset import LABEL_SEED, Dataset, open_dataset
 from tuner.training.evaluation import BATCH_SIZE, evaluate
+from tuner.training.pipelines import train as train_trial
 
 HERE = Path(__file__).resolve().parent
 WAYS = {

@@ -37,7 +37,8 @@ from models.video.fused_mlp import FusedMLPConfig
 from tuner.training.config import TrainingConfig, TrialConfig
 from tuner.training.dataset import DataConfig, Dataset, SampleConfig, open_dataset
 from tuner.training.precision import Precision, uses_bf16
-from tuner.training.supervised import Step, TrainingState
+from tuner.training.state import TrainingState
+from tuner.training.supervised import TrainingStep
 
 AIM = {"bf16": 2.5, "fp32": 1.0}
 CAPABILITIES = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16")  # those that decide about matrix products
@@ -148,7 +149,9 @@ class Ours:
             model=self.model, optimizer=optimizer, bootstrap=torch.Generator(device=device).manual_seed(1)
         )
         self.batches = data.train_batches(batch_size, 1, device)
-        self.step = Step(trial, data, state, device=device, seed=1, examples_per_epoch=len(self.batches) * batch_size)
+        self.step = TrainingStep(
+            trial, data, state, device=device, seed=1, examples_per_epoch=len(self.batches) * batch_size
+        )
         self.epoch = 0
 
     def __len__(self) -> int:

@@ -25,8 +25,8 @@ from tuner.export import writer as export
 from tuner.export.ensemble import Options
 from tuner.export.weighting import Predictions
 from tuner.storage.journal import Journal
-from tuner.train import train
 from tuner.training import evaluation
+from tuner.training.pipelines import train
 
 CPU = torch.device("cpu")
 Printed = pytest.CaptureFixture[str]

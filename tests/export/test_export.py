@@ -28,10 +28,10 @@ from tuner.errors import ConfigError, ModelFolderError, NothingToExport, SearchE
 from tuner.export import model_card
 from tuner.export import writer as export
 from tuner.storage.journal import TrialHistory
-from tuner.train import train
 from tuner.training import checkpoint, evaluation, vocabulary
 from tuner.training.config import TrialConfig
 from tuner.training.dataset import open_dataset
+from tuner.training.pipelines import train
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")

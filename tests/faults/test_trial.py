@@ -44,15 +44,15 @@ def once():
 {fault}
 
 def patch(worker):
-    from tuner import supervised
-    run, run_epoch = worker.run, supervised.Step.run_epoch
+    from tuner.training import supervised
+    run, run_epoch = worker.run, supervised.TrainingStep.run_epoch
 
     def faulty(job, **rest):
         def epoch_of(step, batches, epoch):
             fault(int(job.trial_id[-4:]), epoch + 1)
             return run_epoch(step, batches, epoch)
 
-        supervised.Step.run_epoch = epoch_of
+        supervised.TrainingStep.run_epoch = epoch_of
         run(job, **rest)
 
     worker.run = faulty

@@ -15,8 +15,8 @@ from tuner.config.experiment import Experiment
 from tuner.export import writer as export
 from tuner.storage import journal
 from tuner.storage.journal import Journal, SearchHistory, TrialHistory
-from tuner.train import train
 from tuner.training.dataset import Dataset, open_dataset
+from tuner.training.pipelines import train
 
 EXPERIMENTS = """\
 default: tiny

@@ -15,8 +15,8 @@ from tests.support.workplace import Workplace, wait_for
 from tuner.config import experiment as config
 from tuner.storage import journal, searches
 from tuner.storage.journal import SearchHistory
-from tuner.train import train
 from tuner.training.dataset import open_dataset
+from tuner.training.pipelines import train
 
 # Ray's processes of a trial.
 OF_A_TRIAL = ("ImplicitFunc", "TrainController", "RayTrainWorker")

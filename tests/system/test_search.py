@@ -15,8 +15,8 @@ from tests.support.searches import assert_nothing_was_lost, processes_of, record
 from tests.support.workplace import Workplace, wait_for
 from tuner.config import experiment as config
 from tuner.search.driver import _tell_of_unfinished, frequency_baseline
-from tuner.train import train
 from tuner.training.dataset import open_dataset
+from tuner.training.pipelines import train
 
 EPOCHS = 12
 

@@ -11,8 +11,8 @@ import torch
 
 from tests.support.finished import FAST, FinishedSearch
 from tuner.errors import CheckpointDamaged, CheckpointError
-from tuner.train import train
 from tuner.training import checkpoint
+from tuner.training.pipelines import train
 
 SETTINGS = {"model": {"hidden": 8, "towers": {"mean_rgb": 4}}, "seed": 1}
 FILES = ("model.safetensors", "training.pt", "checkpoint.json")

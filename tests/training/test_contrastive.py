@@ -31,7 +31,7 @@ from tuner.training.contrastive.ridge import PENALTIES
 from tuner.training.contrastive.trial import train
 from tuner.training.dataset import DataConfig, Dataset, open_dataset
 from tuner.training.evaluation import evaluate
-from tuner.training.supervised import Progress
+from tuner.training.state import Progress
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

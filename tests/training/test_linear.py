@@ -12,11 +12,11 @@ from models import LinearConfig, LogisticConfig
 from models.losses.losses import LossConfig
 from models.optim.optimizers import OptimizerConfig
 from tuner.errors import ConfigError
-from tuner.train import train
 from tuner.training.config import TrialConfig
 from tuner.training.dataset import DataConfig, Dataset, open_dataset
+from tuner.training.pipelines import train
 from tuner.training.ranks import Ranks
-from tuner.training.supervised import Progress
+from tuner.training.state import Progress
 
 CPU = torch.device("cpu")
 TRIAL = TrialConfig(model=LinearConfig(penalty=0.3), optimizer=OptimizerConfig(kind="adam", learning_rate=1e-3))
@@ -102,7 +102,7 @@ def test_another_model_needs_an_optimizer() -> None:
 def test_what_has_no_effect_is_refused(data: Dataset) -> None:
     with pytest.raises(ValueError, match="loss has no effect on model"):
         replace(TRIAL, loss=LossConfig(l2=1.0))
-    with pytest.raises(ConfigError, match="linear is fitted on one worker, but got 2"):
+    with pytest.raises(ConfigError, match="linear trains on one worker, but got 2"):
         train(TRIAL, data, device=CPU, seed=1, ranks=Ranks(rank=0, size=2))
     with pytest.raises(ValueError, match="penalty must be positive and finite, but got 0"):
         LinearConfig(penalty=0)

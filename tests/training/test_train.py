@@ -34,7 +34,8 @@ from tuner.training.config import TrainingConfig, TrialConfig
 from tuner.training.dataset import DataConfig, Dataset, open_dataset
 from tuner.training.objective import Objective
 from tuner.training.ranks import ALONE
-from tuner.training.supervised import Progress, TrainingState, train
+from tuner.training.state import Progress, TrainingState
+from tuner.training.supervised import train
 
 GOLDEN = PROJECT / "tests" / "golden" / "fused_mlp_cpu.txt"
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -432,7 +433,7 @@ def test_the_command_prints_epochs_and_ends_with_json(workplace: Workplace) -> N
     )
     assert ran.returncode == 0, ran.stderr
     head, settings, *epochs, last = ran.stdout.splitlines()
-    assert head == "tiny on cpu: 300 videos, 100 to validate"
+    assert head == "tiny on cpu: 300 training videos, 100 validation videos"
     assert json.loads(settings)["training"]["epochs"] == 2
     assert [line.split("  ")[0] for line in epochs] == ["epoch 1/2", "epoch 2/2"]
     assert json.loads(last)["gap_best"] > 0
@@ -467,14 +468,14 @@ class Kept(NamedTuple):
 
 
 class TestKeptCheckpoint:
-    """`--save DIR` where a checkpoint lies already: it is gone on with, or moved aside, but never lost."""
+    """`--save DIR` where a checkpoint exists: it is resumed or renamed, but never lost."""
 
     @pytest.fixture
     def kept(self, finished_search: FinishedSearch, tmp_path: Path) -> Kept:
         file = str(finished_search.folder / "experiments.yaml")
         return Kept(tmp_path / "kept", ("--file", file, "--device", "cpu", "--save", str(tmp_path / "kept")))
 
-    def test_a_resume_goes_on_where_it_stood(self, kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_resume_continues_where_it_stopped(self, kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
         *_, whole = told(capsys, *kept.arguments)
         shutil.rmtree(kept.folder)
         stop_after_the_first_epoch(kept)
@@ -493,25 +494,25 @@ class TestKeptCheckpoint:
         said = refused(capsys, *kept.arguments, "--resume", "--set", "training.batch_size=16", "--set", "loss.l2=3")
         assert "loss.l2: " in said and "training.batch_size: " in said and "-> 16" in said and "--fresh" in said
         said = refused(capsys, *kept.arguments)
-        assert "kept is there already: --resume goes on with it, --fresh moves it aside" in said
+        assert "kept exists: --resume continues it, --fresh renames it" in said
         assert {path.name: path.read_bytes() for path in kept.folder.iterdir()} == before
 
-    def test_a_fresh_start_moves_the_old_one_aside(self, kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_fresh_start_renames_the_old_folder(self, kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
         for n in (1, 2):
             kept.folder.mkdir()
             (kept.folder / "old").write_text(str(n))
-            assert command._make_way(kept.folder, trial(), resume=False, fresh=True) is None
+            assert command._prepare(kept.folder, trial(), resume=False, fresh=True) is None
         assert [(kept.folder.with_name(f"kept.{n}") / "old").read_text() for n in (1, 2)] == ["1", "2"]
         assert not kept.folder.exists()
 
     def test_there_must_be_something_to_resume(self, kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
-        assert "kept: there is no checkpoint to go on with" in refused(capsys, *kept.arguments, "--resume")
+        assert "kept: there is no checkpoint to resume" in refused(capsys, *kept.arguments, "--resume")
 
     @pytest.mark.parametrize("choice", ["--resume", "--fresh"])
     def test_a_choice_without_a_folder_is_a_mistake(self, choice: str, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit, match="2"):
             command.run(["tiny", choice])
-        assert "name its folder with --save DIR" in capsys.readouterr().err
+        assert "name it with --save DIR" in capsys.readouterr().err
 
 
 def stop_after_the_first_epoch(kept: Kept) -> None:

@@ -40,8 +40,9 @@ from tuner.config.space import Space, Values
 from tuner.config.yaml_tree import Node, Problems, dump, expand, join, parse, read, shown
 from tuner.errors import ConfigError, did_you_mean
 from tuner.redact import has_credentials, redacted
-from tuner.training.config import PIPELINES, ContrastiveConfig, Trial, without_effect
+from tuner.training.config import ContrastiveConfig, Trial, TrialConfig, without_effect
 from tuner.training.dataset import DataConfig
+from tuner.training.pipelines import CONFIGS, pipeline_of
 
 __all__ = [
     "ElasticConfig",
@@ -62,7 +63,7 @@ class Experiment:
 
     name: str
     data: DataConfig
-    pipeline: str  # one of PIPELINES
+    pipeline: str  # one of training.pipelines.CONFIGS
     space: Space  # the blocks that shape a trial of the pipeline
     search: SearchConfig
     resources: ResourcesConfig
@@ -165,11 +166,11 @@ def _choose(tree: Node, name: str | None) -> tuple[str, Node]:
 
 def _build(node: Node, name: str, file: Path, problems: Problems) -> Experiment:
     """The experiment that `node` describes; raises all that `problems` has and what is found here."""
-    first = next(iter(PIPELINES))
+    first = next(iter(CONFIGS))
     chosen = node.entries.get("pipeline", node.graft(first))
     pipeline = str(chosen.value)
-    if pipeline not in PIPELINES:
-        problems.add(chosen, "pipeline", not_one_of(chosen.plain(), PIPELINES))
+    if pipeline not in CONFIGS:
+        problems.add(chosen, "pipeline", not_one_of(chosen.plain(), CONFIGS))
         pipeline = first
     known = blocks_of(pipeline)
     for key, entry in node.entries.items():
@@ -221,7 +222,7 @@ def _build(node: Node, name: str, file: Path, problems: Problems) -> Experiment:
 
 
 def _unknown_block(key: str, pipeline: str) -> str:
-    others = [name for name in PIPELINES if key in SEARCHABLE[name]]
+    others = [name for name in CONFIGS if key in SEARCHABLE[name]]
     if others:
         return f"belongs to pipeline: {others[0]}, and this is {pipeline}, which has {', '.join(SEARCHABLE[pipeline])}"
     return f"unknown key{hint_for_key(key, blocks_of(pipeline), (pipeline,))}"
@@ -337,13 +338,11 @@ def _check_workers(node: Node, config: Trial, workers: int, problems: Problems) 
     if workers == 1:
         return
     node = node.entries["workers"]
-    if isinstance(config, ContrastiveConfig):
-        message = f"pipeline: contrastive trains on one worker; set resources.workers to 1 (got {workers})"
+    pipeline = pipeline_of(config)
+    if not pipeline.several_workers:
+        message = f"{pipeline.chosen_by} trains on one worker; set resources.workers to 1 (got {workers})"
         problems.add(node, "resources.workers", message)
-    elif config.model.kind == "linear":
-        message = f"model.kind linear is fitted on one worker; set resources.workers to 1 (got {workers})"
-        problems.add(node, "resources.workers", message)
-    elif config.training.batch_size < workers * config.training.accumulate:
+    elif isinstance(config, TrialConfig) and config.training.batch_size < workers * config.training.accumulate:
         parts = f" in each of {config.training.accumulate} parts" if config.training.accumulate > 1 else ""
         message = f"training.batch_size {config.training.batch_size} has no video for each of {workers} workers{parts}"
         problems.add(node, "resources.workers", message)

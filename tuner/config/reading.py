@@ -19,8 +19,9 @@ from tuner.config.distributions import DISTRIBUTIONS
 from tuner.config.search import ResourcesConfig, SearchConfig
 from tuner.config.yaml_tree import Node, Problems, join, shown
 from tuner.errors import did_you_mean, nearest
-from tuner.training.config import PIPELINES, Trial
+from tuner.training.config import Trial
 from tuner.training.dataset import DataConfig
+from tuner.training.pipelines import CONFIGS
 
 T = TypeVar("T")
 
@@ -31,7 +32,7 @@ SEARCHABLE: dict[str, dict[str, tuple[type[Any], ...]]] = {
         for block in fields(cls)
         for hint in [get_type_hints(cls)[block.name]]
     }
-    for pipeline, cls in PIPELINES.items()
+    for pipeline, cls in CONFIGS.items()
 }
 FIXED: dict[str, type[Any]] = {"data": DataConfig, "search": SearchConfig, "resources": ResourcesConfig}
 # Pydantic's words, and those of a yaml file.
@@ -65,7 +66,7 @@ def read_trial(pipeline: str, tree: Node, problems: Problems) -> Trial | None:
     if None in blocks.values():
         return None
     try:
-        return PIPELINES[pipeline](**blocks)
+        return CONFIGS[pipeline](**blocks)
     except ValueError as error:  # blocks that do not go together
         node, path = _culprit(str(error), tree, "")
         problems.add(node, path, str(error))

@@ -4,7 +4,6 @@ TrialConfig         supervised: a model learns from labelled videos
 ContrastiveConfig   an encoder learns from videos without labels, then a classifier on top of it from labels
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
@@ -233,10 +232,6 @@ class ContrastiveConfig:
 
 
 Trial = TrialConfig | ContrastiveConfig
-PIPELINES: Mapping[str, type[TrialConfig] | type[ContrastiveConfig]] = {
-    "supervised": TrialConfig,
-    "contrastive": ContrastiveConfig,
-}
 
 
 def without_effect(trial: Trial) -> list[str]:

@@ -6,7 +6,7 @@ Runs without ray, mlflow, optuna, pydantic and yaml (design: a bare GPU machine,
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -161,6 +161,34 @@ def sizes_of(schema: Schema) -> Sizes:
         level=schema.level,
         max_frames=schema.max_frames,
     )
+
+
+class TrainingData(Protocol):
+    """What supervised training reads of its data: `Dataset` provides it, and so do `contrastive.embeddings`."""
+
+    @property
+    def sizes(self) -> Sizes:
+        """Widths of the features and number of classes."""
+
+    @property
+    def statistics(self) -> FeatureStatistics:
+        """Of the training videos."""
+
+    @property
+    def vocabulary(self) -> str | None:
+        """The csv with the names and counts of the classes."""
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Of the rows that a batch's `rows` index."""
+
+    def train_batches(
+        self, batch_size: int, seed: int, device: torch.device, ranks: Ranks = ALONE, frames: FramesConfig = ALL
+    ) -> Batches:
+        """Shuffled videos with their labels: this rank's part of every batch."""
+
+    def bootstrap_weights(self, seed: int) -> torch.Tensor:
+        """How often each row counts in a fixed bootstrap sample, [rows] float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,9 +3,7 @@
 Shapes   B videos in the batch   C classes   N rows of the training data   K classes that a teacher lists of a video
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +14,8 @@ from models.losses import weights as loss_weights
 from models.losses.losses import LossConfig
 from tuner.errors import ConfigError
 from tuner.training import teacher, vocabulary
+from tuner.training.dataset import TrainingData
 from tuner.training.ranks import Ranks
-
-if TYPE_CHECKING:
-    from tuner.training.supervised import TrainingData
 
 
 class Objective:

@@ -17,7 +17,7 @@ from tuner.training.ranks import ALONE, Ranks
 STEPS_BETWEEN_CHECKS = 100
 
 
-class Steps:
+class StepLoop:
     """The rate of every step, its update, and the watch for a loss that is not finite.
 
     Where several ranks train, a batch is theirs together: its loss, and so the gradient, is the mean over its videos,

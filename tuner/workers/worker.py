@@ -1,6 +1,7 @@
 """What a trial's workers do: Train starts them, most often one, and each runs `work` in the process that holds the GPU.
 
-They train by the generator of tuner/train.py, and the first of them reports, epoch by epoch. Failures are of two kinds.
+They train by the generator of tuner/training/pipelines.py, and the first of them reports, epoch by epoch. Failures are
+of two kinds.
 What a second attempt may cure (a worker or an actor that died, an epoch that hangs) is an exception, and Ray tries
 again from the last checkpoint. What it cannot cure (a loss that diverged, too little memory) is a report with the key
 `error`, and the trial ends. What no trial is to blame for and all would meet (a damaged shard, a full disk) is a report
@@ -27,11 +28,11 @@ from tuner.cluster.resources import Resources
 from tuner.config.experiment import Experiment
 from tuner.errors import CheckpointDamaged, EpochTimeout, TrialOutOfMemory, TunerError, disk_full_message
 from tuner.storage.place import Place
-from tuner.train import train
 from tuner.training import checkpoint
 from tuner.training.config import Trial
 from tuner.training.contrastive.encoder_store import EncoderStore
 from tuner.training.dataset import DataConfig, open_dataset
+from tuner.training.pipelines import train
 from tuner.training.ranks import ALONE, Ranks
 from tuner.workers import slots
 from tuner.workers.reports import Reporter, Save, kept

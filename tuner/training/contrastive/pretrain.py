@@ -20,8 +20,8 @@ from tuner.errors import TrialCollapsed
 from tuner.training.config import ContrastiveConfig
 from tuner.training.dataset import Dataset
 from tuner.training.precision import autocast
-from tuner.training.steps import Steps
-from tuner.training.supervised import random_state, set_random_state
+from tuner.training.state import random_state, set_random_state
+from tuner.training.steps import StepLoop
 
 # Standard deviation of normalised embeddings, 1 where they are spread over the sphere, below which all are one.
 COLLAPSED = 0.02
@@ -92,7 +92,7 @@ def epochs(
     """
     pretrain = trial.pretrain
     batches = data.pretrain_batches(pretrain.batch_size, seed, device)
-    steps = Steps(
+    steps = StepLoop(
         state.optimizer,
         pretrain.chosen_optimizer,
         batch_size=pretrain.batch_size,
@@ -106,7 +106,7 @@ def epochs(
         yield _epoch(trial, state, steps, batches)
 
 
-def _epoch(trial: ContrastiveConfig, state: Pretraining, steps: Steps, batches: Batches) -> dict[str, float]:
+def _epoch(trial: ContrastiveConfig, state: Pretraining, steps: StepLoop, batches: Batches) -> dict[str, float]:
     start = time.monotonic()
     correct_sum, last_spread = (torch.zeros((), device=steps.device, dtype=torch.float64) for _ in range(2))
 

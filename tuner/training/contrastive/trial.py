@@ -34,7 +34,8 @@ from tuner.training.contrastive.encoder_store import EncoderStore
 from tuner.training.contrastive.pretrain import Pretraining
 from tuner.training.dataset import Dataset
 from tuner.training.evaluation import BATCH_SIZE, evaluate
-from tuner.training.supervised import Progress, TrainingState, begin, device_metrics, epochs, validated
+from tuner.training.state import Progress, TrainingState, device_metrics, validated
+from tuner.training.supervised import begin, epochs
 
 
 def train(
@@ -46,9 +47,10 @@ def train(
     resume_from: Path | None = None,
     encoder_store: EncoderStore | None = None,
 ) -> Iterator[Progress]:
-    """Pretrain, probe, and yield after each epoch of either; arguments and errors as `tuner.train.train` has them.
+    """Pretrain, then train the probe; yields after each epoch of both phases.
 
-    A trial that finds its encoder on the encoder_store begins with the last epoch of pretraining.
+    A trial that finds its encoder in the encoder store begins with the last epoch of pretraining. Arguments and errors
+    are those of `tuner.training.pipelines.train`.
     """
     run = _Run(trial, data, device, seed, encoder_store)
     if resume_from is not None:

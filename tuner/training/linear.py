@@ -17,13 +17,14 @@ from tuner.training.config import TrialConfig
 from tuner.training.contrastive import ridge as closed_form
 from tuner.training.dataset import Dataset
 from tuner.training.evaluation import batch_size_of, evaluate
-from tuner.training.supervised import Progress, begin, device_metrics, validated
+from tuner.training.state import Progress, device_metrics, validated
+from tuner.training.supervised import begin
 
 
 def train(
     trial: TrialConfig, data: Dataset, *, device: torch.device, seed: int, resume_from: Path | None = None
 ) -> Iterator[Progress]:
-    """Fit, validate and yield once; arguments and errors as `tuner.train.train` has them."""
+    """Fit the model, validate it and yield once; arguments and errors are those of `tuner.training.pipelines.train`."""
     assert isinstance(trial.model, LinearConfig)
     state = begin(trial, data, device=device, seed=seed)
     if resume_from is not None:

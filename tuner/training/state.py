@@ -1,0 +1,128 @@
+"""The state of a trial under way: what its generator yields, what a checkpoint stores, what an epoch reports."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from models.optim.averaging import Average
+from tuner.errors import CheckpointError
+from tuner.training import checkpoint
+from tuner.training.config import TrialConfig
+
+
+class Saveable(Protocol):
+    """A training under way, of any pipeline."""
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """The metrics of each finished epoch."""
+
+    def save(self, directory: Path, trial: Any) -> None:
+        """Write it into `directory`, whole or not at all; `trial` is its configuration."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """One finished epoch. `state` is the live training: save it before the generator is advanced."""
+
+    epoch: int  # finished epochs, from 1
+    metrics: dict[str, float]  # by the metric keys of MLflow
+    state: Saveable
+    repeated: bool = False  # the checkpoint's own epoch, told once more after a resume
+    tags: Mapping[str, str] = field(default_factory=dict)  # of the trial's run in MLflow
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainingState:
+    """What a trial needs to go on exactly where it stands: the parts of a checkpoint."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer | None  # None: the model is fitted in closed form
+    bootstrap: torch.Generator
+    average: Average | None = None
+    history: list[dict[str, float]] = field(default_factory=list)  # the metrics of each finished epoch
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs are finished."""
+        return len(self.history)
+
+    @property
+    def scored(self) -> nn.Module:
+        """The model that is validated and exported: the averaged one, where weights are averaged."""
+        return self.model if self.average is None else self.average.model
+
+    def parts(self) -> dict[str, Any]:
+        """Everything but the weights of `scored`, as tensors and plain values."""
+        average = self.average
+        return {
+            "history": self.history,
+            "live": average and {"weights": self.model.state_dict(), "steps_averaged": average.steps},
+            "optimizer": self.optimizer and self.optimizer.state_dict(),
+            "bootstrap": self.bootstrap.get_state(),
+            **random_state(),
+        }
+
+    def restore(self, weights: dict[str, Tensor], parts: dict[str, Any]) -> None:
+        """Put the weights of `scored` and the parts back, random numbers included."""
+        self.scored.load_state_dict(weights)
+        if self.average is not None:
+            self.model.load_state_dict(parts["live"]["weights"])
+            self.average.steps = parts["live"]["steps_averaged"]
+        if self.optimizer is not None:
+            self.optimizer.load_state_dict(parts["optimizer"])
+        self.bootstrap.set_state(parts["bootstrap"])
+        set_random_state(parts)
+        self.history = parts["history"]
+
+    def save(self, directory: Path, trial: TrialConfig) -> None:
+        """Write the state into `directory`, whole or not at all."""
+        checkpoint.save(directory, model=self.scored.state_dict(), training=self.parts(), settings=trial.settings)
+
+    def load(self, directory: Path, trial: TrialConfig) -> None:
+        """Put a saved state back.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged, or other settings shaped it.
+        """
+        weights, parts = checkpoint.load(directory, settings=trial.settings)
+        try:
+            self.restore(weights, parts)
+        except RuntimeError as error:  # of load_state_dict, where the data has other features or classes
+            raise CheckpointError(f"{directory}: the weights do not fit the trial's model ({error})") from error
+
+
+def random_state() -> dict[str, Any]:
+    """Where torch's own random number generators stand."""
+    return {
+        "rng": torch.get_rng_state(),
+        "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put them back where `random_state` found them."""
+    torch.set_rng_state(state["rng"])
+    if state["rng_cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["rng_cuda"])
+
+
+def validated(scores: dict[str, float], history: list[dict[str, float]]) -> dict[str, float]:
+    """What an epoch tells of its validation; `gap_best` is the best so far."""
+    return {
+        "gap": scores["gap"],
+        "gap_best": max([scores["gap"], *(past["gap"] for past in history)]),
+        "hit_at_1": scores["hit_at_1"],
+        "perr": scores["perr"],
+        "map": scores["map"],
+        "loss_validate": scores["loss"],
+    }
+
+
+def device_metrics(device: torch.device) -> dict[str, float]:
+    """The most memory that a GPU has held so far; nothing on a CPU."""
+    return {"gpu_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30} if device.type == "cuda" else {}
