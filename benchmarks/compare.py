@@ -31,7 +31,7 @@ from tuner.config.experiment import Experiment
 from tuner.console import describe_seconds
 from tuner.errors import ConfigError
 from tuner.inference import scorecard
-from tuner.inference.streaming import replacing
+from tuner.storage.local import replacing
 from tuner.training.config import TrialConfig
 from tuner.training.dataset import Dataset, open_dataset
 from tuner.training.pipelines import train

@@ -29,7 +29,7 @@ from tuner.cli import main
 from tuner.config import experiment as config
 from tuner.config.experiment import Experiment
 from tuner.console import describe_seconds
-from tuner.inference.streaming import replacing
+from tuner.storage.local import replacing
 from tuner.training.contrastive import ridge as closed_form
 from tuner.training.contrastive.encoder_store import EncoderStore
 from tuner.training.dataset import LABEL_SEED, Dataset, open_dataset

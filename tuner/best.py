@@ -14,7 +14,8 @@ from tuner.errors import NothingToExport
 from tuner.project import program, storage_place
 from tuner.storage import journal, searches
 from tuner.storage.journal import SearchHistory, TrialHistory
-from tuner.storage.place import Place, place
+from tuner.storage.place import Place
+from tuner.storage.stores import place
 
 if TYPE_CHECKING:  # `--help` needs no torch
     from rich.console import Console

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 
 from tuner.cli import add_batch_size, add_data, add_device, add_model, choose_device, main
 from tuner.errors import ModelFolderError, TunerError
-from tuner.inference.streaming import BATCH_SIZE, Count, batches_of, decoded, replacing
+from tuner.inference.streaming import BATCH_SIZE, Count, batches_of, decoded
+from tuner.storage.local import replacing
 
 if TYPE_CHECKING:  # `--help` needs no torch
     import numpy as np
@@ -129,7 +130,7 @@ def run(arguments: list[str] | None = None) -> None:
 
     from data.cache.store import find_shards
     from tuner.export.writer import load_model
-    from tuner.storage.place import place
+    from tuner.storage.stores import place
 
     device = choose_device(options.device)
     exported = load_model(place(options.model, "MODEL_DIR"), device)

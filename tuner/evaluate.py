@@ -104,7 +104,7 @@ def _of_model(options: argparse.Namespace) -> int:
     from data.errors import NoShardsError
     from tuner.export.writer import load_model
     from tuner.inference import scorecard
-    from tuner.storage.place import place
+    from tuner.storage.stores import place
     from tuner.training.evaluation import batch_size_of
 
     stored = None

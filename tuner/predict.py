@@ -30,7 +30,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from tuner.cli import add_batch_size, add_data, add_device, add_model, choose_device, main, positive
 from tuner.errors import ModelFolderError
 from tuner.inference import segments
-from tuner.inference.streaming import BATCH_SIZE, Count, batches_of, decoded, open_text, replacing, sortable
+from tuner.inference.streaming import BATCH_SIZE, Count, batches_of, decoded, open_text, sortable
+from tuner.storage.local import replacing
 from tuner.training import teacher
 
 if TYPE_CHECKING:  # `--help` needs no torch
@@ -200,7 +201,7 @@ def run(arguments: list[str] | None = None) -> None:
 
     from data.cache.store import find_shards
     from tuner.export.writer import load_model
-    from tuner.storage.place import place
+    from tuner.storage.stores import place
 
     device = choose_device(options.device)
     exported = load_model(place(options.model, "MODEL_DIR"), device)

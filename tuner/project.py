@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from tuner.errors import ConfigError
-from tuner.storage.place import Place, place
+from tuner.storage.place import Place
+from tuner.storage.stores import place
 
 EXPERIMENTS = "experiments.yaml"
 PROJECT = Path(__file__).resolve().parents[1]

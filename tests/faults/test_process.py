@@ -187,7 +187,7 @@ def test_two_searches_on_the_same_storage(workplace: Workplace, fault_row: State
         assert code == 2, printed
         (sentence,) = printed.splitlines()
         assert f"search {folder_of(workplace).name} is being run by process {driver.pid} on " in sentence
-        assert "wait for its end or stop it, or choose another --storage" in sentence
+        assert "wait until it ends or stop it, or choose another --storage" in sentence
     assert driver.wait(600) == 0, workplace.printed()
     check(workplace)
     fault_row("two searches started on the same storage", lost_epochs=0, recovery_seconds=None)

@@ -6,8 +6,9 @@ import pytest
 from upath import UPath
 
 from tuner.errors import SearchError
-from tuner.storage import append_log as append_only
-from tuner.storage.append_log import Segments
+from tuner.storage import append_log
+from tuner.storage.append_log import SegmentedLog, create
+from tuner.storage.stores import at
 
 
 @pytest.fixture
@@ -20,15 +21,15 @@ def segments(file: UPath) -> dict[str, bytes]:
 
 
 def test_a_line_is_stored_when_append_returns(file: UPath) -> None:
-    opened = append_only.open_for_append(file)
+    opened = at(file).open_log()
     for number in range(3):
         opened.append(b"%d\n" % number)
         assert segments(file) == {"journal.jsonl": b"".join(b"%d\n" % n for n in range(number + 1))}
 
 
 def test_a_segment_that_is_large_enough_is_left_as_it_is(file: UPath, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(append_only, "SEGMENT_BYTES", 6)
-    opened = append_only.open_for_append(file)
+    monkeypatch.setattr(append_log, "SEGMENT_BYTES", 6)
+    opened = at(file).open_log()
     for number in range(5):
         opened.append(b"%d..\n" % number)
     assert segments(file) == {
@@ -36,8 +37,8 @@ def test_a_segment_that_is_large_enough_is_left_as_it_is(file: UPath, monkeypatc
         "journal.0001.jsonl": b"2..\n3..\n",
         "journal.0002.jsonl": b"4..\n",
     }
-    assert [line for _, line in append_only.lines(file)] == [b"0..", b"1..", b"2..", b"3..", b"4.."]
-    assert [place for place, _ in append_only.lines(file)][2:4] == [
+    assert [line for _, line in append_log.lines(at(file).log_parts())] == [b"0..", b"1..", b"2..", b"3..", b"4.."]
+    assert [place for place, _ in append_log.lines(at(file).log_parts())][2:4] == [
         f"{file.parent}/journal.0001.jsonl:1",
         f"{file.parent}/journal.0001.jsonl:2",
     ]
@@ -46,32 +47,32 @@ def test_a_segment_that_is_large_enough_is_left_as_it_is(file: UPath, monkeypatc
 def test_who_writes_on_begins_a_segment_of_its_own_and_the_one_before_it_finds_out(
     file: UPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(append_only, "SEGMENT_BYTES", 6)
-    asleep = Segments(file)
+    monkeypatch.setattr(append_log, "SEGMENT_BYTES", 6)
+    asleep = SegmentedLog(file)
     asleep.append(b"a1.\n")
-    awake = Segments(file)
+    awake = SegmentedLog(file)
     awake.append(b"b1.\n")
     asleep.append(b"a2.\n")  # its own segment is full now
-    with pytest.raises(SearchError, match=r"journal\.0001\.jsonl: written by another driver"):
+    with pytest.raises(SearchError, match=r"journal\.0001\.jsonl: another driver wrote it"):
         asleep.append(b"a3.\n")
     assert segments(file) == {"journal.jsonl": b"a1.\na2.\n", "journal.0001.jsonl": b"b1.\n"}
 
 
 def test_an_answer_that_was_lost_is_no_other_writer(file: UPath) -> None:
-    assert append_only.create(file, b"mine")
-    assert append_only.create(file, b"mine")  # as the store's library asks again
-    assert not append_only.create(file, b"another's")
+    assert create(file, b"mine")
+    assert create(file, b"mine")  # as the store's library asks again
+    assert not create(file, b"another's")
 
 
 def test_a_missing_segment_is_told(file: UPath, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(append_only, "SEGMENT_BYTES", 1)
-    opened = append_only.open_for_append(file)
+    monkeypatch.setattr(append_log, "SEGMENT_BYTES", 1)
+    opened = at(file).open_log()
     for _ in range(3):
         opened.append(b"line\n")
     (file.parent / "journal.0001.jsonl").unlink()
     with pytest.raises(SearchError, match=r"journal\.0001\.jsonl: this part of the journal is missing"):
-        list(append_only.lines(file))
+        list(append_log.lines(at(file).log_parts()))
 
 
 def test_nothing_was_written_yet(file: UPath) -> None:
-    assert list(append_only.lines(file)) == []
+    assert list(append_log.lines(at(file).log_parts())) == []

@@ -78,7 +78,7 @@ def test_a_second_driver_is_refused_as_soon_as_the_first_is_heard_of(
             first.renew()
 
     clock.happens = renew_in_time
-    with pytest.raises(SearchError, match=r"^search of first in memory://.*; wait for its end"):
+    with pytest.raises(SearchError, match=r"^search of first in memory://.*; wait until it ends"):
         take("second")
     assert clock.now - began < 2 * RENEW_SECONDS
     assert objects(directory) == ["lease.0001"]
@@ -94,7 +94,7 @@ def test_the_lease_of_a_killed_driver_is_taken_over_once_it_is_stale(
     assert objects(directory) == ["lease.0002"]
     second.check()
     clock.now += 3 * RENEW_SECONDS  # it was not dead but asleep, and looks before it writes
-    with pytest.raises(SearchError, match=r"^search of second: it has taken over in memory://.*; this one stops"):
+    with pytest.raises(SearchError, match=r"^search of second: it has taken over in memory://.*; this driver stops"):
         first.check()
     first.release()
     assert objects(directory) == ["lease.0002"]

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tuner.errors import ConfigError
-from tuner.storage.place import is_url, place
+from tuner.storage.place import is_url
+from tuner.storage.stores import place
 
 
 def test_a_store_is_a_place_with_the_methods_of_a_folder() -> None:

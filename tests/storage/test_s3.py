@@ -20,10 +20,9 @@ from tuner.errors import ConfigError, ModelFolderError, SearchError
 from tuner.export import writer as export
 from tuner.project import storage_place
 from tuner.storage import journal, lease, searches
-from tuner.storage.folders import kept, published, remove
 from tuner.storage.journal import Journal
 from tuner.storage.lock import only_driver
-from tuner.storage.place import place
+from tuner.storage.stores import at, place
 
 if TYPE_CHECKING:
     from tests.support.finished import FinishedSearch
@@ -158,7 +157,7 @@ def test_an_export_that_was_cut_short_is_no_model(s3: str, exported: Path, tmp_p
 
     folder = place(f"{s3}/model", "MODEL_DIR")
     cut = pytest.raises(ConfigError, match=f"{s3}/model: ")
-    with cut, published(folder, first=export.CONFIG, last=export.CHECKSUMS) as staging:
+    with cut, at(folder).publish(first=export.CONFIG, last=export.CHECKSUMS) as staging:
         shutil.copytree(exported, staging, dirs_exist_ok=True)
         (staging / export.WEIGHTS).unlink()
         (staging / export.WEIGHTS).symlink_to(tmp_path / "gone")
@@ -170,10 +169,10 @@ def test_an_export_that_was_cut_short_is_no_model(s3: str, exported: Path, tmp_p
 def test_what_is_printed_is_added_to_the_log_of_the_drivers_before(s3: str) -> None:
     log = UPath(f"{s3}/search/ray.log")
     for line in ("first\n", "second\n"):
-        with kept(log) as local:
+        with at(log).buffered() as local:
             local.write_text(line)
     assert log.read_text() == "first\nsecond\n" and not local.exists()
-    remove(log.parent)
+    at(log.parent).remove()
     assert not log.exists()
 
 

@@ -45,9 +45,9 @@ from models.ensemble import Ensemble
 from tuner.errors import CheckpointDamaged, CheckpointError, ModelFolderError, NothingToExport, SearchError
 from tuner.export import model_card
 from tuner.redact import refuse_credentials
-from tuner.storage.folders import fetched, published
 from tuner.storage.journal import SearchHistory, TrialHistory
 from tuner.storage.place import Place
+from tuner.storage.stores import at
 from tuner.training import checkpoint, vocabulary
 from tuner.training.config import without_effect
 from tuner.training.dataset import feature_statistics, sizes_of
@@ -81,7 +81,7 @@ def best_checkpoint(search_directory: Place, trial: TrialHistory, say: Callable[
     scored = [epoch for epoch in kept if epoch in trial.reports]
     for epoch in sorted(scored, key=lambda epoch: (-trial.reports[epoch]["gap"], epoch)):
         try:
-            with fetched(kept[epoch], (checkpoint.MANIFEST, checkpoint.WEIGHTS)) as local:
+            with at(kept[epoch]).download((checkpoint.MANIFEST, checkpoint.WEIGHTS)) as local:
                 checkpoint.check(local, weights_only=True)
             return kept[epoch]
         except CheckpointDamaged as error:
@@ -117,7 +117,7 @@ def load_checkpoint(directory: Place, experiment: Experiment, trial: TrialHistor
     settings = experiment.trial_config(trial.values)
     model = _empty_model(settings.model, experiment.data.sizes)
     try:
-        with fetched(directory, (checkpoint.MANIFEST, checkpoint.WEIGHTS)) as local:
+        with at(directory).download((checkpoint.MANIFEST, checkpoint.WEIGHTS)) as local:
             model.load_state_dict(checkpoint.load_weights(local, settings=settings.settings))
     except RuntimeError as error:
         raise CheckpointError(f"{directory}: the weights do not fit the trial's model ({error})") from error
@@ -252,7 +252,7 @@ def publish(
     trial = None if isinstance(subject.model, Ensemble) else subject.trials[0]
     replaces = check_target(folder, search, trial)
     model, schema = subject.model, experiment.data.schema
-    with published(folder, first=CONFIG, last=CHECKSUMS) as staging:
+    with at(folder).publish(first=CONFIG, last=CHECKSUMS) as staging:
         config = _config(experiment, search, subject)
         _write_model(staging, model, schema, half=subject.half)
         if config["pipeline"] == "contrastive" and isinstance(model, FusedMLP):
@@ -535,7 +535,7 @@ def load_model(folder: Place, device: torch.device) -> Exported:
     Raises:
         ModelFolderError: the folder is incomplete, damaged, or written by a newer version of this program.
     """
-    with fetched(folder, (CONFIG, CHECKSUMS, WEIGHTS, CLASSES)) as local:
+    with at(folder).download((CONFIG, CHECKSUMS, WEIGHTS, CLASSES)) as local:
         return _load_model(local, device)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import os
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuner.errors import ConfigError, TunerError
+from tuner.errors import ConfigError
 
 if TYPE_CHECKING:  # `--help` needs no torch
     import torch
@@ -66,28 +65,6 @@ def batches_of(shard: DecodedShard, exported: Exported, batch_size: int, device:
 
     batch_size = min(batch_size, batch_size_of(exported.schema))
     return Batches(shard, batch_size=batch_size, shuffle=False, device=device)
-
-
-@contextmanager
-def replacing(output: Path) -> Iterator[Path]:
-    """A file to write, that becomes `output` when the block ends well, and else vanishes.
-
-    Raises:
-        TunerError: it cannot be written there.
-    """
-    if output.is_dir() or not output.parent.is_dir():
-        reason = "is a folder" if output.is_dir() else f"there is no folder {output.parent}"
-        raise TunerError(f"{output}: cannot be written: {reason}")
-    unfinished = output.with_name(f".{os.getpid()}.{output.name}")  # ends as the output does: .gz compresses it
-    try:
-        yield unfinished
-        with unfinished.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(unfinished, output)
-    except OSError as error:
-        raise TunerError(f"{output}: cannot be written: {error.strerror or error}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def open_text(path: Path, mode: str, newline: str = "") -> Any:

@@ -41,10 +41,10 @@ from tuner.search.recorder import Recorder
 from tuner.search.schedulers import ReplayingScheduler
 from tuner.search.searcher import JournaledSearch
 from tuner.search.stopper import StopRule, sigterm_as_interrupt
-from tuner.storage import folders as transfer
 from tuner.storage import journal, lock, searches
 from tuner.storage.journal import Journal, SearchHistory
 from tuner.storage.place import Place, is_url
+from tuner.storage.stores import at
 from tuner.tracking.tracker import (
     SHORT_PATIENCE_SECONDS,
     Tracker,
@@ -105,7 +105,7 @@ def run(file: Path, name: str | None, options: Options, console: Console) -> int
             return _run(directory, experiment, options, console, still_ours)
         except (TunerError, DataError, KeyboardInterrupt) as ended:
             if not searches.exists(directory):
-                transfer.remove(directory)  # it never began
+                at(directory).remove()  # it never began
             elif isinstance(ended, KeyboardInterrupt):  # the second one, or one outside of Tune's fit
                 console.print("\n" + _interrupted(journal.read(directory)))
                 return 130
@@ -123,7 +123,7 @@ def _run(
     for name, cache in (("train", data.train), ("validate", data.validate)):
         for path, reason in cache.skipped:
             console.print(f"data.{name}: left out {path}: {reason}")
-    with transfer.kept(directory / LOG) as log, quiet(log):
+    with at(directory / LOG).buffered() as log, quiet(log):
         tracker = Tracker(uri, experiment.name, environment_tags(PROJECT))
         with cluster.connect(cluster.resolve_address(options.address)) as attempt:
             shared_storage.check_shared(directory)
@@ -324,7 +324,7 @@ class _Search:
                 self.journal.still_ours()  # what stopped it may be another driver that has taken over
                 raise
         slots.forget(self.search.id)
-        transfer.remove(self.directory / "tune")  # Tune's snapshots: the journal has it all
+        at(self.directory / "tune").remove()  # Tune's snapshots: the journal has it all
 
     def _trainable(self, turns: int | None) -> Callable[[dict[str, Any]], None]:
         storage = self.directory.parent.parent

@@ -1,1 +1,1 @@
-"""Where things are kept: folders and object stores, the journal of a search."""
+"""Where searches, checkpoints and exports are kept: folders and object stores, and the journal of a search."""

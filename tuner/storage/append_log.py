@@ -1,72 +1,70 @@
-"""A file of lines that only grows, each line stored for good when `append` returns; in a folder or an object store.
+"""A file of lines that only grows. A line is stored durably when `append` returns.
 
-    journal.jsonl                      in a folder: the file
-    journal.jsonl  journal.0001.jsonl  in a store, which appends nothing: segments, read one after the other. The last
-                                       one is written anew with every line, and left as it is once it is large enough.
+    journal.jsonl                      in a folder: one file
+    journal.jsonl  journal.0001.jsonl  in an object store, which cannot append: segments, read one after the other.
+                                       Every append rewrites the last one; a segment of SEGMENT_BYTES is complete.
 
-A store writes an object whole or not at all. Every writer begins a segment of its own, and creates it only where there
-is none: whoever writes on after another has taken over cannot undo a line of the other's.
+An object store writes an object as a whole or not at all. Every writer begins with a new segment, which the store
+creates only if nobody else has created it, so a writer cannot undo a line of the writer that has replaced it.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
 from upath import UPath
 
 from tuner.errors import SearchError
-from tuner.storage.place import Place
 
 SEGMENT_BYTES = 64 * 2**10
 
 
-class AppendOnly(Protocol):
-    """An open file."""
+class AppendLog(Protocol):
+    """A log that is open for appending."""
 
     def append(self, line: bytes) -> None:
-        """Add a line, which ends with a newline; it is stored when this returns."""
+        """Store a line, which ends with a newline.
+
+        Raises:
+            SearchError: the line cannot be written, or another process writes this log.
+        """
 
     def close(self) -> None:
-        """Nothing more is written."""
+        """Release the file."""
 
 
-def open_for_append(file: Place) -> AppendOnly:
-    """Open the file, which is made where there is none; one writer at a time."""
-    return LocalFile(file) if isinstance(file, Path) else Segments(file)
+def lines(parts: Iterable[tuple[Path | UPath, bytes]]) -> Iterator[tuple[str, bytes]]:
+    """Every complete line of a log and its position, `file:number`.
 
+    A last line without a newline, which a crash leaves behind, is ignored.
 
-def lines(file: Place) -> Iterator[tuple[str, bytes]]:
-    """Every whole line, and where it stands (`file:number`); a last line cut short by a crash is not one.
-
-    Raises:
-        SearchError: a segment is missing.
+    Args:
+        parts: the files of the log, in order, with their content.
     """
-    parts: list[tuple[Place, bytes]]
-    parts = [(file, file.read_bytes())] if isinstance(file, Path) else _read_segments(file)
     for path, content in parts:
-        *whole, _ = content.split(b"\n")
-        for number, line in enumerate(whole, start=1):
+        *complete, _ = content.split(b"\n")
+        for number, line in enumerate(complete, start=1):
             yield f"{path}:{number}", line
 
 
-class LocalFile:
-    """A file that is appended to and synced."""
+class LocalLog:
+    """A file on a disk: every line is appended and synced."""
 
     def __init__(self, path: Path) -> None:
-        """Drop what a crash left of a last line, so that the next one starts on its own."""
+        """Open the file, and cut off an incomplete last line, so that the next line does not join it."""
         if path.exists():
             content = path.read_bytes()
             if content and not content.endswith(b"\n"):
                 with path.open("r+b") as file:
                     file.truncate(content.rfind(b"\n") + 1)
-        self._file = path.open("ab", buffering=0)  # what could not be written is not kept, to be written later
+        self._file = path.open("ab", buffering=0)  # a buffer would write a line again later that failed now
 
     def append(self, line: bytes) -> None:
-        """On the disk when this returns.
+        """Write a line to the disk.
 
         Raises:
-            SearchError: it cannot be written, as on a full disk. Nothing of it is left in the file.
+            SearchError: the line cannot be written, for example because the disk is full; the file is left without it.
         """
         end, rest = self._file.seek(0, os.SEEK_END), memoryview(line)
         try:
@@ -78,45 +76,61 @@ class LocalFile:
             raise SearchError(f"{self._file.name}: cannot be written ({error.strerror})") from error
 
     def close(self) -> None:
-        """Close it."""
+        """Close the file."""
         self._file.close()
 
 
-class Segments:
-    """Numbered objects, the last of which grows."""
+class SegmentedLog:
+    """Numbered objects in an object store, of which the last one is rewritten with every line."""
 
     def __init__(self, file: UPath) -> None:
-        """Go on after the segments that are there."""
+        """Continue after the existing segments."""
         self._file = file
         self._number = len(_segments(file))
         self._content = b""
 
     def append(self, line: bytes) -> None:
-        """In the store when this returns.
+        """Write the current segment with one more line.
 
         Raises:
-            SearchError: somebody else writes as well.
+            SearchError: another process has created this segment.
         """
         segment, content = _segment(self._file, self._number), self._content + line
         if self._content:
             segment.write_bytes(content)
         elif not create(segment, content):
-            raise SearchError(f"{segment}: written by another driver, which has taken over this search")
+            raise SearchError(f"{segment}: another driver wrote it, which has taken over this search")
         self._content = content
         if len(content) >= SEGMENT_BYTES:
             self._number, self._content = self._number + 1, b""
 
     def close(self) -> None:
-        """Everything is stored already."""
+        """Do nothing: every line is in the store already."""
 
 
 def create(path: UPath, content: bytes) -> bool:
-    """Write an object where there is none; whether it is there with this content, no matter whose."""
+    """Write an object only if it does not exist.
+
+    Returns:
+        Whether the object has this content now. That is also true where an object with the same content existed: the
+        store's library repeats a request whose answer was lost.
+    """
     try:
         path.fs.pipe_file(path.path, content, mode="create")
-    except FileExistsError:  # also after an answer that was lost: the library asks again by itself
+    except FileExistsError:
         return path.read_bytes() == content
     return True
+
+
+def read_segments(file: UPath) -> list[tuple[Path | UPath, bytes]]:
+    """The segments of a log in order, each with its content.
+
+    Raises:
+        SearchError: a segment is missing.
+    """
+    segments = _segments(file)
+    contents = file.fs.cat([segment.path for segment in segments]) if segments else {}  # fetches them concurrently
+    return [(segment, contents[segment.path]) for segment in segments]
 
 
 def _segment(file: UPath, number: int) -> UPath:
@@ -124,20 +138,9 @@ def _segment(file: UPath, number: int) -> UPath:
 
 
 def _segments(file: UPath) -> list[UPath]:
-    """The segments in order.
-
-    Raises:
-        SearchError: one is missing.
-    """
     found = {path.name for path in file.parent.glob(f"{file.stem}*{file.suffix}")}
     segments = [_segment(file, number) for number in range(len(found))]
     for segment in segments:
         if segment.name not in found:
             raise SearchError(f"{segment}: this part of the journal is missing")
     return segments
-
-
-def _read_segments(file: UPath) -> list[tuple[Place, bytes]]:
-    segments = _segments(file)
-    contents = file.fs.cat([segment.path for segment in segments]) if segments else {}  # many at a time
-    return [(segment, contents[segment.path]) for segment in segments]

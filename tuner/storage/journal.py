@@ -16,12 +16,12 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from tuner.errors import NothingToExport, SearchError
-from tuner.storage import append_log as append_only
+from tuner.storage.append_log import lines
 from tuner.storage.place import Place
+from tuner.storage.stores import at
 
 VERSION = 1
 FILE = "journal.jsonl"
@@ -138,11 +138,10 @@ class Journal:
         Raises:
             SearchError: it is damaged before its last line.
         """
-        if isinstance(directory, Path):
-            directory.mkdir(parents=True, exist_ok=True)
+        at(directory).make()
         self.directory, self.still_ours = directory, still_ours
         self.search = _replay(directory / FILE)
-        self._file = append_only.open_for_append(directory / FILE)
+        self._file = at(directory / FILE).open_log()
 
     def append(self, type: str, **fields: Any) -> None:
         """Write one record, stored when this returns, and apply it to `search`.
@@ -182,7 +181,7 @@ def read(directory: Place) -> SearchHistory:
 
 def _replay(path: Place) -> SearchHistory | None:
     search = None
-    for place, line in append_only.lines(path) if path.exists() else ():
+    for place, line in lines(at(path).log_parts()):
         try:
             record = json.loads(line)
         except ValueError as error:  # no JSON, or no text at all

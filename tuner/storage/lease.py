@@ -1,10 +1,12 @@
-"""One driver to the searches of an experiment in an object store, which knows no locks.
+"""A lock for object stores, which have none: a lease that its driver renews.
 
-A lease is an object, `lease.0001`, that names its driver; the driver writes it anew every few seconds. One that is not
-renewed for a minute is dead: whoever finds it so creates the next number, which the store lets only one do. The highest
-number holds; a driver that was only asleep finds it before it writes anything more, and stops.
+A lease is an object, `lease.0001`, that names its driver. The driver rewrites it every RENEW_SECONDS. A lease that was
+not renewed for STALE_SECONDS is stale: another driver may create the lease of the next number, and the store lets only
+one driver do that. The highest number is valid. A driver that was suspended, and not dead, finds the higher number
+before its next write, and stops.
 
-No clock is compared with another machine's: the age of a lease is told by the store's own, waiting by this process's.
+No clocks of two machines are compared: the age of a lease is the difference of two times of the store, and this process
+measures its own waiting.
 """
 
 import json
@@ -19,12 +21,14 @@ from upath import UPath
 
 from tuner.errors import SearchError
 from tuner.storage.append_log import create
-from tuner.storage.place import Place
+from tuner.storage.place import taken
 
 RENEW_SECONDS, STALE_SECONDS, POLL_SECONDS = 10.0, 60.0, 1.0
 
 
 class _Held(NamedTuple):
+    """A lease as it was read."""
+
     number: int
     content: bytes
 
@@ -35,7 +39,7 @@ class _Held(NamedTuple):
 
 
 class Lease:
-    """An object that is renewed as long as its driver lives."""
+    """A lease that a thread renews until it is released or the process ends."""
 
     def __init__(
         self,
@@ -44,33 +48,33 @@ class Lease:
         describe: Callable[[Mapping[str, Any]], str],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take it; after a driver was killed this may take a minute.
+        """Take the lease. Where the last driver was killed, this waits until its lease is stale.
 
         Args:
-            directory: where the lease is kept.
-            driver: facts about this driver, for the one who is refused.
+            directory: the folder of the leases.
+            driver: facts about this driver, stored for a driver that does not get the lease.
             describe: makes a sentence of such facts.
-            clock: counts seconds, from whenever.
+            clock: a time in seconds; only differences matter.
 
         Raises:
-            SearchError: another driver has it; says which.
+            SearchError: another driver has the lease; the message describes it.
         """
         self._directory, self._driver, self._describe, self._clock = directory, driver, describe, clock
         self._token, self._renewals = uuid.uuid4().hex, 0
-        self._taken_by: str | None = None  # another driver
+        self._taken_by: str | None = None  # a sentence about another driver
         self._released = threading.Event()
         self._writing = threading.Lock()
-        before = self._wait_for_the_last_one()
+        before = self._wait_until_stale()
         self._number = before.number + 1 if before else 1
         self._renewed = clock()
         if not create(self._object(self._number), self._content()):
             raise self._refused(self._newest())
         if before:
             self._object(before.number).unlink(missing_ok=True)
-        threading.Thread(target=self._renew_for_ever, name="lease", daemon=True).start()
+        threading.Thread(target=self._keep_renewing, name="lease", daemon=True).start()
 
     def check(self) -> None:
-        """A process that slept through its own renewals looks before it writes.
+        """Call this before every write: a process that was suspended has missed its renewals.
 
         Raises:
             SearchError: another driver has taken over.
@@ -79,12 +83,12 @@ class Lease:
             self.renew()
         if self._taken_by is not None:
             raise SearchError(
-                f"{self._taken_by}: it has taken over in {self._directory}, since nothing was heard of this driver for "
-                f"{STALE_SECONDS:g} s; this one stops"
+                f"{self._taken_by}: it has taken over in {self._directory}, because this driver did not renew its "
+                f"lease for {STALE_SECONDS:g} s; this driver stops"
             )
 
     def renew(self) -> None:
-        """Say that this driver lives, unless another has taken over."""
+        """Rewrite the lease, unless another driver has taken over."""
         with self._writing:
             if self._released.is_set() or self._taken_by is not None:
                 return
@@ -97,20 +101,25 @@ class Lease:
             self._renewed = self._clock()
 
     def release(self) -> None:
-        """Let another driver have it, now rather than in a minute."""
+        """Remove the lease, so that another driver need not wait until it is stale."""
         with self._writing:
             self._released.set()
             if self._taken_by is None:
                 try:
                     self._object(self._number).unlink(missing_ok=True)
-                except Exception:  # each store's library has its own; what ended the search must still be told
-                    logging.getLogger(__name__).exception("the lease of the search could not be given back")
+                except (
+                    Exception
+                ):  # each store's library has its own; the error that ended the search must not be hidden
+                    logging.getLogger(__name__).exception("the lease of the search could not be removed")
 
-    def _wait_for_the_last_one(self) -> _Held | None:
-        """The lease of a driver that is dead; None where there is none, or it is released meanwhile.
+    def _wait_until_stale(self) -> _Held | None:
+        """Wait for the end of an existing lease.
+
+        Returns:
+            The lease, which is stale now; None where there is none, or its driver has released it.
 
         Raises:
-            SearchError: it is renewed.
+            SearchError: its driver has renewed it.
         """
         held = self._newest()
         if held is None:
@@ -125,11 +134,11 @@ class Lease:
                 raise self._refused(now)
         return held
 
-    def _renew_for_ever(self) -> None:
+    def _keep_renewing(self) -> None:
         while not self._released.wait(RENEW_SECONDS):
             try:
                 self.renew()
-            except Exception:  # each store's library has its own; the next renewal may succeed
+            except Exception:  # each store's library has its own classes; the next renewal may succeed
                 logging.getLogger(__name__).exception("the lease of the search could not be renewed")
 
     def _newest(self) -> _Held | None:
@@ -140,14 +149,14 @@ class Lease:
             return None
 
     def _age(self, held: _Held) -> float:
-        """Seconds since it was renewed, by the store's clock."""
+        """Seconds since the lease was renewed, by the clock of the store."""
         now = self._directory / f"now-{self._token}"
         now.write_bytes(b"")
         try:
             modified = self._directory.fs.modified
             return float((modified(now.path) - modified(self._object(held.number).path)).total_seconds())
         except FileNotFoundError:
-            return 0.0  # released meanwhile: the next look finds that
+            return 0.0  # released meanwhile, as the next read will show
         finally:
             now.unlink()
 
@@ -158,9 +167,4 @@ class Lease:
         return json.dumps({**self._driver, "token": self._token, "renewals": self._renewals}).encode()
 
     def _refused(self, held: _Held | None) -> SearchError:
-        return refusal(self._describe(held.driver if held else {}), self._directory)
-
-
-def refusal(sentence: str, folder: Place) -> SearchError:
-    """What the second driver is told, after a sentence about the first."""
-    return SearchError(f"{sentence} in {folder}; wait for its end or stop it, or choose another --storage")
+        return taken(self._describe(held.driver if held else {}), self._directory)

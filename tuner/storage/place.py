@@ -1,76 +1,109 @@
-"""Where a command line looks when it is not told: the experiments' file, the searches' folder, this environment.
+"""A place: a folder or file of this machine, or its URL in an object store; and what the two do in different ways.
 
-A place is a folder or the URL of one in an object store. Its `Path` or `UPath` have the same methods; what else differs
-there is the business of tuner/storage/folders.py, tuner/storage/append_log.py and tuner/storage/lock.py.
+A place is a `Path` or a `UPath`, which share the methods of pathlib (`/`, `exists`, `read_text`, `glob`, ...). What is
+different for an object store, which has no folders, renames nothing, appends nothing and knows no locks, is a method of
+`Location`. `tuner.storage.stores.at(place)` gives the implementation for a place: `LocalLocation` (local.py) or
+`ObjectLocation` (objects.py).
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any, Protocol
 
-import fsspec
 from upath import UPath
 
-from data.remote import EXTRAS
-from tuner.errors import ConfigError, TunerError
-from tuner.redact import redacted, refuse_credentials
+from tuner.errors import ConfigError, SearchError, TunerError
+from tuner.redact import redacted
+from tuner.storage.append_log import AppendLog
 
 Place = Path | UPath
-# Object stores by what their URLs begin with. All of them are consistent and, if so asked, create an object only where
-# there is none: journal and lock of a search stand on that.
-STORES = {*EXTRAS, "memory"}
 
 
-def place(named: str, where: str) -> Place:
-    """The folder or the URL of that name; a URL's store is asked whether it answers.
+class Location(Protocol):
+    """A place, with the operations that folders and object stores implement differently."""
 
-    Args:
-        named: a path, or a URL of file:// or of an object store.
-        where: the option that names it.
+    def __init__(self, place: Any) -> None:
+        """Refer to `place`, which need not exist."""
 
-    Raises:
-        ConfigError: a URL with credentials in it, or of no store that this program knows; its driver is missing, or the
-            store does not answer, has no such bucket, or lets nobody list it.
-    """
-    protocol, is_a_url, rest = named.partition("://")
-    if not is_a_url:
-        return Path(named)
-    if protocol in ("file", "local"):
-        return Path(rest)
-    refuse_credentials(named, where, "give them by environment variables, a profile or a role, as the store's tools do")
-    if protocol not in STORES:
-        raise ConfigError(f"{where} {named}: must be a folder, or a URL that begins with s3:// or gs://")
-    try:
-        fsspec.get_filesystem_class(protocol)
-    except ImportError as error:
-        raise ConfigError(f'{where} {named}: pip install "video-tuner[{EXTRAS[protocol]}]" first') from error
-    # A listing that was kept would not show what other processes have written since.
-    url = UPath(named.rstrip("/"), use_listings_cache=False)
-    with translated(f"{where} {named}"):
-        try:
-            url.fs.ls(url.path)
-        except FileNotFoundError as error:
-            if error.__cause__ is not None:  # the store's answer: no such bucket; else there is only nothing there yet
-                raise
-    return url
+    def make(self) -> None:
+        """Create the folder where the store needs that before a file is written into it."""
+
+    def remove(self) -> None:
+        """Remove the folder and everything in it; do nothing where it does not exist."""
+
+    def download(self, names: Sequence[str]) -> AbstractContextManager[Path]:
+        """A folder of this machine with the files of this folder, for the time of the block.
+
+        Args:
+            names: the files to copy, if they have to be copied; a file that does not exist is left out.
+
+        Raises:
+            ConfigError: the store cannot be read.
+            TunerError: as raised in the block, with this place in its message instead of the copy's path.
+        """
+
+    def publish(self, *, last: str, first: str = "") -> AbstractContextManager[Path]:
+        """An empty folder of this machine that becomes this folder when the block ends, unless the block raises.
+
+        Readers see the old content, the new content or, in an object store, a folder without the file `last`.
+
+        Args:
+            last: the file that is written after all others; readers ignore a folder without it.
+            first: the file that is written before all others.
+
+        Raises:
+            ConfigError: the store cannot be written.
+        """
+
+    def buffered(self) -> AbstractContextManager[Path]:
+        """A file of this machine whose content is appended to this file when the block ends, even by an exception."""
+
+    def open_log(self) -> AppendLog:
+        """Open this file for appending, and create it where it does not exist. Only one process may do so at a time."""
+
+    def log_parts(self) -> list[tuple[Place, bytes]]:
+        """The files that `open_log` has written for this file, in order, each with its content.
+
+        Raises:
+            SearchError: one of them is missing.
+        """
+
+    def lock(
+        self, owner: Mapping[str, Any], describe: Callable[[Mapping[str, Any]], str]
+    ) -> AbstractContextManager[Callable[[], None]]:
+        """Hold the lock of this folder during the block; the folder is created where it does not exist.
+
+        Args:
+            owner: facts about this process, stored for a process that does not get the lock.
+            describe: makes a sentence of such facts.
+
+        Yields:
+            A function to call before every write; it raises SearchError once another process has taken the lock.
+
+        Raises:
+            SearchError: another process holds the lock; the message describes it. Or the folder cannot be written.
+            ConfigError: the object store cannot be written.
+        """
+
+
+def taken(by: str, folder: Place) -> SearchError:
+    """The error for a driver that does not get the lock of `folder`; `by` is a sentence about the one that holds it."""
+    return SearchError(f"{by} in {folder}; wait until it ends or stop it, or choose another --storage")
 
 
 def is_url(place: Place) -> bool:
-    """Whether every machine sees it; a folder may be one machine's own."""
+    """Whether the place is in an object store, which every machine sees; a folder may exist on one machine only."""
     return not isinstance(place, Path)
 
 
 @contextmanager
-def translated(what: str) -> Iterator[None]:
-    """Tell what goes wrong with a store in the block in a sentence that begins with `what`.
-
-    Raises:
-        ConfigError: in place of whatever the store's library raises.
-    """
+def store_errors(what: str) -> Iterator[None]:
+    """Turn every error of a store's library in the block into a ConfigError: `what`, then the library's first line."""
     try:
         yield
     except TunerError:
         raise
-    except Exception as error:  # each library has its own: those of S3's are no OSErrors
+    except Exception as error:  # each library has its own classes; those of S3 are no OSErrors
         words = (getattr(error, "strerror", None) or str(error)).splitlines()
         raise ConfigError(f"{what}: {redacted(words[0]) if words else type(error).__name__}") from error

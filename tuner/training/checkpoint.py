@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tuner.errors import CheckpointDamaged, CheckpointError
-from tuner.storage.folders import published
 from tuner.storage.place import Place
+from tuner.storage.stores import at
 
 VERSION = 3
 # Settings that came later, by the ends of their paths, and what they were for the checkpoints without; others: None.
@@ -38,14 +38,14 @@ WEIGHTS, TRAINING, MANIFEST = FILES = "model.safetensors", "training.pt", "check
 
 
 def save(directory: Place, *, model: dict[str, Tensor], training: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Write a checkpoint; `directory` appears whole or not at all (tuner/storage/folders.py).
+    """Write a checkpoint; `directory` appears whole or not at all (`Location.publish`).
 
     Nothing waits for the disk: what a power cut may then damage, the checksums find.
 
     Raises:
         OSError: it cannot be written.
     """
-    with published(directory, last=MANIFEST) as staging:
+    with at(directory).publish(last=MANIFEST) as staging:
         try:
             save_file({name: tensor.contiguous() for name, tensor in model.items()}, staging / WEIGHTS)
             torch.save(training, staging / TRAINING)

@@ -27,8 +27,8 @@ import tuner.training.precision
 import tuner.training.steps
 from models import FusedEncoder
 from tuner.errors import CheckpointError
-from tuner.storage.folders import fetched
 from tuner.storage.place import Place
+from tuner.storage.stores import at
 from tuner.training import checkpoint
 from tuner.training.config import ContrastiveConfig
 from tuner.training.dataset import Dataset
@@ -60,7 +60,7 @@ class EncoderStore:
         if not place.exists():
             return None
         try:
-            with fetched(place, checkpoint.FILES) as local:
+            with at(place).download(checkpoint.FILES) as local:
                 weights, notes = checkpoint.load(local, settings=shaped_by)
         except CheckpointError:
             logging.getLogger(__name__).exception("a kept encoder cannot be used: it is made anew")

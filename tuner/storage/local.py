@@ -1,0 +1,120 @@
+"""Folders and files of this machine: renamed into place, appended to, locked by the operating system."""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from tuner.errors import SearchError, TunerError
+from tuner.storage.append_log import LocalLog
+from tuner.storage.place import Place, taken
+
+
+class LocalLocation:
+    """A folder or a file of this machine (`tuner.storage.place.Location`)."""
+
+    def __init__(self, place: Path) -> None:
+        """Refer to `place`, which need not exist."""
+        self._path = place
+
+    def make(self) -> None:
+        """Create the folder and its parents."""
+        self._path.mkdir(parents=True, exist_ok=True)
+
+    def remove(self) -> None:
+        """Remove the folder and everything in it."""
+        shutil.rmtree(self._path, ignore_errors=True)
+
+    @contextmanager
+    def download(self, names: Sequence[str]) -> Iterator[Path]:
+        """Give the folder itself; nothing is copied."""
+        yield self._path
+
+    @contextmanager
+    def publish(self, *, last: str, first: str = "") -> Iterator[Path]:
+        """Give a new folder beside this one, which a rename puts in its place after the block."""
+        folder = self._path.absolute()
+        staging = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
+        staging.mkdir(parents=True)
+        try:
+            yield staging
+            if folder.exists() and any(folder.iterdir()):  # a rename replaces an empty folder, and no other
+                old = staging.with_name(staging.name + ".old")
+                folder.rename(old)
+                staging.rename(folder)
+                shutil.rmtree(old)
+            else:
+                staging.rename(folder)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+
+    @contextmanager
+    def buffered(self) -> Iterator[Path]:
+        """Give the file itself: the block appends to it."""
+        yield self._path
+
+    def open_log(self) -> LocalLog:
+        """Open the file for appending."""
+        return LocalLog(self._path)
+
+    def log_parts(self) -> list[tuple[Place, bytes]]:
+        """The file and its content; an empty list where it does not exist."""
+        return [(self._path, self._path.read_bytes())] if self._path.exists() else []
+
+    @contextmanager
+    def lock(
+        self, owner: Mapping[str, Any], describe: Callable[[Mapping[str, Any]], str]
+    ) -> Iterator[Callable[[], None]]:
+        """Hold `driver.lock` in the folder, which the operating system frees when the process ends.
+
+        `driver.json` beside it says who holds the lock.
+        """
+        folder = self._path
+        lock, facts = FileLock(folder / "driver.lock"), folder / "driver.json"
+        try:
+            self.make()
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            known: dict[str, Any] = {}
+            with suppress(OSError, ValueError):  # the owner is just writing or removing the file
+                known = json.loads(facts.read_text())
+            raise taken(describe(known), folder) from error
+        except OSError as error:
+            raise SearchError(f"{folder}: cannot be written ({error.strerror}); choose another --storage") from error
+        try:
+            facts.write_text(json.dumps(owner))
+            yield lambda: None
+        finally:
+            facts.unlink(missing_ok=True)
+            lock.release()
+
+
+@contextmanager
+def replacing(output: Path) -> Iterator[Path]:
+    """A temporary file that becomes `output` when the block ends, and is removed when the block raises.
+
+    Its name ends like that of `output`, because the suffix may select the format.
+
+    Raises:
+        TunerError: the file cannot be written.
+    """
+    if output.is_dir() or not output.parent.is_dir():
+        reason = "it is a folder" if output.is_dir() else f"there is no folder {output.parent}"
+        raise TunerError(f"{output}: cannot be written: {reason}")
+    unfinished = output.with_name(f".{os.getpid()}.{output.name}")
+    try:
+        yield unfinished
+        with unfinished.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(unfinished, output)
+    except OSError as error:
+        raise TunerError(f"{output}: cannot be written: {error.strerror or error}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
