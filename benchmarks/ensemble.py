@@ -22,7 +22,9 @@ from tuner.cli import main
 from tuner.config import experiment as config
 from tuner.config.experiment import Experiment
 from tuner.export import ensemble
-from tuner.export import writer as export
+from tuner.export.checkpoints import discard_training_states
+from tuner.export.loader import load_model
+from tuner.export.writer import export_model
 from tuner.storage import journal, searches
 from tuner.storage.journal import Journal
 from tuner.training.dataset import Dataset, open_dataset
@@ -53,23 +55,23 @@ def run(arguments: list[str] | None = None) -> None:
     search_without_ray(directory, experiment, data)
 
     search, started = journal.read(directory), time.monotonic()
-    wanted = ensemble.Options(count=len(MEMBERS))
-    built = ensemble.build(directory, experiment, search, wanted, print)
+    wanted = ensemble.EnsembleOptions(count=len(MEMBERS))
+    assembled = ensemble.assemble(directory, experiment, search, wanted, print)
     seconds = time.monotonic() - started
     folder = options.storage / "export"
     whole = {"search_directory": directory, "experiment": experiment, "search": search, "class_names": None}
-    export.publish(folder, built.subject(experiment), **whole)
-    loaded = export.load_model(folder, CPU)
+    export_model(folder, assembled.to_export(experiment), **whole)
+    loaded = load_model(folder, CPU)
     gap = evaluate(loaded.model, Batches(loaded.open(experiment.data.validate), batch_size=1024, shuffle=False))["gap"]
-    gaps = [scores["validate"]["gap"] for scores in built.member_scores]
-    weights = {f"trial {m.trial.number}": w for m, w in zip(built.members, built.weights, strict=True)}
+    gaps = [scores["validate"]["gap"] for scores in assembled.member_scores]
+    weights = {f"trial {m.trial.number}": w for m, w in zip(assembled.members, assembled.weights, strict=True)}
     rows = [["", "weight", "GAP@20 on validate"]]
     rows += [[name, f"{weight:.3f}", f"{one:.4f}"] for (name, weight), one in zip(weights.items(), gaps, strict=True)]
     rows.append(["ensemble, from its folder", "", f"{gap:.4f}"])
     gain = gap - max(gaps)
-    notes = [f"{gain:+.4f} over its best member", *ensemble.describe(built)[-2:]]
+    notes = [f"{gain:+.4f} over its best member", *assembled.describe()[-2:]]
     notes.append(f"{seconds:.0f} s to choose the weights and score all")
-    weighting = built.weighting
+    weighting = assembled.weighting
     assert weighting is not None
     honest = {"gap_cross_fitted": weighting.gap_cross_fitted, "gap_equal": weighting.gap_equal}
     report = {"gaps": gaps, "weights": weights, "gap": gap, "gain": gain, **honest, "seconds": round(seconds)}
@@ -107,7 +109,7 @@ def search_without_ray(directory: Path, experiment: Experiment, data: Dataset) -
             seconds = time.monotonic() - started
             print(f"{id} epoch {progress.epoch}: GAP {progress.metrics['gap']:.4f}, {seconds:.0f} s", flush=True)
         record.append("finished", id=id, stopped_by=None)
-        export.discard_training_states(directory, record.search.trials[id])
+        discard_training_states(directory, record.search.trials[id])
     record.close()
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuner.cli import add_file, add_storage, add_tracking_uri, main, mebibytes, positive
-from tuner.errors import NothingToExport
 from tuner.project import program, storage_place
 from tuner.storage import journal, searches
 from tuner.storage.journal import SearchHistory, TrialHistory
@@ -21,7 +20,7 @@ if TYPE_CHECKING:  # `--help` needs no torch
     from rich.console import Console
 
     from tuner.config.experiment import Experiment
-    from tuner.export.ensemble import Options
+    from tuner.export.ensemble import EnsembleOptions
 
 TOP = 10
 WIDTH = 240  # columns of the table in a file or a pipe, where no terminal says
@@ -86,6 +85,7 @@ def run(arguments: list[str] | None = None) -> None:
     from rich.console import Console
 
     from tuner.config.experiment import Experiment
+    from tuner.export.writer import export_best
 
     stored = directory / "experiment.yaml"
     experiment = Experiment.from_yaml(stored.read_text(), search.experiment, options.file or Path(str(stored)))
@@ -98,18 +98,26 @@ def run(arguments: list[str] | None = None) -> None:
     if options.export is not None:
         folder = place(options.export or f"exports/{search.experiment}-{search.id}{suffix}", "--export")
     if options.ensemble:
-        from tuner.export.ensemble import Options
+        from tuner.export.ensemble import EnsembleOptions
 
-        wanted = Options(
+        wanted = EnsembleOptions(
             count=options.ensemble,
             bagging=options.bagging,
             weights=options.weights,
             size_limit=options.size_limit,
-            half=options.half,
+            float16=options.half,
         )
         _ensemble(console, folder, directory, experiment, search, wanted)
     elif folder is not None:
-        _export(console, folder, directory, experiment, search, winner)
+        console.print()
+        export_best(
+            folder,
+            search_directory=directory,
+            experiment=experiment,
+            search=search,
+            class_names=experiment.data.class_names(),
+            say=console.print,
+        )
     if folder is not None:
         console.print("next:")
         console.print(f"  {program('python')} -m tuner.evaluate {folder} --data 'GLOB'")
@@ -161,60 +169,27 @@ def _ensemble(
     directory: Place,
     experiment: "Experiment",
     search: SearchHistory,
-    options: "Options",
+    options: "EnsembleOptions",
 ) -> None:
-    from tuner.export import ensemble
-    from tuner.export import writer as export
+    from tuner.export.ensemble import assemble
+    from tuner.export.layout import check_target
+    from tuner.export.writer import export_model
 
     if folder is not None:
-        export.check_target(folder.absolute(), search, None)  # before the long part
+        check_target(folder.absolute(), search, None)  # before the long part
     console.print()
-    built = ensemble.build(directory, experiment, search, options, console.print)
-    console.print("\n".join(ensemble.describe(built)))
+    assembled = assemble(directory, experiment, search, options, console.print)
+    console.print("\n".join(assembled.describe()))
     if folder is not None:
-        export.publish(
+        export_model(
             folder,
-            built.subject(experiment),
+            assembled.to_export(experiment),
             search_directory=directory,
             experiment=experiment,
             search=search,
             class_names=experiment.data.class_names(),
             say=console.print,
         )
-
-
-def _export(
-    console: "Console",
-    folder: Place,
-    directory: Place,
-    experiment: "Experiment",
-    search: SearchHistory,
-    winner: TrialHistory,
-) -> None:
-    from tuner.export import writer as export
-
-    class_names = experiment.data.class_names()
-    console.print()
-    trials = [winner, *(trial for trial in search.finished if trial.id != winner.id)]
-    for number, trial in enumerate(trials, start=1):
-        try:
-            export.write(
-                folder,
-                search_directory=directory,
-                experiment=experiment,
-                search=search,
-                trial=trial,
-                metrics=search.metrics_on_whole_splits(trial),
-                class_names=class_names,
-                say=console.print,
-            )
-            break
-        except NothingToExport as error:
-            if number == len(trials):
-                raise
-            console.print(
-                f"{error}; the next best is trial {trials[number].number:03d}, GAP {trials[number].score:.4f}"
-            )
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # `--help` needs no torch
     from numpy.typing import NDArray
 
     from models import FusedEncoder
-    from tuner.export.writer import Exported
+    from tuner.export.loader import ExportedModel
 
 SUFFIX = ".parquet"
 # Videos of a row group, the least that a reader has to take into memory at once: 80 MB of H = 1200. A shard of fewer
@@ -41,7 +41,7 @@ ROW_GROUP = 16384
 
 
 def embed(
-    exported: Exported, shards: Sequence[str], *, device: torch.device, batch_size: int = BATCH_SIZE
+    exported: ExportedModel, shards: Sequence[str], *, device: torch.device, batch_size: int = BATCH_SIZE
 ) -> Iterator[tuple[list[bytes], NDArray[np.float32]]]:
     """The ids and the embeddings_NH of one shard after the other.
 
@@ -64,7 +64,7 @@ def embed(
         yield shard.ids.tolist(), embeddings_NH
 
 
-def encoder_of(exported: Exported) -> FusedEncoder:
+def encoder_of(exported: ExportedModel) -> FusedEncoder:
     """The part of the model that makes embeddings.
 
     Raises:
@@ -81,7 +81,7 @@ def encoder_of(exported: Exported) -> FusedEncoder:
     return encoder
 
 
-def schema(exported: Exported) -> pa.Schema:
+def schema(exported: ExportedModel) -> pa.Schema:
     """The columns of the file, and where the encoder comes from.
 
     Raises:
@@ -129,7 +129,7 @@ def run(arguments: list[str] | None = None) -> None:
     from pyarrow.parquet import ParquetWriter
 
     from data.cache.store import find_shards
-    from tuner.export.writer import load_model
+    from tuner.export.loader import load_model
     from tuner.storage.stores import place
 
     device = choose_device(options.device)

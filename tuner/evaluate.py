@@ -102,7 +102,7 @@ def _of_model(options: argparse.Namespace) -> int:
 
     from data.batches import Batches
     from data.errors import NoShardsError
-    from tuner.export.writer import load_model
+    from tuner.export.loader import load_model
     from tuner.inference import scorecard
     from tuner.storage.stores import place
     from tuner.training.evaluation import batch_size_of

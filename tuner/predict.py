@@ -40,7 +40,7 @@ if TYPE_CHECKING:  # `--help` needs no torch
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from tuner.export.writer import Exported
+    from tuner.export.loader import ExportedModel
 
 HEADER = ("VideoId", "LabelConfidencePairs")
 TOP_K = 20
@@ -55,7 +55,7 @@ class Predicted(NamedTuple):
 
 
 def predict(
-    exported: Exported,
+    exported: ExportedModel,
     shards: Sequence[str],
     *,
     device: torch.device,
@@ -82,7 +82,7 @@ def predict(
 
 
 def rank_segments(
-    exported: Exported,
+    exported: ExportedModel,
     shards: Sequence[str],
     ranking: segments.Ranking,
     *,
@@ -134,7 +134,7 @@ def write_csv(path: Path, shards: Iterable[Predicted]) -> None:
             writer.writerows(map(_row, shard.ids, shard.classes_NK.tolist(), shard.probabilities_NK.tolist()))
 
 
-def write_teacher(path: Path, shards: Iterable[Predicted], exported: Exported) -> None:
+def write_teacher(path: Path, shards: Iterable[Predicted], exported: ExportedModel) -> None:
     """Write what another model is to learn from; all of it is held in memory, 300 bytes a video at K = 50."""
     import numpy as np
 
@@ -200,7 +200,7 @@ def run(arguments: list[str] | None = None) -> None:
             parser.error(f"--{name.replace('_', '-')} belongs to --segments")
 
     from data.cache.store import find_shards
-    from tuner.export.writer import load_model
+    from tuner.export.loader import load_model
     from tuner.storage.stores import place
 
     device = choose_device(options.device)

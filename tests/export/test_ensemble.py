@@ -21,9 +21,11 @@ from tests.support.finished import FAST, FinishedSearch
 from tuner import best, errors, evaluate, predict
 from tuner.cli import main
 from tuner.export import ensemble, weighting
-from tuner.export import writer as export
-from tuner.export.ensemble import Options
-from tuner.export.weighting import Predictions
+from tuner.export.checkpoints import load_trial
+from tuner.export.ensemble import AssembledEnsemble, EnsembleOptions
+from tuner.export.loader import load_model
+from tuner.export.member_predictions import predict_members
+from tuner.export.weighting import MemberPredictions
 from tuner.storage.journal import Journal
 from tuner.training import evaluation
 from tuner.training.pipelines import train
@@ -94,15 +96,15 @@ def test_weights_that_make_no_mean_are_refused(weights: Sequence[float]) -> None
 # --------------------------------------------------------------------------------------------------------- the weights
 
 
-def predictions(probabilities_MNC: np.ndarray, labels_NC: np.ndarray) -> Predictions:
-    return Predictions(
+def predictions(probabilities_MNC: np.ndarray, labels_NC: np.ndarray) -> MemberPredictions:
+    return MemberPredictions(
         probabilities_MNU=probabilities_MNC.astype(np.float32),
         hits_NU=labels_NC.astype(bool),
         positives_N=labels_NC.sum(axis=1).astype(np.int64),
     )
 
 
-def noisy_members(deviations: Sequence[float], num_videos: int = 300) -> Predictions:
+def noisy_members(deviations: Sequence[float], num_videos: int = 300) -> MemberPredictions:
     """Members that see the truth through noise of their own."""
     random = np.random.default_rng(0)
     labels_NC = random.random((num_videos, 30)) < 0.1
@@ -136,12 +138,12 @@ def test_labels_outside_the_kept_classes_count_as_positives() -> None:
 
 
 def test_a_useless_member_gets_no_weight_and_the_good_ones_share_it() -> None:
-    weights = weighting.select(noisy_members([1.0, 1.0, 30.0]))
+    weights = weighting.greedy_weights(noisy_members([1.0, 1.0, 30.0]))
     assert weights.sum() == pytest.approx(1) and weights[2] == 0 and min(weights[:2]) > 0.25
 
 
 def test_weights_that_carry_over_are_kept() -> None:
-    chosen = weighting.choose(noisy_members([1.0, 6.0, 6.0, 6.0]))
+    chosen = weighting.choose_weights(noisy_members([1.0, 6.0, 6.0, 6.0]))
     assert not chosen.equal and chosen.weights_M[0] > 0.5
     assert chosen.gap_cross_fitted > chosen.gap_equal
 
@@ -149,8 +151,8 @@ def test_weights_that_carry_over_are_kept() -> None:
 def test_weights_that_only_fit_the_videos_that_chose_them_give_way_to_equal_ones() -> None:
     """Of eight equals on 40 videos, a selection finds differences that are none: other videos say so."""
     given = noisy_members([2.0] * 8, num_videos=40)
-    chosen = weighting.choose(given)
-    selected = weighting.select(given)
+    chosen = weighting.choose_weights(given)
+    selected = weighting.greedy_weights(given)
     assert given.gap(np.tile(selected, (40, 1))) > chosen.gap_equal  # what the selection believes
     assert chosen.equal and chosen.gap_cross_fitted <= chosen.gap_equal
     assert chosen.weights_M.tolist() == [1 / 8] * 8
@@ -158,17 +160,17 @@ def test_weights_that_only_fit_the_videos_that_chose_them_give_way_to_equal_ones
 
 def test_the_weights_are_drawn_by_no_chance() -> None:
     given = noisy_members([1.0, 2.0, 3.0])
-    assert weighting.choose(given).weights_M.tolist() == weighting.choose(given).weights_M.tolist()
+    assert weighting.choose_weights(given).weights_M.tolist() == weighting.choose_weights(given).weights_M.tolist()
 
 
 # ----------------------------------------------------------------------------------------------------------- the search
 
 
-def build(given: FinishedSearch, **options: Any) -> tuple[ensemble.Built, list[str]]:
+def build(given: FinishedSearch, **options: Any) -> tuple[AssembledEnsemble, list[str]]:
     """The ensemble, and what was said."""
     said: list[str] = []
-    wanted = Options(**{"count": 2} | options)
-    return ensemble.build(given.directory, given.experiment, given.search, wanted, said.append), said
+    wanted = EnsembleOptions(**{"count": 2} | options)
+    return ensemble.assemble(given.directory, given.experiment, given.search, wanted, said.append), said
 
 
 def test_members_are_the_best_trials_and_the_scores_those_of_the_whole_split(finished_search: FinishedSearch) -> None:
@@ -184,7 +186,7 @@ def test_members_are_the_best_trials_and_the_scores_those_of_the_whole_split(fin
 def test_what_chooses_the_weights_is_what_the_metrics_see(finished_search: FinishedSearch) -> None:
     """Of 12 classes all are among the best 20: the kept predictions give the very GAP of the model."""
     built, _ = build(finished_search)
-    kept = ensemble._predictions([member.model for member in built.members], finished_search.data.validate, "fp32")
+    kept = predict_members([member.model for member in built.members], finished_search.data.validate, "fp32")
     for member, scores in enumerate(built.member_scores):
         one = np.eye(len(built.members))[np.full(150, member)]
         assert kept.gap(one) == pytest.approx(scores["validate"]["gap"], rel=1e-6)
@@ -195,13 +197,13 @@ def test_a_member_without_weight_is_left_out_and_named(finished_search: Finished
     built, said = build(finished_search)
     assert built.weighting is not None and not built.weighting.equal
     assert [member.trial.number for member in built.members] == [1] and built.weights == [1.0]
-    assert re.fullmatch(r"left out, for the ensemble is no better with: trial 000 \(GAP 0\.\d{4}\)", said[0])
+    assert re.fullmatch(r"left out, because they do not improve the ensemble: trial 000 \(GAP 0\.\d{4}\)", said[0])
 
 
 def test_fewer_trials_than_asked_for_are_taken_and_that_is_said(finished_search: FinishedSearch) -> None:
     built, said = build(finished_search, count=5, weights="equal")
     assert len(built.members) == 2
-    assert said == ["search 20260102-030405-0001 of tiny has 2 such trials, not 5: the ensemble is made of these"]
+    assert said == ["search 20260102-030405-0001 of tiny has 2 such trials, not 5: the ensemble consists of these"]
 
 
 def test_a_trial_without_a_whole_checkpoint_is_left_out_and_named(own: FinishedSearch) -> None:
@@ -251,14 +253,14 @@ def bagged(own: FinishedSearch, seed: str) -> FinishedSearch:
 def test_bagging_takes_trials_on_bootstrap_samples_of_their_own(own: FinishedSearch) -> None:
     built, said = build(bagged(own, "per_trial"), count=3, bagging=True, weights="equal")
     assert {member.trial.number for member in built.members} == {0, 1}
-    assert said == ["search 20260102-030405-0001 of tiny has 2 such trials, not 3: the ensemble is made of these"]
+    assert said == ["search 20260102-030405-0001 of tiny has 2 such trials, not 3: the ensemble consists of these"]
 
 
 def test_one_seed_for_all_is_one_sample_for_all_and_that_is_said(own: FinishedSearch) -> None:
     built, said = build(bagged(own, "1"), count=2, bagging=True)
     assert len(built.members) == 1
-    assert "2 trials have loss.bootstrap: fixed, but together 1 bootstrap samples" in said[0]
-    assert "training.seed: per_trial gives every trial its own" in said[0]
+    assert "2 trials have loss.bootstrap: fixed, but together only 1 bootstrap samples" in said[0]
+    assert "training.seed: per_trial gives each trial a different one" in said[0]
 
 
 # ----------------------------------------------------------------------------------------------------------- the folder
@@ -298,10 +300,10 @@ def test_the_folder_is_a_model_like_any_other(
 
 
 def test_its_probabilities_are_the_mean_of_its_members(finished_search: FinishedSearch, folder: Path) -> None:
-    model = export.load_model(folder, CPU).model
+    model = load_model(folder, CPU).model
     features = torch.randn(9, 32, generator=torch.Generator().manual_seed(0))
     members = [
-        export.load_trial(finished_search.directory, finished_search.experiment, trial, CPU)
+        load_trial(finished_search.directory, finished_search.experiment, trial, CPU)
         for trial in finished_search.search.finished
     ]
     with torch.inference_mode():
@@ -336,9 +338,7 @@ def test_an_export_of_the_format_before_ensembles_still_loads(exported: Path, tm
     sums = (tmp_path / "old" / "SHA256SUMS").read_text()
     (tmp_path / "old" / "SHA256SUMS").write_text(re.sub(r"\w+(?=  config.json)", digest, sums))
     features = torch.ones(2, 32)
-    assert torch.equal(
-        export.load_model(tmp_path / "old", CPU).model(features), export.load_model(exported, CPU).model(features)
-    )
+    assert torch.equal(load_model(tmp_path / "old", CPU).model(features), load_model(exported, CPU).model(features))
 
 
 def test_an_ensemble_takes_the_place_of_one_and_of_nothing_else(
@@ -349,12 +349,12 @@ def test_an_ensemble_takes_the_place_of_one_and_of_nothing_else(
     shutil.copytree(exported, copies[1])
     command = [*of(finished_search), "--ensemble", "1", "--export"]
     best.run([*command, str(copies[0])])
-    assert "replaced the export of an ensemble of the same search" in capsys.readouterr().out
-    assert len(export.load_model(copies[0], CPU).config["model"]["members"]) == 1
+    assert "replaced an earlier export of an ensemble of the same search" in capsys.readouterr().out
+    assert len(load_model(copies[0], CPU).config["model"]["members"]) == 1
     said = refused(capsys, *command, str(copies[1]))
-    assert "is there already: trial 001 of search 20260102-030405-0001" in said and "for an ensemble of search" in said
+    assert "exists and holds trial 001 of search 20260102-030405-0001" in said and "for an ensemble of search" in said
     said = refused(capsys, *of(finished_search), "--export", str(copies[0]))
-    assert "is there already: an ensemble of search" in said and "for trial 001" in said
+    assert "exists and holds an ensemble of search" in said and "for trial 001" in said
 
 
 def test_without_export_there_is_a_table_alone(
@@ -363,7 +363,7 @@ def test_without_export_there_is_a_table_alone(
     monkeypatch.chdir(tmp_path)
     best.run([*of(finished_search), "--ensemble", "2", "--weights", "equal"])
     printed = capsys.readouterr().out
-    assert "trial 001    0.500" in printed and "over its best member" in printed and "next:" not in printed
+    assert "trial 001    0.500" in printed and "over the best member" in printed and "next:" not in printed
     assert list(tmp_path.iterdir()) == []
 
 
@@ -379,7 +379,7 @@ def test_how_the_weights_were_found_is_told(finished_search: FinishedSearch, cap
 def sizes(given: FinishedSearch) -> list[float]:
     """MiB of an ensemble of the best one, and of both."""
     members = [ensemble.Member(trial=t, epoch=2, model=given.load_best()) for t in given.search.finished]
-    return [ensemble._mib(members[:count], half=False) for count in (1, 2)]
+    return [ensemble._mib(members[:count], float16=False) for count in (1, 2)]
 
 
 def test_the_weakest_members_are_dropped_until_it_fits_and_that_is_said(
@@ -391,7 +391,7 @@ def test_the_weakest_members_are_dropped_until_it_fits_and_that_is_said(
     best.run([*command, "--size-limit", f"{limit:.6f}"])
     assert re.search(r"2 members take .* MiB, more than .*: trial 000 \(GAP .*\) is dropped", capsys.readouterr().out)
     assert (target / "model.safetensors").stat().st_size <= limit * 2**20
-    assert [one["number"] for one in export.load_model(target, CPU).config["model"]["members"]] == [1]
+    assert [one["number"] for one in load_model(target, CPU).config["model"]["members"]] == [1]
 
 
 def test_the_size_is_known_before_it_is_written(finished_search: FinishedSearch, folder: Path) -> None:
@@ -414,7 +414,7 @@ def test_half_the_size_is_asked_for_and_scored_as_it_is_stored(
     evaluate.run([str(target), "--data", finished_search.validate, "--device", "cpu"])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["gap"] == json.loads((target / "metrics.json").read_text())["validate"]["gap"]
-    assert "its matrices rounded to float16" in (target / "README.md").read_text()
+    assert "weight matrices are rounded to float16" in (target / "README.md").read_text()
 
 
 def test_a_limit_that_not_even_one_member_keeps_is_refused(finished_search: FinishedSearch, capsys: Printed) -> None:
@@ -453,4 +453,4 @@ def test_an_ensemble_has_no_embeddings(folder: Path) -> None:
     from tuner import embed
 
     with pytest.raises(errors.ModelFolderError, match="kind ensemble has no encoder"):
-        embed.encoder_of(export.load_model(folder, CPU))
+        embed.encoder_of(load_model(folder, CPU))

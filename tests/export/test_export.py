@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
 from data.batches import Batches
 from models import LinearConfig
@@ -25,8 +24,11 @@ from tuner import best, evaluate, predict
 from tuner.cli import main
 from tuner.config import experiment as config
 from tuner.errors import ConfigError, ModelFolderError, NothingToExport, SearchError
-from tuner.export import model_card
-from tuner.export import writer as export
+from tuner.export import model_card, weights, writer
+from tuner.export.checkpoints import best_checkpoint, discard_training_states, keep_statistics
+from tuner.export.formats import Contents
+from tuner.export.loader import load_model
+from tuner.export.metadata import trial_yaml
 from tuner.storage.journal import TrialHistory
 from tuner.training import checkpoint, evaluation, vocabulary
 from tuner.training.config import TrialConfig
@@ -55,7 +57,7 @@ def flip(path: Path) -> None:
 
 
 def test_the_exported_model_scores_as_its_trial_did(finished_search: FinishedSearch, exported: Path) -> None:
-    loaded = export.load_model(exported, CPU)
+    loaded = load_model(exported, CPU)
     batches = Batches(loaded.open(finished_search.validate), batch_size=1024, shuffle=False)
     metrics = evaluation.evaluate(loaded.model, batches, loaded.precision)
     report = finished_search.best.reports[2]
@@ -65,7 +67,7 @@ def test_the_exported_model_scores_as_its_trial_did(finished_search: FinishedSea
 
 
 def test_weights_and_buffers_come_back_bit_for_bit(finished_search: FinishedSearch, exported: Path) -> None:
-    own, loaded = finished_search.load_best().state_dict(), export.load_model(exported, CPU).model.state_dict()
+    own, loaded = finished_search.load_best().state_dict(), load_model(exported, CPU).model.state_dict()
     assert own.keys() == loaded.keys()
     assert all(torch.equal(own[name], loaded[name]) for name in own)
 
@@ -85,7 +87,7 @@ def test_the_card_s_own_snippet_runs_on_pytorch_alone(exported: Path, monkeypatc
     monkeypatch.chdir(exported)
     names: dict[str, Any] = {}
     exec(snippet, names)
-    model = export.load_model(exported, CPU).model
+    model = load_model(exported, CPU).model
     assert torch.allclose(names["probabilities"], model(names["features"]).sigmoid())
     for rows in (1, 5):
         assert names["model"](torch.zeros(rows, 32)).shape == (rows, 12)
@@ -93,7 +95,7 @@ def test_the_card_s_own_snippet_runs_on_pytorch_alone(exported: Path, monkeypatc
 
 def test_loading_needs_neither_yaml_nor_pydantic_nor_the_frameworks(exported: Path) -> None:
     program = (
-        "import sys, torch; from pathlib import Path; from tuner.export.writer import load_model;"
+        "import sys, torch; from pathlib import Path; from tuner.export.loader import load_model;"
         f"load_model(Path({str(exported)!r}), torch.device('cpu'));"
         "print({'yaml', 'pydantic', 'ray', 'mlflow', 'optuna'} & set(sys.modules))"
     )
@@ -117,13 +119,13 @@ def test_trial_yaml_is_an_experiment_that_trains_the_same_model_again(
 def test_trial_yaml_of_a_fitted_trial_has_nothing_that_has_no_effect_on_it(tmp_path: Path) -> None:
     zoo = config.load(ROOT / "experiments.yaml", "zoo")
     trial = TrialHistory(number=2, id="2", values={**zoo.space.defaults(), "model": "linear"}, sampler_state={})
-    (tmp_path / "trial.yaml").write_text(export._trial_yaml(zoo, [trial]))
+    (tmp_path / "trial.yaml").write_text(trial_yaml(zoo, [trial]))
     again = config.load(tmp_path / "trial.yaml", None).trial_config({})
     assert again == TrialConfig(model=LinearConfig())
 
 
 def test_config_json_says_where_the_model_comes_from(finished_search: FinishedSearch, exported: Path) -> None:
-    told = export.load_model(exported, CPU).config
+    told = load_model(exported, CPU).config
     assert told["features"] == [{"name": "mean_rgb", "width": 24}, {"name": "mean_audio", "width": 8}]
     assert told["trial"] == {"number": 1, "id": "trial-1", "epoch": 2}
     assert (told["search"], told["data_fingerprint"]) == ("20260102-030405-0001", finished_search.search.fingerprint)
@@ -138,13 +140,13 @@ def test_the_training_statistics_are_with_it(finished_search: FinishedSearch, ex
 
 
 def test_class_names_are_kept_commas_quotes_and_all(exported: Path) -> None:
-    assert export.load_model(exported, CPU).class_names == NAMES
+    assert load_model(exported, CPU).class_names == NAMES
 
 
 def test_without_a_vocabulary_there_are_no_names(finished_search: FinishedSearch, tmp_path: Path) -> None:
     finished_search.export(tmp_path / "out", class_names=None)
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES - {"classes.csv"}
-    assert export.load_model(tmp_path / "out", CPU).class_names is None
+    assert load_model(tmp_path / "out", CPU).class_names is None
 
 
 def test_the_card_shows_whole_splits_where_they_are_known(finished_search: FinishedSearch, tmp_path: Path) -> None:
@@ -159,7 +161,7 @@ def test_the_card_shows_whole_splits_where_they_are_known(finished_search: Finis
 
 
 def test_an_export_needs_no_shards_where_the_search_kept_its_statistics(own: FinishedSearch, tmp_path: Path) -> None:
-    export.keep_statistics(own.directory, own.data.statistics)
+    keep_statistics(own.directory, own.data.statistics)
     nowhere = replace(own.experiment.data, train="nowhere/*", validate="nowhere/*")
     told: list[str] = []
     own.export(tmp_path / "out", experiment=replace(own.experiment, data=nowhere), say=told.append)
@@ -184,16 +186,16 @@ def test_an_export_of_the_same_trial_is_replaced_and_that_is_said(
     assert "replaced" not in told[-1]
     (tmp_path / "out" / "notes.txt").write_text("of the old one")
     finished_search.export(tmp_path / "out", say=told.append)
-    assert "replaced the export of the same trial" in told[-1]
+    assert "replaced an earlier export of the same trial" in told[-1]
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_an_export_of_another_trial_is_left_alone(finished_search: FinishedSearch, tmp_path: Path) -> None:
     finished_search.export(tmp_path / "out", trial=finished_search.search.trials["trial-0"])
-    with pytest.raises(ModelFolderError, match=r"there already: trial 000 of search .* folder for trial 001"):
+    with pytest.raises(ModelFolderError, match=r"exists and holds trial 000 of search .* folder for trial 001"):
         finished_search.export(tmp_path / "out")
-    assert export.load_model(tmp_path / "out", CPU).config["trial"]["number"] == 0
+    assert load_model(tmp_path / "out", CPU).config["trial"]["number"] == 0
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
@@ -201,7 +203,7 @@ def test_a_stranger_in_the_way_is_left_alone(finished_search: FinishedSearch, tm
     stranger = tmp_path / "out" / "thesis.tex" if kind == "folder" else tmp_path / "out"
     stranger.parent.mkdir(exist_ok=True)
     stranger.write_text("three years")
-    with pytest.raises(ModelFolderError, match="there already and is no exported model"):
+    with pytest.raises(ModelFolderError, match="exists and is not an exported model"):
         finished_search.export(tmp_path / "out")
     assert stranger.read_text() == "three years"
 
@@ -209,7 +211,7 @@ def test_a_stranger_in_the_way_is_left_alone(finished_search: FinishedSearch, tm
 def test_an_empty_folder_is_taken(finished_search: FinishedSearch, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     finished_search.export(tmp_path / "out")
-    export.load_model(tmp_path / "out", CPU)
+    load_model(tmp_path / "out", CPU)
 
 
 def test_an_export_that_fails_leaves_nothing(
@@ -227,16 +229,15 @@ def test_an_export_that_fails_leaves_nothing(
 def test_an_export_that_gives_other_logits_is_refused(
     finished_search: FinishedSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_model: Callable[..., None] = export._write_model
-
-    def write_another(folder: Path, model: nn.Module, width: int, **options: bool) -> None:
-        bias = model.get_parameter("head.bias")
+    def write_others(folder: Path, contents: Contents) -> None:
+        bias = contents.model.get_parameter("head.bias")
         bias.add_(1e-3)
-        write_model(folder, model, width, **options)
+        weights.FORMAT.write(folder, contents)
         bias.sub_(1e-3)
 
-    monkeypatch.setattr(export, "_write_model", write_another)
-    with pytest.raises(ModelFolderError, match=r"model\.safetensors: other logits .* nothing was exported"):
+    _, *others = writer.FORMATS
+    monkeypatch.setattr(writer, "FORMATS", (replace(weights.FORMAT, write=write_others), *others))
+    with pytest.raises(ModelFolderError, match=r"model\.safetensors: gives other logits .* nothing was exported"):
         finished_search.export(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -247,27 +248,27 @@ def test_an_export_that_gives_other_logits_is_refused(
 def test_the_best_checkpoint_is_that_of_the_best_epoch_that_is_there_and_whole(own: FinishedSearch) -> None:
     trial = replace(own.best, reports={1: {"gap": 0.6}, 2: {"gap": 0.5}, 3: {"gap": 0.9}})  # 3 was never kept
     folder = own.directory / "trials" / "trial-1"
-    assert export.best_checkpoint(own.directory, trial) == folder / "epoch-0001"
+    assert best_checkpoint(own.directory, trial) == folder / "epoch-0001"
     weights = folder / "epoch-0001" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])  # the copy of a worker that was killed
-    assert export.best_checkpoint(own.directory, trial) == folder / "epoch-0002"
+    assert best_checkpoint(own.directory, trial) == folder / "epoch-0002"
     trial.reports.pop(2)  # a driver that was killed had not heard of it
-    with pytest.raises(NothingToExport, match=r"trial 001 of search .* has no whole checkpoint"):
-        export.best_checkpoint(own.directory, trial)
+    with pytest.raises(NothingToExport, match=r"trial 001 of search .* has no undamaged checkpoint"):
+        best_checkpoint(own.directory, trial)
 
 
 def test_of_equal_epochs_any_that_is_there_is_the_best(own: FinishedSearch) -> None:
     trial = replace(own.best, reports={1: {"gap": 0.6}, 2: {"gap": 0.6}})
-    assert export.best_checkpoint(own.directory, trial).name == "epoch-0001"
+    assert best_checkpoint(own.directory, trial).name == "epoch-0001"
     shutil.rmtree(own.directory / "trials" / "trial-1" / "epoch-0001")
-    assert export.best_checkpoint(own.directory, trial).name == "epoch-0002"
+    assert best_checkpoint(own.directory, trial).name == "epoch-0002"
 
 
 def test_a_lost_best_checkpoint_is_said(own: FinishedSearch, tmp_path: Path) -> None:
     shutil.rmtree(own.directory / "trials" / "trial-1" / "epoch-0002")
     told: list[str] = []
     own.export(tmp_path / "out", say=told.append)
-    assert "best epoch 2 is gone or damaged; exporting epoch 1" in told[0]
+    assert "best epoch 2 is missing or damaged; exporting epoch 1" in told[0]
 
 
 def test_of_a_damaged_best_checkpoint_the_next_best_is_exported_and_that_is_said(
@@ -278,30 +279,30 @@ def test_of_a_damaged_best_checkpoint_the_next_best_is_exported_and_that_is_said
     told: list[str] = []
     own.export(tmp_path / "out", say=told.append)
     assert told[0].startswith(f"{folder / 'epoch-0002' / 'model.safetensors'}: damaged")
-    assert "best epoch 2 is gone or damaged; exporting epoch 1, GAP" in told[1]
+    assert "best epoch 2 is missing or damaged; exporting epoch 1 with GAP" in told[1]
     flip(folder / "epoch-0001" / "model.safetensors")
-    with pytest.raises(NothingToExport, match=r"trial 001 of search .* has no whole checkpoint"):
+    with pytest.raises(NothingToExport, match=r"trial 001 of search .* has no undamaged checkpoint"):
         own.export(tmp_path / "out")
 
 
 def test_where_the_best_trial_is_damaged_the_next_best_is_exported_and_that_is_said(
     own: FinishedSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for weights in (own.directory / "trials" / "trial-1").glob("*/model.safetensors"):
-        flip(weights)
+    for path in (own.directory / "trials" / "trial-1").glob("*/model.safetensors"):
+        flip(path)
     monkeypatch.chdir(own.folder)
     best.run(["--storage", str(own.storage), "--export", str(tmp_path / "out")])
     told = capsys.readouterr().out
-    assert "trial 001 of search" in told and "has no whole checkpoint" in told
-    assert f"the next best is trial 000, GAP {own.search.finished[1].score:.4f}" in told
+    assert "trial 001 of search" in told and "has no undamaged checkpoint" in told
+    assert f"the next best trial is trial 000 with GAP {own.search.finished[1].score:.4f}" in told
     assert "exported trial 000" in told and (tmp_path / "out" / "model.pt2").exists()
 
 
 def test_ended_trials_keep_their_weights_alone(own: FinishedSearch) -> None:
-    export.discard_training_states(own.directory, own.best)
+    discard_training_states(own.directory, own.best)
     kept = {path.name for path in (own.directory / "trials" / "trial-1").rglob("*.*")}
     assert kept == {"model.safetensors", "checkpoint.json"}
-    checkpoint.check(export.best_checkpoint(own.directory, own.best), weights_only=True)
+    checkpoint.check(best_checkpoint(own.directory, own.best), weights_only=True)
     own.load_best()
 
 
@@ -331,18 +332,18 @@ def newer(path: Path) -> None:
 
 
 DAMAGE: list[tuple[str, Callable[[Path], None], str]] = [
-    ("config.json", Path.unlink, r"no exported model \(config.json: No such file"),
-    ("config.json", flip, "config.json: damaged"),
-    ("config.json", cut, "config.json: damaged"),
-    ("config.json", newer, "written in format 99, but this program reads formats 2 and 3"),
-    ("config.json", empty_list, "config.json: damaged, or no exported model's"),
-    ("model.safetensors", Path.unlink, "model.safetensors: missing"),
-    ("model.safetensors", flip, "model.safetensors: damaged"),
-    ("model.safetensors", cut, "model.safetensors: damaged"),
-    ("classes.csv", flip, "classes.csv: damaged"),
-    ("classes.csv", Path.unlink, "classes.csv: missing"),
-    ("SHA256SUMS", Path.unlink, "SHA256SUMS: missing"),
-    ("SHA256SUMS", nothing, "config.json: damaged"),
+    ("config.json", Path.unlink, r"is not an exported model \(config.json: No such file"),
+    ("config.json", flip, "config.json: is damaged"),
+    ("config.json", cut, "config.json: is damaged"),
+    ("config.json", newer, "written in format 99, but this version of the program reads formats 2 and 3"),
+    ("config.json", empty_list, "config.json: is damaged or not of an exported model"),
+    ("model.safetensors", Path.unlink, "model.safetensors: is missing"),
+    ("model.safetensors", flip, "model.safetensors: is damaged"),
+    ("model.safetensors", cut, "model.safetensors: is damaged"),
+    ("classes.csv", flip, "classes.csv: is damaged"),
+    ("classes.csv", Path.unlink, "classes.csv: is missing"),
+    ("SHA256SUMS", Path.unlink, "SHA256SUMS: is missing"),
+    ("SHA256SUMS", nothing, "config.json: is damaged"),
 ]
 
 
@@ -372,8 +373,8 @@ def test_a_damaged_folder_is_told_in_one_sentence(
 
 
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ModelFolderError, match="no exported model"):
-        export.load_model(tmp_path / "nowhere", CPU)
+    with pytest.raises(ModelFolderError, match="is not an exported model"):
+        load_model(tmp_path / "nowhere", CPU)
 
 
 def test_weights_of_another_model_are_told(exported: Path, tmp_path: Path) -> None:
@@ -385,8 +386,8 @@ def test_weights_of_another_model_are_told(exported: Path, tmp_path: Path) -> No
     digest = hashlib.sha256((tmp_path / "model" / "config.json").read_bytes()).hexdigest()
     sums = (tmp_path / "model" / "SHA256SUMS").read_text()
     (tmp_path / "model" / "SHA256SUMS").write_text(re.sub(r"\w+(?=  config.json)", digest, sums))
-    with pytest.raises(ModelFolderError, match="make no model"):
-        export.load_model(tmp_path / "model", CPU)
+    with pytest.raises(ModelFolderError, match="cannot build the model"):
+        load_model(tmp_path / "model", CPU)
 
 
 # ------------------------------------------------------------------------------------------------- vocabulary

@@ -26,7 +26,7 @@ from tests.support.finished import FinishedSearch, videos, write_shard
 from tests.support.workplace import PROJECT
 from tuner import embed
 from tuner.cli import main
-from tuner.export import writer as export
+from tuner.export.loader import load_model
 from tuner.training.precision import autocast
 
 CPU = torch.device("cpu")
@@ -92,7 +92,7 @@ def test_every_video_comes_once_in_order_with_the_encoder_s_own_embedding(
     features_ND = np.array(
         [np.concatenate([np.asarray(example.features[key]) for key in KEYS]) for example in examples], dtype
     )
-    model = export.load_model(folder, CPU).model
+    model = load_model(folder, CPU).model
     assert isinstance(model, FusedMLP)
     with torch.inference_mode(), autocast(CPU, "bf16" if precision == "bf16" else "fp32"):
         embeddings_NH = model.encoder(torch.from_numpy(features_ND)).float()

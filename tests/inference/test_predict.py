@@ -20,7 +20,7 @@ from models.metrics import metrics
 from tests.support.finished import FinishedSearch, videos, write_shard
 from tuner import predict
 from tuner.cli import main
-from tuner.export import writer as export
+from tuner.export.loader import load_model
 
 CPU = torch.device("cpu")
 
@@ -45,7 +45,7 @@ def test_every_video_comes_once_in_order_with_the_models_own_ranking(
     finished_search: FinishedSearch, exported: Path, tmp_path: Path
 ) -> None:
     rows = run(exported, tmp_path / "out.csv", data=str(finished_search.folder / "shards" / "t*"))
-    loaded = export.load_model(exported, CPU)
+    loaded = load_model(exported, CPU)
     first = 0
     for shard in find_shards(str(finished_search.folder / "shards" / "t*")):
         decoded = decode_shard(shard, loaded.schema)

@@ -17,7 +17,8 @@ from data.tfrecord.shards import count_records
 from tests.support.workplace import Workplace
 from tuner import best, embed, evaluate, predict
 from tuner.errors import ConfigError, ModelFolderError, SearchError
-from tuner.export import writer as export
+from tuner.export import layout
+from tuner.export.loader import load_model
 from tuner.project import storage_place
 from tuner.storage import journal, lease, searches
 from tuner.storage.journal import Journal
@@ -157,13 +158,13 @@ def test_an_export_that_was_cut_short_is_no_model(s3: str, exported: Path, tmp_p
 
     folder = place(f"{s3}/model", "MODEL_DIR")
     cut = pytest.raises(ConfigError, match=f"{s3}/model: ")
-    with cut, at(folder).publish(first=export.CONFIG, last=export.CHECKSUMS) as staging:
+    with cut, at(folder).publish(first=layout.CONFIG, last=layout.CHECKSUMS) as staging:
         shutil.copytree(exported, staging, dirs_exist_ok=True)
-        (staging / export.WEIGHTS).unlink()
-        (staging / export.WEIGHTS).symlink_to(tmp_path / "gone")
-    assert (folder / export.CONFIG).exists() and not (folder / export.CHECKSUMS).exists()
+        (staging / layout.WEIGHTS).unlink()
+        (staging / layout.WEIGHTS).symlink_to(tmp_path / "gone")
+    assert (folder / layout.CONFIG).exists() and not (folder / layout.CHECKSUMS).exists()
     with pytest.raises(ModelFolderError, match=f"{s3}/model/SHA256SUMS: missing"):
-        export.load_model(folder, torch.device("cpu"))
+        load_model(folder, torch.device("cpu"))
 
 
 def test_what_is_printed_is_added_to_the_log_of_the_drivers_before(s3: str) -> None:

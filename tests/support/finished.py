@@ -12,7 +12,8 @@ from tfrecord.writer import TFRecordWriter
 from data.sample import write_splits
 from tuner.config import experiment as config
 from tuner.config.experiment import Experiment
-from tuner.export import writer as export
+from tuner.export.checkpoints import load_trial
+from tuner.export.writer import export_trial
 from tuner.storage import journal
 from tuner.storage.journal import Journal, SearchHistory, TrialHistory
 from tuner.training.dataset import Dataset, open_dataset
@@ -73,7 +74,7 @@ class FinishedSearch:
         return str(self.folder / "shards" / "validate*.tfrecord")
 
     def load_best(self) -> torch.nn.Module:
-        return export.load_trial(self.directory, self.experiment, self.best, torch.device("cpu"))
+        return load_trial(self.directory, self.experiment, self.best, torch.device("cpu"))
 
     def export(self, target: Path, **changes: Any) -> None:
         """As `tuner.best --export` does it."""
@@ -85,7 +86,7 @@ class FinishedSearch:
             "metrics": {},
             "class_names": NAMES,
         }
-        export.write(target, **settings | changes)
+        export_trial(target, **settings | changes)
 
 
 def build(

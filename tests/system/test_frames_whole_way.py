@@ -20,7 +20,9 @@ from tests.support.finished import FinishedSearch, build
 from tuner import evaluate, predict, train
 from tuner.errors import ModelFolderError
 from tuner.export import ensemble
-from tuner.export import writer as export
+from tuner.export.layout import PROGRAM
+from tuner.export.loader import load_model
+from tuner.export.writer import export_model
 from tuner.inference import segments
 from tuner.training import evaluation
 from tuner.training.checkpoint import WEIGHTS
@@ -66,7 +68,7 @@ def folder(search: FinishedSearch) -> Path:
 
 
 def test_an_export_scores_as_its_trial_did(search: FinishedSearch, folder: Path) -> None:
-    loaded = export.load_model(folder, CPU)
+    loaded = load_model(folder, CPU)
     assert loaded.schema == search.experiment.data.schema
     cache = loaded.open(search.validate)
     metrics = evaluation.evaluate(loaded.model, Batches(cache, batch_size=40, shuffle=False), loaded.precision)
@@ -76,7 +78,7 @@ def test_an_export_scores_as_its_trial_did(search: FinishedSearch, folder: Path)
 
 
 def test_the_program_takes_any_number_of_videos_and_frames(search: FinishedSearch, folder: Path) -> None:
-    model, program = export.load_model(folder, CPU).model, torch.export.load(folder / export.PROGRAM).module()
+    model, program = load_model(folder, CPU).model, torch.export.load(folder / PROGRAM).module()
     for batch in (1, 3):
         for num_frames in (1, 9):
             frames_BTD = torch.randint(0, 256, (batch, num_frames, 32), dtype=torch.uint8)
@@ -98,7 +100,7 @@ def test_predictions_are_the_models_on_every_example(search: FinishedSearch, fol
     predict.run([str(folder), "--data", search.validate, "--output", str(output), "--batch-size", "7"])
     with output.open() as file:
         rows = list(csv.DictReader(file))
-    loaded = export.load_model(folder, CPU)
+    loaded = load_model(folder, CPU)
     cache = loaded.open(search.validate, require_labels=False)
     assert [row["VideoId"] for row in rows] == [id.decode() for id in cache.ids.tolist()]
     assert (":" in rows[0]["VideoId"]) == (loaded.schema.level == "segment")
@@ -115,7 +117,7 @@ def test_segments_are_ranked_by_class_whatever_frames_it_was_trained_on(search: 
     output, classes = search.folder / "segments.csv", str(search.folder / "ids.csv")
     command = [str(folder), "--data", search.validate, "--output", str(output), "--segments", "--batch-size", "7"]
     predict.run([*command, "--classes", classes, "--per-class", "4"])
-    loaded = export.load_model(folder, CPU)
+    loaded = load_model(folder, CPU)
     of_segments = replace(loaded, schema=replace(loaded.schema, level="segment"))
     cache = of_segments.open(search.validate, require_labels=False)
     (batch,) = Batches(cache, batch_size=cache.num_videos, shuffle=False).epoch(0)
@@ -141,12 +143,12 @@ def test_ranked_segments_have_a_map(search: FinishedSearch, folder: Path, capsys
 
 def test_an_ensemble_of_models_of_frames_is_a_model_like_any_other(search: FinishedSearch, tmp_path: Path) -> None:
     found = search.search
-    wanted = ensemble.Options(count=2, weights="equal")
-    built = ensemble.build(search.directory, search.experiment, found, wanted, print)
-    subject = built.subject(search.experiment)
+    wanted = ensemble.EnsembleOptions(count=2, weights="equal")
+    built = ensemble.assemble(search.directory, search.experiment, found, wanted, print)
+    exported = built.to_export(search.experiment)
     whole = {"search_directory": search.directory, "experiment": search.experiment, "search": found}
-    export.publish(tmp_path / "both", subject, class_names=None, **whole)
-    loaded = export.load_model(tmp_path / "both", CPU)
+    export_model(tmp_path / "both", exported, class_names=None, **whole)
+    loaded = load_model(tmp_path / "both", CPU)
     batches = Batches(loaded.open(search.validate), batch_size=40, shuffle=False)
     gap = evaluation.evaluate(loaded.model, batches, loaded.precision)["gap"]
     assert gap == pytest.approx(built.scores["validate"]["gap"], abs=1e-6)
@@ -197,7 +199,7 @@ def test_there_is_no_encoder_to_embed_with(search: FinishedSearch, folder: Path)
     from tuner.embed import encoder_of
 
     with pytest.raises(ModelFolderError, match="has no encoder"):
-        encoder_of(export.load_model(folder, CPU))
+        encoder_of(load_model(folder, CPU))
 
 
 def test_long_videos_are_scored_fewer_at_a_time() -> None:

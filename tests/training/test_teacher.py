@@ -14,7 +14,7 @@ from tests.support.finished import FinishedSearch
 from tuner import predict
 from tuner.cli import main
 from tuner.errors import ConfigError
-from tuner.export import writer as export
+from tuner.export.loader import load_model
 from tuner.training import teacher
 
 IDS = [b"b", b"aa", b"c\xff"]
@@ -71,7 +71,7 @@ def test_the_command_writes_what_the_model_says(
     rows = read.rows(np.asarray(cache.ids))
     assert (rows >= 0).all() and read.classes_NK.shape == (150, 12)  # of 12 classes 50 are all
     with torch.inference_mode():
-        logits_NC = export.load_model(exported, torch.device("cpu")).model(torch.tensor(cache.features_ND))
+        logits_NC = load_model(exported, torch.device("cpu")).model(torch.tensor(cache.features_ND))
     said_NC = np.zeros((150, 12))
     np.put_along_axis(said_NC, read.classes_NK[rows].astype(np.int64), read.probabilities_NK[rows], axis=1)
     np.testing.assert_allclose(said_NC, logits_NC.sigmoid(), rtol=1e-3, atol=1e-7)

@@ -1,15 +1,20 @@
-"""The README.md of an exported model: what it is, how good, made of what, and how to use it."""
+"""README.md, the model card: what the model is, its metrics, where it comes from and how to use it."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-# Metrics that the card shows, with their names for people.
+from tuner.export.formats import Contents, Format
+from tuner.export.layout import CARD
+
+# The metrics in the table of the card, by key, with the heading of their column.
 SHOWN = {"gap": "GAP@20", "hit_at_1": "Hit@1", "perr": "PERR", "map": "mAP", "num_videos": "videos"}
 
-# Of an encoder that was pretrained without labels and the layer on it.
-HALVES = """
-encoder.pt2 (weights alone: encoder.safetensors) gives embeddings of the same rows, probe.safetensors the linear layer
-that makes logits of these; model.* is both. Embeddings of whole shards, with the videos' ids:
+# For a contrastive trial: an encoder that was pretrained without labels, and a linear layer.
+ENCODER_AND_PROBE = """
+encoder.pt2 gives the embeddings of the same rows (encoder.safetensors holds its weights alone). probe.safetensors is
+the linear layer that gives logits of these embeddings; model.* holds both. To write the embeddings of whole shards,
+with the ids of the videos:
 
 ```sh
 python -m tuner.embed MODEL_DIR --data 'test*.tfrecord' --output embeddings.parquet
@@ -17,32 +22,41 @@ python -m tuner.embed MODEL_DIR --data 'test*.tfrecord' --output embeddings.parq
 """
 
 
+def _write(folder: Path, contents: Contents) -> None:
+    has_names = contents.class_names is not None
+    (folder / CARD).write_text(render(contents.config, contents.scores, contents.trial_yaml, has_names=has_names))
+
+
+FORMAT = Format(name=CARD, write=_write)
+
+
 def render(
     config: Mapping[str, Any], metrics: Mapping[str, Mapping[str, float]], trial_yaml: str, *, has_names: bool
 ) -> str:
-    """The card, in Markdown.
+    """Write the card in Markdown.
 
     Args:
         config: config.json of the export.
-        metrics: by split; "training" is what the trial itself reported, on its sample of the validation videos.
-        trial_yaml: the trial's settings.
-        has_names: whether classes.csv is there.
+        metrics: by split; "training" holds what the trial reported, on its sample of the validation videos.
+        trial_yaml: the settings of the trial.
+        has_names: whether the folder has a classes.csv.
     """
     features = config["features"]
     columns = " + ".join(f"{feature['name']} ({feature['width']})" for feature in features)
     width = sum(feature["width"] for feature in features)
     ensemble = config["model"]["kind"] == "ensemble"
-    halves = HALVES if config["pipeline"] == "contrastive" and not ensemble else ""
+    parts = ENCODER_AND_PROBE if config["pipeline"] == "contrastive" and not ensemble else ""
     names = "; their names are in classes.csv" if has_names else ""
-    stored = ", its matrices rounded to float16" if config["weights"] == "float16" else ""
-    again = "NAME --file trial.yaml` trains one of its members" if ensemble else "--file trial.yaml` trains it"
+    stored = " Its weight matrices are rounded to float16." if config["weights"] == "float16" else ""
+    train = "NAME --file trial.yaml` trains one of the members" if ensemble else "--file trial.yaml` trains the model"
     return f"""\
 # {config["experiment"]}: {config["model"]["kind"]}
 
-Labels videos with any of {config["num_classes"]:,} classes{names}. It takes a row of {width:,} numbers a video,
-{columns} side by side in this order, and gives a logit for each class; the sigmoid of a logit is the probability.
+This model labels videos with {config["num_classes"]:,} classes{names}. It takes a row of {width:,} numbers for
+each video, {columns} side by side in this order, and gives a logit for each class. The sigmoid of
+a logit is the probability.
 
-It is {_origin(config)} of search {config["search"]}, exported {config["exported"]}{stored}.
+It is {_origin(config)} of search {config["search"]}, exported {config["exported"]}.{stored}
 {_members(config["model"]["members"]) if ensemble else ""}
 ## Metrics
 
@@ -50,19 +64,20 @@ It is {_origin(config)} of search {config["search"]}, exported {config["exported
 
 ## Data
 
-Content of the shards, training and validation: `{config["data_fingerprint"]}`. Mean, variance and label counts of the
-training videos are in statistics.safetensors (of segments also how many are rated for each class); the model has the
-first two inside and wants raw features. Features are rounded to {config["dtype"]} before they enter, as in training.
+Fingerprint of the training and validation shards: `{config["data_fingerprint"]}`. statistics.safetensors holds mean,
+variance and label counts of the training videos (for segments also the number of rated segments of each class). The
+model normalizes its input with this mean and variance, so it takes raw features. The commands below round features to
+{config["dtype"]} first, as in training.
 
 ## Use
 
 ```sh
-python -m tuner.evaluate MODEL_DIR --data 'validate*.tfrecord'                            # shards with labels
-python -m tuner.predict MODEL_DIR --data 'test*.tfrecord' --output predictions.csv        # shards with or without
+python -m tuner.evaluate MODEL_DIR --data 'validate*.tfrecord'                            # the shards need labels
+python -m tuner.predict MODEL_DIR --data 'test*.tfrecord' --output predictions.csv        # the shards need no labels
 ```
 
-With PyTorch alone (`torch.export.load` may run code that a file holds: take a model.pt2 from nobody you do not trust;
-the commands above read model.safetensors, which can hold none):
+With PyTorch alone (`torch.export.load` may run code that a file contains, so load a model.pt2 only if you trust its
+author; the commands above read model.safetensors, which cannot contain code):
 
 ```python
 import torch
@@ -71,12 +86,12 @@ model = torch.export.load("model.pt2").module()
 features = torch.zeros(8, {width})  # float32 [videos, {width}]
 probabilities = model(features).sigmoid()  # [videos, {config["num_classes"]}]
 ```
-{halves}
-`sha256sum -c SHA256SUMS` checks the files. Made with {_versions(config["versions"])}.
+{parts}
+`sha256sum -c SHA256SUMS` checks the files. The model was exported with {_versions(config["versions"])}.
 
 ## Settings
 
-trial.yaml, whole: `python -m tuner.train {again} again.
+The content of trial.yaml. `python -m tuner.train {train} again.
 
 ```yaml
 {trial_yaml.strip()}
@@ -91,7 +106,7 @@ def _origin(config: Mapping[str, Any]) -> str:
 
 
 def _members(members: Sequence[Mapping[str, Any]]) -> str:
-    rows = ["", "| trial | epoch | model | weight | GAP@20 of its own, all of validate |", "|---|---|---|---|---|"]
+    rows = ["", "| trial | epoch | model | weight | its own GAP@20, all of validate |", "|---|---|---|---|---|"]
     for member in members:
         cells = [f"{member['number']:03d}", str(member["epoch"]), member["model"]["kind"], f"{member['weight']:.3f}"]
         rows.append(f"| {' | '.join(cells)} | {member['gap']:.4f} |")

@@ -1,10 +1,10 @@
-"""How much each member of an ensemble counts: greedy selection with replacement, on validation videos.
+"""The weights of an ensemble's members: greedy selection with replacement, on validation videos.
 
-Members are added one at a time, each time the one that lifts the GAP of the mean most, and again and again; a member's
-weight is how often it was taken. Few steps regularise: weights are multiples of 1 / steps, and the best prefix counts.
+Each step adds the member that raises the GAP of the mean most; a member may be added again. Its weight is the number of
+times it was added. Few steps regularise: weights are multiples of 1 / steps, and the best prefix of the steps counts.
 
-GAP looks at a video's best 20 predictions, so only classes that are among the best of some member are kept of it:
-N x U numbers a member in place of N x C.
+GAP uses the 20 best predictions of a video. So for each video only the classes are kept that are among the 20 best of
+some member: N x U numbers for each member instead of N x C.
 
 Shapes   M members   N videos   U classes kept of a video   C classes
 Source   Caruana, Niculescu-Mizil, Crew and Ksikes, Ensemble selection from libraries of models (ICML 2004)
@@ -18,27 +18,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-TOP_K = 20  # predictions of a video that enter GAP
-STEPS = 20  # members that are taken, at least
+TOP_K = 20  # predictions of a video that count for GAP
+MIN_STEPS = 20  # of the greedy selection
 FOLD_SEED = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Predictions:
-    """What the members say of each video about its classes that are among the best of any of them."""
+class MemberPredictions:
+    """What every member predicts for the kept classes of each video."""
 
-    probabilities_MNU: NDArray[np.float32]  # -1 in the places beyond a video's classes
+    probabilities_MNU: NDArray[np.float32]  # -1 in the padding behind a video's kept classes
     hits_NU: NDArray[np.bool_]  # whether the video carries the class
-    positives_N: NDArray[np.int64]  # labels of the video, those outside its U classes as well
+    positives_N: NDArray[np.int64]  # number of the video's labels, including those outside its kept classes
 
     def gap(self, weights_NM: NDArray[Any]) -> float:
-        """GAP@20 of the weighted mean; the weights may differ from video to video."""
+        """GAP@20 of the weighted mean; each video has its own weights [N, M]."""
         mean_NU = np.einsum("nm,mnu->nu", weights_NM.astype(np.float32), self.probabilities_MNU)
         return _gap(mean_NU, self.hits_NU, self.positives_N)
 
-    def of(self, rows: NDArray[np.int64]) -> Predictions:
-        """Those of some of the videos."""
-        return Predictions(
+    def take(self, rows: NDArray[np.int64]) -> MemberPredictions:
+        """The predictions for some of the videos."""
+        return MemberPredictions(
             probabilities_MNU=self.probabilities_MNU[:, rows],
             hits_NU=self.hits_NU[rows],
             positives_N=self.positives_N[rows],
@@ -47,52 +47,52 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weighting:
-    """Weights of the members, and what speaks for them."""
+    """The weights of the members, and the GAP values that decided between chosen and equal weights."""
 
-    weights_M: NDArray[np.float64]  # sum to 1
-    equal: bool  # the selection was no better than equal weights on videos that it had not seen
-    gap_equal: float  # of equal weights on all videos given
-    gap_cross_fitted: float  # on the same videos, each half with the weights that the other half chose
+    weights_M: NDArray[np.float64]  # their sum is 1
+    equal: bool  # equal weights were used, because chosen ones were no better on videos that had not chosen them
+    gap_equal: float  # GAP of equal weights, on all given videos
+    gap_cross_fitted: float  # GAP on the same videos, where each fold uses the weights that the other fold chose
 
 
-def choose(predictions: Predictions) -> Weighting:
-    """Weights by greedy selection; equal ones where these do as well on videos that chose none of them."""
+def choose_weights(predictions: MemberPredictions) -> Weighting:
+    """Choose the weights by greedy selection, or equal weights if chosen ones are no better on unseen videos."""
     num_members, num_videos = predictions.probabilities_MNU.shape[:2]
     equal_M = np.full(num_members, 1 / num_members)
     shuffled = np.random.default_rng(FOLD_SEED).permutation(num_videos)
-    halves = shuffled[: num_videos // 2], shuffled[num_videos // 2 :]
+    folds = shuffled[: num_videos // 2], shuffled[num_videos // 2 :]
     weights_NM = np.empty((num_videos, num_members))
-    weights_NM[halves[0]] = select(predictions.of(halves[1]))
-    weights_NM[halves[1]] = select(predictions.of(halves[0]))
+    weights_NM[folds[0]] = greedy_weights(predictions.take(folds[1]))
+    weights_NM[folds[1]] = greedy_weights(predictions.take(folds[0]))
     gap_equal = predictions.gap(np.broadcast_to(equal_M, weights_NM.shape))
     gap_cross_fitted = predictions.gap(weights_NM)
     equal = gap_cross_fitted <= gap_equal
     return Weighting(
-        weights_M=equal_M if equal else select(predictions),
+        weights_M=equal_M if equal else greedy_weights(predictions),
         equal=equal,
         gap_equal=gap_equal,
         gap_cross_fitted=gap_cross_fitted,
     )
 
 
-def select(predictions: Predictions) -> NDArray[np.float64]:
-    """Weights with the best GAP that greedy selection with replacement came across."""
+def greedy_weights(predictions: MemberPredictions) -> NDArray[np.float64]:
+    """The weights [M] with the best GAP among all steps of the greedy selection."""
     probabilities_MNU = predictions.probabilities_MNU
     num_members = len(probabilities_MNU)
     sum_NU = np.zeros_like(probabilities_MNU[0])
     counts_M, best_M, best_gap = np.zeros(num_members), np.zeros(num_members), -1.0
-    for _ in range(max(STEPS, 2 * num_members)):
+    for _ in range(max(MIN_STEPS, 2 * num_members)):
         gaps_M = [_gap(sum_NU + one_NU, predictions.hits_NU, predictions.positives_N) for one_NU in probabilities_MNU]
-        taken = int(np.argmax(gaps_M))
-        sum_NU += probabilities_MNU[taken]
-        counts_M[taken] += 1
-        if gaps_M[taken] > best_gap:
-            best_M, best_gap = counts_M.copy(), gaps_M[taken]
+        added = int(np.argmax(gaps_M))
+        sum_NU += probabilities_MNU[added]
+        counts_M[added] += 1
+        if gaps_M[added] > best_gap:
+            best_M, best_gap = counts_M.copy(), gaps_M[added]
     return best_M / best_M.sum()
 
 
 def _gap(scores_NU: NDArray[Any], hits_NU: NDArray[np.bool_], positives_N: NDArray[np.int64]) -> float:
-    """GAP@20 of scores that need only rank right: here sums, in which a place beyond a video's classes is negative."""
+    """GAP@20 of scores, of which only the order counts; the negative scores of the padding rank last."""
     kept = min(TOP_K, scores_NU.shape[1])
     best_NK = np.argpartition(-scores_NU, kept - 1, axis=1)[:, :kept]
     scores, hits = (np.take_along_axis(array, best_NK, axis=1).ravel() for array in (scores_NU, hits_NU))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from data.batches import Batches
     from data.cache.store import Cache
-    from tuner.export.writer import Exported
+    from tuner.export.loader import ExportedModel
 
 CHUNK = 1024  # videos that are scored at a time
 TOP_K = 20  # predictions of a video that enter GAP: padding must not let others in
@@ -259,7 +259,7 @@ class Comparison:
         return not (self.differing or self.missing or self.unknown)
 
 
-def compare(stored: Stored, exported: Exported, cache: Cache, batches: Batches, tolerance: float) -> Comparison:
+def compare(stored: Stored, exported: ExportedModel, cache: Cache, batches: Batches, tolerance: float) -> Comparison:
     """Compare every video's listed probabilities, and what is not listed, with the model's.
 
     A class that is not listed must not be more probable than the least that is.

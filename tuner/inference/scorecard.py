@@ -36,9 +36,10 @@ def score(
     """Score `model` on every video of a split.
 
     Returns:
-        The metrics of `tuner.training.evaluation.evaluate`, with gap_at_1, gap_at_5, gap_at_10, and map_all: mAP over
-        all videos where `map` is, as published, over those whose top 20 a class is in. And the classes; of a split of
-        more than CELLS scores, on a seeded sample of its videos.
+        The metrics of `tuner.training.evaluation.evaluate` with gap_at_1, gap_at_5, gap_at_10 and map_all, and the
+        scores by class. map_all averages precision over all videos; `map`, as in the paper, only over the videos that
+        have the class among their 20 best. The scores by class of a split with more than CELLS scores are those of a
+        seeded sample of its videos.
     """
     num_videos, num_classes = cache.num_videos, cache.schema.num_classes
     batch_size = batch_size_of(cache.schema)

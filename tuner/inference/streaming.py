@@ -24,12 +24,12 @@ if TYPE_CHECKING:  # `--help` needs no torch
 
     from data.batches import Batches
     from data.tfrecord.shards import DecodedShard
-    from tuner.export.writer import Exported
+    from tuner.export.loader import ExportedModel
 
 BATCH_SIZE = 1024
 
 
-def decoded(shards: Sequence[str], exported: Exported) -> Iterator[DecodedShard]:
+def decoded(shards: Sequence[str], exported: ExportedModel) -> Iterator[DecodedShard]:
     """Every shard, with its features as the model was trained on them, the next one decoded meanwhile."""
     with ThreadPoolExecutor(1, thread_name_prefix="decode") as thread:
         coming = thread.submit(_decode, shards[0], exported)
@@ -40,7 +40,7 @@ def decoded(shards: Sequence[str], exported: Exported) -> Iterator[DecodedShard]
         yield coming.result()
 
 
-def _decode(path: str, exported: Exported) -> DecodedShard:
+def _decode(path: str, exported: ExportedModel) -> DecodedShard:
     import numpy as np
 
     from data.frames import decode
@@ -58,7 +58,7 @@ def _decode(path: str, exported: Exported) -> DecodedShard:
     return replace(shard, features_ND=features_ND)
 
 
-def batches_of(shard: DecodedShard, exported: Exported, batch_size: int, device: torch.device) -> Batches:
+def batches_of(shard: DecodedShard, exported: ExportedModel, batch_size: int, device: torch.device) -> Batches:
     """Its videos in order, at most `batch_size` at a time, fewer where their frames would take too much memory."""
     from data.batches import Batches
     from tuner.training.evaluation import batch_size_of

@@ -32,7 +32,7 @@ from tuner.config import experiment as config
 from tuner.config.experiment import Experiment
 from tuner.console import Console, describe_settings, leader_table, quiet
 from tuner.errors import ConfigError, NothingToExport, SearchError, TunerError
-from tuner.export import writer as export
+from tuner.export import checkpoints
 from tuner.inference import scorecard
 from tuner.project import PROJECT, program
 from tuner.redact import redacted
@@ -176,7 +176,7 @@ def _begin(record: Journal, experiment: Experiment, options: Options, uri: str, 
     search = record.search
     if search is None:
         (record.directory / "experiment.yaml").write_text(experiment.to_yaml())
-        export.keep_statistics(record.directory, data.statistics)
+        checkpoints.keep_statistics(record.directory, data.statistics)
         record.append(
             "search",
             version=journal.VERSION,
@@ -336,7 +336,7 @@ class _Search:
         known, device = self.search.winner or {}, torch.device("cpu")
         for best in self.search.finished:
             try:
-                model = export.load_trial(self.directory, self.experiment, best, device, self.console.print)
+                model = checkpoints.load_trial(self.directory, self.experiment, best, device, self.console.print)
                 break
             except NothingToExport as error:
                 self.console.print(f"{error}; it is not scored on whole splits, the next best trial is")

@@ -10,7 +10,7 @@ from tuner.config.experiment import Experiment
 from tuner.config.space import flatten
 from tuner.console import Console, describe_settings
 from tuner.errors import SearchError
-from tuner.export import writer as export
+from tuner.export.checkpoints import discard_training_states
 from tuner.redact import redacted
 from tuner.search.schedulers import ReplayingScheduler
 from tuner.search.stopper import StopRule
@@ -147,7 +147,7 @@ class Recorder(Unsaved, Callback):
             self._journal.append("finished", id=record.id, stopped_by=stopped_by)
         self._close(record)
         self._console.trial_ended(record)
-        export.discard_training_states(self._journal.directory, record)
+        discard_training_states(self._journal.directory, record)
 
     def _close(self, record: TrialHistory) -> None:
         if record.status == "finished" and record.score is not None:
