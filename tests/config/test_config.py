@@ -473,7 +473,7 @@ def test_a_layer_that_the_model_has_not_is_told_with_those_it_has(load_text: Loa
 
 def test_weighted_hamming_needs_a_vocabulary(load_text: Load) -> None:
     (line,) = mistakes(load_text, with_loss("kind: weighted_hamming"))
-    assert "tiny.loss: kind weighted_hamming takes its counts from data.vocabulary, which is not set" in line
+    assert "tiny.loss: kind weighted_hamming needs the counts of data.vocabulary, which is not set" in line
     experiment = load_text(with_loss("kind: weighted_hamming"), overrides=("data.vocabulary=v.csv",))
     assert experiment.trial_config(experiment.space.defaults()).loss.kind == "weighted_hamming"
 

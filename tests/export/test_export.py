@@ -409,10 +409,10 @@ def test_names_come_by_index_from_rows_in_any_order(tmp_path: Path) -> None:
     [
         ("Index,Label\n0,a\n", "but Name is not among Index, Label"),
         ("", "but Index and Name is not among none"),
-        ("Index,Name\n0,a\n2,c\n", "has no name for 1 of 3 classes, the first is 1"),
+        ("Index,Name\n0,a\n2,c\n", "1 of 3 classes are missing; the first is 1"),
         ("Index,Name\n0,a\n1,b\n3,c\n", r"names.csv:4: Index must be in \[0, 3\), but got '3'"),
         ("Index,Name\n0,a\nx,b\n", r"names.csv:3: Index must be in \[0, 3\), but got 'x'"),
-        ("Index,Name\n0,a\n0,b\n", "names.csv:3: names class 0 a second time"),
+        ("Index,Name\n0,a\n0,b\n", "names.csv:3: names class 0 twice"),
         (b"Index,Name\n0,\xff\n", "cannot be read as a vocabulary"),
     ],
 )

@@ -71,7 +71,7 @@ def test_a_file_cut_short_is_found(saved: Path, name: str) -> None:
 
 def test_other_settings_are_named_with_both_values(saved: Path) -> None:
     others = {"model": {"hidden": 16, "towers": {"mean_rgb": 4}}, "seed": 1}
-    with pytest.raises(CheckpointError, match=r"other settings shaped this checkpoint: model\.hidden: 8 -> 16$"):
+    with pytest.raises(CheckpointError, match=r"the checkpoint has other settings: model\.hidden: 8 -> 16$"):
         checkpoint.load(saved, settings=others)
     with pytest.raises(CheckpointError, match=r"model\.hidden"):
         checkpoint.load_weights(saved, settings=others)

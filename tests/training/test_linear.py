@@ -95,7 +95,7 @@ def test_a_checkpoint_is_the_whole_trial(data: Dataset, tmp_path: Path, optimize
 
 
 def test_another_model_needs_an_optimizer() -> None:
-    with pytest.raises(ValueError, match=r"optimizer is missing, which model\.kind logistic learns by"):
+    with pytest.raises(ValueError, match=r"optimizer is missing; model\.kind logistic needs one"):
         replace(TRIAL, model=LogisticConfig(), optimizer=None)
 
 

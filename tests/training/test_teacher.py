@@ -96,23 +96,23 @@ def damaged(path: Path, **changes: Any) -> None:
 
 def test_what_is_no_such_file_is_told_in_one_sentence(tmp_path: Path) -> None:
     path = write(tmp_path / "t.safetensors")
-    with pytest.raises(ConfigError, match=r"the teacher has 12 classes, but the data 3,862; write it with"):
+    with pytest.raises(ConfigError, match=r"the teacher has 12 classes, but the data has 3,862; write it with"):
         teacher.read(path, 3862)
     for changes, told in (
-        ({"classes": np.full((3, 2), 12, np.int32)}, "it names classes outside of 0 to 11"),
-        ({"classes": np.zeros((2, 2), np.int32)}, "its arrays do not belong together"),
-        ({"probabilities": np.zeros((3, 2), np.float32)}, "its arrays do not belong together"),
+        ({"classes": np.full((3, 2), 12, np.int32)}, "it names classes outside 0 to 11"),
+        ({"classes": np.zeros((2, 2), np.int32)}, "its arrays do not fit each other"),
+        ({"probabilities": np.zeros((3, 2), np.float32)}, "its arrays do not fit each other"),
     ):
         damaged(write(path), **changes)
         with pytest.raises(ConfigError, match=told):
             teacher.read(path, 12)
     save_file({"ids": np.zeros(3)}, path)
-    with pytest.raises(ConfigError, match="is no file of a teacher's predictions"):
+    with pytest.raises(ConfigError, match="is not a file of teacher predictions"):
         teacher.read(path, 12)
     path.write_bytes(b"\x80\x04K\x01.")  # a pickle
-    with pytest.raises(ConfigError, match=r"t\.safetensors: cannot be read as a teacher's predictions"):
+    with pytest.raises(ConfigError, match=r"t\.safetensors: cannot be read as teacher predictions"):
         teacher.read(path, 12)
-    with pytest.raises(ConfigError, match=r"nowhere: cannot be read as a teacher's predictions"):
+    with pytest.raises(ConfigError, match=r"nowhere: cannot be read as teacher predictions"):
         teacher.read(tmp_path / "nowhere", 12)
 
 

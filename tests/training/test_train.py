@@ -214,7 +214,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(data: Dataset, setti
 
 
 def test_a_batch_that_is_accumulated_must_be_filled(data: Dataset) -> None:
-    with pytest.raises(DataError, match=r"do not fill one batch of 1,000, as training\.accumulate needs"):
+    with pytest.raises(DataError, match=r"do not fill one batch of 1,000, which training\.accumulate needs"):
         next(train(trial(batch_size=1000, accumulate=2), data, device=CPU, seed=1))
 
 
@@ -240,7 +240,7 @@ class TestWeightedHamming:
         assert loss_of(logits, batch).item() == pytest.approx(np.log(2) * weights_C[4], rel=1e-3)
 
     def test_without_a_vocabulary_it_is_refused(self, data: Dataset) -> None:
-        with pytest.raises(ConfigError, match=r"takes its counts from data\.vocabulary, which is not set"):
+        with pytest.raises(ConfigError, match=r"needs the counts of data\.vocabulary, which is not set"):
             objective(trial(kind="weighted_hamming"), data)
 
 
@@ -271,7 +271,7 @@ class TestDistillation:
 
     def test_a_teacher_who_lacks_a_video_is_refused(self, data: Dataset, tmp_path: Path) -> None:
         distill = self.written(tmp_path / "t.safetensors", data.train.ids[:-2])
-        with pytest.raises(ConfigError, match="has no predictions of 2 of the 300 training videos; let the teacher"):
+        with pytest.raises(ConfigError, match="has no predictions of 2 of the 300 training videos; predict all of"):
             objective(trial(distill=distill), data)
 
 
@@ -310,7 +310,7 @@ def test_a_loss_that_is_not_finite_fails_the_trial_and_moves_no_weight(data: Dat
         next(iter(state.model.parameters()))[0, 0] = math.nan
     before = {name: value.detach().clone() for name, value in state.model.named_parameters()}
     moments = [{k: v.clone() for k, v in one.items() if torch.is_tensor(v)} for one in state.optimizer.state.values()]
-    with pytest.raises(TrialDiverged, match=r"the loss is not finite in epoch 2 by step 1 \(learning rate .*left as"):
+    with pytest.raises(TrialDiverged, match=r"the loss is not finite in epoch 2 by step 1 \(learning rate .*keep their"):
         next(steps)
     assert_same({name: value.detach() for name, value in state.model.named_parameters()}, before)
     for found, expected in zip(state.optimizer.state.values(), moments, strict=True):

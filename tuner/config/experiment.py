@@ -284,10 +284,10 @@ def _check_features(resolved: Node, config: Trial, data: DataConfig, problems: P
 def _check_loss(resolved: Node, config: Trial, data: DataConfig, problems: Problems) -> None:
     """What a loss asks of the data and of the model."""
     block = "probe.loss" if isinstance(config, ContrastiveConfig) else "loss"
-    trial = config.second_half if isinstance(config, ContrastiveConfig) else config
+    trial = config.probe_trial if isinstance(config, ContrastiveConfig) else config
     node = _nearest_to(block, resolved)
     if trial.loss.kind == "weighted_hamming" and data.vocabulary is None:
-        problems.add(node, block, "kind weighted_hamming takes its counts from data.vocabulary, which is not set")
+        problems.add(node, block, "kind weighted_hamming needs the counts of data.vocabulary, which is not set")
     if trial.loss.layers:
         zeros, counts = torch.zeros(data.sizes.width), torch.zeros(data.num_classes, dtype=torch.int64)
         statistics = FeatureStatistics(num_videos=0, mean_D=zeros, variance_D=zeros, label_counts_C=counts)

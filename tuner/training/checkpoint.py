@@ -1,10 +1,10 @@
-"""A trial's state on disk: one directory, written whole or not at all, read without unpickling.
+"""A checkpoint is a trial's state on disk: one directory, written whole or not at all, read without unpickling.
 
     model.safetensors   weights and buffers
     training.pt         optimizer, epoch, random number generators (tensors and plain values: `weights_only`)
-    checkpoint.json     format version, the settings that shaped it, size and CRC32C of the two files above, its own
+    checkpoint.json     format version, the trial's settings, size and CRC32C of the two files above, its own CRC32C
 
-The trial keeps it as trials/<trial>/epoch-0004 in the search's folder.
+A search stores it as trials/<trial>/epoch-0004 in its folder.
 """
 
 import errno
@@ -25,14 +25,15 @@ from tuner.storage.place import Place
 from tuner.storage.stores import at
 
 VERSION = 3
-# Settings that came later, by the ends of their paths, and what they were for the checkpoints without; others: None.
+# Settings that older checkpoints of this version lack, by the ends of their paths, and the values that they imply. The
+# value of every other missing setting is None.
 LATER: dict[str, Any] = {
     "loss.kind": "sigmoid_cross_entropy",
     "loss.layers": {},
     "training.accumulate": 1,
     "training.frames": {"sampling": "all", "count": 30},
 }
-# Bytes: a disk with less is full.
+# A disk with less free space, in bytes, counts as full.
 LITTLE_ROOM = 1 << 20
 WEIGHTS, TRAINING, MANIFEST = FILES = "model.safetensors", "training.pt", "checkpoint.json"
 
@@ -40,16 +41,16 @@ WEIGHTS, TRAINING, MANIFEST = FILES = "model.safetensors", "training.pt", "check
 def save(directory: Place, *, model: dict[str, Tensor], training: dict[str, Any], settings: dict[str, Any]) -> None:
     """Write a checkpoint; `directory` appears whole or not at all (`Location.publish`).
 
-    Nothing waits for the disk: what a power cut may then damage, the checksums find.
+    The files are not fsynced; the checksums find what a power cut damages.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the directory cannot be written, or the disk is full.
     """
     with at(directory).publish(last=MANIFEST) as staging:
         try:
             save_file({name: tensor.contiguous() for name, tensor in model.items()}, staging / WEIGHTS)
             torch.save(training, staging / TRAINING)
-        except (SafetensorError, RuntimeError) as error:  # neither library tells of a full disk in an OSError
+        except (SafetensorError, RuntimeError) as error:  # neither library raises an OSError for a full disk
             if shutil.disk_usage(staging).free >= LITTLE_ROOM:
                 raise
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory)) from error
@@ -58,52 +59,52 @@ def save(directory: Place, *, model: dict[str, Tensor], training: dict[str, Any]
 
 
 def load(directory: Path, *, settings: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read (model, training) back, on the CPU.
+    """Read (model, training), on the CPU.
 
     Raises:
-        CheckpointDamaged: files are missing, cut short or changed.
-        CheckpointError: other settings than `settings` shaped them.
+        CheckpointDamaged: a file is missing, cut short or changed.
+        CheckpointError: the checkpoint has other settings than `settings`.
     """
     manifest = manifest_of(directory, settings)
     weights = _weights(directory, manifest)
     _check(directory, TRAINING, manifest)
     try:
         training = torch.load(directory / TRAINING, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever torch finds wrong with a file from elsewhere: it may hold anything
-        raise CheckpointError(f"{directory / TRAINING}: holds no state of a training") from error
+    except Exception as error:  # torch raises many types for a file that it did not write
+        raise CheckpointError(f"{directory / TRAINING}: does not hold the state of a training") from error
     return weights, training
 
 
 def load_weights(directory: Path, *, settings: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights and buffers alone, on the CPU.
+    """Read only the weights and buffers, on the CPU.
 
     Raises:
         CheckpointDamaged: the file is missing, cut short or changed.
-        CheckpointError: other settings than `settings` shaped it.
+        CheckpointError: the checkpoint has other settings than `settings`.
     """
     return _weights(directory, manifest_of(directory, settings))
 
 
 def manifest_of(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """What checkpoint.json says, where these settings, all of them, shaped the checkpoint.
+    """Read checkpoint.json and compare its settings with `settings`.
 
     Raises:
-        CheckpointDamaged: it is missing or changed.
-        CheckpointError: others did, it says which; or it is of another version.
+        CheckpointDamaged: the file is missing or changed.
+        CheckpointError: settings differ, and the message says which; or the checkpoint has another format version.
     """
     manifest = read_manifest(directory)
     differing = differences(manifest["settings"], json.loads(json.dumps(settings)))
     if differing:
-        raise CheckpointError(f"{directory}: other settings shaped this checkpoint: {'; '.join(differing)}")
+        raise CheckpointError(f"{directory}: the checkpoint has other settings: {'; '.join(differing)}")
     return manifest
 
 
 def check(directory: Path, *, weights_only: bool = False) -> None:
-    """Read it all through, or the weights alone.
+    """Verify the checksums of all files, or of the weights alone.
 
     Raises:
-        CheckpointDamaged: the file is missing, cut short or changed.
-        CheckpointError: it is of another version.
+        CheckpointDamaged: a file is missing, cut short or changed.
+        CheckpointError: the checkpoint has another format version.
     """
     manifest = read_manifest(directory)
     for name in (WEIGHTS,) if weights_only else (WEIGHTS, TRAINING):
@@ -111,11 +112,11 @@ def check(directory: Path, *, weights_only: bool = False) -> None:
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """What checkpoint.json says.
+    """Read checkpoint.json and verify its own checksum.
 
     Raises:
-        CheckpointDamaged: it is missing or unreadable.
-        CheckpointError: it is of another version.
+        CheckpointDamaged: the file is missing, unreadable or changed.
+        CheckpointError: the checkpoint has another format version.
     """
     path = directory / MANIFEST
     try:
@@ -134,13 +135,13 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def sealed(manifest: dict[str, Any]) -> str:
-    """The text of checkpoint.json, with its own checksum: a damaged setting must not pass for another one."""
+    """The text of checkpoint.json with its own checksum, so that a damaged setting is not taken for another value."""
     content = json.dumps({key: value for key, value in manifest.items() if key != "crc32c"}, indent=1)
     return json.dumps({**json.loads(content), "crc32c": crc32c.crc32c(content.encode())}, indent=1)
 
 
 def discard_training_state(directory: Place) -> None:
-    """Keep the weights alone: what a finished trial no longer needs is two thirds of its checkpoint."""
+    """Delete all but the weights: a finished trial does not need the rest, two thirds of its checkpoint."""
     (directory / TRAINING).unlink(missing_ok=True)
 
 

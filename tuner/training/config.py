@@ -1,7 +1,9 @@
-"""What shapes a trial beside its data, all frozen: one class for each pipeline.
+"""The settings of a trial, beside its data: one class for each pipeline, all frozen.
 
 TrialConfig         supervised: a model learns from labelled videos
-ContrastiveConfig   an encoder learns from videos without labels, then a classifier on top of it from labels
+ContrastiveConfig   contrastive: an encoder learns from videos without labels, then a classifier on it from labels
+
+The comment at a field is its text in docs/settings.md (tuner/config/reference.py).
 """
 
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -22,17 +24,17 @@ Seed = int | Literal["per_trial"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
-    """How long and how a trial trains."""
+    """How a supervised trial trains."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    batch_size: int = 1024  # videos a step, on all workers of the trial together
-    accumulate: int = 1  # parts that they are trained in, one after the other: less memory, the same gradient
+    batch_size: int = 1024  # videos in a step, over all workers of the trial together
+    accumulate: int = 1  # parts into which a batch is split, to use less memory; the gradient is that of the batch
     epochs: int = 20  # passes over the training videos
-    average: AverageConfig | None = None  # of the weights over the steps: what is validated and exported
-    precision: Precision = "auto"  # of the matrix products; auto: bf16 where the hardware has it
-    seed: Seed = 1  # of weights, order, dropout and bootstrap; per_trial: 1 + the trial's number
-    frames: FramesConfig = field(default_factory=FramesConfig)  # of each video, where the data has frames
+    average: AverageConfig | None = None  # average the weights over the steps; the average is validated and exported
+    precision: Precision = "auto"  # of the matrix products; auto: bf16 where the hardware has it, else fp32
+    seed: Seed = 1  # of weights, order, dropout and bootstrap, the same in every trial; per_trial: 1 + trial's number
+    frames: FramesConfig = field(default_factory=FramesConfig)  # which frames of a video are trained on
 
     def __post_init__(self) -> None:
         _check_at_least_1(self, "batch_size", "accumulate", "epochs")
@@ -44,54 +46,54 @@ class TrainingConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialConfig:
-    """Everything that shapes one supervised trial beside its data."""
+    """The settings of a supervised trial."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    model: ModelConfig
-    optimizer: OptimizerConfig | None = None  # None: of `linear`, which takes no steps
-    loss: LossConfig = field(default_factory=LossConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    model: ModelConfig  # the network; its kind says which
+    optimizer: OptimizerConfig | None = None  # how the weights are updated; model.kind linear has none
+    loss: LossConfig = field(default_factory=LossConfig)  # what training minimises
+    training: TrainingConfig = field(default_factory=TrainingConfig)  # how long and on what batches
 
     def __post_init__(self) -> None:
         if isinstance(self.model, LinearConfig):
             if self.loss != LossConfig():
-                raise ValueError("loss has no effect on model.kind linear: model.penalty alone shapes its fit")
+                raise ValueError("loss has no effect on model.kind linear, whose only penalty is model.penalty")
         elif self.optimizer is None:
-            raise ValueError(f"optimizer is missing, which model.kind {self.model.kind} learns by")
+            raise ValueError(f"optimizer is missing; model.kind {self.model.kind} needs one")
 
     @property
     def epochs(self) -> int:
-        """How many epochs the trial has; what is fitted in closed form has one."""
+        """The number of epochs of the trial: one where the model is fitted in closed form."""
         return 1 if isinstance(self.model, LinearConfig) else self.training.epochs
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The same as a plain nested dict: what checkpoints and exports store."""
+        """The settings as a plain nested dict, as checkpoints and exports store them."""
         return asdict(self)
 
     def seed(self, number: int) -> int:
-        """The seed of trial `number`: the same for all (paired comparison) unless training.seed is `per_trial`."""
+        """The seed of trial `number`: the same for all trials, so that they compare, unless `seed` is per_trial."""
         return _seed(self.training.seed, number)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PretrainConfig:
-    """The first half of a contrastive trial. None means the method's published default (models/contrastive/moco.py)."""
+    """The first phase of a contrastive trial. None: as in the method's paper (models/contrastive/moco.py)."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    kind: Literal["moco_v1", "moco_v2", "moco_v3"]
-    temperature: float | None = None  # the similarities are divided by it
-    dimension: int | None = None  # width of queries and keys
-    queue: int | None = None  # moco_v1, moco_v2: keys of earlier batches that are kept as negatives
-    momentum: float | None = None  # of the key encoder; moco_v3: where its rise to 1 begins
-    hidden: int | None = None  # moco_v3: units of projector and predictor
-    batch_norm_groups: int | None = None  # a batch's BatchNorm statistics are those of so many groups, keys shuffled
-    views: ViewsConfig = field(default_factory=ViewsConfig)
+    kind: Literal["moco_v1", "moco_v2", "moco_v3"]  # the contrastive method
+    temperature: float | None = None  # divides the similarities; null: as in the paper
+    dimension: int | None = None  # width of queries and keys; null: as in the paper
+    queue: int | None = None  # moco_v1, moco_v2: keys of earlier batches that serve as negatives; null: as in the paper
+    momentum: float | None = None  # of the momentum encoder; moco_v3: its first value, which rises to 1
+    hidden: int | None = None  # moco_v3: units of projector and predictor; null: as in the paper
+    batch_norm_groups: int | None = None  # groups of a batch with BatchNorm statistics of their own; keys are shuffled
+    views: ViewsConfig = field(default_factory=ViewsConfig)  # how the two views of a video are made
     cross_modal: CrossModalConfig | None = None  # a further loss between the towers of the features
-    optimizer: OptimizerConfig | None = None  # None: the method's published one, its rate scaled to the batch
-    batch_size: int = 1024  # videos a step
+    optimizer: OptimizerConfig | None = None  # null: as in the method's paper, the learning rate scaled to the batch
+    batch_size: int = 1024  # videos in a step
     epochs: int = 20  # passes over the training videos, labelled or not
 
     def __post_init__(self) -> None:
@@ -121,10 +123,10 @@ class PretrainConfig:
 
     @property
     def chosen_optimizer(self) -> OptimizerConfig:
-        """The optimizer that is given, else the published one of the method.
+        """The optimizer that is given, else the one of the method's paper.
 
-        NOTE: MoCo v3's is LARS for ResNets and AdamW for transformers; the latter, with a tenth of the epochs to warm
-        up, stands here for both.
+        NOTE: MoCo v3 uses LARS for ResNets and AdamW for transformers. Here the default is AdamW, with a tenth of the
+        epochs to warm up.
         """
         if self.optimizer is not None:
             return self.optimizer
@@ -143,17 +145,17 @@ METHOD_SETTINGS = ("temperature", "dimension", "queue", "momentum", "hidden", "b
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeConfig:
-    """The second half of a contrastive trial: a classifier on the pretrained encoder."""
+    """The second phase of a contrastive trial: a classifier on the pretrained encoder."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    kind: Literal["linear", "fine_tune"] = "linear"  # on the frozen encoder; or the whole of it learns on
-    start: Literal["ridge", "prior"] = "ridge"  # its first weights: the closed-form probe's, or none but the prior's
-    dropout: float | None = None  # fine_tune: the model's from here on; None: as in pretraining
-    optimizer: OptimizerConfig
-    loss: LossConfig = field(default_factory=LossConfig)
-    average: AverageConfig | None = None  # of the probe's weights over its steps: what is validated and exported
-    batch_size: int = 1024  # videos a step
+    kind: Literal["linear", "fine_tune"] = "linear"  # linear: a layer on the frozen encoder; fine_tune: all weights
+    start: Literal["ridge", "prior"] = "ridge"  # the layer's first weights: the closed-form probe's, or the usual ones
+    dropout: float | None = None  # fine_tune: dropout of the model in this phase; null: as in pretraining
+    optimizer: OptimizerConfig  # how the weights are updated
+    loss: LossConfig = field(default_factory=LossConfig)  # what the probe minimises
+    average: AverageConfig | None = None  # average the weights over the steps; the average is validated and exported
+    batch_size: int = 1024  # videos in a step
     epochs: int = 20  # passes over the labelled videos
 
     def __post_init__(self) -> None:
@@ -165,31 +167,31 @@ class ProbeConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BothHalvesConfig:
-    """What the two halves of a contrastive trial share."""
+class PhasesConfig:
+    """The settings that both phases of a contrastive trial share."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    precision: Precision = "auto"  # of the matrix products; auto: bf16 where the hardware has it
-    seed: Seed = 1  # of weights, order, views, dropout and bootstrap; per_trial: 1 + the trial's number
+    precision: Precision = "auto"  # of the matrix products; auto: bf16 where the hardware has it, else fp32
+    seed: Seed = 1  # of weights, order, views, dropout and bootstrap, as in a supervised trial
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContrastiveConfig:
-    """Everything that shapes one contrastive trial beside its data. Its epochs count through both halves."""
+    """The settings of a contrastive trial. One count of epochs covers both phases."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    model: FusedMLPConfig  # the encoder is all of it but the output layer, which is the probe
-    pretrain: PretrainConfig
-    probe: ProbeConfig
-    training: BothHalvesConfig = field(default_factory=BothHalvesConfig)
+    model: FusedMLPConfig  # the encoder, and on it the output layer, which is the probe
+    pretrain: PretrainConfig  # the first phase: the encoder learns without labels
+    probe: ProbeConfig  # the second phase: the classifier learns from labels
+    training: PhasesConfig = field(default_factory=PhasesConfig)  # what both phases share
 
     def __post_init__(self) -> None:
         if leaks(self.pretrain.method, batch_norm=self.model.norm == "batch_norm"):
             raise ValueError(
-                "pretrain.batch_norm_groups must be at least 2 with model.norm batch_norm, for statistics of the "
-                "whole batch give the keys away; or take layer_norm"
+                "pretrain.batch_norm_groups must be at least 2 with model.norm batch_norm, because statistics of the "
+                "whole batch reveal which key belongs to a query; or set model.norm to layer_norm"
             )
         try:
             check_views(self.pretrain.views, self.model.towers)
@@ -200,21 +202,21 @@ class ContrastiveConfig:
 
     @property
     def epochs(self) -> int:
-        """How many epochs both halves have together."""
+        """The number of epochs of both phases together."""
         return self.pretrain.epochs + self.probe.epochs
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The same as a plain nested dict: what checkpoints and exports store."""
+        """The settings as a plain nested dict, as checkpoints and exports store them."""
         return asdict(self)
 
     def seed(self, number: int) -> int:
-        """The seed of trial `number`: the same for all (paired comparison) unless training.seed is `per_trial`."""
+        """The seed of trial `number`: the same for all trials, so that they compare, unless `seed` is per_trial."""
         return _seed(self.training.seed, number)
 
     @property
-    def second_half(self) -> TrialConfig:
-        """The probe as the supervised trial that it is: of the embeddings, or of the whole model."""
+    def probe_trial(self) -> TrialConfig:
+        """The probe as a supervised trial: on the embeddings, or of the whole model."""
         probe, training = self.probe, self.training
         dropout = self.model.dropout if probe.dropout is None else probe.dropout
         return TrialConfig(
@@ -235,12 +237,12 @@ Trial = TrialConfig | ContrastiveConfig
 
 
 def without_effect(trial: Trial) -> list[str]:
-    """The paths of the settings that differ from their defaults for nothing: all of steps, where a closed form fits."""
+    """The paths of the settings that are not at their defaults but have no effect: those of steps, in a closed form."""
     if not (isinstance(trial, TrialConfig) and isinstance(trial.model, LinearConfig)):
         return []
-    heeded = TrainingConfig(precision=trial.training.precision)
+    used = TrainingConfig(precision=trial.training.precision)
     names = (setting.name for setting in fields(TrainingConfig))
-    differing = [f"training.{name}" for name in names if getattr(trial.training, name) != getattr(heeded, name)]
+    differing = [f"training.{name}" for name in names if getattr(trial.training, name) != getattr(used, name)]
     return differing if trial.optimizer is None else ["optimizer", *differing]
 
 

@@ -12,12 +12,12 @@ from models.metrics.per_class import PerClass
 from tuner.training.precision import Precision, forward
 from tuner.training.ranks import ALONE, Ranks
 
-BATCH_SIZE = 1024  # videos that are scored at once
-VALUES_AT_ONCE = 1 << 26  # unless their frames have more values than these: 256 MB in float32
+BATCH_SIZE = 1024  # videos that are scored at once, at the most
+VALUES_AT_ONCE = 1 << 26  # values of features that are scored at once, at the most: 256 MB in float32
 
 
 def batch_size_of(schema: Schema) -> int:
-    """How many examples to score at once; it does not show in the scores."""
+    """The number of examples to score at once; the scores do not depend on it."""
     return max(1, min(BATCH_SIZE, VALUES_AT_ONCE // schema.values_of_largest))
 
 
@@ -30,19 +30,19 @@ def evaluate(
     gap_at: Sequence[int] = (),
     classes: PerClass | None = None,
 ) -> dict[str, float]:
-    """Score `model` on every video of `batches`, on several ranks of all of theirs.
+    """Score `model` on every video of `batches`; with several ranks, on the videos of all ranks.
 
     Args:
-        model: is left as it was.
-        batches: what to score it on.
+        model: it is not changed, and keeps its mode (train or eval).
+        batches: one pass over them is scored.
         precision: of the matrix products.
-        ranks: each of which has a part of the videos.
-        gap_at: further numbers of predictions a video to give the GAP of.
-        classes: is given all scores of this rank.
+        ranks: the workers, each of which has a part of the videos.
+        gap_at: further numbers K of predictions per video to compute a GAP of.
+        classes: gets all scores of this rank.
 
     Returns:
-        gap, hit_at_1, perr, map, average_num_classes, precision, recall, calibration_error, loss (plain: unweighted
-        and unpenalised) and num_videos, and gap_at_K; the same on every rank.
+        gap, hit_at_1, perr, map, average_num_classes, precision, recall, calibration_error, loss (without weights and
+        penalties), num_videos, and gap_at_K for each K; the same on every rank.
     """
     was_training = model.training
     model.eval()
@@ -67,5 +67,5 @@ def evaluate(
         for other in others:
             first.merge(other)
         scores = first
-    assert scores is not None, "a split without videos is refused when it is opened"
+    assert scores is not None, "open_dataset refuses a split without videos"
     return scores.compute(gap_at)

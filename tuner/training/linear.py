@@ -1,7 +1,7 @@
-"""A trial of `kind: linear`: fitted in closed form, one pass over the training videos, one epoch, no optimizer.
+"""The closed-form pipeline, for `model.kind: linear`: one pass over the training videos, one epoch, no optimizer.
 
-The penalty is a setting of the model, so the search has it to vary. What comes out is a logistic regression, whose
-scores were made logits by the leave-one-out scores of a sample: validation has no part in it.
+The model is a ridge regression of the labels on the features, with one penalty, a setting of the model. Its scores are
+scaled to logits with the leave-one-out scores of a sample of training videos, so the validation videos are not used.
 """
 
 import time
@@ -14,7 +14,7 @@ from torch import nn
 from models import LinearConfig, Logistic
 from models.frame.frames import MeanPooled
 from tuner.training.config import TrialConfig
-from tuner.training.contrastive import ridge as closed_form
+from tuner.training.contrastive import ridge
 from tuner.training.dataset import Dataset
 from tuner.training.evaluation import batch_size_of, evaluate
 from tuner.training.state import Progress, device_metrics, validated
@@ -33,7 +33,7 @@ def train(
         return
     start = time.monotonic()
     logistic, inputs = _parts(state.scored)
-    fitted = closed_form.fit(
+    fitted = ridge.fit(
         inputs,
         data,
         width=data.sizes.width,
@@ -60,7 +60,7 @@ def train(
 
 
 def _parts(model: nn.Module) -> tuple[Logistic, nn.Module]:
-    """The logistic regression, and what its linear layer sees of a batch's inputs."""
+    """Split a model into its logistic regression and the module that maps a batch's inputs to the layer's inputs."""
     if isinstance(model, MeanPooled):
         assert isinstance(model.model, Logistic)
         return model.model, MeanPooled(model.model.normalize)

@@ -1,6 +1,6 @@
-"""What a supervised trial minimises over a batch, beside penalties: its loss by name, with all its weights.
+"""The objective of a supervised trial, without penalties: the loss that its settings name, with all weights.
 
-Shapes   B videos in the batch   C classes   N rows of the training data   K classes that a teacher lists of a video
+Shapes   B videos in the batch   C classes   N rows of the training data   K classes that a teacher lists for a video
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from tuner.training.ranks import Ranks
 
 
 class Objective:
-    """The data term of a trial: everything that stays the same from batch to batch, prepared once."""
+    """The data term of a trial's loss, with everything that is the same for all batches prepared once."""
 
     def __init__(
         self,
@@ -33,27 +33,27 @@ class Objective:
         seed: int,
         ranks: Ranks,
     ) -> None:
-        """Prepares the weights.
+        """Prepares the weights of classes and videos.
 
         Args:
-            config: the loss.
-            data: whose counts weigh the classes.
-            batch_size: videos a step, on all ranks together.
-            part_size: of them at a time, where gradients are accumulated.
-            bootstrap: draws the videos of a batch, the same on every rank.
+            config: the settings of the loss.
+            data: the training data, for its label counts.
+            batch_size: videos in a step, over all ranks together.
+            part_size: videos in a part of it, where gradients are accumulated.
+            bootstrap: draws the weights of a batch's videos, the same on every rank.
             device: of the batches.
-            seed: of a bootstrap sample of all videos.
-            ranks: that share the batches.
+            seed: of the bootstrap sample of all videos.
+            ranks: the workers that share the batches.
 
         Raises:
-            ConfigError: the classes' counts are not in the vocabulary, or the teacher does not know the videos.
+            ConfigError: the vocabulary has no counts of the classes, or the teacher predictions lack a training video.
         """
         self.config, self.device, self.ranks = config, device, ranks
         self.batch_size, self.part_size, self.bootstrap = batch_size, part_size, bootstrap
         class_weights_C: Tensor | None = None
         if config.kind == "weighted_hamming":
             if data.vocabulary is None:
-                raise ConfigError("loss.kind: weighted_hamming takes its counts from data.vocabulary, which is not set")
+                raise ConfigError("loss.kind: weighted_hamming needs the counts of data.vocabulary, which is not set")
             counts = vocabulary.video_counts(data.vocabulary, data.sizes.num_classes)
             class_weights_C = loss_weights.class_weights(counts, config.setting("class_weight_power")).to(device)
         self.loss = losses.build(config, class_weights_C)
@@ -65,11 +65,11 @@ class Objective:
         self.fixed_weights_N: Tensor | None = None
         if config.bootstrap == "fixed":
             self.fixed_weights_N = data.bootstrap_weights(seed).to(device)
-        self.lessons = Lessons(config.distill.predictions, data, device) if config.distill else None
-        self._drawn = torch.zeros(0, device=device)  # weights of the batch's parts that are still to come
+        self.teacher = TeacherPredictions(config.distill.predictions, data, device) if config.distill else None
+        self._drawn = torch.zeros(0, device=device)  # weights of the batch's parts that follow
 
     def __call__(self, logits_BC: Tensor, batch: Any) -> Tensor:
-        """The mean over this rank's part of a batch."""
+        """The mean loss over this rank's part of a batch."""
         example_weights_B = self.example_weights(batch)
         loss = self.loss(
             logits_BC,
@@ -80,18 +80,18 @@ class Objective:
             pos_weights_C=self.pos_weights_C,
             example_weights_B=example_weights_B,
         )
-        if self.lessons is None or self.config.distill is None:
+        if self.teacher is None or self.config.distill is None:
             return loss
-        taught = losses.distillation(logits_BC, *self.lessons(batch.rows), example_weights_B)
+        distilled = losses.distillation(logits_BC, *self.teacher(batch.rows), example_weights_B)
         weight = self.config.distill.weight
-        return weight * taught + (1 - weight) * loss
+        return weight * distilled + (1 - weight) * loss
 
     def example_weights(self, batch: Any) -> Tensor | None:
-        """How often each video of the batch counts: bootstrap."""
+        """How often the bootstrap counts each video of the batch, [B] float32; None: each once."""
         if self.fixed_weights_N is not None:
             return self.fixed_weights_N[batch.rows]
         if self.config.bootstrap == "per_batch":
-            # All ranks draw the same for the whole batch, and each takes the places that data.batches gives it.
+            # All ranks draw the same weights for the whole batch; each takes those of the videos that it gets.
             if not len(self._drawn):
                 self._drawn = loss_weights.per_batch_bootstrap_weights(self.batch_size, self.bootstrap, self.device)
             part, self._drawn = self._drawn[: self.part_size], self._drawn[self.part_size :]
@@ -99,28 +99,28 @@ class Objective:
         return None
 
 
-class Lessons:
-    """A teacher's probabilities by the rows of the training data. All of them lie on the device."""
+class TeacherPredictions:
+    """A teacher's probabilities, looked up by rows of the training data. All of them are on the device."""
 
     def __init__(self, path: str, data: TrainingData, device: torch.device) -> None:
-        """Finds every training video among the teacher's.
+        """Reads the file and finds every training video in it.
 
         Raises:
-            ConfigError: the file cannot be read, is of other classes, or lacks a training video.
+            ConfigError: the file cannot be read, has other classes, or lacks a training video.
         """
-        taught = teacher.read(path, data.sizes.num_classes)
-        rows_N = taught.rows(data.ids)
+        predictions = teacher.read(path, data.sizes.num_classes)
+        rows_N = predictions.rows(data.ids)
         missing = int((rows_N < 0).sum())
         if missing:
             raise ConfigError(
                 f"{path}: has no predictions of {missing:,} of the {len(rows_N):,} training videos; "
-                "let the teacher predict all of data.train"
+                "predict all of data.train with the teacher"
             )
         self.rows_N = torch.from_numpy(rows_N).to(device)
-        self.classes = torch.tensor(taught.classes_NK, device=device)
-        self.probabilities = torch.tensor(taught.probabilities_NK, device=device)
+        self.classes = torch.tensor(predictions.classes_NK, device=device)
+        self.probabilities = torch.tensor(predictions.probabilities_NK, device=device)
 
     def __call__(self, rows_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Classes [B, K] and their probabilities of a batch's rows."""
+        """The classes [B, K] and their probabilities [B, K] of a batch's rows [B]."""
         rows_B = self.rows_N[rows_B]
         return self.classes[rows_B].long(), self.probabilities[rows_B]

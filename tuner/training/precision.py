@@ -1,4 +1,4 @@
-"""Mixed precision: which one `auto` means on a device, and what applies it: in training, and to look at a result."""
+"""Mixed precision: what `auto` means on a device, and how training and evaluation apply it."""
 
 from contextlib import AbstractContextManager
 from typing import Literal
@@ -12,19 +12,19 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
-    """Matrix products in bf16 where `precision` asks for it, everything else as it is."""
+    """A context in which matrix products run in bf16 where `precision` says so; everything else is unchanged."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bf16(device, precision))
 
 
 def forward(model: nn.Module, batch: Batch, precision: Precision) -> Tensor:
-    """What `model` gives for a batch, without gradients: float32 or, under autocast, bfloat16."""
+    """Apply `model` to a batch without gradients; the output is float32, or bfloat16 under autocast."""
     with torch.inference_mode(), autocast(batch.rows.device, precision):
         output: Tensor = model(*batch.inputs)
     return output
 
 
 def uses_bf16(device: torch.device, precision: Precision) -> bool:
-    """Whether `precision` means bf16 on this device: `auto` asks the hardware, a plain name is obeyed."""
+    """Whether `precision` means bf16 on this device; `auto` does where the hardware has it."""
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":

@@ -1,7 +1,7 @@
 """The workers of one trial, by rank: each trains on its part of every batch, and all hold the same weights.
 
-A trial of one worker is `ALONE`, for which nothing here does anything. Several are the processes of a
-torch.distributed group, whoever started it (Ray Train, a test).
+A trial of one worker has the ranks `ALONE`, for which every function here is trivial. Several workers are the processes
+of a torch.distributed group, which Ray Train or a test has started.
 """
 
 from collections.abc import Callable
@@ -24,23 +24,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """One worker's place among the workers of its trial. What is collective must be called by all of them."""
+    """A worker's rank among the workers of its trial. All workers must call a collective method together."""
 
     rank: int = 0
     size: int = 1
 
     @classmethod
     def of_this_process(cls) -> "Ranks":
-        """As the process group has it; without one, alone."""
+        """The rank of this process in its process group; without a group, rank 0 of 1."""
         if not distributed.is_initialized():
             return cls()
         return cls(rank=distributed.get_rank(), size=distributed.get_world_size())
 
     def parallel(self, model: nn.Module) -> nn.Module:
-        """The model, with gradients that are averaged over the ranks in backward (collective, as its forward is).
+        """Wrap `model` so that backward averages the gradients over the ranks (collective, and so is its forward).
 
-        BatchNorm takes the statistics of the whole batch, so its running ones are the same on every rank. `model` is
-        trained in place; it is what to save and to evaluate.
+        BatchNorm uses the statistics of the whole batch, so its running statistics are the same on every rank. `model`
+        itself is trained; save and evaluate it, not the wrapper.
         """
         if self.size == 1:
             return model
@@ -50,20 +50,20 @@ class Ranks:
         return DistributedDataParallel(model)
 
     def unreduced(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Within it, backward adds to each rank's own gradients; those of the next backward outside are averaged.
+        """A context in which backward adds to the rank's own gradients; the next backward outside averages the sums.
 
         `model` is what `parallel` returned.
         """
         return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over the ranks, in place, the same bits on each (collective)."""
+        """Sum `values` over the ranks, in place; every rank gets the same bits (collective)."""
         if self.size > 1:
             distributed.all_reduce(values)
         return values
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's value, in the order of the ranks (collective). They are pickled, by none but our own workers."""
+        """Collect every rank's value, in the order of the ranks (collective). Only our own workers pickle values."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -71,10 +71,10 @@ class Ranks:
         return values
 
     def together(self, action: Callable[[], T]) -> T:
-        """Do what may fail on one rank alone, say on a node with a full disk: then all fail, none waits (collective).
+        """Run `action`, which may fail on one rank alone: then all ranks fail and none waits forever (collective).
 
         Raises:
-            TunerError, DataError: that of the first rank that failed.
+            TunerError, DataError: the error of the first rank that failed.
         """
         failure: TunerError | DataError | None = None
         try:
@@ -86,13 +86,13 @@ class Ranks:
         return result
 
     def share(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """This rank's piece of the rows: the pieces, in the order of the ranks, are the rows again."""
+        """This rank's piece of `rows`; the pieces of all ranks, in order, are `rows`."""
         return np.array_split(rows, self.size)[self.rank]
 
     def seed(self, seed: int, epoch: int) -> None:
-        """Give this rank random numbers of its own for an epoch, for dropout; the same ones after a resume.
+        """Seed this rank's generator for an epoch, so that every rank draws its own dropout, the same after a resume.
 
-        Rank 0 goes on with those of the checkpoint, as a lone worker does.
+        Rank 0 keeps the generator of the checkpoint, as a single worker does.
         """
         if self.rank:
             torch.manual_seed(int(np.random.default_rng((seed, epoch, self.rank)).integers(2**63)))

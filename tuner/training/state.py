@@ -15,30 +15,30 @@ from tuner.training.config import TrialConfig
 
 
 class Saveable(Protocol):
-    """A training under way, of any pipeline."""
+    """The state of a trial of any pipeline, which can be saved as a checkpoint."""
 
     @property
     def history(self) -> list[dict[str, float]]:
         """The metrics of each finished epoch."""
 
     def save(self, directory: Path, trial: Any) -> None:
-        """Write it into `directory`, whole or not at all; `trial` is its configuration."""
+        """Write a checkpoint into `directory`, whole or not at all; `trial` is the trial's configuration."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """One finished epoch. `state` is the live training: save it before the generator is advanced."""
+    """A finished epoch. `state` is the live state of the trial: save it before you advance the generator."""
 
     epoch: int  # finished epochs, from 1
-    metrics: dict[str, float]  # by the metric keys of MLflow
+    metrics: dict[str, float]  # by the keys that MLflow shows
     state: Saveable
-    repeated: bool = False  # the checkpoint's own epoch, told once more after a resume
+    repeated: bool = False  # whether it is the checkpoint's own epoch, yielded again after a resume
     tags: Mapping[str, str] = field(default_factory=dict)  # of the trial's run in MLflow
 
 
 @dataclass(slots=True, kw_only=True)
 class TrainingState:
-    """What a trial needs to go on exactly where it stands: the parts of a checkpoint."""
+    """The state of a supervised trial: all that is needed to resume it with the same results."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer | None  # None: the model is fitted in closed form
@@ -48,16 +48,16 @@ class TrainingState:
 
     @property
     def epoch(self) -> int:
-        """How many epochs are finished."""
+        """The number of finished epochs."""
         return len(self.history)
 
     @property
     def scored(self) -> nn.Module:
-        """The model that is validated and exported: the averaged one, where weights are averaged."""
+        """The model that is validated and exported: the average of the weights where they are averaged."""
         return self.model if self.average is None else self.average.model
 
     def parts(self) -> dict[str, Any]:
-        """Everything but the weights of `scored`, as tensors and plain values."""
+        """The whole state but the weights of `scored`, as tensors and plain values."""
         average = self.average
         return {
             "history": self.history,
@@ -68,7 +68,7 @@ class TrainingState:
         }
 
     def restore(self, weights: dict[str, Tensor], parts: dict[str, Any]) -> None:
-        """Put the weights of `scored` and the parts back, random numbers included."""
+        """Restore the weights of `scored` and what `parts` gave, random number generators included."""
         self.scored.load_state_dict(weights)
         if self.average is not None:
             self.model.load_state_dict(parts["live"]["weights"])
@@ -84,20 +84,20 @@ class TrainingState:
         checkpoint.save(directory, model=self.scored.state_dict(), training=self.parts(), settings=trial.settings)
 
     def load(self, directory: Path, trial: TrialConfig) -> None:
-        """Put a saved state back.
+        """Restore the state that a checkpoint stores.
 
         Raises:
-            CheckpointError: the checkpoint is damaged, or other settings shaped it.
+            CheckpointError: the checkpoint is damaged, or belongs to other settings or to data of other widths.
         """
         weights, parts = checkpoint.load(directory, settings=trial.settings)
         try:
             self.restore(weights, parts)
-        except RuntimeError as error:  # of load_state_dict, where the data has other features or classes
+        except RuntimeError as error:  # load_state_dict's, where the data has other features or classes
             raise CheckpointError(f"{directory}: the weights do not fit the trial's model ({error})") from error
 
 
 def random_state() -> dict[str, Any]:
-    """Where torch's own random number generators stand."""
+    """The state of torch's global random number generators."""
     return {
         "rng": torch.get_rng_state(),
         "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -105,14 +105,19 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Put them back where `random_state` found them."""
+    """Restore the generators to what `random_state` gave."""
     torch.set_rng_state(state["rng"])
     if state["rng_cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["rng_cuda"])
 
 
 def validated(scores: dict[str, float], history: list[dict[str, float]]) -> dict[str, float]:
-    """What an epoch tells of its validation; `gap_best` is the best so far."""
+    """The validation metrics of an epoch; `gap_best` is the best GAP so far.
+
+    Args:
+        scores: what `evaluation.evaluate` gave for the epoch's model.
+        history: the metrics of the epochs before it.
+    """
     return {
         "gap": scores["gap"],
         "gap_best": max([scores["gap"], *(past["gap"] for past in history)]),
@@ -124,5 +129,5 @@ def validated(scores: dict[str, float], history: list[dict[str, float]]) -> dict
 
 
 def device_metrics(device: torch.device) -> dict[str, float]:
-    """The most memory that a GPU has held so far; nothing on a CPU."""
+    """The peak memory of a GPU so far, in GiB; an empty dict on a CPU."""
     return {"gpu_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30} if device.type == "cuda" else {}

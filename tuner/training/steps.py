@@ -1,4 +1,4 @@
-"""Steps of an optimizer through the batches of an epoch, alike in both halves of a trial. Plain PyTorch, no Ray."""
+"""The optimizer steps of an epoch, for every pipeline that takes steps. Plain PyTorch, no Ray."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -13,19 +13,19 @@ from models.optim.optimizers import OptimizerConfig
 from tuner.errors import TrialDiverged
 from tuner.training.ranks import ALONE, Ranks
 
-# Steps between two looks at the divergence flag on CUDA: each look makes the host wait for the device.
+# Steps between two reads of the divergence flag on CUDA; each read makes the host wait for the device.
 STEPS_BETWEEN_CHECKS = 100
 
 
 class StepLoop:
-    """The rate of every step, its update, and the watch for a loss that is not finite.
+    """Sets the learning rate of every step, updates the weights, and stops at a loss that is not finite.
 
-    Where several ranks train, a batch is theirs together: its loss, and so the gradient, is the mean over its videos,
-    however many of them lie on which rank. The model that the loss comes from is `Ranks.parallel`'s.
+    Where several ranks train, they share a batch: its loss, and so the gradient, is the mean over all of its videos,
+    no matter how many of them each rank has. The loss must come from the model that `Ranks.parallel` returned.
 
-    Gradients may be accumulated: a step's batch then comes in several parts, one forward and backward each, so that
-    only a part's activations need memory. The gradient is that of the whole batch, but for BatchNorm, which takes the
-    statistics of a part.
+    Gradients can be accumulated: the batch of a step then comes in several parts, with one forward and backward pass
+    each, so that memory is needed for the activations of one part only. The gradient is that of the whole batch, except
+    that BatchNorm uses the statistics of each part.
     """
 
     def __init__(
@@ -42,19 +42,20 @@ class StepLoop:
         accumulate: int = 1,
         unreduced: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """Takes steps with `optimizer`.
+        """Prepares the loop.
 
         Args:
             optimizer: built from `config`.
-            config: of the optimizer.
-            batch_size: videos of a batch on all ranks together.
-            examples_per_epoch: videos of an epoch on all ranks together.
-            epochs: of the whole training, for the schedule of the rate.
+            config: the settings of the optimizer.
+            batch_size: videos in a batch, over all ranks together.
+            examples_per_epoch: videos in an epoch, over all ranks together.
+            epochs: of the whole training; the learning rate's schedule depends on it.
             device: where the loss is computed.
-            ranks: that share the batches.
-            name: what the loss is called when it diverges.
-            accumulate: parts that a step's batch comes in.
-            unreduced: makes the context of the backwards whose gradients are not averaged over the ranks yet.
+            ranks: the workers that share the batches.
+            name: of the loss, for the error where it diverges.
+            accumulate: the number of parts in which a step's batch comes.
+            unreduced: makes the context of the backward passes before the last one of a step, in which gradients are
+                not averaged over the ranks.
         """
         self.optimizer, self.config, self.device, self.ranks, self.name = optimizer, config, device, ranks, name
         self.batch_size, self.examples_per_epoch = batch_size, examples_per_epoch
@@ -71,17 +72,18 @@ class StepLoop:
         add_gradients: Callable[[], None] | None = None,
         stepped: Callable[[], None] | None = None,
     ) -> float:
-        """Step through the batches of one epoch, and return the mean of their losses.
+        """Take one step for each batch of an epoch, and return the mean of their losses.
 
         Args:
-            batches: this rank's share of them, or with `accumulate` of each one's parts, no step's missing.
+            batches: this rank's share of the batches; with `accumulate`, of their parts, and every step has all parts.
             epoch: its number, from 0.
-            loss_of: the mean loss of a batch's videos; its second argument is the training's progress, from 0 to 1.
-            add_gradients: of what is not a mean over videos, called between backward and clipping.
+            loss_of: computes the mean loss of a batch's videos; its second argument is the training's progress, 0 to 1.
+            add_gradients: adds the gradients of terms that are no mean over videos; called between backward and
+                clipping.
             stepped: called after every update of the weights.
 
         Raises:
-            TrialDiverged: a loss is not finite; the weights are left as they were before that step.
+            TrialDiverged: a loss is not finite; the weights keep their values from before that step.
         """
         total = torch.zeros((), device=self.device, dtype=torch.float64)
         diverged = torch.zeros((), device=self.device, dtype=torch.bool)
@@ -103,25 +105,25 @@ class StepLoop:
         if bool(diverged):
             raise TrialDiverged(
                 f"the {self.name} is not finite in epoch {epoch + 1} by step {steps} "
-                f"(learning rate {self.learning_rate:.3g}); the weights were left as they were"
+                f"(learning rate {self.learning_rate:.3g}); the weights keep their values from before it"
             )
         return float(total) / max(steps, 1)
 
     def _backward(self, parts: Iterator[Any], loss_of: Callable[[Any, float], Tensor], progress: float) -> Tensor:
-        """Make the gradients of one batch; returns its mean loss over all parts and ranks."""
+        """Compute the gradients of one batch; returns its mean loss over all parts and ranks."""
         self.optimizer.zero_grad(set_to_none=True)
         whole = torch.zeros((), device=self.device)
         for part, batch in enumerate(parts, start=1):
             share = len(batch.rows) / self.batch_size
             with self.unreduced() if part < self.accumulate else nullcontext():
                 loss = loss_of(batch, progress)
-                # Reduced before backward begins, whose own reductions come in an order of their own.
+                # Reduced before backward begins, because backward's own reductions have another order.
                 whole = whole + self.ranks.sum(loss.detach() * share)
                 (loss * (share * self.ranks.size)).backward()  # type: ignore[no-untyped-call]  # averaged over the ranks
         return whole
 
     def _update(self, skip: Tensor, add_gradients: Callable[[], None] | None) -> None:
-        """One update of the weights, skipped (not waited for) where the loss is not finite."""
+        """Update the weights once; the device skips it where the loss is not finite, and the host does not wait."""
         if add_gradients is not None:
             add_gradients()
         optimizers.clip(self.parameters, self.config.clip)

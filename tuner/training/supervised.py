@@ -1,7 +1,7 @@
-"""A supervised trial as a generator of Progress: plain PyTorch, no Ray.
+"""The supervised pipeline: a trial as a generator of Progress. Plain PyTorch, no Ray.
 
-`begin` and `epochs` are its two parts; the second half of a contrastive trial (tuner/training/contrastive/trial.py)
-uses them too.
+`begin` and `epochs` are its two parts. The probe of a contrastive trial (tuner/training/contrastive/probe.py) uses
+them too.
 
 Shapes   B videos in the batch   C classes   N training videos
 """
@@ -61,7 +61,7 @@ def train(
 
 
 def begin(trial: TrialConfig, data: TrainingData, *, device: torch.device, seed: int) -> TrainingState:
-    """The state before the first step."""
+    """Build the state before the first step."""
     torch.manual_seed(seed)
     model = models.build(trial.model, data.sizes, data.statistics).to(device)
     return TrainingState(
@@ -82,10 +82,11 @@ def epochs(
     score: Callable[[nn.Module], dict[str, float]],
     ranks: Ranks = ALONE,
 ) -> Iterator[Progress]:
-    """The epochs that `state` has not behind it yet; `score` validates the model after each.
+    """Train the epochs that `state` has not finished; yields after each, once `score` has validated the model.
 
     Raises:
-        DataError: gradients are accumulated over parts of a batch that the videos do not fill.
+        DataError: there are fewer training videos than training.accumulate needs for one batch.
+        TrialDiverged: a loss is not finite; the weights keep their values from before that step.
     """
     config = trial.training
     batches = data.train_batches(config.batch_size // config.accumulate, seed, device, ranks, config.frames)
@@ -93,7 +94,7 @@ def epochs(
     if not steps:
         raise DataError(
             f"data.train: {batches.num_videos:,} videos do not fill one batch of {config.batch_size:,}, "
-            "as training.accumulate needs; give a smaller training.batch_size"
+            "which training.accumulate needs; set a smaller training.batch_size"
         )
     examples = min(steps * config.batch_size, batches.num_videos)  # one batch may hold fewer
     step = TrainingStep(trial, data, state, device=device, seed=seed, examples_per_epoch=examples, ranks=ranks)
@@ -117,7 +118,7 @@ def epochs(
 
 
 class TrainingStep:
-    """The step of a trial: everything that stays the same from batch to batch, prepared once."""
+    """The training step of a supervised trial, with everything that is the same for all batches prepared once."""
 
     def __init__(
         self,
@@ -130,7 +131,7 @@ class TrainingStep:
         examples_per_epoch: int,
         ranks: Ranks = ALONE,
     ) -> None:
-        assert state.optimizer is not None and trial.optimizer is not None, "a closed form takes no steps"
+        assert state.optimizer is not None and trial.optimizer is not None, "a closed-form trial takes no steps"
         self.trial, self.device = trial, device
         self.model = ranks.parallel(state.model)
         training, average = trial.training, state.average
@@ -161,19 +162,19 @@ class TrainingStep:
 
     @property
     def learning_rate(self) -> float:
-        """Of the last step."""
+        """The learning rate of the last step."""
         return self.steps.learning_rate
 
     def run_epoch(self, batches: Iterator[Any], epoch: int) -> float:
-        """Step through the batches of one epoch; return the mean of their losses (the data term, without penalty)."""
+        """Train on the batches of one epoch; returns the mean of their losses without penalties."""
         return self.steps.run_epoch(batches, epoch, self.loss, self.add_penalty, self.stepped)
 
     def loss(self, batch: Any, progress: float) -> Tensor:
-        """The data term of this rank's part of a batch."""
+        """The loss of this rank's part of a batch, without penalties."""
         with autocast(self.device, self.trial.training.precision):
             logits_BC = self.model(*batch.inputs)
         return self.objective(logits_BC, batch)
 
     def add_penalty(self) -> None:
-        """Its gradients: of the weights alone, so the same on every rank."""
+        """Add the gradients of the penalties; they depend on the weights alone, so they are the same on every rank."""
         penalties.add_penalty_gradients(self.penalised, self.trial.loss.penalty)

@@ -1,15 +1,19 @@
-"""What a model says of training videos, kept for another model to learn from (`loss.distill`): a safetensors file.
+"""Teacher predictions: a model's predictions of training videos, for another model to learn from (`loss.distill`).
+
+They are a safetensors file, which
 
     python -m tuner.predict MODEL_DIR --data 'train*.tfrecord' --output teacher.safetensors [--top-k 50]
 
+writes:
+
     ids            uint8 [N, W]     of the videos, padded with zero bytes, in ascending order, each once
-    classes        int32 [N, K]     the best of each video, best first
-    probabilities  float16 [N, K]   what is not listed counts as 0
+    classes        int32 [N, K]     the most probable classes of each video, the most probable first
+    probabilities  float16 [N, K]   of these classes; every other class counts as 0
 
-Its metadata name the format, the number of classes, the model and the data that the model was trained on. Reading it
-runs no code.
+The metadata name the format, the number of classes, the model and the data that the model was trained on. Reading the
+file runs no code.
 
-Shapes   N videos   W bytes of the longest id   K classes kept of a video
+Shapes   N videos   W bytes of the longest id   K classes listed for a video
 """
 
 from __future__ import annotations
@@ -28,21 +32,21 @@ from safetensors.numpy import save
 from tuner.errors import ConfigError
 
 FORMAT = "teacher-1"
-TOP_K = 50  # as the winners of 2017 and 2018 kept
+TOP_K = 50  # as the winners of 2017 and 2018 used
 SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Teacher:
-    """The predictions of a file."""
+    """The contents of a file of teacher predictions."""
 
     ids: NDArray[np.bytes_]  # [N], ascending
     classes_NK: NDArray[np.int32]
     probabilities_NK: NDArray[np.float16]
-    model: Mapping[str, Any]  # where they come from: experiment, search, members by number, data_fingerprint
+    model: Mapping[str, Any]  # the model that made them: experiment, search, members by number, data_fingerprint
 
     def rows(self, ids: NDArray[np.bytes_]) -> NDArray[np.int64]:
-        """The row of each of these videos; -1: there is none."""
+        """The row of each of these videos; -1 where the teacher has no prediction of it."""
         if not len(self.ids):
             return np.full(len(ids), -1)
         rows = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
@@ -58,15 +62,15 @@ def write(
     num_classes: int,
     model: Mapping[str, Any],
 ) -> None:
-    """Write the file; of a video that comes twice, the first row.
+    """Write a file of teacher predictions. Where a video occurs twice, its first row is written.
 
     Args:
-        path: where.
+        path: of the file.
         ids: of the videos, in any order; none ends with a zero byte.
-        classes_NK: best first.
+        classes_NK: the most probable first.
         probabilities_NK: of these classes.
         num_classes: of the model.
-        model: where they come from, as plain values.
+        model: what to note about the model, as plain values.
     """
     unique, rows = np.unique(np.array(list(ids), np.bytes_), return_index=True)
     width = max(unique.dtype.itemsize, 1)
@@ -76,33 +80,33 @@ def write(
         "probabilities": probabilities_NK.astype(np.float16)[rows],
     }
     metadata = {"format": FORMAT, "num_classes": str(num_classes), "model": json.dumps(dict(model))}
-    path.write_bytes(save(tensors, metadata))  # save_file would keep the file to its owner
+    path.write_bytes(save(tensors, metadata))  # save_file would make it readable by its owner only
 
 
 def read(path: str | Path, num_classes: int) -> Teacher:
-    """Read a file.
+    """Read a file of teacher predictions.
 
     Raises:
-        ConfigError: it is missing, damaged, no such file, or of a model of other classes.
+        ConfigError: the file is missing, damaged or of another kind, or its model has another number of classes.
     """
     again = "write it with `python -m tuner.predict MODEL_DIR --data SHARDS --output FILE.safetensors`"
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise ConfigError(f"{path}: is no file of a teacher's predictions; {again}")
+                raise ConfigError(f"{path}: is not a file of teacher predictions; {again}")
             ids, classes_NK, probabilities_NK = map(file.get_tensor, ("ids", "classes", "probabilities"))
         known, model = int(metadata["num_classes"]), json.loads(metadata["model"])
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise ConfigError(f"{path}: cannot be read as a teacher's predictions ({reason}); {again}") from error
+        raise ConfigError(f"{path}: cannot be read as teacher predictions ({reason}); {again}") from error
     if known != num_classes:
-        raise ConfigError(f"{path}: the teacher has {known:,} classes, but the data {num_classes:,}; {again}")
+        raise ConfigError(f"{path}: the teacher has {known:,} classes, but the data has {num_classes:,}; {again}")
     shapes = ids.dtype, ids.ndim, classes_NK.dtype, classes_NK.shape, probabilities_NK.dtype, len(ids)
     if shapes != (np.uint8, 2, np.int32, probabilities_NK.shape, np.float16, len(classes_NK)):
-        raise ConfigError(f"{path}: damaged, its arrays do not belong together; {again}")
+        raise ConfigError(f"{path}: damaged: its arrays do not fit each other; {again}")
     if classes_NK.size and not 0 <= classes_NK.min() <= classes_NK.max() < num_classes:
-        raise ConfigError(f"{path}: damaged, it names classes outside of 0 to {num_classes - 1}; {again}")
+        raise ConfigError(f"{path}: damaged: it names classes outside 0 to {num_classes - 1}; {again}")
     return Teacher(
         ids=np.frombuffer(ids.tobytes(), f"S{ids.shape[1]}"),
         classes_NK=classes_NK,

@@ -1,1 +1,1 @@
-"""A contrastive trial: pretraining without labels, then a probe."""
+"""The contrastive pipeline: pretraining without labels, then a probe."""

@@ -1,4 +1,4 @@
-"""What a frozen encoder makes of videos, computed once: the data that a probe trains on.
+"""The embeddings that a frozen encoder gives for the labelled videos, computed once: a linear probe trains on them.
 
 Shapes   N labelled training videos   H units of the embedding
 """
@@ -24,13 +24,13 @@ from tuner.training.precision import Precision, forward
 from tuner.training.ranks import ALONE, Ranks
 
 BATCH_SIZE = 1024
-# Larger embeddings go to a file that is mapped into memory: 4.9 million videos of 1,200 float16 are 11.8 GB.
+# Larger arrays of embeddings are a memory-mapped file: those of 4.9 million videos, 1,200 float16 each, take 11.8 GB.
 LARGEST_IN_MEMORY = 2 << 30  # bytes
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Embeddings:
-    """The labelled training videos as an encoder sees them; fits `data.batches.Columns` and training."""
+    """The embeddings and labels of the labelled training videos; a `data.batches.Columns` and a `TrainingData`."""
 
     features_ND: NDArray[np.float16]
     label_offsets: NDArray[np.int64]
@@ -38,25 +38,25 @@ class Embeddings:
     num_classes: int
     fingerprint: str
     ids: NDArray[np.bytes_]
-    vocabulary: str | None = None  # the data set's
-    frame_offsets: None = None  # the rows are embeddings, not frames
-    rated_offsets: None = None  # and all classes are rated
+    vocabulary: str | None = None  # the csv of the dataset's classes
+    frame_offsets: None = None  # a row is one embedding, not several frames
+    rated_offsets: None = None  # all classes are rated
     rated_indices: None = None
 
     @property
     def sizes(self) -> Sizes:
-        """One feature, the embedding."""
+        """The widths: one feature, the embedding."""
         return Sizes(features={"embedding": self.features_ND.shape[1]}, num_classes=self.num_classes)
 
     @cached_property
     def statistics(self) -> FeatureStatistics:
-        """Of every unit of the embedding, and of the labels."""
+        """The moments of every unit of the embedding, and the label counts."""
         return feature_statistics(Moments.of_columns(self, self.num_classes).statistics())
 
     def train_batches(
         self, batch_size: int, seed: int, device: torch.device, ranks: Ranks = ALONE, frames: FramesConfig = ALL
     ) -> Batches:
-        """Shuffled; the last, smaller batch of an epoch is left out, as in `Dataset.train_batches`."""
+        """Shuffled batches; the last, smaller one of an epoch is left out, as in `Dataset.train_batches`."""
         return Batches(
             self,
             batch_size=batch_size,
@@ -74,13 +74,13 @@ class Embeddings:
 
 
 def embed(encoder: FusedEncoder, data: Dataset, *, device: torch.device, precision: Precision) -> Embeddings:
-    """The embeddings of the labelled training videos, by the encoder in eval mode.
+    """Compute the embeddings of the labelled training videos, with the encoder in eval mode.
 
     Args:
-        encoder: on `device`; stays as it is.
-        data: its labelled rows alone are embedded.
+        encoder: on `device`; it is not changed.
+        data: only its labelled rows are embedded.
         device: where the encoder is.
-        precision: of its matrix products.
+        precision: of the encoder's matrix products.
     """
     batches = data.labelled_batches(BATCH_SIZE, device)
     features_ND = _empty(batches.num_videos, encoder.width)
@@ -95,14 +95,14 @@ def embed(encoder: FusedEncoder, data: Dataset, *, device: torch.device, precisi
         label_offsets=offsets,
         label_indices=labels,
         num_classes=data.sizes.num_classes,
-        fingerprint=uuid.uuid4().hex,  # nobody else has these: none of them may be taken for another's on a GPU
+        fingerprint=uuid.uuid4().hex,  # unique: what is kept on a GPU by fingerprint must not be mixed up
         ids=data.train.ids[rows],
         vocabulary=data.vocabulary,
     )
 
 
 def embedded(encoder: nn.Module, batches: Batches, precision: Precision) -> Iterator[tuple[Tensor, Batch]]:
-    """The embeddings [B, H] of every batch, by the encoder in eval mode; float32 or, under autocast, bfloat16."""
+    """Yield the embeddings [B, H] of every batch, by the encoder in eval mode: float32, or bfloat16 under autocast."""
     was_training = encoder.training
     encoder.eval()
     for batch in batches.epoch(0):
@@ -111,7 +111,7 @@ def embedded(encoder: nn.Module, batches: Batches, precision: Precision) -> Iter
 
 
 def _empty(num_videos: int, width: int) -> NDArray[np.float16]:
-    """Room for the embeddings: in memory, or beyond the limit in a file that vanishes with its last user."""
+    """Allocate the embeddings: in memory, or above the limit in a temporary file that its last user deletes."""
     if num_videos * width * 2 <= LARGEST_IN_MEMORY:
         return np.empty((num_videos, width), np.float16)
     with tempfile.TemporaryFile(prefix="embeddings-") as file:

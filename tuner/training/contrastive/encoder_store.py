@@ -1,10 +1,10 @@
-"""Pretrained encoders, kept by what shaped them: trials that differ only in their probe pretrain once.
+"""The encoder store keeps pretrained encoders, so that trials which differ only in their probe pretrain once.
 
     <storage>/.encoders/<key>/     a checkpoint (tuner/training/checkpoint.py) of the encoder's weights
 
-The key is a hash of the settings, of the training videos' content and of the source of every module that has a part in
-the result: a commit that touches none of these leaves the encoders valid. Nothing is ever evicted; the folder may be
-removed at any time, encoders are then made anew.
+The key is a hash of everything that the weights depend on: the settings, the content of the training videos and the
+source of the modules in SHAPING. A commit that changes none of these modules leaves the stored encoders valid. Nothing
+is evicted. The folder can be deleted at any time; trials then pretrain again.
 """
 
 import hashlib
@@ -34,6 +34,7 @@ from tuner.training.config import ContrastiveConfig
 from tuner.training.dataset import Dataset
 
 FOLDER = ".encoders"  # in the storage; an experiment cannot have this name
+# The modules whose code the weights of an encoder depend on.
 SHAPING = (
     data.batches,
     models.video.fused_mlp,
@@ -49,13 +50,17 @@ SHAPING = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderStore:
-    """Where encoders are kept, and for whom."""
+    """The encoder store of a storage, as one trial uses it."""
 
     directory: Place
-    trial_id: str  # of the trial that asks: the encoders that it makes bear its name
+    trial_id: str  # of the trial that uses it; noted in the encoders that the trial stores
 
     def find(self, shaped_by: dict[str, Any]) -> tuple[dict[str, Tensor], str] | None:
-        """The weights of the encoder and the id of the trial that made it; None where there is none to use."""
+        """Load the encoder that `shaped_by` describes.
+
+        Returns:
+            Its weights and the id of the trial that made it; None where the store has no valid one.
+        """
         place = self.directory / key(shaped_by)
         if not place.exists():
             return None
@@ -63,12 +68,12 @@ class EncoderStore:
             with at(place).download(checkpoint.FILES) as local:
                 weights, notes = checkpoint.load(local, settings=shaped_by)
         except CheckpointError:
-            logging.getLogger(__name__).exception("a kept encoder cannot be used: it is made anew")
+            logging.getLogger(__name__).exception("a stored encoder cannot be read, so the trial pretrains again")
             return None
         return weights, notes["made_by"]
 
-    def keep(self, encoder: FusedEncoder, shaped_by: dict[str, Any]) -> None:
-        """Keep an encoder for other trials; a sound one that is there already stays."""
+    def store(self, encoder: FusedEncoder, shaped_by: dict[str, Any]) -> None:
+        """Store an encoder for other trials, unless the store has a valid one that `shaped_by` describes."""
         if self.find(shaped_by) is None:
             notes = {"made_by": self.trial_id}
             place = self.directory / key(shaped_by)
@@ -76,9 +81,9 @@ class EncoderStore:
 
 
 def shaped_by(trial: ContrastiveConfig, data: Dataset, seed: int) -> dict[str, Any]:
-    """Everything that shapes the encoder, as plain values."""
+    """Everything that the encoder of a trial depends on, as plain values."""
     model = asdict(trial.model)
-    del model["prior_bias"]  # of the output layer
+    del model["prior_bias"]  # a setting of the output layer
     return {
         "model": model,
         "pretrain": asdict(trial.pretrain),
@@ -91,7 +96,7 @@ def shaped_by(trial: ContrastiveConfig, data: Dataset, seed: int) -> dict[str, A
 
 
 def key(shaped_by: dict[str, Any]) -> str:
-    """The name of the encoder that these values shape."""
+    """The name of an encoder's folder: a hash of what `shaped_by` gives."""
     return hashlib.sha256(json.dumps(shaped_by, sort_keys=True).encode()).hexdigest()[:24]
 
 

@@ -1,7 +1,7 @@
-"""The first half of a contrastive trial: an encoder learns from videos without their labels. Plain PyTorch, no Ray.
+"""The first phase of a contrastive trial: an encoder learns from videos without their labels. Plain PyTorch, no Ray.
 
-What it reads of a batch are the features alone; labels come in with the closed-form probe that tells after every epoch
-what the encoder is worth, and with the second half (tuner/training/contrastive/trial.py).
+It reads only the features of a batch. Labels are used by the closed-form probe, which measures the encoder after every
+epoch, and by the second phase (tuner/training/contrastive/probe.py).
 """
 
 import time
@@ -23,26 +23,26 @@ from tuner.training.precision import autocast
 from tuner.training.state import random_state, set_random_state
 from tuner.training.steps import StepLoop
 
-# Standard deviation of normalised embeddings, 1 where they are spread over the sphere, below which all are one.
+# The embeddings have collapsed below this standard deviation; it is 1 where they are spread over the whole sphere.
 COLLAPSED = 0.02
 
 
 @dataclass(slots=True, kw_only=True)
 class Pretraining:
-    """What pretraining needs to go on exactly where it stands."""
+    """The state of pretraining: all that is needed to resume it with the same results."""
 
     contrast: Contrast  # encoder, momentum encoder, heads and queues
     optimizer: torch.optim.Optimizer
-    generator: torch.Generator  # of views, shuffles and queues
+    generator: torch.Generator  # draws views and shuffles
     epoch: int = field(default=0)  # finished epochs
 
     @property
     def encoder(self) -> FusedEncoder:
-        """The encoder that learns."""
+        """The encoder that is trained."""
         return self.contrast.encoder
 
     def parts(self) -> dict[str, Any]:
-        """All of it, as tensors and plain values."""
+        """The whole state, as tensors and plain values."""
         return {
             "contrast": self.contrast.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -52,7 +52,7 @@ class Pretraining:
         }
 
     def restore(self, parts: dict[str, Any]) -> None:
-        """Put it back, random numbers included."""
+        """Restore what `parts` gave, random number generators included."""
         self.contrast.load_state_dict(parts["contrast"])
         self.optimizer.load_state_dict(parts["optimizer"])
         self.generator.set_state(parts["generator"])
@@ -61,7 +61,7 @@ class Pretraining:
 
 
 def begin(trial: ContrastiveConfig, data: Dataset, *, device: torch.device, seed: int) -> Pretraining:
-    """The state before the first step."""
+    """Build the state before the first step."""
     torch.manual_seed(seed)
     encoder = FusedEncoder(trial.model, data.sizes, data.statistics)
     pretrain = trial.pretrain
@@ -83,12 +83,12 @@ def begin(trial: ContrastiveConfig, data: Dataset, *, device: torch.device, seed
 def epochs(
     trial: ContrastiveConfig, data: Dataset, state: Pretraining, *, device: torch.device, seed: int
 ) -> Iterator[dict[str, float]]:
-    """Train the epochs that `state` has not behind it; yields the metrics of each.
+    """Train the epochs that `state` has not finished; yields the metrics of each.
 
     Raises:
         TrialDiverged: the loss is not finite.
-        TrialCollapsed: all embeddings have become one.
-        DataError: the training videos do not fill one batch.
+        TrialCollapsed: the encoder gives the same embedding for all videos.
+        DataError: there are fewer training videos than one batch needs.
     """
     pretrain = trial.pretrain
     batches = data.pretrain_batches(pretrain.batch_size, seed, device)
@@ -121,7 +121,7 @@ def _epoch(trial: ContrastiveConfig, state: Pretraining, steps: StepLoop, batche
     spread = float(last_spread)
     if spread < COLLAPSED:
         raise TrialCollapsed(
-            f"pretraining collapsed in epoch {state.epoch + 1}: the embeddings of different videos have become one "
+            f"pretraining collapsed in epoch {state.epoch + 1}: different videos have the same embedding "
             f"(their standard deviation is {spread:.2g} of that of embeddings spread over the sphere); "
             "try a lower learning rate or weight decay, or another temperature"
         )

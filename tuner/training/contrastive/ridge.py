@@ -1,8 +1,9 @@
-"""The closed-form probe: how good an encoder is, in seconds and without training.
+"""The closed-form probe: it measures an encoder in seconds, without training.
 
-Ridge regression of the labels on the embeddings (models/contrastive/ridge.py). Its penalty is the best of a few by
-the GAP of
-leave-one-out scores: validation has no part in it.
+It is a ridge regression of the labels on the embeddings (models/contrastive/ridge.py). Its penalty is the one of a few
+whose leave-one-out scores have the best GAP, so the validation videos are not used.
+
+Shapes   H units of the embedding   C classes   S labelled videos in the sample
 """
 
 from collections.abc import Sequence
@@ -20,9 +21,9 @@ from tuner.training.precision import Precision
 
 # In units of the mean eigenvalue of the centred X'X.
 PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-# Labelled videos that the probe is fitted to, at the most: a quarter of a million tell what an encoder is worth.
+# The most labelled videos that the probe is fitted to; a quarter of a million measure an encoder well enough.
 MOST_VIDEOS = 1 << 18
-# Labelled videos that leave-one-out scores are computed for, at the most.
+# The most labelled videos that leave-one-out scores are computed for.
 SAMPLE = 2 * BATCH_SIZE
 
 
@@ -32,7 +33,7 @@ class LinearProbe:
 
     weight_CH: Tensor
     bias_C: Tensor
-    penalty: float  # that of PENALTIES which was chosen
+    penalty: float  # the one of PENALTIES that was chosen
 
 
 def fit(
@@ -45,16 +46,16 @@ def fit(
     penalties: Sequence[float] = PENALTIES,
     most: int | None = MOST_VIDEOS,
 ) -> LinearProbe:
-    """Fit the probe to the labelled training videos; the encoder stays as it is.
+    """Fit the probe to the labelled training videos; the encoder is not changed.
 
     Args:
-        encoder: makes embeddings of a batch's inputs.
+        encoder: maps a batch's inputs to embeddings [B, H].
         data: the videos.
         width: H of the embeddings.
         device: where the encoder is.
-        precision: of its matrix products.
-        penalties: ascending, those to choose from, in units of the mean eigenvalue of the centred X'X.
-        most: videos to fit to, a seeded sample of them where there are more; None: all.
+        precision: of the encoder's matrix products.
+        penalties: to choose from, in ascending order, in units of the mean eigenvalue of the centred X'X.
+        most: the most videos to fit to; of more, a seeded sample is taken. None: all.
     """
     equations = NormalEquations(width, data.sizes.num_classes, device)
     sample: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -70,7 +71,7 @@ def fit(
     def gap(penalty: float) -> float:
         return _gap(_scores(ridge, penalty, embeddings_SH, offsets, indices), offsets, indices)
 
-    # Of equal ones the largest; a lone one needs no comparison.
+    # Of equally good penalties the largest; a single one needs no comparison.
     penalty = max(reversed(penalties), key=gap) if len(penalties) > 1 else penalties[0]
     slope, shift = logistic_scale(_scores(ridge, penalty, embeddings_SH, offsets, indices), offsets, indices)
     weight_CH, bias_C = ridge.solve(penalty * ridge.scale)
@@ -88,7 +89,7 @@ def _gap(scores_SC: Tensor, offsets: Tensor, indices: Tensor) -> float:
 
 
 def _joined(batches: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Embeddings and ragged labels of several batches as those of one."""
+    """Concatenate the embeddings and ragged labels of several batches."""
     lengths = torch.cat([offsets.diff() for _, offsets, _ in batches])
     offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
     return torch.cat([x for x, _, _ in batches]), offsets, torch.cat([indices for _, _, indices in batches])
