@@ -11,8 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from data.errors import ShardError
-from data.tfrecord.shards import Example, read_examples
-from data.tfrecord.wire import Values
+from data.tfrecord.examples import Example, Values, read_examples
 
 _SHOWN_BYTES = 24  # of one value
 

@@ -39,7 +39,8 @@ from data.cache.workers import map_in_order
 from data.errors import CacheError, ShardError
 from data.frames import decode_together
 from data.schema import Schema
-from data.tfrecord.shards import DecodedShard, count_records, decode_shard
+from data.tfrecord.framing import count_records
+from data.tfrecord.shards import DecodedShard, decode_shard
 
 FORMAT = 1  # of the files below; another number is another cache
 

@@ -1,5 +1,5 @@
-"""TFRecord shards: framing, examples, and the fast way through them."""
+"""TFRecord shards: their framing, their records, and whole shards as arrays."""
 
-from data.tfrecord.shards import read_examples
+from data.tfrecord.examples import read_examples
 
 __all__ = ["read_examples"]

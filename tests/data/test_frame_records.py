@@ -17,7 +17,7 @@ from data.errors import ShardError
 from data.frames import decode_frames, decode_segments
 from data.sample import quantise, write_shards
 from data.schema import DEQUANTISE_SCALE, DEQUANTISE_SHIFT, Schema
-from data.tfrecord.lockstep import varint
+from data.tfrecord.examples import varint
 from data.tfrecord.shards import decode_shard
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "audioset"
@@ -82,7 +82,7 @@ def test_sample_shards_are_read_as_the_package_reads_them_without_one_record_the
     paths = write_shards(
         tmp_path, num_videos=20, num_shards=2, num_classes=12, seed=1, features=SMALL.features, level="frame"
     )
-    monkeypatch.setattr(frames, "_frames_of", None)
+    monkeypatch.setattr(frames, "example_of", None)
     for path in paths:
         assert_as_the_package_reads(path, SMALL, "id")
 
@@ -130,7 +130,7 @@ def test_lists_that_nobody_asked_for_are_skipped(tmp_path, monkeypatch):
 
     many = write(tmp_path / "many", with_others(20))
     np.testing.assert_array_equal(decode_frames(many, SMALL).features_ND, bytes_of(3))
-    monkeypatch.setattr(frames, "_frames_of", None)
+    monkeypatch.setattr(frames, "example_of", None)
     few = write(tmp_path / "few", with_others(3), video(2))
     np.testing.assert_array_equal(decode_frames(few, SMALL).features_ND, np.concatenate([bytes_of(3), bytes_of(2)]))
 

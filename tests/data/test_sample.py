@@ -13,7 +13,8 @@ from data import sample
 from data.errors import DataError
 from data.sample import MARKER, write_shards, write_splits
 from data.schema import Schema
-from data.tfrecord.shards import count_records, decode_shard
+from data.tfrecord.framing import count_records
+from data.tfrecord.shards import decode_shard
 
 SMALL = {"mean_rgb": 24, "mean_audio": 8}
 SPLITS = {"train": 40, "validate": 10}

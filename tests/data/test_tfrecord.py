@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 from crc32c import crc32c
 from google.protobuf.message import DecodeError
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tfrecord.example_pb2 import Example, SequenceExample
 from tfrecord.reader import tfrecord_loader
 
-import data.tfrecord.shards
 from data.errors import ShardError
 from data.schema import Schema
-from data.tfrecord.shards import count_records, decode_shard, read_examples
-from data.tfrecord.wire import WireError, parse_record
+from data.tfrecord import read_examples, shards
+from data.tfrecord.examples import Example as Parsed
+from data.tfrecord.framing import count_records
+from data.tfrecord.shards import decode_shard
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data"
 SMALL = Schema(features={"rgb": 3, "audio": 2}, num_classes=300)
@@ -185,8 +186,8 @@ def test_read_examples_gives_every_feature_as_stored(tmp_path):
     assert first.features["rgb"].tolist() == VIDEO["rgb"] and first.features["rgb"].dtype == np.float32
 
 
-def test_the_usual_layouts_never_need_the_general_way(tmp_path, monkeypatch):
-    monkeypatch.setattr(data.tfrecord.shards, "_decode", None)
+def test_records_of_the_usual_layouts_are_all_decoded_in_lockstep(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "example_of", None)
     rotated = [{key: VIDEO[key] for key in [*list(VIDEO)[n:], *list(VIDEO)[:n]]} for n in range(4)]
     videos = [video | {"id": [b"x" * n]} for n in (4, 11) for video in rotated]
     videos += [video | {"labels": list(range(n))} for n in (1, 40) for video in rotated]
@@ -278,20 +279,19 @@ def parsed_by_protobuf(data: bytes) -> tuple[dict, dict] | None:
 
 @settings(deadline=None, max_examples=400)
 @given(records(), st.lists(st.tuples(st.integers(0), st.integers(0, 255)), max_size=3), st.integers(0, 40))
-def test_the_general_way_takes_and_refuses_what_protobuf_does(data, changes, cut):
+def test_a_record_is_parsed_or_refused_as_by_the_packages_protobuf_classes(data, changes, cut):
     octets = bytearray(data + message(2, entry("steps", message(1, feature([b"xy"])) + message(1, feature([1.0])))))
     for at, value in changes:
         octets[at % len(octets)] = value
     octets = bytes(octets[: len(octets) - cut])
+    expected = parsed_by_protobuf(octets)
     try:
-        features, lists = parse_record(octets)
-    except WireError as error:
-        assume("wire type" not in str(error))  # groups, which proto3 has not: refused here, skipped there
-        assert parsed_by_protobuf(octets) is None
+        record = Parsed.parse("shard", 0, octets)
+    except ShardError:
+        assert expected is None
     else:
-        expected = parsed_by_protobuf(octets)
         assert expected is not None
-        for ours, theirs in zip((features, lists), expected, strict=True):
+        for ours, theirs in zip((record.features, record.feature_lists), expected, strict=True):
             assert ours.keys() == theirs.keys()
             for key in ours:
                 np.testing.assert_equal(_plain(ours[key]), theirs[key])
@@ -333,8 +333,8 @@ DAMAGED_FILES = {  # bytes of the file, offset, words
     "gzip damaged": (gzip.compress(TWO)[:-6] + b"??????", None, "cannot be read: CRC check failed"),
 }
 DAMAGED_RECORDS = {  # the second record, key, words
-    "no message": (b"\xff\xff\xff", None, "is no tf.train.Example: an integer is cut short"),
-    "not utf-8": (message(1, message(1, message(1, b"\xff"))), None, "is not UTF-8"),
+    "no message": (b"\xff\xff\xff", None, "is no tf.train.Example: protobuf cannot parse it"),
+    "not utf-8": (message(1, message(1, message(1, b"\xff"))), None, "is no tf.train.Example"),
     "nothing in it": (b"", "rgb", "is missing; the record holds no feature at all"),
     "no feature": (record(without("audio")), "audio", "is missing; the record holds 'id', 'labels', 'rgb'"),
     "width": (record(VIDEO | {"rgb": [1.0] * 4}), "rgb", "has 4 values, but the schema says 3"),

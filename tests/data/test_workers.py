@@ -62,7 +62,8 @@ def test_what_a_job_prints_does_not_land_among_the_results():
 @pytest.mark.fault
 def test_processes_end_when_their_parent_is_killed(fault_row):
     """Nothing: the processes that decode for it end with it."""
-    code = "from data.cache.workers import map_in_order as map\ni = map(abs, [1, 2], 2); print(next(i), flush=True); input()"
+    code = "from data.cache.workers import map_in_order as map\n"
+    code += "i = map(abs, [1, 2], 2); print(next(i), flush=True); input()"
     parent = subprocess.Popen(
         [sys.executable, "-c", code], cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

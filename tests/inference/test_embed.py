@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 import models
 from data.cache.store import find_shards
-from data.tfrecord.shards import read_examples
+from data.tfrecord import read_examples
 from models import FeatureStatistics, FusedMLP, LogisticConfig
 from tests.support.finished import FinishedSearch, videos, write_shard
 from tests.support.workplace import PROJECT

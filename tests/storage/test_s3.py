@@ -13,7 +13,7 @@ from upath import UPath
 from data import sample
 from data.cache.store import find_shards, open_cache
 from data.errors import NoShardsError, ShardError
-from data.tfrecord.shards import count_records
+from data.tfrecord.framing import count_records
 from tests.support.workplace import Workplace
 from tuner import best, embed, evaluate, predict
 from tuner.errors import ConfigError, ModelFolderError, SearchError

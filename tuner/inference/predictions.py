@@ -156,7 +156,7 @@ def labels_of(shards: Sequence[str]) -> Labels:
     Raises:
         ShardError: one is damaged, or has no ids or labels.
     """
-    from data.tfrecord.shards import read_examples
+    from data.tfrecord import read_examples
 
     ids: list[bytes] = []
     offsets, labels = array("q", [0]), array("i")

@@ -169,7 +169,7 @@ def ratings_of(shards: Sequence[str]) -> dict[int, dict[Hashable, bool]]:
     Raises:
         ShardError: a shard is damaged, or its ratings are missing or not equally many starts, classes and scores.
     """
-    from data.tfrecord.shards import read_examples
+    from data.tfrecord import read_examples
 
     ratings: dict[int, dict[Hashable, bool]] = {}  # by segments, which metrics take for names
     for shard in shards:
