@@ -1,1 +1,1 @@
-"""Models of the frames of a video."""
+"""Models that read the frames of each video, one file a model."""

@@ -1,9 +1,10 @@
-"""Attention pooling: several weighted means of a video's frames, the weights by a small gated network.
+"""Attention pooling: several weighted means of a video's frames, with weights from a small gated network.
 
     score = w . (tanh(V x) * sigmoid(U x)),   weights = softmax of the scores over the frames
 
-Shapes   B videos   T frames of the longest of them   D features of a frame   A heads   U units   H hidden units
-Source   Ilse et al. (2018), "Attention-based deep multiple instance learning", equation 9; a w for each head
+Shapes   B videos in the batch   T frames of the longest   D features of a frame
+         A heads   U units   H hidden units
+Source   Ilse et al. (2018), "Attention-based deep multiple instance learning", equation 9, with a w for each head
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.frame.frame_model import FrameModelConfig
-from models.frame.frames import padded
-from models.layers import BatchNorm, Sizes, xavier_linear
+from models.frame.parts.frame_model import FrameModelConfig
+from models.frame.parts.frames import padded
+from models.inputs import Sizes
+from models.layers import BatchNorm, xavier_linear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,31 +29,31 @@ class AttentionConfig(FrameModelConfig):
     positive: ClassVar[tuple[str, ...]] = ("heads", "units", "hidden")
 
     kind: Literal["attention"] = "attention"
-    heads: int = 8  # weighted means of a video
-    units: int = 128  # of the network that weighs the frames (published: 128)
+    heads: int = 8  # number of weighted means of a video
+    units: int = 128  # of the network that weighs the frames; 128 in the paper
     hidden: int = 1024  # units of the layer after the pooling
 
 
 class Attention(nn.Module):
-    """[B, T, D] -> [B, H]: the weighted means side by side -> linear -> BatchNorm -> relu6."""
+    """The weighted means side by side -> linear -> BatchNorm -> relu6."""
 
     def __init__(self, config: AttentionConfig, sizes: Sizes, generator: torch.Generator | None) -> None:
-        """Draws the weights from `generator`."""
+        """Draws the weights from `generator`; None: from torch's global generator."""
         super().__init__()
         self.tanh = xavier_linear(sizes.width, config.units, generator)
         self.gate = xavier_linear(sizes.width, config.units, generator)
-        self.score = xavier_linear(config.units, config.heads, generator, bias=False)  # softmax would cancel it
+        self.score = xavier_linear(config.units, config.heads, generator, bias=False)  # the softmax would cancel a bias
         self.hidden = xavier_linear(sizes.width * config.heads, config.hidden, generator, bias=False)
         self.norm = BatchNorm(config.hidden, eps=1e-3, momentum=config.batch_norm_momentum)
         self.width = config.hidden
 
     def weights(self, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-        """How much each frame counts for each head, [B, T, A] float32: they sum to 1 over a video's frames."""
+        """The weight of each frame for each head, [B, T, A] float32; the weights of a video's frames sum to 1."""
         scores_BTA = self.score(torch.tanh(self.tanh(x_BTD)) * torch.sigmoid(self.gate(x_BTD))).float()
-        lowest = torch.finfo(scores_BTA.dtype).min  # not -inf: of a video without frames that makes NaN
+        lowest = torch.finfo(scores_BTA.dtype).min  # not -inf, which gives NaN for a video without frames
         return padded(torch.where(mask_BT[..., None], scores_BTA, lowest).softmax(dim=1), mask_BT)
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-        """Normalised frames -> hidden units."""
+        """Normalised frames [B, T, D] and their mask -> hidden units [B, H]."""
         means_BAD = self.weights(x_BTD, mask_BT).transpose(1, 2) @ x_BTD
         return F.relu6(self.norm(self.hidden(means_BAD.flatten(1)).float()))

@@ -1,6 +1,6 @@
 """Logistic regression on the mean of a video's frames.
 
-Shapes   B videos   T frames of the longest of them   D features of a frame   C classes
+Shapes   B videos in the batch   T frames of the longest   D features of a frame   C classes
 Source   google/youtube-8m, FrameLevelLogisticModel
 """
 
@@ -12,15 +12,16 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from models.frame.frames import FrameInput, masked_mean
-from models.layers import NormalizeKind, Sizes, Statistics, linear, start_at_prior
+from models.config import ModelConfig
+from models.frame.parts.frames import FrameInput, masked_mean
+from models.inputs import Sizes, Statistics
+from models.layers import NormalizeKind, linear, start_at_prior
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AverageLogisticConfig:
+class AverageLogisticConfig(ModelConfig):
     """Settings of the logistic regression on mean frames."""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
     level: ClassVar[str] = "frame"
 
     kind: Literal["average_logistic"] = "average_logistic"
@@ -38,7 +39,7 @@ class AverageLogistic(nn.Module):
         statistics: Statistics,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Draws the weights from `generator`, or from torch's global one."""
+        """Draws the weights from `generator`; None: from torch's global generator."""
         super().__init__()
         self.input = FrameInput(config.normalize, statistics)
         self.head = linear(sizes.width, sizes.num_classes, generator)
@@ -47,10 +48,10 @@ class AverageLogistic(nn.Module):
 
     @property
     def regularized(self) -> list[Tensor]:
-        """The weight matrix, under l1 and l2."""
+        """The weight matrix, to which l1 and l2 apply."""
         return [self.head.weight]
 
     def forward(self, frames_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-        """Bytes or floats, and which are frames -> logits_BC."""
+        """Frames [B, T, D] as bytes or floats, True where a frame is real [B, T] -> logits_BC."""
         logits_BC: Tensor = self.head(masked_mean(self.input(frames_BTD, mask_BT), mask_BT))
         return logits_BC

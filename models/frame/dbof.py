@@ -1,8 +1,9 @@
-"""Deep bag of frames: every frame votes for many clusters, the votes are pooled over the video.
+"""Deep bag of frames: every frame votes for many clusters, and the votes are pooled over the video.
 
     BatchNorm -> W1 -> BatchNorm -> activation -> maximum or mean over frames -> W2 -> BatchNorm -> activation -> head
 
-Shapes   B videos   T frames of the longest of them   D features of a frame   K clusters   H hidden units
+Shapes   B videos in the batch   T frames of the longest   D features of a frame
+         K clusters   H hidden units
 Source   google/youtube-8m, DbofModel
 """
 
@@ -17,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.frame.frame_model import FrameModelConfig
-from models.frame.frames import FrameBatchNorm, masked_max, masked_mean
-from models.layers import BatchNorm, Sizes, normal_linear
+from models.frame.parts.frame_model import FrameModelConfig
+from models.frame.parts.frames import FrameBatchNorm, masked_max, masked_mean
+from models.inputs import Sizes
+from models.layers import BatchNorm, normal_linear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "relu6": F.relu6}
 POOLINGS = {"max": masked_max, "average": masked_mean}
@@ -27,7 +29,7 @@ POOLINGS = {"max": masked_max, "average": masked_mean}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DbofConfig(FrameModelConfig):
-    """Settings of the deep bag of frames; published with 30 random frames of each video in training."""
+    """Settings of the deep bag of frames; its source trains on 30 random frames of each video."""
 
     positive: ClassVar[tuple[str, ...]] = ("clusters", "hidden")
 
@@ -35,18 +37,19 @@ class DbofConfig(FrameModelConfig):
     clusters: int = 8192
     hidden: int = 1024  # units of the layer after the pooling
     pooling: Literal["max", "average"] = "max"
-    activation: Literal["sigmoid", "relu6"] = "sigmoid"  # of both layers; before 2019: relu6
-    batch_norm: bool = True  # else biases
+    activation: Literal["sigmoid", "relu6"] = "sigmoid"  # of both layers; relu6 in the source before 2019
+    batch_norm: bool = True  # False: the linear layers have biases instead
 
 
 class Dbof(nn.Module):
-    """[B, T, D] -> [B, H].
+    """The two layers with the pooling between them.
 
-    W1 ~ N(0, 1 / sqrt(D)) and its biases too; W2 ~ N(0, 1 / sqrt(K)), its biases ~ N(0, 0.01).
+    Weights and biases of W1 are drawn from N(0, 1 / sqrt(D)), weights of W2 from N(0, 1 / sqrt(K)), its biases from
+    N(0, 0.01).
     """
 
     def __init__(self, config: DbofConfig, sizes: Sizes, generator: torch.Generator | None) -> None:
-        """Draws the weights from `generator`."""
+        """Draws the weights from `generator`; None: from torch's global generator."""
         super().__init__()
         self.width = config.hidden
         self.activation, self.pool = ACTIVATIONS[config.activation], POOLINGS[config.pooling]
@@ -63,7 +66,7 @@ class Dbof(nn.Module):
             self.hidden_norm = BatchNorm(config.hidden, eps=1e-3, momentum=momentum)
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-        """Normalised frames -> hidden units."""
+        """Normalised frames [B, T, D] and their mask -> hidden units [B, H]."""
         if self.batch_norm:
             x_BTD = self.input_norm(x_BTD, mask_BT)
         votes_BTK = self.clusters(x_BTD)

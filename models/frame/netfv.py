@@ -1,9 +1,9 @@
-"""NetFV: a Fisher vector, the first two moments of each cluster's frames about its centre, in units of its deviation.
+"""NetFV: a Fisher vector, the first two moments of the frames about each cluster's centre, in units of its deviation.
 
-    fv1 = sum_t a (x - mu) / sigma,   each cluster's column at length 1, then all of them together
-    fv2 = sum_t a ((x - mu)^2 / sigma^2 - 1),   all of them together at length 1
+    fv1 = sum_t a (x - mu) / sigma,   each cluster's column scaled to length 1, then all together
+    fv2 = sum_t a ((x - mu)^2 / sigma^2 - 1),   all together scaled to length 1
 
-Shapes   B videos   T frames of the longest of them   D features of a frame   K clusters
+Shapes   B videos in the batch   T frames of the longest   D features of a frame   K clusters
 Source   WILLOW (2017), NetFV
 """
 
@@ -16,31 +16,33 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.frame.pooling import Clustered, SoftAssignment
-from models.layers import Sizes, l2_normalize
+from models.frame.parts.clusters import ClusteredConfig, SoftAssignment
+from models.inputs import Sizes
+from models.layers import l2_normalize
 
-COUPLING = 0.01  # published fv_coupling_factor
+COUPLING = 0.01  # the source's fv_coupling_factor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NetFvConfig(Clustered):
-    """Settings of NetFV; published with 128 clusters of rgb, 64 of audio."""
+class NetFvConfig(ClusteredConfig):
+    """Settings of NetFV; WILLOW has 128 clusters of rgb and 64 of audio."""
 
     kind: Literal["netfv"] = "netfv"
-    coupled: bool = False  # the centres are 0.01 times the weights of the assignments; else weights of their own
+    coupled: bool = False  # the centres are 0.01 times the weights of the assignments; False: separate weights
     context_gating: bool = True
 
 
 class FisherVector(nn.Module):
-    """[B, T, D] -> [B, 2 D K].
+    """First and second moments.
 
-    mu ~ N(0, 1 / sqrt(D)), sigma = w^2 + 1e-6 with w ~ N(1, 1 / sqrt(D)), both apart from the assignments' weights.
+    mu is drawn from N(0, 1 / sqrt(D)), and sigma = w^2 + 1e-6 with w from N(1, 1 / sqrt(D)); both are separate from the
+    assignments' weights.
 
-    NOTE: as published, fv2's columns keep their lengths, and only the whole is normalised.
+    NOTE: as in the source, the columns of fv2 keep their lengths, and only fv2 as a whole is normalised.
     """
 
     def __init__(self, config: NetFvConfig, name: str, sizes: Sizes, generator: torch.Generator | None) -> None:
-        """Draws the weights of the feature `name` from `generator`."""
+        """Draws the weights of the pooling of feature `name`; from torch's global generator for None."""
         super().__init__()
         inputs, clusters = sizes.features[name], config.clusters[name]
         std = 1 / math.sqrt(inputs)
@@ -52,7 +54,7 @@ class FisherVector(nn.Module):
         self.width = 2 * inputs * clusters
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-        """Moments of each cluster's frames."""
+        """Frames of one feature [B, T, D] and their mask -> [B, 2 D K]."""
         a_BTK = self.assignment(x_BTD, mask_BT)
         count_B1K = a_BTK.sum(dim=1, keepdim=True)
         sum_BDK = (x_BTD.transpose(1, 2) @ a_BTK).float()

@@ -1,8 +1,8 @@
-"""NetRVLAD: NetVLAD without the centres, so the sums of each cluster's frames themselves ("LightVLAD").
+"""NetRVLAD ("LightVLAD"): NetVLAD without centres, so for each cluster the weighted sum of the frames themselves.
 
-    V_dk = sum_t a_tk x_td,   each cluster's column at length 1, then all of them together
+    V_dk = sum_t a_tk x_td,   each cluster's column scaled to length 1, then all together
 
-Shapes   B videos   T frames of the longest of them   D features of a frame   K clusters
+Shapes   B videos in the batch   T frames of the longest   D features of a frame   K clusters
 Source   WILLOW (2017), LightVLAD
 """
 
@@ -14,18 +14,18 @@ from typing import Literal
 import torch
 
 from models.frame.netvlad import Vlad
-from models.frame.pooling import Clustered
-from models.layers import Sizes
+from models.frame.parts.clusters import ClusteredConfig
+from models.inputs import Sizes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NetRVladConfig(Clustered):
-    """Settings of NetRVLAD; published with 256 clusters of rgb, 128 of audio."""
+class NetRVladConfig(ClusteredConfig):
+    """Settings of NetRVLAD; WILLOW has 256 clusters of rgb and 128 of audio."""
 
     kind: Literal["netrvlad"] = "netrvlad"
     context_gating: bool = True
 
 
 def sums_of_frames(config: NetRVladConfig, name: str, sizes: Sizes, generator: torch.Generator | None) -> Vlad:
-    """The pooling of one feature."""
+    """The pooling of the feature `name`."""
     return Vlad(config, name, sizes, generator, residual=False)

@@ -1,10 +1,10 @@
-"""NetVLAD: what a cluster's frames differ from its centre by, summed over the video.
+"""NetVLAD: for each cluster, the sum over the video of the differences between frames and the cluster's centre.
 
-    V_dk = sum_t a_tk (x_td - c_dk),   each cluster's column at length 1, then all of them together
+    V_dk = sum_t a_tk (x_td - c_dk),   each cluster's column scaled to length 1, then all together
 
-The hidden matrix at the published widths, 1024 * 256 + 128 * 128 = 278,528 times 1024, has 285 M weights.
+With the clusters of WILLOW the hidden matrix, (1024 * 256 + 128 * 128) x 1024, has 285 M weights.
 
-Shapes   B videos   T frames of the longest of them   D features of a frame   K clusters
+Shapes   B videos in the batch   T frames of the longest   D features of a frame   K clusters
 Source   WILLOW (2017), NetVLAD; Arandjelovic et al. (2016), "NetVLAD"
 """
 
@@ -17,25 +17,32 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.frame.pooling import Clustered, SoftAssignment
-from models.layers import Sizes, l2_normalize
+from models.frame.parts.clusters import ClusteredConfig, SoftAssignment
+from models.inputs import Sizes
+from models.layers import l2_normalize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NetVladConfig(Clustered):
-    """Settings of NetVLAD; published with 256 clusters of rgb, 128 of audio."""
+class NetVladConfig(ClusteredConfig):
+    """Settings of NetVLAD; WILLOW has 256 clusters of rgb and 128 of audio."""
 
     kind: Literal["netvlad"] = "netvlad"
     context_gating: bool = True
 
 
 class Vlad(nn.Module):
-    """[B, T, D] -> [B, D K]. Centres c ~ N(0, 1 / sqrt(D)), apart from the assignments' weights."""
+    """Sums of residuals. The centres, drawn from N(0, 1 / sqrt(D)), are separate from the assignments' weights."""
 
     def __init__(
-        self, config: Clustered, name: str, sizes: Sizes, generator: torch.Generator | None, *, residual: bool = True
+        self,
+        config: ClusteredConfig,
+        name: str,
+        sizes: Sizes,
+        generator: torch.Generator | None,
+        *,
+        residual: bool = True,
     ) -> None:
-        """Draws the weights of the feature `name` from `generator`; without `residual`, all centres are 0 for good."""
+        """Draws the weights of the pooling of feature `name`; without `residual`, all centres are fixed at 0."""
         super().__init__()
         inputs, clusters = sizes.features[name], config.clusters[name]
         self.assignment = SoftAssignment(config, inputs, clusters, generator)
@@ -46,7 +53,7 @@ class Vlad(nn.Module):
         self.width = inputs * clusters
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-        """Sums of residuals, of length 1."""
+        """Frames of one feature [B, T, D] and their mask -> [B, D K] of length 1."""
         shares_BTK = self.assignment(x_BTD, mask_BT)
         vlad_BDK = (x_BTD.transpose(1, 2) @ shares_BTK).float()
         if self.centres_1DK is not None:

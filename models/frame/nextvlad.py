@@ -1,13 +1,14 @@
-"""NeXtVLAD: NetVLAD on groups of an expanded frame, each weighed by an attention of its own.
+"""NeXtVLAD: NetVLAD on the groups of an expanded frame, each group weighed by its own attention.
 
     x -> expanded, G groups of E D / G;   a_tgk = sigmoid(attention)_tg softmax_k(BatchNorm(expanded W))_tgk
-    V_dk = sum_tg a_tgk (x_tgd - c_dk),   each cluster's column at length 1, then BatchNorm
+    V_dk = sum_tg a_tgk (x_tgd - c_dk),   each cluster's column scaled to length 1, then BatchNorm
 
     a pooling for each feature -> dropout -> hidden layer -> BatchNorm -> squeeze and excitation -> head
 
-79.2 M parameters at 112 and 56 clusters, 8 and 4 groups, a logistic head and 3,862 classes: the published "79M".
+112 and 56 clusters, 8 and 4 groups, a logistic head and 3,862 classes give 79.2 M parameters: the "79M" of the paper.
 
-Shapes   B videos   T frames of the longest of them   D features of a frame   E expansion   G groups   K clusters
+Shapes   B videos in the batch   T frames of the longest   D features of a frame
+         E expansion   G groups   K clusters   H hidden units
 Source   Lin et al. (2018), "NeXtVLAD"; linrongc/youtube-8m
 """
 
@@ -22,9 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.frame.frame_model import FrameModelConfig
-from models.frame.frames import FrameBatchNorm, padded
-from models.layers import BatchNorm, Dropout, Sizes, check_per_feature, l2_normalize, normal_linear, xavier_linear
+from models.config import check_dropout, check_per_feature
+from models.frame.parts.frame_model import FrameModelConfig
+from models.frame.parts.frames import FrameBatchNorm, padded
+from models.inputs import Sizes
+from models.layers import BatchNorm, Dropout, l2_normalize, normal_linear, xavier_linear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,18 +37,17 @@ class NeXtVladConfig(FrameModelConfig):
     positive: ClassVar[tuple[str, ...]] = ("clusters", "groups", "expansion", "hidden", "gating_reduction")
 
     kind: Literal["nextvlad"] = "nextvlad"
-    clusters: Mapping[str, int]  # of each feature, by name (published: 128 rgb, 64 audio)
-    groups: Mapping[str, int]  # likewise (published: 8 rgb, 4 audio); they divide expansion times the feature's width
-    expansion: int = 2  # a frame is made so many times as wide
+    clusters: Mapping[str, int]  # of each feature, by feature name (in the paper: 128 rgb, 64 audio)
+    groups: Mapping[str, int]  # of each feature (in the paper: 8 rgb, 4 audio); must divide expansion times its width
+    expansion: int = 2  # width of an expanded frame, in widths of the frame
     hidden: int = 2048  # units of the layer after the pooling
-    gating_reduction: int = 8  # the gates of the hidden units come from so many times fewer
+    gating_reduction: int = 8  # hidden units for each unit of the bottleneck that computes their gates
     dropout: float = 0.5  # probability of zeroing a pooled value, in training only
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
         FrameModelConfig.__post_init__(self)
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), but got {self.dropout}")
+        check_dropout(self.dropout)
         if self.hidden < self.gating_reduction:
             raise ValueError(
                 f"gating_reduction must not be above hidden = {self.hidden}, but got {self.gating_reduction}"
@@ -53,10 +55,10 @@ class NeXtVladConfig(FrameModelConfig):
 
 
 class GroupedVlad(nn.Module):
-    """[B, T, D] -> [B, E D / G * K]."""
+    """The pooling of one feature."""
 
     def __init__(self, config: NeXtVladConfig, name: str, sizes: Sizes, generator: torch.Generator | None) -> None:
-        """Draws the weights of the feature `name` from `generator`.
+        """Draws the weights of the pooling of feature `name`; from torch's global generator for None.
 
         Raises:
             ValueError: the groups do not divide the expanded width.
@@ -78,12 +80,12 @@ class GroupedVlad(nn.Module):
         self.norm = BatchNorm(self.width, eps=1e-3, momentum=config.batch_norm_momentum)
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-        """Sums of residuals of all groups."""
+        """Frames of one feature [B, T, D] and their mask -> [B, E D / G * K]."""
         x_BTD = self.expand(x_BTD)
         attention_BTG = padded(torch.sigmoid(self.attention(x_BTD).float()), mask_BT)
         scores_BTC = self.assignment_norm(self.assignment(x_BTD).float(), mask_BT)
         shares_BTGK = torch.unflatten(scores_BTC, 2, (self.groups, -1)).softmax(dim=-1) * attention_BTG[..., None]
-        shares_BSK = shares_BTGK.flatten(1, 2)  # S = T G: a group of a frame after the other
+        shares_BSK = shares_BTGK.flatten(1, 2)  # S = T G: the groups of all frames, one after another
         groups_BSD = torch.unflatten(x_BTD, 2, (self.groups, -1)).flatten(1, 2)
         vlad_BDK = (groups_BSD.transpose(1, 2) @ shares_BSK.to(groups_BSD.dtype)).float()
         vlad_BDK = vlad_BDK - shares_BSK.sum(dim=1, keepdim=True) * self.centres_1DK
@@ -92,13 +94,14 @@ class GroupedVlad(nn.Module):
 
 
 class NeXtVlad(nn.Module):
-    """[B, T, D] -> [B, H]."""
+    """All features: a pooling for each -> dropout -> hidden layer -> BatchNorm -> squeeze and excitation."""
 
     def __init__(self, config: NeXtVladConfig, sizes: Sizes, generator: torch.Generator | None) -> None:
-        """Draws the weights from `generator`.
+        """Draws the weights from `generator`; None: from torch's global generator.
 
         Raises:
-            ValueError: clusters or groups are not those of the data's features, or groups do not divide a width.
+            ValueError: `clusters` or `groups` does not name exactly the features of the data, or the groups do not
+                divide an expanded width.
         """
         super().__init__()
         check_per_feature("clusters", config.clusters, sizes)
@@ -117,7 +120,7 @@ class NeXtVlad(nn.Module):
         self.excite = xavier_linear(squeezed, config.hidden, generator)
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-        """Normalised frames -> gated hidden units."""
+        """Normalised frames [B, T, D] and their mask -> gated hidden units [B, H]."""
         parts = torch.split(x_BTD, self.widths, dim=-1)
         pooled = [pooling(part, mask_BT) for pooling, part in zip(self.poolings, parts, strict=True)]
         hidden_BH = self.norm(self.hidden(self.dropout(torch.cat(pooled, dim=-1))).float())

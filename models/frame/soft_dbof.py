@@ -1,6 +1,6 @@
-"""Soft bag of frames: a frame's one vote is shared among the clusters of each feature, and the shares are summed.
+"""Soft bag of frames: a frame divides one vote among the clusters of each feature, and the shares are summed.
 
-Shapes   B videos   T frames of the longest of them   D features of a frame   K clusters
+Shapes   B videos in the batch   T frames of the longest   D features of a frame   K clusters
 Source   WILLOW (2017), SoftDbofModel
 """
 
@@ -12,25 +12,32 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.frame.pooling import Clustered, SoftAssignment
-from models.layers import Sizes, l2_normalize
+from models.frame.parts.clusters import ClusteredConfig, SoftAssignment
+from models.inputs import Sizes
+from models.layers import l2_normalize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SoftDbofConfig(Clustered):
-    """Settings of the soft bag of frames; published with 8000 clusters of rgb, 1000 of audio."""
+class SoftDbofConfig(ClusteredConfig):
+    """Settings of the soft bag of frames; WILLOW has 8000 clusters of rgb and 1000 of audio."""
 
     kind: Literal["soft_dbof"] = "soft_dbof"
-    maximum: bool = False  # beside the sum of the shares their maximum over the frames
+    maximum: bool = False  # append the maximum of the shares over the frames to their sum
 
 
 class SoftCount(nn.Module):
-    """Sum of the soft assignments over the frames at length 1; with `maximum`, their maximum at length 1 beside it."""
+    """Sum of the soft assignments over the frames, and with `maximum` their maximum; each scaled to length 1."""
 
     def __init__(
-        self, config: Clustered, name: str, sizes: Sizes, generator: torch.Generator | None, *, maximum: bool = False
+        self,
+        config: ClusteredConfig,
+        name: str,
+        sizes: Sizes,
+        generator: torch.Generator | None,
+        *,
+        maximum: bool = False,
     ) -> None:
-        """Draws the weights of the feature `name` from `generator`."""
+        """Draws the weights of the pooling of feature `name`; from torch's global generator for None."""
         super().__init__()
         clusters = config.clusters[name]
         self.assignment = SoftAssignment(config, sizes.features[name], clusters, generator)
@@ -38,7 +45,7 @@ class SoftCount(nn.Module):
         self.width = clusters * (2 if maximum else 1)
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-        """[B, T, D] -> [B, K] or [B, 2 K]."""
+        """Frames of one feature [B, T, D] and their mask -> [B, K], with `maximum` [B, 2 K]."""
         shares_BTK = self.assignment(x_BTD, mask_BT)
         counts_BK = l2_normalize(shares_BTK.sum(dim=1), dim=1)
         if not self.maximum:
@@ -47,5 +54,5 @@ class SoftCount(nn.Module):
 
 
 def soft_count(config: SoftDbofConfig, name: str, sizes: Sizes, generator: torch.Generator | None) -> SoftCount:
-    """The pooling of one feature."""
+    """The pooling of the feature `name`."""
     return SoftCount(config, name, sizes, generator, maximum=config.maximum)

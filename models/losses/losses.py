@@ -30,10 +30,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.layers import widened
 from models.losses.cross_entropy import sigmoid_cross_entropy, softplus_sums
 from models.losses.penalties import Convention, LayerPenalty
 from models.ragged import cells_of, rows_of
+from models.tensors import upcast
 
 Scores = Literal["logits", "probabilities"]
 
@@ -198,7 +198,7 @@ def sum_of_cells(
         example_weights_B: e_b.
         class_weights_C: v_c.
     """
-    logits_BC = widened(logits_BC)
+    logits_BC = upcast(logits_BC)
     rows = rows_of(label_offsets, label_indices)
     logits_L = logits_BC[rows, label_indices]
     corrections_L = positive(logits_L)
@@ -245,7 +245,7 @@ def softmax_cross_entropy(
         pos_weights_C: w_c.
         example_weights_B: e_b.
     """
-    scores_BC = scored(widened(logits_BC))
+    scores_BC = scored(upcast(logits_BC))
     rows = rows_of(label_offsets, label_indices)
     if rated_offsets is not None and rated_indices is not None:
         rated_BC = cells_of(rated_offsets, rated_indices, scores_BC.shape[1])
@@ -276,7 +276,7 @@ def distillation(
     Returns:
         A scalar in float32 (float64 for float64 logits).
     """
-    logits_BC = widened(logits_BC)
+    logits_BC = upcast(logits_BC)
     taught_B = (probabilities_BK.to(logits_BC.dtype) * logits_BC.gather(1, classes_BK)).sum(dim=1)
     losses_B = softplus_sums(logits_BC, logits_BC.dtype) - taught_B
     return _mean(losses_B, example_weights_B)

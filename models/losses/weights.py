@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.layers import tensor
+from models.tensors import as_tensor
 
 
 def positive_weights(label_counts_C: Any, rated_counts_C: Any, power: float, maximum: float | None = None) -> Tensor:
@@ -31,8 +31,8 @@ def positive_weights(label_counts_C: Any, rated_counts_C: Any, power: float, max
     Returns:
         [C] float32.
     """
-    rated_C = tensor(rated_counts_C).double().clamp(min=2)
-    counts_C = tensor(label_counts_C).double().clamp(min=1).minimum(rated_C - 1)
+    rated_C = as_tensor(rated_counts_C).double().clamp(min=2)
+    counts_C = as_tensor(label_counts_C).double().clamp(min=1).minimum(rated_C - 1)
     return ((rated_C / counts_C - 1) ** power).clamp(max=maximum if maximum is not None else np.inf).float()
 
 
@@ -48,7 +48,7 @@ def class_weights(counts_C: Any, power: float) -> Tensor:
     Returns:
         [C] float32.
     """
-    counts = tensor(counts_C).double().clamp(min=1)
+    counts = as_tensor(counts_C).double().clamp(min=1)
     return ((counts.mean() / counts) ** power).float()
 
 

@@ -22,9 +22,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from models.layers import tensor, widened
 from models.losses.cross_entropy import softplus_sums
 from models.ragged import cells_of, rows_of
+from models.tensors import as_tensor, upcast
 
 Columns = dict[str, NDArray[Any]]
 
@@ -93,7 +93,7 @@ class Accumulator:
         """
         if logits_BC.ndim != 2 or logits_BC.shape[1] != self.num_classes:
             raise ValueError(f"logits must be [videos, {self.num_classes}], but got {tuple(logits_BC.shape)}")
-        logits_BC = widened(logits_BC.detach())
+        logits_BC = upcast(logits_BC.detach())
         if rated_offsets is not None and rated_indices is not None:
             # Behind all others, where no hit is, and with a loss of softplus(-inf) = 0.
             logits_BC = logits_BC.masked_fill(~cells_of(rated_offsets, rated_indices, self.num_classes), -torch.inf)
@@ -203,8 +203,8 @@ class Accumulator:
     def from_state(cls, state: Mapping[str, NDArray[Any]]) -> Accumulator:
         """The accumulator whose `state_dict` this is."""
         accumulator = cls(int(state["num_classes"]), int(state["top_k"]), loss="loss" in state)
-        accumulator._append({name: tensor(state[name]) for name in accumulator._columns})
-        accumulator._positives_C = tensor(state["positives"])
+        accumulator._append({name: as_tensor(state[name]) for name in accumulator._columns})
+        accumulator._positives_C = as_tensor(state["positives"])
         return accumulator
 
     def _append(self, columns: dict[str, Tensor]) -> None:
@@ -287,7 +287,7 @@ def _compute(scores_NC: ArrayLike | Tensor, labels_NC: ArrayLike | Tensor, top_k
         )
     accumulator = Accumulator(scores.shape[1], top_k, loss=False)
     for start in range(0, len(scores), CHUNK):
-        scores_BC = tensor(scores[start : start + CHUNK])
+        scores_BC = as_tensor(scores[start : start + CHUNK])
         rows_L, classes_L = np.divmod(np.flatnonzero(labels[start : start + CHUNK]), scores.shape[1])
         offsets = np.searchsorted(rows_L, np.arange(len(scores_BC) + 1))
         sparse = (torch.from_numpy(array).to(scores_BC.device) for array in (offsets, classes_L))

@@ -1,1 +1,1 @@
-"""Models of one feature vector for each video."""
+"""Models that read one row of features for each video."""

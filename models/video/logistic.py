@@ -1,6 +1,6 @@
 """One-vs-all logistic regression: a logit per class, linear in the standardised features.
 
-Shapes   B videos in the batch   D features of all names   C classes
+Shapes   B videos in the batch   D features, all names side by side   C classes
 Source   lidalei/youtube-8m, log_reg.py; google/youtube-8m, LogisticModel
 """
 
@@ -12,14 +12,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from models.layers import Normalize, Sizes, Statistics, linear, start_at_prior
+from models.config import ModelConfig
+from models.inputs import Sizes, Statistics
+from models.layers import Normalize, linear, start_at_prior
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LogisticConfig:
+class LogisticConfig(ModelConfig):
     """Settings of the logistic regression."""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
     level: ClassVar[str] = "video"
 
     kind: Literal["logistic"] = "logistic"
@@ -32,7 +33,7 @@ class Logistic(nn.Module):
     def __init__(
         self, config: LogisticConfig, sizes: Sizes, statistics: Statistics, generator: torch.Generator | None = None
     ) -> None:
-        """Draws the weights from `generator`, or from torch's global one."""
+        """Draws the weights from `generator`; None: from torch's global generator."""
         super().__init__()
         self.normalize = Normalize(statistics.mean_D, statistics.variance_D)
         self.head = linear(sizes.width, sizes.num_classes, generator)
@@ -41,7 +42,7 @@ class Logistic(nn.Module):
 
     @property
     def regularized(self) -> list[Tensor]:
-        """The weight matrix, under l1 and l2."""
+        """The weight matrix, to which l1 and l2 apply."""
         return [self.head.weight]
 
     def forward(self, features_BD: Tensor) -> Tensor:
@@ -50,12 +51,12 @@ class Logistic(nn.Module):
         return logits_BC
 
     def folded(self) -> tuple[Tensor, Tensor]:
-        """The weights [C, D] and biases [C] of the one linear layer on raw features that gives the same logits."""
+        """The weights [C, D] and biases [C] of a single linear layer on raw features that gives the same logits."""
         weight_CD = self.head.weight * self.normalize.scale_D
         return weight_CD, self.head.bias - weight_CD @ self.normalize.mean_D
 
     @torch.no_grad()
     def unfold(self, weight_CD: Tensor, bias_C: Tensor) -> None:
-        """Take the weights for which `folded` gives these."""
+        """Sets the weights for which `folded` gives these."""
         self.head.weight.copy_(weight_CD / self.normalize.scale_D)
         self.head.bias.copy_(bias_C + weight_CD @ self.normalize.mean_D)

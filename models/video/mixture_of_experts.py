@@ -1,11 +1,11 @@
-"""Mixture of experts: for each class M logistic experts, and gates that say how much each of them counts.
+"""Mixture of experts: for each class M logistic experts, and gates that weigh them.
 
-    p = sum_m g_m sigmoid(e_m),   g = softmax over M + 1 gates, the last of which belongs to an expert that says 0
+    p = sum_m g_m sigmoid(e_m),   g = softmax over M + 1 gates; the last gate is that of an expert that always gives 0
 
-The model gives log p - log(1 - p), both computed from logarithms alone: it is exact where p itself would round to 0
-or 1, and its gradient does not vanish there.
+The model returns log p - log(1 - p), both computed in log space: this is exact where p itself would round to 0 or 1,
+and its gradient does not vanish there.
 
-Shapes   B videos   D features, or units of what lies below   C classes   M experts of a class
+Shapes   B videos in the batch   D inputs: features, or units of the layer below   C classes   M experts of a class
 Source   google/youtube-8m and WILLOW (2017), MoeModel
 """
 
@@ -19,12 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.config import ModelConfig, check_batch_norm_momentum
+from models.inputs import Sizes, Statistics
 from models.layers import (
     BatchNorm,
     NormalizeKind,
-    Sizes,
-    Statistics,
-    check_momentum,
     matrices,
     normal_linear,
     normalizer,
@@ -32,36 +31,35 @@ from models.layers import (
     xavier_linear,
 )
 
-# What gates the probabilities once more: nothing, they themselves, or the experts' inputs.
+# What a second gate of the probabilities is computed from: no second gate, the probabilities, or the experts' inputs.
 ProbabilityGating = Literal["none", "probabilities", "inputs"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MixtureOfExpertsConfig:
+class MixtureOfExpertsConfig(ModelConfig):
     """Settings of the mixture of experts on video-level features."""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
     level: ClassVar[str] = "video"
 
     kind: Literal["mixture_of_experts"] = "mixture_of_experts"
     normalize: NormalizeKind = "l2"  # standard: by the training videos' mean and variance
     mixtures: int = 2  # experts of a class
-    low_rank: int | None = None  # the gates' weights are a product of this rank; None: whole
+    low_rank: int | None = None  # the gates' weight matrix is a product of this rank; None: full rank
     probability_gating: ProbabilityGating = "none"
-    batch_norm_momentum: float = 0.1  # of the probability gating; published: 0.001, for 100k steps
+    batch_norm_momentum: float = 0.1  # of the probability gating; WILLOW: 0.001, for 100k steps
     prior_bias: bool = True  # the mixtures start at the classes' frequencies instead of M / (2 M + 2)
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
         check_mixture(self.mixtures, self.low_rank)
-        check_momentum(self.batch_norm_momentum)
+        check_batch_norm_momentum(self.batch_norm_momentum)
 
 
 def check_mixture(mixtures: int, low_rank: int | None) -> None:
-    """Refuse numbers of experts or ranks below 1.
+    """Refuses numbers of experts or ranks below 1.
 
     Raises:
-        ValueError: says which.
+        ValueError: says which setting, and its value.
     """
     if mixtures < 1:
         raise ValueError(f"mixtures must be at least 1, but got {mixtures}")
@@ -70,7 +68,7 @@ def check_mixture(mixtures: int, low_rank: int | None) -> None:
 
 
 class Mixture(nn.Module):
-    """Inputs [B, D] -> logits_BC; also the head of frame-level models."""
+    """The mixture on inputs of any width: a whole model on normalised features, or the head of a frame-level model."""
 
     def __init__(
         self,
@@ -84,10 +82,21 @@ class Mixture(nn.Module):
         momentum: float = 0.1,
         prior: Statistics | None = None,
     ) -> None:
-        """Draws the weights from `generator`; with `prior`, starts at the frequencies of its classes."""
+        """Draws the weights from `generator`; None: from torch's global generator.
+
+        Args:
+            inputs: D.
+            num_classes: C.
+            generator: of the weights.
+            mixtures: M.
+            low_rank: rank of the gates' weight matrix; None: full rank.
+            probability_gating: the input of the second gate.
+            momentum: weight of a new batch in the running statistics of the second gate's BatchNorm.
+            prior: statistics at whose class frequencies the probabilities start; None: they start at M / (2 M + 2).
+        """
         super().__init__()
         self.mixtures = mixtures
-        width = num_classes * (mixtures + 1)  # class by class, as published
+        width = num_classes * (mixtures + 1)  # class by class, as in the source
         self.gates: nn.Module
         if low_rank is None:
             self.gates = xavier_linear(inputs, width, generator, bias=False)
@@ -96,7 +105,7 @@ class Mixture(nn.Module):
             self.gates = nn.Sequential(first, xavier_linear(low_rank, width, generator, bias=False))
         self.experts = xavier_linear(inputs, num_classes * mixtures, generator)
         if prior is not None:
-            # Gates of 0 give each expert 1 / (M + 1), so together M / (M + 1) of what one of them says.
+            # Gates of 0 weigh each expert by 1 / (M + 1), so p starts at M / (M + 1) of one expert's probability.
             odds_C = prior_log_odds(prior)
             share_C = (odds_C.sigmoid() * (mixtures + 1) / mixtures).clamp(max=0.99)
             with torch.no_grad():
@@ -120,26 +129,26 @@ class Mixture(nn.Module):
 
 
 class ProbabilityGate(nn.Module):
-    """p sigmoid(s), s = BatchNorm(inputs @ W): classes let each other through (WILLOW, 2017).
+    """Multiplies p by a gate sigmoid(s), s = BatchNorm(inputs @ W), by which classes weigh each other (WILLOW, 2017).
 
-    With p = 1 the result is sigmoid(s), always below 1: a gated model is never certain of a class.
+    At p = 1 the result is sigmoid(s), always below 1: a gated model is never certain of a class.
     """
 
     def __init__(self, inputs: int, num_classes: int, generator: torch.Generator | None, momentum: float) -> None:
-        """W ~ N(0, 1 / sqrt(C))."""
+        """Draws W from N(0, 1 / sqrt(C)) with `generator`; None: torch's global generator."""
         super().__init__()
         self.linear = normal_linear(inputs, num_classes, generator, std=1 / math.sqrt(num_classes))
         self.norm = BatchNorm(num_classes, eps=1e-3, momentum=momentum)
 
     def forward(self, inputs: Tensor, yes_BC: Tensor, no_BC: Tensor) -> Tensor:
-        """What the gate looks at, log p and log (1 - p) -> logits_BC of p sigmoid(s)."""
+        """The gate's inputs [B, inputs], log p and log(1 - p) [B, C] -> logits_BC of p sigmoid(s)."""
         s_BC = self.norm(self.linear(inputs).float())
         # 1 - p sigmoid(s) = (1 - p) + p sigmoid(-s)
         return yes_BC + F.logsigmoid(s_BC) - torch.logaddexp(no_BC, yes_BC + F.logsigmoid(-s_BC))
 
 
 class MixtureOfExperts(nn.Module):
-    """Normalised features -> mixture."""
+    """Normalised features -> mixture of experts."""
 
     def __init__(
         self,
@@ -148,7 +157,7 @@ class MixtureOfExperts(nn.Module):
         statistics: Statistics,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Draws the weights from `generator`, or from torch's global one."""
+        """Draws the weights from `generator`; None: from torch's global generator."""
         super().__init__()
         self.normalize = normalizer(config.normalize, statistics)
         self.head = Mixture(
@@ -164,7 +173,7 @@ class MixtureOfExperts(nn.Module):
 
     @property
     def regularized(self) -> list[Tensor]:
-        """The weight matrices of gates and experts."""
+        """The weight matrices of gates and experts, to which l1 and l2 apply."""
         return matrices(self)
 
     def forward(self, features_BD: Tensor) -> Tensor:

@@ -313,12 +313,6 @@ def test_bytes_stand_for_the_published_values():
     np.testing.assert_allclose(q * DEQUANTISE_SCALE + DEQUANTISE_SHIFT, expected, atol=1e-7)
 
 
-def test_the_constants_are_those_of_the_models():
-    from models.frame import frames as of_models
-
-    assert (of_models.DEQUANTISE_SCALE, of_models.DEQUANTISE_SHIFT) == (DEQUANTISE_SCALE, DEQUANTISE_SHIFT)
-
-
 def test_the_sample_writers_quantiser_rounds_down_so_that_nothing_is_shifted():
     """google's extractor rounds to nearest, and comes back 0.0078 too high on average."""
     x = np.random.default_rng(0).uniform(-1.9, 1.9, 200_000).astype(np.float32)

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 import data.schema
-import models.frame.frames
-from models import AverageLogisticConfig, FeatureStatistics, Sizes
-from models.frame.frames import FrameBatchNorm, FrameInput, dequantised, masked_max, masked_mean
+import models
+from models import FeatureStatistics, Sizes
+from models.frame.average_logistic import AverageLogisticConfig
+from models.frame.parts.frames import FrameBatchNorm, FrameInput, dequantised, masked_max, masked_mean
 
 MASK = torch.tensor([[True, True, False], [True, False, False]])
 
@@ -89,6 +90,7 @@ def test_average_logistic_is_linear_in_the_mean_of_the_normalised_frames():
     torch.testing.assert_close(model(frames, MASK), means @ model.head.weight.T + model.head.bias)
 
 
-def test_the_constants_are_those_of_the_shards():
-    assert models.frame.frames.DEQUANTISE_SCALE == data.schema.DEQUANTISE_SCALE
-    assert models.frame.frames.DEQUANTISE_SHIFT == data.schema.DEQUANTISE_SHIFT
+def test_a_model_dequantises_every_byte_as_the_schema_defines_it():
+    every_byte = torch.arange(256, dtype=torch.uint8)
+    expected = every_byte.float() * data.schema.DEQUANTISE_SCALE + data.schema.DEQUANTISE_SHIFT
+    assert torch.equal(dequantised(every_byte), expected)

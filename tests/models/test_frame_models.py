@@ -9,35 +9,21 @@ import torch
 from torch import nn
 
 import models
-from models import (
-    AttentionConfig,
-    AverageLogisticConfig,
-    DbofConfig,
-    FeatureStatistics,
-    FusedMLPConfig,
-    GatedDbofConfig,
-    GruConfig,
-    HeadConfig,
-    LstmConfig,
-    MixtureOfExpertsConfig,
-    NetFvConfig,
-    NetRVladConfig,
-    NetVladConfig,
-    NeXtVladConfig,
-    Sizes,
-    SoftDbofConfig,
-)
-from models.frame.attention import Attention
-from models.frame.dbof import Dbof
-from models.frame.gated_dbof import GatedCount, gated_count
-from models.frame.gru import Gru
-from models.frame.lstm import Lstm
-from models.frame.netfv import FisherVector
-from models.frame.netrvlad import sums_of_frames
-from models.frame.netvlad import Vlad
-from models.frame.nextvlad import GroupedVlad, NeXtVlad
-from models.frame.pooling import ContextGating, Hidden, PerFeature
-from models.frame.soft_dbof import SoftCount, soft_count
+from models import FeatureStatistics, FusedMLPConfig, Sizes
+from models.frame.attention import Attention, AttentionConfig
+from models.frame.average_logistic import AverageLogisticConfig
+from models.frame.dbof import Dbof, DbofConfig
+from models.frame.gated_dbof import GatedCount, GatedDbofConfig, gated_count
+from models.frame.gru import Gru, GruConfig
+from models.frame.lstm import Lstm, LstmConfig
+from models.frame.netfv import FisherVector, NetFvConfig
+from models.frame.netrvlad import NetRVladConfig, sums_of_frames
+from models.frame.netvlad import NetVladConfig, Vlad
+from models.frame.nextvlad import GroupedVlad, NeXtVlad, NeXtVladConfig
+from models.frame.parts.clusters import ContextGating, Hidden, PerFeature
+from models.frame.parts.heads import HeadConfig
+from models.frame.soft_dbof import SoftCount, SoftDbofConfig, soft_count
+from models.video.mixture_of_experts import MixtureOfExpertsConfig
 
 SIZES = Sizes(features={"rgb": 6, "audio": 4}, num_classes=3, level="frame")
 CLUSTERS = {"rgb": 5, "audio": 3}

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import models
-from models import FeatureStatistics, MixtureOfExpertsConfig, Sizes
-from models.video.mixture_of_experts import Mixture
+from models import FeatureStatistics, Sizes
+from models.video.mixture_of_experts import Mixture, MixtureOfExpertsConfig
 
 D, C = 5, 4
 

@@ -8,28 +8,22 @@ import pytest
 import torch
 
 import models
-from models import (
-    AttentionConfig,
-    AverageLogisticConfig,
-    DbofConfig,
-    FeatureStatistics,
-    FusedMLPConfig,
-    GatedDbofConfig,
-    GruConfig,
-    HeadConfig,
-    LinearConfig,
-    LogisticConfig,
-    LstmConfig,
-    MixtureOfExpertsConfig,
-    NetFvConfig,
-    NetRVladConfig,
-    NetVladConfig,
-    NeXtVladConfig,
-    Sizes,
-    SoftDbofConfig,
-)
+from models import FeatureStatistics, FusedMLPConfig, LinearConfig, LogisticConfig, Sizes
+from models.frame.attention import AttentionConfig
+from models.frame.average_logistic import AverageLogisticConfig
+from models.frame.dbof import DbofConfig
+from models.frame.gated_dbof import GatedDbofConfig
+from models.frame.gru import GruConfig
+from models.frame.lstm import LstmConfig
+from models.frame.netfv import NetFvConfig
+from models.frame.netrvlad import NetRVladConfig
+from models.frame.netvlad import NetVladConfig
+from models.frame.nextvlad import NeXtVladConfig
+from models.frame.parts.heads import HeadConfig
+from models.frame.soft_dbof import SoftDbofConfig
 from models.layers import BatchNorm, Dropout, Normalize, linear, prior_log_odds
 from models.losses.cross_entropy import sigmoid_cross_entropy
+from models.video.mixture_of_experts import MixtureOfExpertsConfig
 
 SIZES = Sizes(features={"mean_rgb": 24, "mean_audio": 8}, num_classes=11)
 FRAMES = Sizes(features={"rgb": 24, "audio": 8}, num_classes=11, level="frame")

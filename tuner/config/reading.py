@@ -14,7 +14,8 @@ from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from models import LinearConfig
+from models import CONFIGS as MODEL_CONFIGS
+from models import LinearConfig, ModelConfig
 from tuner.config.distributions import DISTRIBUTIONS
 from tuner.config.search import ResourcesConfig, SearchConfig
 from tuner.config.yaml_tree import Node, Problems, join, shown
@@ -28,7 +29,11 @@ T = TypeVar("T")
 # By pipeline, the classes that each searchable block may become; where they are several, its `kind` says which.
 SEARCHABLE: dict[str, dict[str, tuple[type[Any], ...]]] = {
     pipeline: {
-        block.name: tuple(member for member in get_args(hint) or (hint,) if member is not NoneType)
+        block.name: tuple(
+            member
+            for member in (MODEL_CONFIGS.values() if hint is ModelConfig else get_args(hint) or (hint,))
+            if member is not NoneType
+        )
         for block in fields(cls)
         for hint in [get_type_hints(cls)[block.name]]
     }

@@ -22,7 +22,7 @@ from ray.tune import RunConfig, TuneConfig, TuneError, Tuner
 from data.batches import Batches
 from data.cache.store import Cache
 from data.errors import DataError
-from models.layers import rated_counts
+from models.inputs import rated_counts
 from models.metrics.metrics import Accumulator
 from tuner.cluster import connection as cluster
 from tuner.cluster import shared_storage

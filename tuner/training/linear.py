@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from models import LinearConfig, Logistic
-from models.frame.frames import MeanPooled
+from models.frame.parts.frames import MeanPooled
 from tuner.training.config import TrialConfig
 from tuner.training.contrastive import ridge
 from tuner.training.dataset import Dataset

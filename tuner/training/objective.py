@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.layers import rated_counts
+from models.inputs import rated_counts
 from models.losses import losses
 from models.losses import weights as loss_weights
 from models.losses.losses import LossConfig

@@ -17,10 +17,16 @@ from typing import Any
 from torch import Tensor
 
 import data.batches
+import models.config
 import models.contrastive.moco
 import models.contrastive.views
-import models.layers
+import models.inputs
+import models.layers.batch_norm
+import models.layers.dropout
+import models.layers.initialisation
+import models.layers.normalize
 import models.optim.optimizers
+import models.tensors
 import models.video.fused_mlp
 import tuner.training.contrastive.pretrain
 import tuner.training.precision
@@ -38,7 +44,13 @@ FOLDER = ".encoders"  # in the storage; an experiment cannot have this name
 SHAPING = (
     data.batches,
     models.video.fused_mlp,
-    models.layers,
+    models.config,
+    models.inputs,
+    models.layers.batch_norm,
+    models.layers.dropout,
+    models.layers.initialisation,
+    models.layers.normalize,
+    models.tensors,
     models.contrastive.moco,
     models.optim.optimizers,
     models.contrastive.views,

@@ -1,6 +1,7 @@
-"""What all frame-level models but the simplest are: input, pooling, head. A model's file says how it pools.
+"""The frame-level model: input, pooling and head. Each model's own file defines its pooling.
 
-Shapes   B videos   T frames of the longest of them   D features of a frame   H units of a pooled video   C classes
+Shapes   B videos in the batch   T frames of the longest   D features of a frame
+         H units of a pooled video   C classes
 """
 
 from __future__ import annotations
@@ -12,28 +13,28 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from models.frame.frames import FrameInput
-from models.frame.heads import HeadConfig, head
-from models.layers import NormalizeKind, Sizes, Statistics, check_momentum, check_positive, matrices
+from models.config import ModelConfig, check_batch_norm_momentum, check_positive
+from models.frame.parts.frames import FrameInput
+from models.frame.parts.heads import HeadConfig, head
+from models.inputs import Sizes, Statistics
+from models.layers import NormalizeKind, matrices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FrameModelConfig:
-    """Settings that all of them have."""
+class FrameModelConfig(ModelConfig):
+    """Settings of every frame-level model with a pooling and a head."""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
     level: ClassVar[str] = "frame"
     positive: ClassVar[tuple[str, ...]] = ()  # settings that must be at least 1
 
-    kind: str
     normalize: NormalizeKind = "l2"  # of a frame; standard: by the training frames' mean and variance
-    batch_norm_momentum: float = 0.1  # weight of a new batch in the running statistics; published: 0.001
+    batch_norm_momentum: float = 0.1  # weight of a new batch in the running statistics; 0.001 in the sources
     head: HeadConfig = field(default_factory=HeadConfig)
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
         check_positive(self, *self.positive)
-        check_momentum(self.batch_norm_momentum)
+        check_batch_norm_momentum(self.batch_norm_momentum)
 
 
 class FrameModel(nn.Module):
@@ -47,10 +48,11 @@ class FrameModel(nn.Module):
         statistics: Statistics,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Draws the weights from `generator`, or from torch's global one.
+        """Draws the weights from `generator`; None: from torch's global generator.
 
         Args:
-            pooling: a module class; forward(x_BTD, mask_BT) -> [B, H], and its attribute `width` is H.
+            pooling: makes the pooling from (config, sizes, generator), say its class. The module's
+                forward(x_BTD, mask_BT) gives [B, H], and its attribute `width` is H.
             config: of the model.
             sizes: of the data.
             statistics: of the training frames.
@@ -63,10 +65,10 @@ class FrameModel(nn.Module):
 
     @property
     def regularized(self) -> list[Tensor]:
-        """The weight matrices of pooling and head, under l1 and l2; no cluster centres."""
+        """The weight matrices of pooling and head, to which l1 and l2 apply; no cluster centres."""
         return matrices(self)
 
     def forward(self, frames_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-        """Bytes or floats, and which are frames -> logits_BC."""
+        """Frames [B, T, D] as bytes or floats, True where a frame is real [B, T] -> logits_BC."""
         logits_BC: Tensor = self.head(self.pooling(self.input(frames_BTD, mask_BT), mask_BT))
         return logits_BC

@@ -1,6 +1,6 @@
-"""What turns the one row that a frame-level model makes of a video into logits.
+"""The output layer of a frame-level model: from the pooled row of a video to logits.
 
-Shapes   B videos   H units of the row   C classes
+Shapes   B videos in the batch   H units of the pooled row   C classes
 """
 
 from __future__ import annotations
@@ -11,24 +11,25 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from models.layers import Statistics, linear, start_at_prior
+from models.inputs import Statistics
+from models.layers import linear, start_at_prior
 from models.video.mixture_of_experts import Mixture, ProbabilityGating, check_mixture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadConfig:
-    """Settings of the output."""
+    """Settings of the output layer."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     kind: Literal["moe", "logistic"] = "moe"
     mixtures: int = 2  # moe: experts of a class
-    low_rank: int | None = None  # moe: the gates' weights are a product of this rank; None: whole
-    probability_gating: ProbabilityGating = "none"  # moe; WILLOW's winners (2017): probabilities
-    prior_bias: bool = True  # starts at the classes' frequencies
+    low_rank: int | None = None  # moe: the gates' weight matrix is a product of this rank; None: full rank
+    probability_gating: ProbabilityGating = "none"  # moe; WILLOW (2017), which won the challenge: probabilities
+    prior_bias: bool = True  # the probabilities start at the classes' frequencies
 
     def __post_init__(self) -> None:
-        """Checks the ranges, and that no setting is given that the kind does not read."""
+        """Checks the ranges, and refuses a setting that has no effect on the kind."""
         check_mixture(self.mixtures, self.low_rank)
         for setting in fields(self):
             value = getattr(self, setting.name)
@@ -43,7 +44,7 @@ def head(
     generator: torch.Generator | None,
     momentum: float,
 ) -> nn.Module:
-    """[B, H] -> logits_BC; `momentum` is that of BatchNorm, which the probability gating has."""
+    """A module [B, H] -> logits_BC; `inputs` is H, and `momentum` that of the BatchNorm in the probability gating."""
     num_classes = len(statistics.label_counts_C)
     if config.kind == "logistic":
         layer = linear(inputs, num_classes, generator)

@@ -1,6 +1,7 @@
-"""What the models that pool frames by clusters share: soft assignments, a part for each feature, the hidden layer.
+"""What models that pool frames by clusters share: soft assignments, a pooling for each feature, the hidden layer.
 
-Shapes   B videos   T frames of the longest of them   D features of a frame   K clusters   H hidden units
+Shapes   B videos in the batch   T frames of the longest   D features of a frame
+         K clusters   H hidden units   P values of a pooled video
 Source   WILLOW (2017), frame_level_models.py
 """
 
@@ -15,39 +16,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.frame.frame_model import FrameModelConfig
-from models.frame.frames import FrameBatchNorm, padded
-from models.layers import BatchNorm, Sizes, check_per_feature, normal_linear
+from models.config import check_per_feature
+from models.frame.parts.frame_model import FrameModelConfig
+from models.frame.parts.frames import FrameBatchNorm, padded
+from models.inputs import Sizes
+from models.layers import BatchNorm, normal_linear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Clustered(FrameModelConfig):
-    """Settings of a model that pools each feature by clusters of its own."""
+class ClusteredConfig(FrameModelConfig):
+    """Settings of a model that pools the frames of each feature by that feature's clusters."""
 
     positive: ClassVar[tuple[str, ...]] = ("clusters", "hidden")
 
-    clusters: Mapping[str, int]  # of each feature, by name
+    clusters: Mapping[str, int]  # number for each feature, by feature name
     hidden: int = 1024  # units of the layer after the pooling
     relu: bool = False  # BatchNorm and relu6 after the hidden layer
     context_gating: bool = False  # after the hidden layer
-    batch_norm: bool = True  # of the frames, the assignments, the hidden layer and its gates; else biases
+    batch_norm: bool = True  # of frames, assignments, hidden layer and its gates; False: biases instead
 
 
 class SoftAssignment(nn.Module):
-    """How much of each frame belongs to each cluster: softmax(BatchNorm(x W)), or softmax(x W + b).
+    """The share of each frame that belongs to each cluster: softmax(BatchNorm(x W)), or softmax(x W + b).
 
-    W ~ N(0, 1 / sqrt(D)), b likewise.
+    W and b are drawn from N(0, 1 / sqrt(D)).
     """
 
-    def __init__(self, config: Clustered, inputs: int, clusters: int, generator: torch.Generator | None) -> None:
-        """Draws the weights from `generator`."""
+    def __init__(self, config: ClusteredConfig, inputs: int, clusters: int, generator: torch.Generator | None) -> None:
+        """Draws the weights from `generator`; None: from torch's global generator."""
         super().__init__()
         std = 1 / math.sqrt(inputs)
         self.linear = normal_linear(inputs, clusters, generator, std=std, bias_std=None if config.batch_norm else std)
         self.norm = FrameBatchNorm(clusters, momentum=config.batch_norm_momentum) if config.batch_norm else None
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, K] float32; a frame's shares sum to 1, those of padding are 0."""
+        """[B, T, D] -> [B, T, K] float32; the shares of a frame sum to 1, those of padding are 0."""
         scores_BTK = self.linear(x_BTD).float()
         if self.norm is not None:
             scores_BTK = self.norm(scores_BTK, mask_BT)
@@ -55,10 +58,13 @@ class SoftAssignment(nn.Module):
 
 
 class ContextGating(nn.Module):
-    """h * sigmoid(BatchNorm(h W)), W ~ N(0, 1 / sqrt(H)): units let each other through; without BatchNorm h W + b."""
+    """Gates by which hidden units weigh each other: h * sigmoid(BatchNorm(h W)), or h * sigmoid(h W + b).
 
-    def __init__(self, config: Clustered, units: int, generator: torch.Generator | None) -> None:
-        """Draws the weights from `generator`."""
+    W and b are drawn from N(0, 1 / sqrt(H)).
+    """
+
+    def __init__(self, config: ClusteredConfig, units: int, generator: torch.Generator | None) -> None:
+        """Draws the weights from `generator`; None: from torch's global generator."""
         super().__init__()
         std = 1 / math.sqrt(units)
         self.linear = normal_linear(units, units, generator, std=std, bias_std=None if config.batch_norm else std)
@@ -70,13 +76,13 @@ class ContextGating(nn.Module):
 
 
 class Hidden(nn.Module):
-    """The layer after the pooling: h = x W + b, or relu6(BatchNorm(x W)); then, if asked for, context gating.
+    """The layer after the pooling, h = x W + b or relu6(BatchNorm(x W)), and context gating if the settings say so.
 
-    W ~ N(0, 1 / sqrt(K)), K the most clusters of a feature; b ~ N(0, 0.01).
+    W is drawn from N(0, 1 / sqrt(K)) with K the largest number of clusters of a feature, b from N(0, 0.01).
     """
 
-    def __init__(self, config: Clustered, inputs: int, generator: torch.Generator | None) -> None:
-        """Draws the weights from `generator`."""
+    def __init__(self, config: ClusteredConfig, inputs: int, generator: torch.Generator | None) -> None:
+        """Draws the weights from `generator`; None: from torch's global generator."""
         super().__init__()
         normed = config.relu and config.batch_norm
         std = 1 / math.sqrt(max(config.clusters.values()))
@@ -86,7 +92,7 @@ class Hidden(nn.Module):
         self.gating = ContextGating(config, config.hidden, generator) if config.context_gating else nn.Identity()
 
     def forward(self, x_BP: Tensor) -> Tensor:
-        """[B, pooled] -> [B, H]."""
+        """[B, P] -> [B, H]."""
         x_BH = self.norm(self.linear(x_BP).float())
         hidden_BH: Tensor = self.gating(F.relu6(x_BH) if self.relu else x_BH)
         return hidden_BH
@@ -98,21 +104,21 @@ class PerFeature(nn.Module):
     def __init__(
         self,
         pooling: Callable[[Any, str, Sizes, torch.Generator | None], Any],
-        config: Clustered,
+        config: ClusteredConfig,
         sizes: Sizes,
         generator: torch.Generator | None,
     ) -> None:
-        """Draws the weights from `generator`.
+        """Draws the weights from `generator`; None: from torch's global generator.
 
         Args:
-            pooling: makes the module of a feature, from the settings and its name: forward(x_BTD, mask_BT) -> [B, P],
-                and its attribute `width` is P.
+            pooling: makes the module of one feature from the settings and the feature's name. The module's
+                forward(x_BTD, mask_BT) gives [B, P], and its attribute `width` is P.
             config: of the model.
             sizes: of the data.
             generator: of the weights.
 
         Raises:
-            ValueError: the clusters are not those of the data's features.
+            ValueError: `clusters` does not name exactly the features of the data.
         """
         super().__init__()
         check_per_feature("clusters", config.clusters, sizes)
@@ -124,7 +130,7 @@ class PerFeature(nn.Module):
         self.hidden = Hidden(config, sum(pooling.width for pooling in poolings), generator)
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-        """[B, T, D] -> [B, H]."""
+        """Normalised frames [B, T, D] and their mask -> hidden units [B, H]."""
         if self.norm is not None:
             x_BTD = self.norm(x_BTD, mask_BT)
         parts = torch.split(x_BTD, self.widths, dim=-1)
@@ -133,5 +139,5 @@ class PerFeature(nn.Module):
         return hidden_BH
 
 
-def _norm(config: Clustered, units: int) -> BatchNorm:
+def _norm(config: ClusteredConfig, units: int) -> BatchNorm:
     return BatchNorm(units, eps=1e-3, momentum=config.batch_norm_momentum)

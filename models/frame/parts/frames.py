@@ -1,6 +1,6 @@
-"""From stored frames to one row for each video. Padding has no say: it stays 0, in sums and in BatchNorm alike.
+"""Stored frames: dequantisation, and means, maxima and BatchNorm over the real frames, which padding does not affect.
 
-Shapes   B videos   T frames of the longest of them   D features of a frame   K units of a frame   C classes
+Shapes   B videos in the batch   T frames of the longest   D features of a frame   K units of a frame   C classes
 Source   google/youtube-8m, utils.Dequantize and frame_level_models.py
 """
 
@@ -9,60 +9,59 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.layers import BatchNorm, NormalizeKind, Statistics, matrices, normalizer
-
-# A byte q stands for q * SCALE + SHIFT: 255 steps from -2 to 2, each at its middle.
-DEQUANTISE_SCALE, DEQUANTISE_SHIFT = 4 / 255, 4 / 512 - 2
+from data.schema import DEQUANTISE_SCALE, DEQUANTISE_SHIFT
+from models.inputs import Statistics
+from models.layers import BatchNorm, NormalizeKind, matrices, normalizer
 
 
 class FrameInput(nn.Module):
-    """Dequantise bytes (floats are taken as they are) and normalise every frame."""
+    """Dequantises frames stored as bytes (floats are used unchanged) and normalises every frame."""
 
     def __init__(self, kind: NormalizeKind, statistics: Statistics) -> None:
-        """Takes the statistics of all training frames, dequantised."""
+        """Takes the statistics of the dequantised training frames."""
         super().__init__()
         self.normalize = normalizer(kind, statistics)
 
     def forward(self, frames_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-        """Bytes or floats -> [B, T, D] float32, 0 where the mask is False."""
+        """Bytes or floats [B, T, D] -> [B, T, D] float32, 0 where the mask is False."""
         return padded(self.normalize(dequantised(frames_BTD)), mask_BT)
 
 
 def dequantised(frames_BTD: Tensor) -> Tensor:
-    """Bytes or floats -> float32."""
+    """float32: a byte q becomes q * DEQUANTISE_SCALE + DEQUANTISE_SHIFT, a float keeps its value."""
     if frames_BTD.is_floating_point():
         return frames_BTD.float()
     return frames_BTD.float() * DEQUANTISE_SCALE + DEQUANTISE_SHIFT
 
 
 def padded(x_BTK: Tensor, mask_BT: Tensor) -> Tensor:
-    """The same with 0 where the mask is False, whatever stood there."""
+    """X with 0 where the mask is False; padding may hold any value, NaN included."""
     return torch.where(mask_BT[..., None], x_BTK, 0.0)
 
 
 def masked_mean(x_BTK: Tensor, mask_BT: Tensor) -> Tensor:
-    """Mean over the real frames, [B, K]; 0 for a video without one.
+    """Mean over the real frames, [B, K]; 0 for a video without frames.
 
-    NOTE: published code divides by the number of frames too, but samples frames with replacement before.
+    NOTE: google/youtube-8m divides by the number of frames too, but samples the frames with replacement before.
     """
     return padded(x_BTK, mask_BT).sum(dim=1) / mask_BT.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def masked_max(x_BTK: Tensor, mask_BT: Tensor) -> Tensor:
-    """Largest value of each column among the real frames, [B, K]; 0 for a video without one."""
+    """Largest value of each column among the real frames, [B, K]; 0 for a video without frames."""
     lowest = torch.finfo(x_BTK.dtype).min
     largest_BK = torch.where(mask_BT[..., None], x_BTK, lowest).amax(dim=1)
     return torch.where(mask_BT.any(dim=1, keepdim=True), largest_BK, 0.0)
 
 
 class FrameBatchNorm(nn.Module):
-    """BatchNorm of frames, by the statistics of the real ones alone: a long video counts for more, padding for nothing.
+    """BatchNorm of frames with the statistics of the real frames, each of which has the same weight.
 
-    NOTE: published code folds the padding of short videos, or the frames that fill it up, into the statistics.
+    NOTE: google/youtube-8m includes the padding of short videos, or the frames that replace it, in the statistics.
     """
 
     def __init__(self, units: int, *, momentum: float, epsilon: float = 1e-3) -> None:
-        """Takes the weight of a new batch in the running statistics."""
+        """Takes the number of units K, and the weight `momentum` of a new batch in the running statistics."""
         super().__init__()
         self.norm = BatchNorm(units, eps=epsilon, momentum=momentum)
 
@@ -77,22 +76,22 @@ class FrameBatchNorm(nn.Module):
 
 
 class MeanPooled(nn.Module):
-    """A video-level model on the mean of a video's frames.
+    """A video-level model on the mean of each video's frames.
 
-    Its features are then what a video-level record holds, but its statistics those of single frames, which vary more.
+    The mean is what a video-level record holds. The statistics are those of single frames, which vary more.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        """Takes the model of the means."""
+        """Takes the video-level model."""
         super().__init__()
         self.model = model
 
     @property
     def regularized(self) -> list[Tensor]:
-        """The model's."""
+        """The weight matrices of the video-level model, to which l1 and l2 apply."""
         return matrices(self.model)
 
     def forward(self, frames_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-        """Bytes or floats, and which are frames -> logits_BC."""
+        """Frames [B, T, D] as bytes or floats, True where a frame is real [B, T] -> logits_BC."""
         logits_BC: Tensor = self.model(masked_mean(dequantised(frames_BTD), mask_BT))
         return logits_BC

@@ -1,0 +1,1 @@
+"""What frame-level models are made of: input, pooling by clusters, recurrent layers, heads."""
