@@ -49,12 +49,13 @@ from tuner.cluster import connection as cluster
 from tuner.config import experiment as config
 from tuner.config.experiment import Experiment
 from tuner.console import Console, SearchView, quiet
-from tuner.search.recorder import METRICS, Recorder
+from tuner.search.recorder import Recorder
 from tuner.search.schedulers import ReplayingScheduler
 from tuner.search.searcher import JournaledSearch
 from tuner.search.stopper import StopRule
 from tuner.storage import journal
 from tuner.storage.journal import Journal, SearchHistory
+from tuner.tracking.records import recorded_metrics
 from tuner.tracking.tracker import Tracker
 
 CALIBRATION = Path(__file__).with_name("driver_calibration.json")
@@ -347,7 +348,7 @@ def write_history(directory: Path, experiment: Experiment, planned: int, trials:
         lines.append({"type": "suggested", "id": id, "settings": settings, **trial, **states})
         epochs = (1, 1, 1, 1, 1, 1, 3, 3, EPOCHS)[number % 9]
         for metrics in itertools.islice(learning_curve(trial), epochs):
-            kept = {name: value for name, value in metrics.items() if name in METRICS}
+            kept = recorded_metrics(metrics)
             lines.append({"type": "report", "id": id, "epoch": metrics["epoch"], "metrics": kept})
         lines.append({"type": "finished", "id": id, "stopped_by": "asha" if epochs < EPOCHS else None})
     directory.mkdir()

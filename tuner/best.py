@@ -134,7 +134,7 @@ def _show(
     tracking_uri: str | None,
 ) -> None:
     from tuner.console import describe_settings, leader_table
-    from tuner.tracking.tracker import ui_command
+    from tuner.tracking.uri import ui_command
 
     score = winner.score or 0.0
     state = f"ended: {search.ended}" if search.ended else "not ended: it runs, or was interrupted"

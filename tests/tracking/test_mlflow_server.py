@@ -20,7 +20,8 @@ from tuner.errors import SearchError
 from tuner.storage import journal, searches
 from tuner.storage.journal import TrialHistory
 from tuner.tracking import outbox
-from tuner.tracking.tracker import PARENT_TAG, Tracker, register_model, trial_of_run
+from tuner.tracking.registry import register_model
+from tuner.tracking.tracker import PARENT_TAG, Tracker, trial_of_run
 
 pytestmark = pytest.mark.slow
 

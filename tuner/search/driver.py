@@ -45,14 +45,11 @@ from tuner.storage import journal, lock, searches
 from tuner.storage.journal import Journal, SearchHistory
 from tuner.storage.place import Place, is_url
 from tuner.storage.stores import at
-from tuner.tracking.tracker import (
-    SHORT_PATIENCE_SECONDS,
-    Tracker,
-    choose_uri,
-    environment_tags,
-    register_model,
-    ui_command,
-)
+from tuner.tracking.records import search_params, search_tags, winner_metrics, winner_tags
+from tuner.tracking.registry import register_model
+from tuner.tracking.tags import environment_tags
+from tuner.tracking.tracker import SHORT_PATIENCE_SECONDS, Tracker
+from tuner.tracking.uri import choose_uri, ui_command
 from tuner.training.contrastive import encoder_store as encoders
 from tuner.training.dataset import Dataset, missing_shards, open_dataset
 from tuner.training.evaluation import batch_size_of
@@ -241,12 +238,8 @@ class _Search:
         try:
             tracker.start_search(
                 search.id,
-                tags={"data_fingerprint": search.fingerprint},
-                params={
-                    "trials": search.planned,
-                    "sampler": settings.sampler.kind,
-                    "scheduler": settings.scheduler.kind,
-                },
+                tags=search_tags(search),
+                params=search_params(search, sampler=settings.sampler.kind, scheduler=settings.scheduler.kind),
                 yaml=self.experiment.to_yaml(),
             )
             for name, cache in (("train", self.data.train), ("validate", self.data.validate)):
@@ -358,8 +351,8 @@ class _Search:
         frames = self.data.validate.frame_offsets is not None
         example = tuple(tensor.numpy() for tensor in batch.inputs) if frames else batch.features_BD.float().numpy()
         tracker.log_winner(
-            metrics={f"best/{name}/{key}": value for name, scores in metrics.items() for key, value in scores.items()},
-            tags={"best_trial": best.id, "best_trial_number": str(best.number)},
+            metrics=winner_metrics(metrics),
+            tags=winner_tags(best),
             tables={table.name: table.read_text() for table in tables},
             log_model=lambda run_id, uri: register_model(
                 run_id,

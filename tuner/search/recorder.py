@@ -15,26 +15,9 @@ from tuner.redact import redacted
 from tuner.search.schedulers import ReplayingScheduler
 from tuner.search.stopper import StopRule
 from tuner.storage.journal import Journal, TrialHistory, Unsaved
+from tuner.tracking.records import recorded_metrics, trial_tags
 from tuner.tracking.tracker import Tracker
 from tuner.workers.trial import epochs_of
-
-METRICS = (
-    "gap",
-    "gap_best",
-    "hit_at_1",
-    "perr",
-    "map",
-    "loss_train",
-    "loss_validate",
-    "loss_pretrain",
-    "contrastive_accuracy",
-    "embedding_std",
-    "ridge_penalty",
-    "learning_rate",
-    "videos_per_second",
-    "seconds",
-    "gpu_memory_gib",
-)
 
 
 def _in_order(hear: Callable[..., None]) -> Callable[..., None]:
@@ -91,7 +74,7 @@ class Recorder(Unsaved, Callback):
     def _open(self, record: TrialHistory) -> None:
         self._started.add(record.id)
         settings = self._experiment.trial_config(record.values)
-        tags = {"data_fingerprint": self._search.fingerprint, "seed": str(settings.seed(record.number))}
+        tags = trial_tags(self._search, seed=settings.seed(record.number))
         self._tracker.start_trial(record, params=flatten(settings.settings), tags=tags)
 
     @_in_order
@@ -112,7 +95,7 @@ class Recorder(Unsaved, Callback):
             self._journal.append("resumed", id=record.id, epoch=result["epoch"])
             self._console.trial_resumed(record, result["epoch"])
         for epoch, metrics in epochs_of(result):
-            metrics = {key: value for key, value in metrics.items() if key in METRICS}
+            metrics = recorded_metrics(metrics)
             is_new = epoch not in record.reports
             if is_new:
                 self._journal.append("report", id=record.id, epoch=epoch, metrics=metrics)

@@ -7,6 +7,8 @@ from tuner.config.experiment import Experiment
 from tuner.errors import SearchError
 from tuner.storage import journal, searches
 from tuner.storage.place import Place
+from tuner.tracking.tracker import trial_of_run
+from tuner.tracking.uri import choose_uri
 
 
 def find(name: str, storage: Place, tracking_uri: str | None, file: Path) -> tuple[Experiment, dict[str, Any], int]:
@@ -20,10 +22,7 @@ def find(name: str, storage: Place, tracking_uri: str | None, file: Path) -> tup
     """
     found = _in_storage(name, storage, file)
     if found is None:
-        from tuner.tracking import tracker as tracking  # imports mlflow: only where a trial_id was not enough
-
-        uri = tracking.choose_uri(tracking_uri, None, file.parent)
-        trial_id = tracking.trial_of_run(name, uri)
+        trial_id = trial_of_run(name, choose_uri(tracking_uri, None, file.parent))
         found = _in_storage(trial_id, storage, file) if trial_id else None
     if found is None:
         raise SearchError(f"no trial {name}: neither a trial_id of a search in {storage} nor the MLflow run of one")

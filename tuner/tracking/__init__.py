@@ -1,1 +1,1 @@
-"""What MLflow is told."""
+"""What MLflow records of a search."""

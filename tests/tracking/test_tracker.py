@@ -1,31 +1,26 @@
 """What MLflow holds of a search: a real SQLite store, and one that fails for a while."""
 
-import logging
 import os
-import uuid
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mlflow
-import numpy as np
 import pytest
 import requests
-import torch
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, TEMPORARILY_UNAVAILABLE
 
 from tests.support.finished import FinishedSearch
-from tuner.errors import ConfigError, SearchError
+from tuner.errors import SearchError
 from tuner.search import replay
 from tuner.storage.journal import TrialHistory
 from tuner.tracking import outbox
-from tuner.tracking import tracker as tracking
-from tuner.tracking.tracker import PARENT_TAG, Tracker, register_model, trial_of_run
+from tuner.tracking import tracker as tracker_module
+from tuner.tracking.tracker import PARENT_TAG, Tracker, _is_transient, trial_of_run
+from tuner.tracking.uri import ui_command
 
-TAGS = {"git_commit": "abc", "version.torch": "2"}
 PARAMS = {"optimizer.kind": "adam", "optimizer.learning_rate": 0.01, "loss.l1": 0}
 
 Start = Callable[..., Tracker]
@@ -35,56 +30,6 @@ def http_error(status: int) -> requests.HTTPError:
     response = requests.Response()
     response.status_code = status
     return requests.HTTPError(f"status {status}", response=response)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Retries follow at once; what is refused on purpose fills no report."""
-    monkeypatch.setattr(outbox, "RETRY_SECONDS", 0.01)
-    caplog.set_level(logging.CRITICAL, logger="tuner.tracking.outbox")
-
-
-@pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One database for all tests (making its tables takes seconds): each has an MLflow experiment of its own."""
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
-
-
-@pytest.fixture
-def name() -> str:
-    return f"tiny-{uuid.uuid4().hex[:8]}"
-
-
-@pytest.fixture
-def start(uri: str, name: str) -> Iterator[Start]:
-    """Drivers of one search."""
-    trackers = []
-
-    def begin(**search: Any) -> Tracker:
-        tracker = Tracker(uri, name, TAGS)
-        trackers.append(tracker)
-        facts = {"tags": {"data_fingerprint": "f"}, "params": {"trials": 3}, "yaml": "default: tiny\n"} | search
-        tracker.start_search("s-1", **facts)
-        return tracker
-
-    yield begin
-    for tracker in trackers:
-        if tracker._outbox._thread.is_alive():
-            tracker.close()
-        tracker.client._tracking_client.store.engine.dispose()
-
-
-@pytest.fixture
-def runs(uri: str, name: str) -> Callable[[], tuple[Run, dict[str, Run]]]:
-    """The parent run, and those of trials by trial_id."""
-
-    def read() -> tuple[Run, dict[str, Run]]:
-        client = mlflow.MlflowClient(uri)
-        found = client.search_runs([client.get_experiment_by_name(name).experiment_id])
-        (parent,) = (run for run in found if PARENT_TAG not in run.data.tags)
-        return parent, {run.data.tags["trial_id"]: run for run in found if run is not parent}
-
-    return read
 
 
 def trial(number: int, **facts: Any) -> TrialHistory:
@@ -149,7 +94,7 @@ def test_a_search_is_a_parent_with_a_child_for_each_trial(uri: str, start: Start
     assert sorted(children) == ["s-1-0000", "s-1-0001"]
     for number, child in enumerate(children[id] for id in sorted(children)):
         expected = {PARENT_TAG: parent.info.run_id, "trial_number": str(number), "seed": "1", "device": "cpu"}
-        assert (expected | {"host": "h"} | TAGS).items() <= child.data.tags.items()
+        assert (expected | {"host": "h", "git_commit": "abc", "version.torch": "2"}).items() <= child.data.tags.items()
         assert child.data.params == {key: str(value) for key, value in PARAMS.items()}
         assert child.info.status == "FINISHED" and child.info.run_name == f"trial {number:03d}"
         assert steps(uri, child, "gap") == [(1, 0.1), (2, 0.2), (3, 0.3)]
@@ -293,43 +238,6 @@ def test_a_server_that_does_not_answer_is_one_sentence(monkeypatch: pytest.Monke
     assert str(told.value).startswith("MLflow at sqlite:///") and "\n" not in str(told.value)
 
 
-def test_the_winner_is_a_registered_model_without_pickle(
-    uri: str, start: Start, runs: Any, name: str, finished_search: FinishedSearch
-) -> None:
-    model = finished_search.load_best()
-    example = np.asarray(finished_search.data.validate.features_ND[:2], np.float32)
-    tracker = start()
-    for best in ("s-1-0001", "s-1-0000", "s-1-0000"):  # of an extended search: the newest is the best, and told again
-        tracker.log_winner(
-            metrics={"best/validate/gap": 0.5},
-            tags={"best_trial": best},
-            tables={"classes-validate.csv": f"class,name\n0,{best}\n"},
-            log_model=partial(register_model, name=name, model=model, example=example, metadata={"trial": best}),
-        )
-    tracker.end_search("FINISHED")
-    assert tracker.close() == 0
-
-    parent, _ = runs()
-    assert parent.data.metrics["best/validate/gap"] == 0.5 and parent.data.tags["best_trial"] == "s-1-0000"
-    assert "classes-validate.csv" in [artifact.path for artifact in tracker.client.list_artifacts(parent.info.run_id)]
-    assert parent.info.status == "FINISHED"
-    client = mlflow.MlflowClient(uri)
-    best = client.get_model_version_by_alias(name, "best")
-    assert int(best.version) == 2 and best.run_id == parent.info.run_id
-    mlflow.set_tracking_uri(uri)
-    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{name}@best"))
-    files = {path.name for path in folder.rglob("*") if path.is_file()}
-    assert any(file.endswith(".pt2") for file in files), files
-    assert not [file for file in files if file.endswith((".pkl", ".pickle", ".pth"))], files
-    info = mlflow.models.get_model_info(f"models:/{name}@best")
-    assert info.signature.inputs.inputs[0].shape == (-1, example.shape[1])
-    assert info.saved_input_example_info is not None and info.metadata == {"trial": "s-1-0000"}
-    loaded = mlflow.pytorch.load_model(f"models:/{name}@best")
-    videos_ND = torch.from_numpy(np.asarray(finished_search.data.validate.features_ND[:7], np.float32))
-    with torch.no_grad():
-        torch.testing.assert_close(loaded(videos_ND), model(videos_ND), rtol=1e-5, atol=1e-5)
-
-
 def test_a_trial_is_found_by_its_run(uri: str, start: Start, runs: Any, finished_search: FinishedSearch) -> None:
     tracker = start()
     record = trial(1)
@@ -350,48 +258,16 @@ def test_looking_for_a_trial_makes_no_database(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_every_run_says_what_it_was_made_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tags = tracking.environment_tags(Path(__file__).parent)
-    assert tags["version.torch"] == torch.__version__
-    assert tags["git_dirty"] in ("true", "false") and len(tags["git_commit"]) == 40
-    assert "git_commit" not in tracking.environment_tags(tmp_path)  # no repository
-    monkeypatch.setenv("PATH", "")
-    assert "git_commit" not in tracking.environment_tags(Path(__file__).parent)  # no git
-
-
-def test_the_database_is_beside_the_yaml_unless_the_environment_says_otherwise(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert tracking.default_uri(tmp_path) == f"sqlite:///{tmp_path.resolve()}/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
-    assert tracking.default_uri(tmp_path) == "http://server:5000"
-
-
 def test_more_runs_than_a_page_holds_are_all_found(
     start: Start, runs: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "MAX_RUNS", 2)
+    monkeypatch.setattr(tracker_module, "MAX_RUNS", 2)
     tracker = start()
     for number in range(5):
         train(tracker, trial(number), range(1, 2))
     tracker.suspend_trials()
     tracker.close()
     assert [run.info.status for run in runs()[1].values()] == ["KILLED"] * 5
-
-
-def test_a_search_goes_on_where_it_logged_unless_the_command_line_says_otherwise(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert tracking.choose_uri(None, None, tmp_path) == tracking.default_uri(tmp_path)
-    assert tracking.choose_uri(None, "http://stored", tmp_path) == "http://stored"
-    assert tracking.choose_uri("http://given", "http://stored", tmp_path) == "http://given"
-    with pytest.raises(ConfigError, match=r"--tracking-uri: http://\*\*\*@given holds credentials"):
-        tracking.choose_uri("http://user:hunter2@given", None, tmp_path)
-    with pytest.raises(SearchError, match=r"MLflow at http://\*\*\*@stored: credentials are not stored"):
-        tracking.choose_uri(None, "http://***@stored", tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:hunter2@stored")
-    assert tracking.choose_uri(None, "http://***@stored", tmp_path) == "http://user:hunter2@stored"
-    assert tracking.choose_uri(None, "sqlite:///there.db", tmp_path) == "sqlite:///there.db"
 
 
 def test_credentials_of_a_server_are_in_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,7 +278,7 @@ def test_credentials_of_a_server_are_in_no_message(monkeypatch: pytest.MonkeyPat
     assert "MLflow at http://127.0.0.1:1: " in str(told.value) and "hunter" not in str(told.value)
     assert told.value.__cause__ is None
     assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "hunter@2"  # where MLflow finds it
-    assert tracking.ui_command("mlflow", "http://user:hunter2@host:5000") == "open http://***@host:5000"
+    assert ui_command("mlflow", "http://user:hunter2@host:5000") == "open http://***@host:5000"
 
 
 @pytest.mark.parametrize(
@@ -424,26 +300,4 @@ def test_credentials_of_a_server_are_in_no_message(monkeypatch: pytest.MonkeyPat
     ids=str,
 )
 def test_what_may_pass_is_tried_again_and_a_refusal_is_not(error: Exception, passing: bool) -> None:
-    assert tracking._is_passing(error) is passing
-
-
-def test_a_model_that_was_left_half_logged_is_gone_on_with(
-    uri: str, start: Start, runs: Any, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    upload, failures = mlflow.MlflowClient.log_model_artifacts, [ConnectionError("away"), ConnectionError("away")]
-
-    def interrupted(client: mlflow.MlflowClient, *arguments: Any) -> Any:
-        if failures:
-            raise failures.pop()
-        return upload(client, *arguments)
-
-    monkeypatch.setattr(mlflow.MlflowClient, "log_model_artifacts", interrupted)
-    tracker, model = start(), torch.nn.Linear(6, 3).eval()
-    given = {"name": name, "model": model, "example": np.ones((2, 6), np.float32), "metadata": {"trial": "s-1-0000"}}
-    tracker.log_winner(metrics={"best/validate/gap": 0.5}, tags={}, log_model=partial(register_model, **given))
-    assert tracker.close() == 0 and tracker.refused == [] and failures == []
-    parent, _ = runs()
-    (logged,) = tracker.client.search_logged_models([parent.info.experiment_id])
-    assert logged.status == "READY" and logged.source_run_id == parent.info.run_id
-    (version,) = tracker.client.search_model_versions(f"name = '{name}'")
-    assert tracker.client.get_model_version_by_alias(name, "best").version == version.version
+    assert _is_transient(error) is passing

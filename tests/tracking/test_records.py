@@ -1,0 +1,26 @@
+"""What of a report, a trial and a search MLflow records."""
+
+from tuner.storage.journal import TrialHistory
+from tuner.tracking.records import MAX_ERROR, METRICS, outcome_tags, recorded_metrics, winner_metrics
+
+
+def test_of_a_report_the_metrics_are_recorded_and_nothing_else() -> None:
+    metrics = {key: 0.5 for key in METRICS}
+    assert recorded_metrics({**metrics, "epoch": 3, "tags": {"host": "h"}, "training_iteration": 7}) == metrics
+
+
+def test_the_end_of_a_trial_is_a_tag_without_credentials() -> None:
+    def ended(**facts: str) -> dict[str, str]:
+        return outcome_tags(TrialHistory(number=0, id="t0", values={}, sampler_state={}, **facts))
+
+    assert ended() == {}
+    assert ended(stopped_by="asha") == {"stopped_by": "asha"}
+    assert ended(error="http://user:hunter2@host: away") == {"error": "http://***@host: away"}
+    assert len(ended(error="x" * 9999)["error"]) == MAX_ERROR
+
+
+def test_scores_of_the_winner_are_named_after_their_split() -> None:
+    assert winner_metrics({"validate": {"gap": 0.5}, "test": {"gap": 0.4}}) == {
+        "best/validate/gap": 0.5,
+        "best/test/gap": 0.4,
+    }
