@@ -45,7 +45,6 @@ from ray.tune.experiment import Experiment as TuneExperiment
 from ray.tune.search.search_generator import SearchGenerator
 from rich.console import Console as RichConsole
 
-from tuner.cluster import connection as cluster
 from tuner.config import experiment as config
 from tuner.config.experiment import Experiment
 from tuner.console import Console, SearchView, quiet
@@ -57,6 +56,7 @@ from tuner.storage import journal
 from tuner.storage.journal import Journal, SearchHistory
 from tuner.tracking.records import recorded_metrics
 from tuner.tracking.tracker import Tracker
+from tuner.workers import connection, ray_internals
 
 CALIBRATION = Path(__file__).with_name("driver_calibration.json")
 EXPERIMENT = """\
@@ -385,8 +385,9 @@ def fit(
     actors = Actors(clock, delays, meter)
     tune_controller.RayActorManager = lambda resource_manager: actors
     storage._get_ray_train_session_dir = lambda: str(record.directory / "session")  # Ray's, where there is one
-    os.environ.update({name: os.environ.get(name, value) for name, value in cluster.SETTINGS.items()})
-    cluster.start_together(slots)
+    settings = connection.SETTINGS | ray_internals.SETTINGS
+    os.environ.update({name: os.environ.get(name, value) for name, value in settings.items()})
+    connection.start_together(slots)
     trainable = tune.with_resources(lambda configuration: None, {"memory": 2**20})
     whole = TuneExperiment(
         "driver", trainable, storage_path=str(record.directory / "tune"), num_samples=10**9, stop=stop

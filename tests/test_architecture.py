@@ -105,13 +105,6 @@ STILL: set[tuple[str, str]] = {
     ("data/tfrecord/shards.py", "lines"),
     ("models/contrastive/moco.py", "lines"),
     ("models/frame", "files"),
-    (
-        "tuner/cluster/connection.py",
-        "ray._private.authentication.authentication_token_setup.maybe_enable_token_auth_if_token_available",
-    ),
-    ("tuner/cluster/placement.py", "_connect_and_get_accessor"),
-    ("tuner/cluster/placement.py", "_private"),
-    ("tuner/cluster/placement.py", "ray._private.state"),
     ("tuner/config/experiment.py", "lines"),
     ("tuner/errors.py", "tuner/redact.py"),
     ("tuner/export/ensemble.py", "tuner/evaluate.py"),
@@ -124,6 +117,7 @@ STILL: set[tuple[str, str]] = {
     ("tuner/search/searcher.py", "_completed_trials"),
     ("tuner/search/searcher.py", "_ot_study"),
     ("tuner/search/searcher.py", "_ot_trials"),
+    ("tuner/search/searcher.py", "_storage"),
     ("tuner/search/searcher.py", "_study_id"),
     ("tuner/search/tpe.py", "optuna.samplers._tpe._truncnorm"),
     ("tuner/tracking/tracker.py", "lines"),
@@ -134,16 +128,6 @@ STILL: set[tuple[str, str]] = {
     ("tuner/training/dataset.py", "data/sample.py"),
     ("tuner/training/objective.py", "tuner/training/supervised.py"),
     ("tuner/training/supervised.py", "tuner/evaluate.py"),
-    ("tuner/workers/trial.py", "_base_exc"),
-    ("tuner/workers/trial.py", "ray.train.v2._internal.callbacks.DatasetsCallback"),
-    (
-        "tuner/workers/trial.py",
-        "ray.train.v2._internal.callbacks.placement_group_callback.PlacementGroupCleanerCallback",
-    ),
-    ("tuner/workers/trial.py", "ray.train.v2._internal.exceptions.UserExceptionWithTraceback"),
-    ("tuner/workers/trial.py", "ray.train.v2._internal.exceptions.WorkerHealthCheckFailedError"),
-    ("tuner/workers/worker.py", "ray.train.v2._internal.exceptions.UserExceptionWithTraceback"),
-    ("tuner/workers/worker.py", "ray.train.v2._internal.execution.context.get_train_context"),
     ("tuner/workers/worker.py", "tuner/train.py"),
 }
 

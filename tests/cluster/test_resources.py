@@ -74,7 +74,7 @@ def test_plan(nodes: list[tuple[float, float]], config: dict[str, Any], expected
         ([(8, 0)], {"gpu": 1}, "1 GPUs", "8 CPUs and 0 GPUs"),
         ([(8, 1)], {"cpu": 16}, "16 CPUs", "8 CPUs and 1 GPUs"),
         ([(8, 0), (4, 2)], {"gpu": 1, "cpu": 8}, "8 CPUs and 1 GPUs", "8 CPUs and 0 GPUs, 4 CPUs and 2 GPUs"),
-        ([], {}, "", "no node at all"),
+        ([], {}, "", "no node"),
         ([(0, 4)], {}, "1 GPUs", "0 CPUs and 4 GPUs"),
     ],
 )

@@ -119,7 +119,7 @@ def test_a_damaged_checkpoint(workplace: Workplace, fault_row: State) -> None:
     code, printed = workplace.run("--resume", output="output2.txt", timeout=600)
     assert code == 0, printed
     note = f"trial 000  {last / name}: damaged"
-    assert note in printed and f"goes on from the checkpoint of epoch {int(before.name[-4:])}" in printed
+    assert note in printed and f"resumed after epoch {int(before.name[-4:])}" in printed
     assert "model.safetensors: damaged" in workplace.printed("output1.txt")
     assert_nothing_was_lost(workplace, planned=1, epochs=40)
     assert_equals_the_uninterrupted(workplace, number=0)
@@ -171,7 +171,7 @@ def test_a_trial_that_runs_out_of_memory(workplace: Workplace, fault_row: State)
     assert first.status == "failed" and (first.error or "").startswith("TrialOutOfMemory: not enough memory on ")
     assert "goes on" not in printed.partition("trial 000  failed")[0]  # it was tried once
     assert second.status == "failed" and set(second.reports) <= {1, 2}  # what it had said may be lost with it
-    assert "its worker was killed, as the kernel does where memory runs out" in (second.error or "")
+    assert "its worker crashed or was killed, as the kernel does when memory runs out" in (second.error or "")
     assert "2 attempts" in (second.error or "")
     assert third.status == "finished"
     fault_row("a trial that runs out of memory", lost_epochs=0, recovery_seconds=None)

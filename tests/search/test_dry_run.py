@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from tests.support.workplace import Workplace
-from tuner.cluster import connection as cluster
+from tuner.cluster import nodes
 from tuner.cluster.resources import Node
 from tuner.config import experiment as config
 from tuner.console import Console
 from tuner.errors import ConfigError
 from tuner.search.dry_run import dry_run
 from tuner.storage.journal import Attempt
+from tuner.workers import connection
 
 
 def change(place: Workplace, old: str, new: str) -> None:
@@ -126,8 +127,8 @@ def test_what_no_machine_can_hold_is_told(here: Here, monkeypatch: pytest.Monkey
 
 def test_a_running_cluster_is_asked_for_its_nodes(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     joined = Attempt(cluster="session", job="01", scratch=None)
-    monkeypatch.setattr(cluster, "connect", lambda address: nullcontext(joined))
-    monkeypatch.setattr(cluster, "nodes", lambda: [Node(cpus=16, gpus=4)] * 2)
+    monkeypatch.setattr(connection, "connect", lambda address: nullcontext(joined))
+    monkeypatch.setattr(nodes, "alive", lambda: [Node(cpus=16, gpus=4)] * 2)
     experiment = config.load(here.place.folder / "experiments.yaml", "tiny", ["resources.cpu=auto"])
     shown = Console()
     with shown._out:
@@ -137,8 +138,8 @@ def test_a_running_cluster_is_asked_for_its_nodes(here: Here, monkeypatch: pytes
 
 def test_what_an_autoscaler_may_start_counts_as_there(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     joined = Attempt(cluster="session", job="01", scratch=None)
-    monkeypatch.setattr(cluster, "connect", lambda address: nullcontext(joined))
-    monkeypatch.setattr(cluster, "nodes", lambda: [Node(cpus=4, gpus=0)])
+    monkeypatch.setattr(connection, "connect", lambda address: nullcontext(joined))
+    monkeypatch.setattr(nodes, "alive", lambda: [Node(cpus=4, gpus=0)])
     told = ["resources={gpu: 1, startable: {nodes: 6, cpu: 8, gpu: 1}}"]
     experiment = config.load(here.place.folder / "experiments.yaml", "tiny", told)
     shown = Console()

@@ -178,11 +178,11 @@ def test_an_interrupted_search_ends_no_trial(driver: Driver, end: str) -> None:
     assert driver.record.status == "running"  # a resume goes on with it
 
 
-def test_an_obstacle_ends_the_search_and_no_trial(driver: Driver) -> None:
+def test_a_fatal_error_ends_the_search_and_fails_no_trial(driver: Driver) -> None:
     driver.start()
-    driver.recorder.on_trial_result(0, [], driver.trial, {"obstacle": "node 7: no room"})
+    driver.recorder.on_trial_result(0, [], driver.trial, {"fatal": "node 7: no room"})
     driver.recorder.on_trial_complete(0, [], driver.trial)
-    assert driver.stop.stop_all() and driver.stop.obstacle == "node 7: no room"
+    assert driver.stop.stop_all() and driver.stop.fatal_error == "node 7: no room"
     assert driver.record.status == "running"
 
 
@@ -195,13 +195,19 @@ def test_a_journal_that_cannot_be_written_ends_the_search(driver: Driver, monkey
     monkeypatch.setattr(driver.journal, "append", full)
     result = {"epoch": 1, "epochs": 2, "gap": 0.5, "tags": {}}
     driver.recorder.on_trial_result(0, [], driver.trial, result)
-    assert driver.stop.interrupted and "No space" in (driver.stop.obstacle or "")
+    assert driver.stop.interrupted and "No space" in (driver.stop.fatal_error or "")
     assert driver.told == []  # MLflow and the screen know nothing that the journal does not
 
 
 def test_a_damaged_checkpoint_is_said(driver: Driver) -> None:
     driver.start()
-    result = {"epoch": 1, "epochs": 2, "gap": 0.5, "tags": {}, "note": "epoch-0002: damaged; starts again"}
+    result = {
+        "epoch": 1,
+        "epochs": 2,
+        "gap": 0.5,
+        "tags": {},
+        "note": "epoch-0002: damaged; resumed after epoch 1",
+    }
     driver.recorder.on_trial_result(0, [], driver.trial, result)
     assert [method for who, method, *_ in driver.told if who == "screen"][-2:] == ["trial_noted", "trial_reported"]
 

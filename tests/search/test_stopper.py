@@ -149,11 +149,11 @@ def test_sigterm_is_as_good_as_ctrl_c_before_and_after_the_trials() -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_an_obstacle_ends_the_search_as_a_signal_does_and_the_first_is_told(experiment: Experiment) -> None:
+def test_a_fatal_error_ends_the_search_as_a_signal_does_and_the_first_is_kept(experiment: Experiment) -> None:
     rule = StopRule(experiment, record())
     rule.halt("no room")
     rule.halt("no shard")
-    assert rule.stop_all() and rule.interrupted and rule.obstacle == "no room" and rule.reason is None
+    assert rule.stop_all() and rule.interrupted and rule.fatal_error == "no room" and rule.reason is None
 
 
 def test_the_wall_clock_counts_for_nothing(

@@ -133,24 +133,32 @@ def test_a_journal_is_written_by_one_driver_at_a_time(s3: str, monkeypatch: pyte
     assert journal.read(directory).planned == 7
 
 
-def test_a_worker_keeps_and_finds_its_checkpoints_in_the_bucket(s3: str, tmp_path: Path) -> None:
-    """Through Ray Train's own storage, as it arrives in the worker's process."""
-    from ray.train import Checkpoint
-    from ray.train.v2._internal.execution.storage import StorageContext, delete_fs_path
+def test_a_worker_stores_and_finds_its_checkpoints_in_the_bucket(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the folder as it arrives in the worker's process."""
+    import ray.train
 
-    from tuner.workers.trial import ray_storage
+    from tuner.training.ranks import ALONE
+    from tuner.workers.reports import Reporter
 
-    settings = pickle.loads(pickle.dumps(ray_storage(UPath(f"{s3}/search/trials", use_listings_cache=False))))
-    storage = StorageContext(experiment_dir_name="t0", **settings)
-    (tmp_path / "model.safetensors").write_bytes(b"weights")
-    for name in ("epoch-0001", "epoch-0002"):
-        storage.persist_current_checkpoint(Checkpoint.from_directory(str(tmp_path)), name)
-    delete_fs_path(storage.storage_filesystem, storage.build_checkpoint_path_from_name("epoch-0001"))
+    reported = []
+    monkeypatch.setattr(ray.train, "report", reported.append)
+    trial = pickle.loads(pickle.dumps(UPath(f"{s3}/search/trials/t0", use_listings_cache=False)))
+
+    def save(directory: Path) -> None:
+        directory.mkdir()
+        (directory / "model.safetensors").write_bytes(b"weights")
+
+    reporter = Reporter(trial, stores=True)
+    for epoch in (1, 2):
+        reporter({"epoch": epoch}, save, ["epoch-0002"])
+    reporter.wait()
+    assert reported == [{"epoch": 1}, {"epoch": 2}]
     assert [path.name for path in UPath(f"{s3}/search").glob("trials/t0/epoch-*")] == ["epoch-0002"]
     assert UPath(f"{s3}/search/trials/t0/epoch-0002/model.safetensors").read_bytes() == b"weights"
-    kept = Checkpoint(storage.build_checkpoint_path_from_name("epoch-0002"), storage.storage_filesystem)
-    with pickle.loads(pickle.dumps(kept)).as_directory() as directory:
-        assert (Path(directory) / "model.safetensors").read_bytes() == b"weights"
+    read = [(path.name, (path / "model.safetensors").read_bytes()) for path in reporter.checkpoints(ALONE)]
+    assert len(read) == 1 and read[0][1] == b"weights"
 
 
 def test_an_export_that_was_cut_short_is_no_model(s3: str, exported: Path, tmp_path: Path) -> None:

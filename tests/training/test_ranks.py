@@ -168,6 +168,7 @@ def job(finished_search: FinishedSearch) -> Job:
     resources = Resources(gpu=0.0, cpu=1.0, min_workers=2, max_workers=2)
     return Job(
         trial_id="trial-1",
+        folder=finished_search.storage / "trial-1",
         trial=experiment.trial_config(FAST),
         data=experiment.data,
         fingerprint=finished_search.data.fingerprint,
@@ -187,7 +188,7 @@ def test_all_ranks_report_equally_often_and_the_same(group: Group, job: Job) -> 
 
 @pytest.mark.parametrize("broken", [0, 1])
 def test_a_node_that_cannot_open_its_data_is_told_by_all(group: Group, job: Job, broken: int) -> None:
-    told = ({"obstacle": f"{socket.gethostname()}: no shard matches on this node"}, False)
+    told = ({"fatal": f"{socket.gethostname()}: no shard matches on this node"}, False)
     assert group.run(2, ranked.work, job, broken) == [[told], [told]]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tuner.workers.relay import Relay, tell
+from tuner.workers.relay import Relay, forward
 
 EPOCHS: list[dict[str, Any]] = [{"epoch": epoch} for epoch in range(1, 6)]
 
@@ -37,12 +37,12 @@ def test_the_last_report_of_a_trial_is_heard_however_late_one_listens() -> None:
             time.sleep(0.2)
         heard.append(metrics)
 
-    tell(train.fit, train.reports, report)
+    forward(train.fit, train.reports, report)
     assert heard == EPOCHS
 
 
 def test_an_error_is_raised_after_the_reports_before_it() -> None:
     train, heard = Train(error=ValueError("died")), []
     with pytest.raises(ValueError, match="died"):
-        tell(train.fit, train.reports, heard.append)
+        forward(train.fit, train.reports, heard.append)
     assert heard == EPOCHS

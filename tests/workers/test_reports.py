@@ -1,14 +1,12 @@
-"""A worker's reports through Ray's own storage, minus Ray: stored first, told in order, the right checkpoints kept."""
+"""A worker's reports without Ray: each checkpoint is stored first, reports keep their order, the right ones stay."""
 
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray.train
-from ray.train.v2._internal.execution.storage import StorageContext
 
 from tuner.training.ranks import ALONE
 from tuner.workers.reports import Reporter, checkpoint_name, kept
@@ -18,19 +16,23 @@ Told = list[tuple[dict[str, Any], list[str]]]
 
 
 @pytest.fixture
-def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Told:
-    """What Train heard, and what was in the trial's folder by then."""
-    heard: Told = []
-    (tmp_path / "trials").mkdir()
-    storage = StorageContext(storage_path=str(tmp_path / "trials"), experiment_dir_name="trial-1")
+def folder(tmp_path: Path) -> Path:
+    """The trial's folder in the storage, as Train's controller makes it."""
+    (tmp_path / "trials" / "trial-1").mkdir(parents=True)
+    return tmp_path / "trials" / "trial-1"
+
+
+@pytest.fixture
+def told(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Told:
+    """The reports that Train received, each with the checkpoints in the trial's folder at that moment."""
+    received: Told = []
 
     def report(metrics: dict[str, Any]) -> None:
-        heard.append((metrics, sorted(path.name for path in (tmp_path / "trials" / "trial-1").glob("epoch-*"))))
+        received.append((metrics, sorted(path.name for path in folder.glob("epoch-*"))))
 
-    monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_storage=lambda: storage))
     monkeypatch.setattr(ray.train, "report", report)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    return heard
+    return received
 
 
 def state(text: str) -> Callable[[Path], None]:
@@ -48,8 +50,10 @@ def report_all(reporter: Reporter) -> None:
     reporter.wait()
 
 
-def test_an_epoch_is_told_when_its_checkpoint_is_stored_and_the_best_and_the_last_two_stay(told: Told) -> None:
-    reporter = Reporter(stores=True)
+def test_an_epoch_is_reported_when_its_checkpoint_is_stored_and_the_best_and_the_last_two_stay(
+    folder: Path, told: Told
+) -> None:
+    reporter = Reporter(folder, stores=True)
     report_all(reporter)
     assert [metrics["epoch"] for metrics, _ in told] == [1, 2, 3, 4, 5]
     names = [[int(name[-4:]) for name in stored] for _, stored in told]
@@ -58,41 +62,49 @@ def test_an_epoch_is_told_when_its_checkpoint_is_stored_and_the_best_and_the_las
     assert found == [(checkpoint_name(epoch), f"of epoch {epoch}") for epoch in (5, 4, 2)]
 
 
-def test_a_checkpoint_written_again_replaces_a_damaged_one(told: Told) -> None:
-    reporter = Reporter(stores=True)
+def test_a_checkpoint_written_again_replaces_a_damaged_one(folder: Path, told: Told) -> None:
+    reporter = Reporter(folder, stores=True)
     report_all(reporter)
     reporter({"epoch": 5}, state("anew"), [checkpoint_name(5)])
     reporter.wait()
     assert [(path / "state").read_text() for path in reporter.checkpoints(ALONE)] == ["anew"]
 
 
-def test_other_ranks_tell_and_store_nothing(told: Told) -> None:
-    report_all(Reporter(stores=False))
+def test_other_ranks_report_and_store_nothing(folder: Path, told: Told) -> None:
+    report_all(Reporter(folder, stores=False))
     assert len(told) == 5 and not any(stored for _, stored in told)
 
 
-def test_what_keeps_a_report_back_is_raised(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_that_prevents_a_report_is_raised(folder: Path, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(metrics: dict[str, Any]) -> None:
         raise RuntimeError("the controller is gone")
 
     monkeypatch.setattr(ray.train, "report", refuse)
-    reporter = Reporter(stores=True)
+    reporter = Reporter(folder, stores=True)
     reporter({"epoch": 1}, None)
     with pytest.raises(RuntimeError, match="the controller is gone"):
         reporter.wait()
 
 
-def test_a_full_storage_is_an_obstacle(told: Told, tmp_path: Path) -> None:
-    """On a real one."""
-    folder = tmp_path / "trials" / "trial-1"
+def test_a_full_storage_is_a_fatal_error(folder: Path, told: Told) -> None:
+    """On a file system that is really full."""
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(folder)], check=False).returncode:
         pytest.skip("mounting is refused here")
     try:
-        (folder / ".validate_storage_marker").touch()
-        reporter = Reporter(stores=True)
+        reporter = Reporter(folder, stores=True)
         reporter({"epoch": 1}, state("x" * 100_000), ["epoch-0001"])
         reporter.wait()
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
     ((metrics, _),) = told
-    assert metrics.keys() == {"obstacle"} and "there is no room left on its disk" in metrics["obstacle"]
+    assert metrics.keys() == {"fatal"}
+    assert metrics["fatal"].startswith(f"{folder}/epoch-0001: cannot be written, the disk is full")
+
+
+def test_a_machine_that_does_not_share_the_storage_writes_nothing(folder: Path, told: Told) -> None:
+    folder.rmdir()
+    reporter = Reporter(folder, stores=True)
+    reporter({"epoch": 1}, state("of epoch 1"), ["epoch-0001"])
+    with pytest.raises(FileNotFoundError):
+        reporter.wait()
+    assert not folder.exists() and not told

@@ -14,8 +14,8 @@ SEARCH = "test-slots"
 ACTOR = f"""
 import time
 from tuner.workers import slots
-with slots.on_its_way({SEARCH!r}, 0):
-    print("on its way", flush=True)
+with slots.starting({SEARCH!r}, 0):
+    print("starting", flush=True)
     time.sleep(600)
 """
 # Seconds in which a worker that may train has long begun: it looks every twentieth of a second.
@@ -47,7 +47,7 @@ def folder(tmp_path, monkeypatch) -> Iterator[None]:
 
 
 def test_one_slot_is_taken_in_the_order_of_the_trials() -> None:
-    with slots.on_its_way(SEARCH, 10):  # earlier than 11, and later than 9
+    with slots.starting(SEARCH, 10):  # earlier than 11, and later than 9
         second = Worker(11, of=1)
         assert not second.trains.wait(LONG)
         before = Worker(9, of=1)
@@ -67,8 +67,8 @@ def test_one_slot_is_taken_in_the_order_of_the_trials() -> None:
 
 
 def test_of_several_slots_those_are_kept_that_earlier_trials_come_for() -> None:
-    with slots.on_its_way(SEARCH, 0):
-        with slots.on_its_way(SEARCH, 1):
+    with slots.starting(SEARCH, 0):
+        with slots.starting(SEARCH, 1):
             last = Worker(2, of=2)
             assert not last.trains.wait(LONG)
             second = Worker(1, of=2)
@@ -84,7 +84,7 @@ def test_of_several_slots_those_are_kept_that_earlier_trials_come_for() -> None:
 
 def test_nobody_waits_for_a_trial_whose_actor_was_killed() -> None:
     with subprocess.Popen([sys.executable, "-c", ACTOR], cwd=PROJECT, stdout=subprocess.PIPE, text=True) as actor:
-        assert actor.stdout is not None and actor.stdout.readline() == "on its way\n"
+        assert actor.stdout is not None and actor.stdout.readline() == "starting\n"
         worker = Worker(1, of=1)
         assert not worker.trains.wait(LONG)
         actor.kill()

@@ -29,6 +29,7 @@ Report = tuple[dict[str, Any], Callable[[Path], None] | None]
 def job(finished_search: FinishedSearch) -> Job:
     return Job(
         trial_id="trial-1",
+        folder=finished_search.storage / "trial-1",
         trial=finished_search.experiment.trial_config({**FAST, "model.dropout": 0.4}),
         data=finished_search.experiment.data,
         fingerprint=finished_search.data.fingerprint,
@@ -117,12 +118,12 @@ def test_of_a_damaged_checkpoint_the_one_before_is_used_and_that_is_said(
     weights = two / "model.safetensors"
     weights.write_bytes(damage(weights.read_bytes()))
     (again, _), (second, _) = reports(job, two, one)
-    assert again["note"].startswith(f"{weights}: ") and again["note"].endswith("goes on from the checkpoint of epoch 1")
+    assert again["note"].startswith(f"{weights}: ") and again["note"].endswith("; resumed after epoch 1")
     assert again["tags"]["note"] == second["tags"]["note"] == again["note"] and "note" not in second
     assert numbers(second) == numbers(told[1][0])
 
     (first, _), (second, _) = reports(job, two)
-    assert first["epoch"] == 1 and first["note"].endswith("; starts again")
+    assert first["epoch"] == 1 and first["note"].endswith("; started again from the beginning")
     assert numbers(second) == numbers(told[1][0])
 
 
@@ -146,21 +147,21 @@ def test_a_loss_that_diverges_is_told_and_ends_the_trial(job: Job) -> None:
     assert error["error"].startswith("TrialDiverged: the loss is not finite in epoch 1 by step 2")
 
 
-def test_a_damaged_shard_is_an_obstacle_to_all(job: Job, finished_search: FinishedSearch, tmp_path: Path) -> None:
+def test_a_damaged_shard_is_a_fatal_error(job: Job, finished_search: FinishedSearch, tmp_path: Path) -> None:
     (shard, *_) = sorted((finished_search.folder / "shards").glob("train*.tfrecord"))
     content = bytearray(shard.read_bytes())
     content[40] ^= 1
     (tmp_path / "bad.tfrecord").write_bytes(content)
     data = replace(job.data, train=str(tmp_path / "bad.tfrecord"), cache=str(tmp_path / "cache"))
     ((told, save),) = reports(replace(job, data=data))
-    assert told.keys() == {"obstacle"} and save is None
-    assert "bad.tfrecord: record at byte 0" in told["obstacle"]
+    assert told.keys() == {"fatal"} and save is None
+    assert "bad.tfrecord: record at byte 0" in told["fatal"]
 
 
-def test_a_missing_shard_is_one_too(job: Job, tmp_path: Path) -> None:
+def test_a_missing_shard_is_a_fatal_error(job: Job, tmp_path: Path) -> None:
     data = replace(job.data, train=f"{tmp_path}/none*", cache=str(tmp_path / "cache"))
     ((told, _),) = reports(replace(job, data=data))
-    assert f"{tmp_path}/none*: no file matches" in told["obstacle"]
+    assert f"{tmp_path}/none*: no file matches" in told["fatal"]
 
 
 def test_other_shards_than_the_search_began_with_are_not_trained_on(
@@ -169,7 +170,7 @@ def test_other_shards_than_the_search_began_with_are_not_trained_on(
     (shard, *_) = sorted((finished_search.folder / "shards").glob("train*.tfrecord"))
     data = replace(job.data, train=str(shard), cache=str(tmp_path / "cache"))
     ((told, _),) = reports(replace(job, data=data))
-    assert "the data has changed since the search began" in told["obstacle"] and "1 shards" in told["obstacle"]
+    assert "the data has changed since the search began" in told["fatal"] and "1 shards" in told["fatal"]
 
 
 def test_shards_that_have_vanished_are_not_missed_where_they_are_decoded(job: Job, tmp_path: Path) -> None:
@@ -177,7 +178,7 @@ def test_shards_that_have_vanished_are_not_missed_where_they_are_decoded(job: Jo
     assert [metrics["epoch"] for metrics, _ in told] == [1, 2]
 
 
-def test_a_full_disk_is_an_obstacle_to_all(job: Job, tmp_path: Path) -> None:
+def test_a_full_disk_is_a_fatal_error(job: Job, tmp_path: Path) -> None:
     told = []
 
     def report(metrics: dict[str, Any], save: Callable[[Path], None] | None, names: Sequence[str]) -> None:
@@ -186,8 +187,8 @@ def test_a_full_disk_is_an_obstacle_to_all(job: Job, tmp_path: Path) -> None:
         told.append(metrics)
 
     run(job, device=CPU, checkpoints=(), report=report)
-    (obstacle,) = told
-    assert "/storage/epoch-0001: cannot be written, there is no room left on its disk" in obstacle["obstacle"]
+    (fatal,) = told
+    assert "/storage/epoch-0001: cannot be written, the disk is full" in fatal["fatal"]
 
 
 def test_a_checkpoint_of_other_settings_is_told_and_ends_the_trial(job: Job, tmp_path: Path) -> None:

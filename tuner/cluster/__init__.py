@@ -1,1 +1,1 @@
-"""The machines: which Ray, which nodes, how much of them."""
+"""The machines of a cluster: what they hold, whether they share the storage, whether the head is alive."""

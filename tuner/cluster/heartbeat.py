@@ -1,7 +1,7 @@
-"""Notices when the head of a Ray is gone.
+"""Notices that the head of a Ray cluster is gone.
 
-Ray ends a driver a minute after its head has gone, in C++, with nothing closed and nothing said to whoever waits for
-it. This notices before that.
+Ray ends a driver a minute after its head is gone, from C++: nothing is closed, and the user is told nothing. This
+notices it earlier.
 """
 
 import socket
@@ -10,37 +10,37 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# Seconds without an answer: longer than a hiccup of the network, shorter than Ray's own 60.
+# Seconds without an answer: longer than a short failure of the network, shorter than Ray's own 60.
 PATIENCE_SECONDS = 30.0
-LOOK_SECONDS = 1.0
+CHECK_SECONDS = 1.0
 
 
 @contextmanager
-def watch(address: str, lost: Callable[[], None], patience: float = PATIENCE_SECONDS) -> Iterator[None]:
-    """While the block runs, call `lost` (once, from a thread) if nobody answers for too long.
+def watch(address: str, on_lost: Callable[[], None], patience: float = PATIENCE_SECONDS) -> Iterator[None]:
+    """While the block runs, call `on_lost` (once, from a thread) if the head does not answer for too long.
 
     Args:
         address: HOST:PORT of the head.
-        lost: told when it is gone.
-        patience: seconds without an answer.
+        on_lost: called when the head is gone.
+        patience: seconds without an answer after which it counts as gone.
     """
-    over = threading.Event()
-    thread = threading.Thread(target=_look, args=(address, lost, patience, over), name="watch", daemon=True)
+    ended = threading.Event()
+    thread = threading.Thread(target=_watch, args=(address, on_lost, patience, ended), name="watch", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        ended.set()
 
 
-def _look(address: str, lost: Callable[[], None], patience: float, over: threading.Event) -> None:
+def _watch(address: str, on_lost: Callable[[], None], patience: float, ended: threading.Event) -> None:
     host, _, port = address.rpartition(":")
     answered = time.monotonic()
-    while not over.wait(LOOK_SECONDS):
+    while not ended.wait(CHECK_SECONDS):
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
             answered = time.monotonic()
         except OSError:
             if time.monotonic() - answered > patience:
-                lost()
+                on_lost()
                 return

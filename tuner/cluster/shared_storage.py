@@ -1,7 +1,7 @@
-"""Whether all nodes of a cluster see the folder or the URL of a search: a file written here is read back on each.
+"""Checks that all nodes of a cluster share the folder or URL of a search: each reads a file that the driver wrote.
 
-A path says nothing about that: the same name may be a network's file system or every node's own disk. On the latter
-a trial would start again from nothing wherever it moves, and its checkpoints would be out of the driver's reach.
+The path does not show it: the same path may be a network file system, or the disk of each node. In the latter case a
+trial that moves to another node would start again from the beginning, and the driver could not read its checkpoints.
 """
 
 import secrets
@@ -14,47 +14,50 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tuner.errors import SearchError
 from tuner.storage.place import Place
 
-# For a task on every node: the first one on a node starts a Python process there.
+# For a task on every node. The first task on a node starts a Python process there.
 PATIENCE_SECONDS = 120.0
 
 
 def check_shared(folder: Place) -> None:
-    """Refuse a folder that some node of the cluster does not see, or cannot write to.
+    """Refuse a folder that a node of the cluster does not share with this one, or cannot write to.
 
     Args:
         folder: it exists here, on the driver.
 
     Raises:
-        SearchError: naming the first such node.
+        SearchError: names the first such node.
     """
     nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
     if len(nodes) < 2:
         return
     probe, text = folder / f".shared-{secrets.token_hex(4)}", secrets.token_hex(16)
     probe.write_text(text)
-    look = ray.remote(num_cpus=0, max_retries=0)(_look)
+    read = ray.remote(num_cpus=0, max_retries=0)(_read)
     try:
-        asked = {
-            host: look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(probe)
+        answers = {
+            host: read.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(probe)
             for node, host in nodes.items()
         }
-        for host, answer in asked.items():
+        for host, answer in answers.items():
             seen, mistake = ray.get(answer, timeout=PATIENCE_SECONDS)
             if seen != text:
                 raise SearchError(
                     f"{folder} is not the same folder on {host} as on {socket.gethostname()} "
-                    f"({mistake or 'other files'}), so a search on {len(nodes)} nodes cannot live there; name a "
-                    "storage that all of them see, a shared folder or a URL such as s3://bucket/searches "
-                    "(--storage, or `storage:` in cluster.yaml)"
+                    f"({mistake or 'other files'}), so a search on {len(nodes)} nodes cannot use it; give a storage "
+                    "that all nodes share, a network folder or a URL such as s3://bucket/searches (--storage, or "
+                    "`storage:` in cluster.yaml)"
                 )
     except RayError as error:
-        raise SearchError(f"{folder}: cannot tell whether all nodes see it: {str(error).splitlines()[0]}") from error
+        raise SearchError(
+            f"{folder}: cannot check whether all nodes share it ({str(error).splitlines()[0]}); is every node "
+            "reachable? `ray status` lists them"
+        ) from error
     finally:
         probe.unlink(missing_ok=True)
 
 
-def _look(probe: Place) -> tuple[str, str]:
-    """What the probe holds on this node, and why it cannot be used."""
+def _read(probe: Place) -> tuple[str, str]:
+    """The content of the probe on this node, and why the folder cannot be used here."""
     try:
         beside = probe.with_name(f"{probe.name}-{secrets.token_hex(4)}")
         text = probe.read_text()

@@ -24,8 +24,7 @@ from data.cache.store import Cache
 from data.errors import DataError
 from models.inputs import rated_counts
 from models.metrics.metrics import Accumulator
-from tuner.cluster import connection as cluster
-from tuner.cluster import shared_storage
+from tuner.cluster import nodes, shared_storage
 from tuner.cluster.heartbeat import watch
 from tuner.cluster.resources import Node, Plan, describe, plan
 from tuner.config import experiment as config
@@ -36,7 +35,7 @@ from tuner.export import checkpoints
 from tuner.inference import scorecard
 from tuner.project import PROJECT, program
 from tuner.redact import redacted
-from tuner.search.concurrency import Room
+from tuner.search.concurrency import Concurrency
 from tuner.search.recorder import Recorder
 from tuner.search.schedulers import ReplayingScheduler
 from tuner.search.searcher import JournaledSearch
@@ -53,7 +52,7 @@ from tuner.tracking.uri import choose_uri, ui_command
 from tuner.training.contrastive import encoder_store as encoders
 from tuner.training.dataset import Dataset, missing_shards, open_dataset
 from tuner.training.evaluation import batch_size_of
-from tuner.workers import slots
+from tuner.workers import connection, slots
 from tuner.workers.trial import ray_storage, trainable
 
 # Tune wants a request that is not empty for the actor that waits for a trial's worker; it trains nothing itself.
@@ -73,7 +72,7 @@ class Options:
     storage: Place
     tracking_uri: str | None = None  # None: as tracking.choose_uri settles it
     overrides: tuple[str, ...] = ()  # `path=value` settings of the command line
-    address: str | None = None  # None: as cluster.resolve_address settles it
+    address: str | None = None  # None: as connection.resolve_address decides
     resume: bool = False
     extend: int = 0  # further trials for the newest search
     fresh: bool = False  # a new search, whatever has become of the newest one
@@ -122,15 +121,16 @@ def _run(
             console.print(f"data.{name}: left out {path}: {reason}")
     with at(directory / LOG).buffered() as log, quiet(log):
         tracker = Tracker(uri, experiment.name, environment_tags(PROJECT))
-        with cluster.connect(cluster.resolve_address(options.address)) as attempt:
+        with connection.connect(connection.resolve_address(options.address)) as attempt:
             shared_storage.check_shared(directory)
-            nodes = partial(cluster.capacity, attempt, experiment.resources.startable)
-            layout = plan(experiment.resources, nodes())
+            private = attempt.scratch is not None
+            capacity = partial(nodes.capacity, experiment.resources.startable, private=private)
+            layout = plan(experiment.resources, capacity())
             with closing(Journal(directory, still_ours)) as record:
                 search = _begin(record, experiment, options, uri, data)
-                cluster.clean_up(search.attempts, attempt)
+                connection.clean_up(search.attempts, attempt)
                 record.append("attempt", tracking_uri=redacted(uri), **asdict(attempt))
-                return _Search(experiment, record, tracker, data, layout, nodes, console, log).run()
+                return _Search(experiment, record, tracker, data, layout, capacity, console, log).run()
 
 
 def _earlier(file: Path, name: str | None, options: Options) -> tuple[Place, Experiment]:
@@ -221,7 +221,7 @@ class _Search:
         self.log = log
         settings = experiment.search
         most = None if settings.max_concurrent == "auto" else settings.max_concurrent
-        self.room = Room(layout, most, settings.overlap, nodes, console.print)
+        self.concurrency = Concurrency(layout, most, settings.overlap, nodes, console.print)
         self.stop = StopRule(experiment, self.search)
 
     def run(self) -> int:
@@ -289,15 +289,15 @@ class _Search:
         """Hand the search to Tune."""
         settings, layout = self.experiment.search, self.layout
         private = self.search.attempts[-1].scratch is not None  # no other machine will join
-        turns = layout.slots if self.room.overlap and layout.one_machine and private else None
-        cluster.start_together(layout.slots)
+        turns = layout.slots if self.concurrency.overlap and layout.one_machine and private else None
+        connection.start_together(layout.slots)
         tuner = Tuner(
             ray.tune.with_resources(self._trainable(turns), TRIAL_ACTOR),
             tune_config=TuneConfig(
                 metric=settings.metric,
                 mode=settings.mode,
                 num_samples=-1,  # the searcher knows when the planned trials are out
-                search_alg=JournaledSearch(self.experiment, self.journal, self.room, self.stop.halt),
+                search_alg=JournaledSearch(self.experiment, self.journal, self.concurrency, self.stop.halt),
                 scheduler=scheduler,
                 reuse_actors=False,
             ),
@@ -369,7 +369,7 @@ class _Search:
         console, search, name, python = self.console, self.search, self.search.experiment, program("python")
         console.print()
         if self.stop.interrupted:
-            obstacle = self.stop.obstacle
+            obstacle = self.stop.fatal_error
             if obstacle is not None and (missing := missing_shards(self.data)):
                 obstacle += f"; missing: {', '.join(missing[:3])}{' and others' if missing[3:] else ''}"
             console.print(_interrupted(search, obstacle or "interrupted"))

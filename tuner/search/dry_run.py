@@ -8,12 +8,13 @@ from rich.table import Table
 
 from data.cache.store import find_shards
 from data.frames import decode
-from tuner.cluster import connection as cluster
+from tuner.cluster import nodes
 from tuner.cluster.resources import Node, describe, plan
 from tuner.config.experiment import Experiment
 from tuner.console import Console, setting_cells, settings_table
 from tuner.search.searcher import make_sampler, planned_values
 from tuner.training.dataset import write_sample
+from tuner.workers import connection
 
 # Configurations that are drawn and shown.
 SHOWN = 8
@@ -34,7 +35,7 @@ def dry_run(experiment: Experiment, console: Console, address: str | None) -> No
     )
     _check_shards(experiment, console)
     experiment.data.class_names()
-    console.print(describe(plan(experiment.resources, _nodes(cluster.resolve_address(address), experiment))))
+    console.print(describe(plan(experiment.resources, _nodes(connection.resolve_address(address), experiment))))
     for sentence in space.unsupported_by(config.sampler.kind):
         console.print(sentence)
     budget = f" or {config.time_budget:g} s" if config.time_budget is not None else ""
@@ -60,8 +61,8 @@ def _nodes(address: str, experiment: Experiment) -> list[Node]:
     """The machines of the cluster; of a private Ray, which is not started for this, this one."""
     if address == "local":
         return [Node(cpus=float(os.cpu_count() or 1), gpus=float(torch.cuda.device_count()))]
-    with cluster.connect(address) as attempt:
-        return cluster.capacity(attempt, experiment.resources.startable)
+    with connection.connect(address) as attempt:
+        return nodes.capacity(experiment.resources.startable, private=attempt.scratch is not None)
 
 
 def _samples(experiment: Experiment, number: int) -> Table:

@@ -83,8 +83,8 @@ class Recorder(Unsaved, Callback):
     ) -> None:
         """An epoch is over, or the trial says what ended it."""
         record = self._search.trials[trial.config["trial_id"]]
-        if "obstacle" in result:
-            self.stop.halt(result["obstacle"])
+        if "fatal" in result:
+            self.stop.halt(result["fatal"])
             return
         if "error" in result:
             self._errors[record.id] = result["error"]

@@ -24,16 +24,16 @@ class StopRule(Unsaved, Stopper):
         self._interrupted = threading.Event()
         self._ended = -1  # trials that had ended when they were last looked at
         self.reason: str | None = None
-        self.obstacle: str | None = None
+        self.fatal_error: str | None = None
 
     @property
     def interrupted(self) -> bool:
-        """Whether a signal or an obstacle ended it: what runs is not over, and a resume goes on with it."""
-        return self._interrupted.is_set() or self.obstacle is not None
+        """Whether a signal or a fatal error ended the search: a resume continues the trials that were running."""
+        return self._interrupted.is_set() or self.fatal_error is not None
 
-    def halt(self, obstacle: str) -> None:
-        """End the search for what no trial is to blame for and every trial would meet, such as a full disk."""
-        self.obstacle = self.obstacle or obstacle
+    def halt(self, fatal_error: str) -> None:
+        """End the search after an error that every trial would meet, such as a full disk; the first one is kept."""
+        self.fatal_error = self.fatal_error or fatal_error
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Single trials are the scheduler's business."""

@@ -1,1 +1,1 @@
-"""What Ray starts for a trial."""
+"""The processes that Ray starts for a search: Ray itself, the actor of each trial, and its workers."""

@@ -1,8 +1,9 @@
-"""The way of a trial's reports from Train's controller to Tune: none is lost when the trial ends.
+"""Carries a trial's reports from Train's controller to Tune, so that none is lost when the trial ends.
 
-Ray's own way (`TuneReportCallback`) puts them in a queue too, which Tune's side of the trial's actor asks between two
-looks at whether the trial has ended: where its process stands still between them, as on a busy machine, the last report
-is left in the queue (seen: one epoch of 2,000, in a storm of kills). Here the trial ends when its queue is empty.
+Ray's own callback (`TuneReportCallback`) uses a queue as well, which Tune's side of the trial's actor reads between two
+checks of whether the trial has ended. Where its process stands still between them, as on a busy machine, the last
+report stays in the queue (observed: one epoch of 2,000, while processes were killed all the time). Here the trial ends
+when its queue is empty.
 """
 
 import threading
@@ -10,41 +11,41 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-from ray.train.v2.api.callback import UserCallback
+from ray.train import UserCallback
 
 
 class Queue(Protocol):
-    """Ray's queue between actors, or a thread's."""
+    """A queue between Ray actors, or between threads."""
 
     def put(self, item: Any) -> None:
-        """Add it, when there is room."""
+        """Add an item, when there is room for it."""
 
     def get(self) -> Any:
-        """Take the first, when there is one."""
+        """Remove and return the first item, when there is one."""
 
 
 class Relay(UserCallback):
-    """Puts every report into the queue, in Train's controller."""
+    """Puts every report into the queue; runs in Train's controller."""
 
     def __init__(self, reports: Queue) -> None:
-        """Be told where."""
+        """Remember the queue."""
         self._reports = reports
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """Hand on what rank 0 said, whose reports count."""
+        """Pass on the report of rank 0; those of other ranks are not used."""
         self._reports.put(metrics[0])
 
 
-def tell(fit: Callable[[], object], reports: Queue, report: Callable[[dict[str, Any]], None]) -> None:
-    """Run Train, and report what comes through the queue, in the thread that Tune listens to.
+def forward(fit: Callable[[], object], reports: Queue, report: Callable[[dict[str, Any]], None]) -> None:
+    """Run Train, and pass what comes through the queue to Tune, from the thread that Tune reads.
 
     Args:
-        fit: runs Train's controller to its end.
-        reports: what the controller says.
-        report: Tune's; it returns when Tune has heard.
+        fit: runs Train's controller until it ends.
+        reports: the queue that the controller fills.
+        report: Tune's function; it returns when Tune has the report.
 
     Raises:
-        Exception: what `fit` raised, when all that came before it is reported.
+        Exception: what `fit` raised, after all reports before it.
     """
     ended: Future[object] = Future()
 
@@ -56,7 +57,7 @@ def tell(fit: Callable[[], object], reports: Queue, report: Callable[[dict[str, 
         finally:
             reports.put(None)
 
-    # A daemon: Tune stops a trial by ending its process, whatever this waits for.
+    # A daemon, because Tune stops a trial by ending its process, whatever this thread waits for.
     threading.Thread(target=run, name="fit", daemon=True).start()
     while (metrics := reports.get()) is not None:
         report(metrics)

@@ -1,11 +1,11 @@
-"""Taking turns on one machine's CPUs: more workers may be ready than train, and one that is ready waits here.
+"""Turns on the CPUs of one machine: more workers may be ready than train, and the others wait here.
 
-A worker needs seconds before its first step: a process, Ray, torch, the data. Where all trials run on the CPUs of one
-machine, a worker asks Ray for half of its slot, so that the next trial's worker starts while the last one trains; who
-trains is settled by locks on files. They end with their process, however it ends.
+A worker needs seconds before its first step: for its process, Ray, torch and the data. Where all trials run on the CPUs
+of one machine, a worker asks Ray for half of its slot, so that the worker of the next trial starts while the last one
+trains. Which of them trains is decided by locks on files, which are released when their process ends, however it ends.
 
-Who is ready first trains first, unless the slots that are free are due to trials before it whose workers are still on
-their way: two trials that start at once take seconds each, and with one slot a search would not run twice alike.
+The worker that is ready first trains first, unless the free slots are due to earlier trials whose workers still start:
+two trials that start together take seconds each, and with one slot two runs of a search would differ.
 """
 
 import shutil
@@ -17,33 +17,33 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-# Of the slot's CPUs that a worker asks Ray for, where workers take turns.
+# The part of a slot's CPUs that a worker asks Ray for, where workers take turns.
 SHARE = 0.5
-# Seconds between two looks at the slots.
+# Seconds between two attempts to get a slot.
 POLL = 0.05
 
 
 @contextmanager
-def on_its_way(search_id: str, number: int) -> Iterator[None]:
-    """Say, as a trial's actor, that its worker will come; until that trains, or this process ends."""
-    with FileLock(_way(_directory(search_id), number)):
+def starting(search_id: str, number: int) -> Iterator[None]:
+    """Announce, from a trial's actor, that its worker starts; until that worker trains, or this process ends."""
+    with FileLock(_announcement(_directory(search_id), number)):
         yield
 
 
 @contextmanager
 def turn(search_id: str, number: int, slots: int) -> Iterator[None]:
-    """Wait, as a trial's worker, for one of the machine's `slots`, and hold it while the block runs."""
+    """Wait, in a trial's worker, for one of the machine's `slots`, and hold it while the block runs."""
     directory = _directory(search_id)
     lock = _wait(directory, number, [FileLock(directory / f"slot-{slot}") for slot in range(slots)])
     try:
-        _way(directory, number).unlink(missing_ok=True)
+        _announcement(directory, number).unlink(missing_ok=True)
         yield
     finally:
         lock.release()
 
 
 def forget(search_id: str) -> None:
-    """Remove the locks' files after a search."""
+    """Remove the files of the locks after a search."""
     shutil.rmtree(_directory(search_id), ignore_errors=True)
 
 
@@ -59,11 +59,11 @@ def _wait(directory: Path, number: int, locks: list[FileLock]) -> FileLock:
 
 
 def _expected(directory: Path, number: int) -> int:
-    """How many trials before this one are on their way."""
+    """How many earlier trials have workers that still start."""
     count = 0
-    for way in directory.glob("trial-*"):
-        if way < _way(directory, number):
-            lock = FileLock(way)
+    for announcement in directory.glob("trial-*"):
+        if announcement < _announcement(directory, number):
+            lock = FileLock(announcement)
             count += not _acquired(lock)
             lock.release()
     return count
@@ -77,7 +77,7 @@ def _acquired(lock: FileLock) -> bool:
     return True
 
 
-def _way(directory: Path, number: int) -> Path:
+def _announcement(directory: Path, number: int) -> Path:
     return directory / f"trial-{number:09d}"
 
 

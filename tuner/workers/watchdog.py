@@ -1,8 +1,8 @@
-"""An epoch that takes too long: its training is taken for hung and ended, by what does not hang with it.
+"""Ends the training of an epoch that takes too long, even where the whole process hangs.
 
-Two clocks run beside the training, both monotonic. The first is a thread, which says so. Where the code that hangs
-keeps Python's other threads from running (a native call that holds the interpreter's lock), faulthandler's, in C, ends
-the process; where every thread stood is on stderr.
+Two clocks run beside the training; both are monotonic. The first is a thread, which reports the epoch. Where the code
+that hangs keeps Python's other threads from running (a native call that holds the interpreter's lock), the second one,
+that of faulthandler in C, ends the process. The position of every thread is printed to stderr.
 """
 
 import faulthandler
@@ -10,26 +10,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Timer
 
-# Seconds that the first clock's message has until the second ends the process.
+# Seconds after the first clock at which the second one ends the process.
 GRACE_SECONDS = 30.0
-STDERR = 2  # whatever sys.stderr is by then
+STDERR = 2  # the file descriptor, whatever sys.stderr has become
 
 
 @contextmanager
-def epoch_limit(seconds: float | None, hung: Callable[[], None]) -> Iterator[Callable[[], None]]:
-    """Call `hung`, from another thread, when an epoch takes longer than `seconds`; None: no limit.
+def epoch_limit(seconds: float | None, on_timeout: Callable[[], None]) -> Iterator[Callable[[], None]]:
+    """Call `on_timeout`, from another thread, when an epoch takes longer than `seconds`; None: there is no limit.
 
     Yields:
-        What to call at the end of each epoch.
+        The function to call at the end of each epoch.
     """
     if seconds is None:
         yield lambda: None
         return
     timers: list[Timer] = []
 
-    def tell() -> None:
+    def expire() -> None:
         faulthandler.dump_traceback(file=STDERR)
-        hung()
+        on_timeout()
 
     def stop() -> None:
         faulthandler.cancel_dump_traceback_later()
@@ -38,7 +38,7 @@ def epoch_limit(seconds: float | None, hung: Callable[[], None]) -> Iterator[Cal
 
     def restart() -> None:
         stop()
-        timers.append(Timer(seconds, tell))
+        timers.append(Timer(seconds, expire))
         timers[0].daemon = True
         timers[0].start()
         faulthandler.dump_traceback_later(seconds + GRACE_SECONDS, exit=True, file=STDERR)

@@ -1,11 +1,11 @@
-"""What a trial's workers do: Train starts them, most often one, and each runs `work` in the process that holds the GPU.
+"""What a trial's workers do. Train starts them, most often one, and each runs `work` in the process that holds the GPU.
 
-They train by the generator of tuner/training/pipelines.py, and the first of them reports, epoch by epoch. Failures are
-of two kinds.
-What a second attempt may cure (a worker or an actor that died, an epoch that hangs) is an exception, and Ray tries
-again from the last checkpoint. What it cannot cure (a loss that diverged, too little memory) is a report with the key
-`error`, and the trial ends. What no trial is to blame for and all would meet (a damaged shard, a full disk) is a report
-with the key `obstacle`: the search ends, and a resume goes on with its trials.
+They train with the generator of tuner/training/pipelines.py, and the worker of rank 0 reports each epoch. There are
+three kinds of failures. Where a second attempt may succeed (a worker or an actor died, an epoch hangs), the worker
+raises an exception, and Ray starts the trial again from its last checkpoint. Where it cannot (the loss diverged, there
+is too little memory), the worker sends a report with the key `error`, and the trial ends. A failure that has nothing to
+do with the trial and that every trial would meet (a damaged shard, a full disk) is a report with the key `fatal`: the
+search ends, and a resume continues its trials.
 """
 
 import pickle
@@ -20,8 +20,6 @@ from typing import Any
 
 import ray.train.torch
 import torch
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
-from ray.train.v2._internal.execution.context import get_train_context
 
 from data.errors import DataError
 from tuner.cluster.resources import Resources
@@ -34,14 +32,14 @@ from tuner.training.contrastive.encoder_store import EncoderStore
 from tuner.training.dataset import DataConfig, open_dataset
 from tuner.training.pipelines import train
 from tuner.training.ranks import ALONE, Ranks
-from tuner.workers import slots
+from tuner.workers import ray_internals, slots
 from tuner.workers.reports import Reporter, Save, kept
 from tuner.workers.watchdog import epoch_limit
 
-# How PyTorch's CPU allocator says that there is no more memory, in a RuntimeError.
+# Parts of the RuntimeError that PyTorch's CPU allocator raises when there is no more memory.
 CPU_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")
 
-# Reports (metrics, what saves the state, names of the checkpoints to keep).
+# Takes metrics, the function that saves the state, and the names of the checkpoints to keep.
 Report = Callable[[dict[str, Any], Save | None, Sequence[str]], None]
 
 
@@ -50,20 +48,22 @@ class Job:
     """One trial, as its workers need it."""
 
     trial_id: str
+    folder: Place  # where its checkpoints are stored
     trial: Trial
     data: DataConfig
-    fingerprint: str  # of the data; with any other, the trial does not train
+    fingerprint: str  # of the data; with other data the trial does not train
     seed: int
     resources: Resources
     encoder_store: EncoderStore | None = None  # of pretrained encoders
-    turns: int | None = None  # slots of the machine whose workers take turns; None: a worker has a slot of its own
-    epoch_timeout: float | None = None  # seconds that an epoch may take; None: as long as it likes
+    turns: int | None = None  # slots of the machine whose workers take turns; None: each worker has its slot
+    epoch_timeout: float | None = None  # seconds that an epoch may take; None: there is no limit
 
     @classmethod
     def of(
         cls,
         *,
         experiment: Experiment,
+        trials: Place,
         encoders: Place,
         resources: Resources,
         fingerprint: str,
@@ -72,10 +72,11 @@ class Job:
         number: int,
         values: Mapping[str, Any],
     ) -> "Job":
-        """The trial of this number of a search, with these values."""
+        """The trial with this number of a search, with these values."""
         trial = experiment.trial_config(values)
         return cls(
             trial_id=trial_id,
+            folder=trials / trial_id,
             trial=trial,
             data=experiment.data,
             fingerprint=fingerprint,
@@ -92,7 +93,7 @@ def work(suggestion: Mapping[str, Any], sealed: bytes) -> None:
 
     Args:
         suggestion: `trial_id`, `number` and `values`.
-        sealed: what else makes a Job of it, pickled.
+        sealed: the other arguments of `Job.of`, pickled.
     """
     job = Job.of(**suggestion, **pickle.loads(sealed))
     device = ray.train.torch.get_device() if job.resources.gpu else torch.device("cpu")
@@ -101,14 +102,14 @@ def work(suggestion: Mapping[str, Any], sealed: bytes) -> None:
     else:
         torch.set_num_threads(max(1, int(job.resources.cpu)))
     ranks = Ranks.of_this_process()
-    reporter = Reporter(stores=ranks.rank == 0)
+    reporter = Reporter(job.folder, stores=ranks.rank == 0)
     with _turn(job):
         run(
             job,
             device=device,
             checkpoints=reporter.checkpoints(ranks),
             report=reporter,
-            hung=_fail_worker,
+            on_timeout=ray_internals.fail_worker,
             ranks=ranks,
         )
     reporter.wait()
@@ -116,14 +117,14 @@ def work(suggestion: Mapping[str, Any], sealed: bytes) -> None:
 
 @contextmanager
 def _turn(job: Job) -> Iterator[None]:
-    """Wait for a slot, with everything at hand that takes time and no CPUs to speak of."""
-    # 0.9 s, many times that on a busy machine; the first optimizer of a process imports it, within its first epoch.
+    """Do what takes time but hardly any CPU, then wait for a slot."""
+    # The first optimizer of a process imports it in its first epoch: 0.9 s, and many times that on a busy machine.
     import_module("torch._dynamo")
     if job.turns is None:
         yield
         return
     with suppress(TunerError, DataError):
-        # Decoded, or found sound; what is wrong with it is told by `run`.
+        # Decode the data, or check the cache; `run` reports what is wrong with it.
         open_dataset(job.data, fingerprint=job.fingerprint)
     search, _, number = job.trial_id.rpartition("-")
     with slots.turn(search, int(number), job.turns):
@@ -136,39 +137,39 @@ def run(
     device: torch.device,
     checkpoints: Iterable[Path],
     report: Report,
-    hung: Callable[[Exception], None] | None = None,
+    on_timeout: Callable[[Exception], None] | None = None,
     ranks: Ranks = ALONE,
 ) -> None:
     """Train one trial and report every epoch.
 
-    A report holds the metrics of an epoch, the place, and the `tags` of the trial's run. The first one after a resume
-    has the `history` of the checkpoint's epochs: a driver that died may not have heard of the last ones. A `note` says
-    what a person should know of. All ranks report equally often, and the first one's reports count.
+    A report holds the metrics of an epoch, its number, and the `tags` of the trial's run. The first report after a
+    resume has the `history` of the checkpoint's epochs: a driver that was killed may have missed the last ones. A
+    `note` is shown to the user. All ranks report equally often, and the reports of rank 0 are used.
 
     Args:
         job: the trial.
-        device: that it trains on.
-        checkpoints: of this trial, newest first; the first whole one is gone on from.
-        report: Ray's, or a test's.
-        hung: told, from another thread, of an epoch that takes longer than `job.epoch_timeout`.
-        ranks: this worker's place among the trial's.
+        device: where it trains.
+        checkpoints: of this trial, newest first; training resumes from the first one that is undamaged.
+        report: sends a report to Ray, or to a test.
+        on_timeout: called, from another thread, when an epoch takes longer than `job.epoch_timeout`.
+        ranks: this worker's rank among those of the trial.
     """
     host = socket.gethostname()
     tags = {"host": host, "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"}
     epoch = 0
 
     def out_of_time() -> None:
-        assert hung is not None
-        hung(EpochTimeout(f"epoch {epoch + 1} took longer than {job.epoch_timeout:g} s (search.epoch_timeout)"))
+        assert on_timeout is not None
+        on_timeout(EpochTimeout(f"epoch {epoch + 1} took longer than {job.epoch_timeout:g} s (search.epoch_timeout)"))
 
     try:
         data = ranks.together(partial(open_dataset, job.data, fingerprint=job.fingerprint))
     except DataError as error:
-        report({"obstacle": f"{host}: {error}"}, None, ())
+        report({"fatal": f"{host}: {error}"}, None, ())
         return
     try:
         with _memory(), epoch_limit(job.epoch_timeout, out_of_time) as epoch_ended:
-            resume_from, damage = _newest_whole(checkpoints, ranks)
+            resume_from, damage = _newest_undamaged(checkpoints, ranks)
             for progress in train(
                 job.trial,
                 data,
@@ -181,27 +182,27 @@ def run(
                 epoch = progress.epoch
                 metrics: dict[str, Any] = {**progress.metrics, "epochs": job.trial.epochs}
                 if damage:
-                    goes_on = f"goes on from the checkpoint of epoch {epoch}" if progress.repeated else "starts again"
-                    metrics["note"] = tags["note"] = f"{damage}; {goes_on}"
+                    start = f"resumed after epoch {epoch}" if progress.repeated else "started again from the beginning"
+                    metrics["note"] = tags["note"] = f"{damage}; {start}"
                     damage = ""
                 metrics["tags"] = {**tags, **progress.tags}
                 if progress.repeated:
-                    report(metrics | {"history": list(progress.state.history)}, None, ())  # the state lives on
+                    report(metrics | {"history": list(progress.state.history)}, None, ())  # its checkpoint exists
                 else:
                     report(metrics, partial(progress.state.save, trial=job.trial), kept(progress.state.history))
                 epoch_ended()
     except (TunerError, DataError) as error:
         if ranks.size > 1 and isinstance(error, TrialOutOfMemory):
-            raise  # the other ranks know nothing of it, and wait
+            raise  # the other ranks wait, and only an exception ends them
         report({"error": f"{type(error).__name__}: {error}"}, None, ())
     except OSError as error:
-        if (told := disk_full_message(error)) is None or ranks.size > 1:  # here too the others wait
+        if (message := disk_full_message(error)) is None or ranks.size > 1:  # here the other ranks wait as well
             raise
-        report({"obstacle": f"{host}: {told}"}, None, ())
+        report({"fatal": f"{host}: {message}"}, None, ())
 
 
-def _newest_whole(checkpoints: Iterable[Path], ranks: Ranks) -> tuple[Path | None, str]:
-    """The first checkpoint that is whole on every rank, and what is wrong with those before it."""
+def _newest_undamaged(checkpoints: Iterable[Path], ranks: Ranks) -> tuple[Path | None, str]:
+    """The first checkpoint that every rank finds undamaged, and what is wrong with those before it."""
     damage: list[str] = []
     for directory in checkpoints:
         try:
@@ -214,7 +215,7 @@ def _newest_whole(checkpoints: Iterable[Path], ranks: Ranks) -> tuple[Path | Non
 
 @contextmanager
 def _memory() -> Iterator[None]:
-    """Tell want of memory, whoever finds it, as TrialOutOfMemory."""
+    """Raise TrialOutOfMemory in place of every exception that means it, whichever library raises it."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
@@ -225,9 +226,3 @@ def _memory() -> Iterator[None]:
             f"not enough memory on {socket.gethostname()} ({str(error).splitlines()[0]}); a smaller batch or a "
             "smaller model needs less"
         ) from error
-
-
-def _fail_worker(error: Exception) -> None:
-    """Have Train end this process and try again, as when the training itself raises: it may hang and raise nothing."""
-    failures = get_train_context().execution_context.training_thread_runner.get_exception_queue()
-    failures.put(UserExceptionWithTraceback(error, f"{type(error).__name__}: {error}"))

@@ -9,7 +9,7 @@ from tests.support.workplace import Workplace
 PROGRAM = """
 import json, os, signal, stat
 import psutil, ray
-from tuner import cluster
+from tuner.workers import connection
 
 @ray.remote
 class Actor:
@@ -17,7 +17,7 @@ class Actor:
         return os.environ.get("RAY_AUTH_MODE")
 
 signal.signal(signal.SIGTERM, signal.default_int_handler)
-with cluster.connect("local"):
+with connection.connect("local"):
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     actor = Actor.remote()
     mode = ray.get(actor.ready.remote())
@@ -25,7 +25,7 @@ with cluster.connect("local"):
     family = [me, *me.children(recursive=True)]
     sockets = [(p.name(), *c.laddr) for p in family for c in p.net_connections("inet") if c.status == "LISTEN"]
     lines = [" ".join(p.cmdline()) for p in family]
-token = cluster.TOKEN_FILE.expanduser()
+token = connection.TOKEN_FILE.expanduser()
 print(json.dumps({
     "sockets": sockets,
     "mode": mode,

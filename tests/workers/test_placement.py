@@ -10,7 +10,7 @@ PROGRAM = """
 import json, time
 import ray
 from ray.util import placement_group, placement_group_table
-from tuner import cluster
+from tuner.workers import connection
 
 PLACE = [{"CPU": 0.1}]
 
@@ -27,7 +27,7 @@ def states():
     table = placement_group_table()
     return [table[id]["state"] for id in (*made, drivers.id.hex())]
 
-with cluster.connect("local"):
+with connection.connect("local"):
     controllers = [Controller.remote() for _ in range(2)]
     made = ray.get([controller.ready.remote() for controller in controllers])
     drivers = placement_group(PLACE)

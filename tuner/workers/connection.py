@@ -1,0 +1,144 @@
+"""Connects a search to the Ray that it runs on: a running one, or a private one that ends with the search."""
+
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import ray
+import torch
+
+from tuner.cluster.nodes import BOOTSTRAP_FILE
+from tuner.errors import SearchError
+from tuner.storage.journal import Attempt
+from tuner.workers import placement, ray_internals
+
+# Ray's objects of a search are configurations and reports, never data: the decoded shards are memory-mapped files.
+OBJECT_STORE_BYTES = 128 * 2**20
+# Short, because the paths of Ray's sockets lie below it and may have 107 characters.
+SCRATCH_PREFIX = "ray-"
+# Ray's access token of this user.
+TOKEN_FILE = Path("~/.ray/auth_token")
+
+# Environment variables that Ray documents; tuner/workers/ray_internals.py has the others. Tune passes those of Train on
+# to trials, controllers and workers.
+SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # with the default of 2 s every epoch takes at least 2 s
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1000000",  # a trial that waits for its slot does not hang
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no csv, json and TensorBoard files: MLflow has all of it
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # tuner/search/stopper.py handles signals
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a report of an error has no metric
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # the journal is the record of a search, not Tune's snapshot
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+
+
+def start_together(slots: int) -> None:
+    """Let Tune start as many trials at a time as there are slots; its default is one actor after the other.
+
+    With one slot the trials start in their order, which tuner/workers/slots.py relies on.
+    """
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots)
+
+
+def resolve_address(address: str | None) -> str:
+    """`local` for a private Ray, or the address of a running one; never one of somebody else that Ray finds by chance.
+
+    Args:
+        address: of the command line; None: $RAY_ADDRESS, else `auto` on the head of a
+            cluster that `ray up` made, else `local`.
+    """
+    if address:
+        return address
+    if os.environ.get("RAY_ADDRESS"):
+        return os.environ["RAY_ADDRESS"]
+    return "auto" if BOOTSTRAP_FILE.expanduser().exists() else "local"
+
+
+@contextmanager
+def connect(address: str) -> Iterator[Attempt]:
+    """Connect to the Ray at `address`, or start a private one; when the block ends, nothing of this search remains.
+
+    Yields:
+        What has to be cleaned up after this driver if it is killed.
+
+    Raises:
+        SearchError: no Ray answers at the address.
+    """
+    private = address == "local"
+    settings = SETTINGS | ray_internals.SETTINGS | (ray_internals.PRIVATE_SETTINGS if private else {})
+    os.environ.update({name: os.environ.get(name, value) for name, value in settings.items()})
+    scratch = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX)) if private else None
+    try:
+        with _sigterm_restored():
+            if scratch is not None:
+                _start_private(scratch)
+            else:
+                _join(address)
+        attempt = Attempt(
+            cluster=ray.get_runtime_context().get_session_name(),
+            job=ray.get_runtime_context().get_job_id(),
+            scratch=str(scratch) if scratch else None,
+        )
+        with placement.freed(attempt.job):
+            yield attempt
+    finally:
+        with _sigterm_restored():
+            ray.shutdown()
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def clean_up(earlier: Sequence[Attempt], now: Attempt) -> None:
+    """Remove what drivers that were killed have left: placement groups on this cluster, folders on this machine."""
+    for attempt in earlier:
+        if attempt.cluster == now.cluster:
+            placement.remove(attempt.job)
+        elif attempt.scratch is not None and Path(attempt.scratch).name.startswith(SCRATCH_PREFIX):
+            shutil.rmtree(attempt.scratch, ignore_errors=True)
+
+
+@contextmanager
+def _sigterm_restored() -> Iterator[None]:
+    """Restore the handler of SIGTERM after the block: Ray replaces it when it starts, and resets it when it ends."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _join(address: str) -> None:
+    """Connect to a running Ray."""
+    ray_internals.use_token()
+    try:
+        ray.init(address=address, log_to_driver=True)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise SearchError(
+            f"no Ray answers at {address}: {str(error).splitlines()[0]}; check that it runs, and that its token "
+            "(`ray get-auth-token` there prints it) is in ~/.ray/auth_token here"
+        ) from error
+    if os.environ.get("OMP_NUM_THREADS") == "1":
+        # `ray submit` and `ray job submit` set it for every program they run; this driver scores the winner itself.
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+
+
+def _start_private(scratch: Path) -> None:
+    """Start a Ray for this search alone. It asks for a token, because most of its servers listen on every address."""
+    ray.init(
+        address="local",
+        include_dashboard=False,  # it takes seconds to start, and MLflow shows the search
+        object_store_memory=OBJECT_STORE_BYTES,
+        log_to_driver=True,
+        **ray_internals.private_ray(str(scratch)),
+    )
+    with suppress(OSError):  # there is no token where authentication was switched off
+        TOKEN_FILE.expanduser().chmod(0o600)  # Ray makes it readable for every user of the machine
