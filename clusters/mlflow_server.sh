@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Starts the cluster's MLflow server on this machine, unless it runs; `mlflow_server.sh stop` ends it. Artifacts go
-# through it too, so whoever writes or reads needs one URI, MLFLOW_TRACKING_URI, and nothing else.
+# Starts the cluster's MLflow server on this machine if it does not run yet; `mlflow_server.sh stop` ends it. Artifacts go
+# through the server too, so one URI, MLFLOW_TRACKING_URI, is enough to write and to read.
 set -euo pipefail
 . ~/.video-tuner/environment
 folder=~/.video-tuner/mlflow
@@ -18,7 +18,7 @@ fi
 
 if ! runs; then
   address=${MLFLOW_TRACKING_URI#http://}
-  # By the environment: a database's URI has no place in a process list.
+  # Given by the environment: a process list must not show the URI of the database.
   export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_BACKEND_STORE_URI=$TUNER_MLFLOW_STORE
   [ "$TUNER_MLFLOW_STORE" != sqlite ] || MLFLOW_BACKEND_STORE_URI=sqlite:///$folder/mlflow.db
   (umask 077; setsid nohup mlflow server --host "${address%:*}" --port "${address##*:}" --workers 1 \

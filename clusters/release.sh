@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Ends the Ray that this project started on this machine, and no other: whose environment has our mark. Where another
-# one runs, it says so and fails: both would hand out the same CPUs and GPUs.
+# Ends the Ray that this project started on this machine, and no other: the mark is in the environment of its processes.
+# If another Ray runs here, the script says so and fails, because both would hand out the same CPUs and GPUs.
 set -uo pipefail
 mark=TUNER_RAY=$(cd "$(dirname "$0")/.." && pwd)
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# What `ray up` runs on every machine before Ray starts: makes an environment that has the project, and puts it and
-# the settings (standard input, `name: value` lines) into every shell. A second run takes a second.
+# `ray up` runs this script on every machine before Ray starts. It makes an environment that has the project installed,
+# and puts this environment and the settings (`name: value` lines on standard input) into every shell. A second run takes
+# a second.
 set -euo pipefail
 declare -A settings=([python]=python3 [mlflow]=127.0.0.1:5000 [mlflow_store]=sqlite)
 while read -r name value _comment; do settings[${name%:}]=$(printf %q "$value"); done
@@ -10,7 +11,7 @@ project=$(cd "$(dirname "$0")/.." && pwd)
 own=~/.video-tuner
 mkdir -p "$own" && chmod 700 "$own"
 
-# The Python that was named, if the project is installed in it already; else an environment of our own.
+# The named Python if the project is installed in it already; else our own environment.
 has_project='import importlib.metadata as m; m.version("video-tuner")'
 bin=$(dirname "$(command -v "${settings[python]}")")
 if [ "$bin" = "$own/venv/bin" ] || ! "${settings[python]}" -c "$has_project" 2> /dev/null; then
@@ -23,7 +24,7 @@ if [ "$bin" = "$own/venv/bin" ] || ! "${settings[python]}" -c "$has_project" 2> 
   fi
 fi
 
-# A token of Ray's for this cluster: only who has it may run anything. Workers have the head's by now.
+# Ray's token for this cluster; nobody runs anything without it. The workers have the head's token already.
 [ -s "$own/auth_token" ] || (umask 077; "$bin/python" -c 'import secrets; print(secrets.token_hex(32), end="")' > "$own/auth_token")
 
 cat > "$own/environment" << EOF
@@ -33,8 +34,8 @@ export TUNER_STORAGE=${settings[storage]}
 export MLFLOW_TRACKING_URI=http://${settings[mlflow]} TUNER_MLFLOW_STORE=${settings[mlflow_store]}
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$own/auth_token
 EOF
-# First in ~/.bashrc, which the launcher reads before each of its commands: many a ~/.bashrc returns early.
+# At the top of ~/.bashrc, which Ray's launcher reads before each of its commands: many ~/.bashrc files return early.
 line='. ~/.video-tuner/environment'
 touch ~/.bashrc
 grep -qxF "$line" ~/.bashrc || sed -i "1{h;s|.*|$line|;G}" ~/.bashrc
-grep -qxF "$line" ~/.bashrc || echo "$line" > ~/.bashrc # it was empty
+grep -qxF "$line" ~/.bashrc || echo "$line" > ~/.bashrc # the file was empty
