@@ -252,7 +252,7 @@ def test_every_extra_and_every_marker_exists() -> None:
 
 
 def test_the_command_that_shows_results_is_the_one_that_a_search_prints() -> None:
-    from tuner.tracking.tracker import ui_command
+    from tuner.tracking.uri import ui_command
 
     (shown,) = [command for page in PAGES for command in commands_of(page) if command.startswith("mlflow")]
     assert ui_command("mlflow", "sqlite:///mlflow.db") == shown
