@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ray.train.backend import Backend
 
 from tuner.cluster.resources import Node, Plan, Resources, describe, plan
-from tuner.config.experiment import ElasticConfig, ResourcesConfig
+from tuner.config.search import ElasticConfig, ResourcesConfig
 from tuner.errors import ConfigError
 from tuner.workers.trial import process_group, scaling
 

@@ -21,7 +21,8 @@ from models.video.fused_mlp import FusedMLPConfig
 from tuner import errors
 from tuner.cli import main
 from tuner.config import reading
-from tuner.config.experiment import Experiment, PlateauConfig, ResourcesConfig, SearchConfig, load
+from tuner.config.experiment import Experiment, load
+from tuner.config.search import PlateauConfig, ResourcesConfig, SearchConfig
 from tuner.config.yaml_tree import dump, parse
 from tuner.errors import ConfigError
 
@@ -122,13 +123,13 @@ MISTAKES = [
     ("level", "train: t*.tfrecord", "level: clip\n      train: t*.tfrecord", "5: tiny.data.level: 'clip' is not one of: video, frame, segment"),
     ("max_frames", "train: t*.tfrecord", "max_frames: 0\n      train: t*.tfrecord", "5: tiny.data.max_frames: max_frames must be at least 1, but got 0"),
     ("towers", "mean_audio: 8", "mean_adio: 8", "7: tiny.model.towers: must have a tower for each of data.features: mean_rgb, mean_audio (got mean_rgb, mean_adio)"),
-    ("frames", "kind: fused_mlp, towers: {mean_rgb: 8, mean_audio: 8}, dropout: {uniform: [0.2, 0.7]}", "kind: attention", "7: tiny.model.kind: attention takes frames; set data.level to frame or segment (got video)"),
+    ("frames", "kind: fused_mlp, towers: {mean_rgb: 8, mean_audio: 8}, dropout: {uniform: [0.2, 0.7]}", "kind: attention", "7: tiny.model.kind: attention needs frames; set data.level to frame or segment (got video)"),
     # distributions
     ("misspelt", "uniform: [0.2", "unifrom: [0.2", "7: tiny.model.dropout: unknown distribution 'unifrom'; did you mean 'uniform'?"),
     ("empty range", "[0.2, 0.7]", "[0.7, 0.2]", "7: tiny.model.dropout: the low end must be below the high end, but got [0.7, 0.2]"),
     ("option", "epochs: 2", "epochs: {choice: [2, '3']}", "13: tiny.training.epochs: must be a whole number (got '3')"),
-    ("of the data", "train: t*.tfrecord", "train: {choice: [a, b]}", "5: tiny.data.train: cannot be searched, trials on different data do not compare; model, optimizer, loss, training can (got choice)"),
-    ("of the search", "{trials: 2}", "{sampler: {choice: [{kind: tpe}]}}", "14: tiny.search.sampler: cannot be searched, all trials share this; model, optimizer, loss, training can (got choice)"),
+    ("of the data", "train: t*.tfrecord", "train: {choice: [a, b]}", "5: tiny.data.train: cannot be searched, because trials on different data do not compare; only model, optimizer, loss, training can (got choice)"),
+    ("of the search", "{trials: 2}", "{sampler: {choice: [{kind: tpe}]}}", "14: tiny.search.sampler: cannot be searched, because all trials share it; only model, optimizer, loss, training can (got choice)"),
     # environment
     ("unset", "train: t*", "train: ${UNSET_VARIABLE}/*", "5: tiny.data.train: the environment variable UNSET_VARIABLE is not set; set it, or write ${UNSET_VARIABLE:-a default}"),
     ("no variable", "train: t*", "train: ${1}/*", "5: tiny.data.train: write a variable as ${NAME} or ${NAME:-default} (got ${1}/*.tfrecord)"),
@@ -187,13 +188,15 @@ def test_an_unknown_experiment_is_told_with_the_nearest_and_the_list(load_text: 
     no_default = VALID.removeprefix("default: tiny\n")
     assert load_text(no_default, "tiny").name == "tiny"
     assert mistakes(load_text, no_default) == [
-        "experiments.yaml: names no default; name one of the experiments: tiny, broken"
+        "experiments.yaml: names no default experiment; name one (experiments: tiny, broken)"
     ]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "experiments:", "experiments: {}"])
 def test_a_file_without_experiments_is_refused(load_text: Load, text: str) -> None:
-    assert mistakes(load_text, text)[0].endswith("a file of experiments reads `experiments: {name: {...}}`")
+    assert mistakes(load_text, text)[0].endswith(
+        "the file has no experiments; write them as `experiments: {name: {...}}`"
+    )
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -220,7 +223,7 @@ def test_only_the_experiment_that_runs_needs_its_environment(load_text: Load, mo
 def test_credentials_are_refused_and_never_shown(load_text: Load, override: str) -> None:
     with pytest.raises(ConfigError) as told:
         load_text(VALID, overrides=(override,))
-    assert "holds credentials, and would be stored with the search" in str(told.value)
+    assert "holds credentials, which every search would store" in str(told.value)
     assert f"tiny.{override.split('=')[0]}" in str(told.value) and "hunter2" not in str(told.value)
 
 
@@ -331,9 +334,9 @@ def test_an_override_reaches_an_option_by_its_label_and_leaves_the_default_where
         ("serch.trials=1", "tiny.serch: unknown key; did you mean 'search'?"),
         ("model.dropout=2", "tiny.model.dropout: dropout must be in [0, 1), but got 2.0"),
         ("model.dropout={uniform: [1, 0]}", "tiny.model.dropout: the low end must be below the high end, but got [1.0, 0.0]"),
-        ("training.epochs.x=3", "training.epochs is a value, there is no 'x' in it (got 2)"),
+        ("training.epochs.x=3", "training.epochs is a value and has no 'x' (got 2)"),
         ("loss.l1.x=3", "loss.l1 is a choice, so name its option; one of: loss.l1.0, loss.l1.loguniform"),
-        ("training.epochs", "write it as path=value, such as training.epochs=5"),
+        ("training.epochs", "must have the form path=value, such as training.epochs=5"),
         ("model.dropout={", "is not valid yaml: expected the node content, but found '<stream end>'"),
         ("data.train=${UNSET_VARIABLE}", "tiny.data.train: the environment variable UNSET_VARIABLE is not set; set it, or write ${UNSET_VARIABLE:-a default}"),
     ],
@@ -405,9 +408,7 @@ def test_differences_are_readable_lines(load_text: Load) -> None:
     assert old.differences(new) == [
         "model.dropout: {uniform: [0.2, 0.7]} -> 0.3",
         "search.trials: 2 -> 8",
-        "search.plateau: null -> left out",
-        "search.plateau.trials: left out -> 3",
-        "search.plateau.min_gain: left out -> 0.0",
+        "search.plateau: null -> {trials: 3, min_gain: 0.0}",
     ]
 
 
@@ -617,11 +618,7 @@ def test_workers_of_a_trial_are_a_number_or_a_range(load_text: Load) -> None:
     elastic = load_text(VALID.replace("{trials: 2}", "{trials: 2}\n    resources: {workers: {min: 2, max: 4}}"))
     assert (elastic.resources.min_workers, elastic.resources.max_workers) == (2, 4)
     assert Experiment.from_yaml(elastic.to_yaml(), "tiny", elastic.file) == elastic
-    assert several.differences(elastic) == [
-        "resources.workers: 4 -> left out",
-        "resources.workers.min: left out -> 2",
-        "resources.workers.max: left out -> 4",
-    ]
+    assert several.differences(elastic) == ["resources.workers: 4 -> {min: 2, max: 4}"]
 
 
 def test_the_design_names_of_the_conditional_penalties(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -694,7 +691,7 @@ def contrastive(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Experiment]:
         ("pretrain.kind=moco_v4", "contrastive.pretrain.kind: 'moco_v4' is not one of: moco_v1, moco_v2, moco_v3"),
         ("pretrain.temprature=0.3", "contrastive.pretrain.temprature: unknown key; did you mean 'temperature'?"),
         ("training.epochs=3", "contrastive.training.epochs: unknown key; did you mean 'pretrain.epochs'?"),
-        ("loss.l2=3", "contrastive.loss: belongs to pipeline: supervised, and this is contrastive, which has model, "),
+        ("loss.l2=3", "contrastive.loss: is a block of pipeline supervised; pipeline contrastive has model, "),
         ("pretrain.views.corruption={mean_rgb: 0.1}", "contrastive.pretrain.views.corruption: pretrain.views.corrupt"),
         ("pretrain.batch_norm_groups=1", "contrastive.pretrain.batch_norm_groups: pretrain.batch_norm_groups must be"),
         (
@@ -720,7 +717,7 @@ def test_an_encoder_learns_from_features_of_videos_alone(contrastive: Callable[.
         contrastive("data.level=frame", "data.features={mean_rgb: 1024, mean_audio: 128}")
 
 
-def test_epochs_of_a_contrastive_experiment_are_those_of_both_halves(contrastive: Callable[..., Experiment]) -> None:
+def test_epochs_of_a_contrastive_experiment_are_those_of_both_phases(contrastive: Callable[..., Experiment]) -> None:
     assert contrastive("pretrain.epochs={int: [2, 5]}", "probe.epochs=3").max_epochs == 8
 
 

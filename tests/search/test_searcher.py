@@ -368,7 +368,11 @@ def test_a_grid_is_tried_once_also_over_a_resume(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("{sampler:", "{trials: 3, sampler:", "a grid has as many trials as combinations, 4; leave it out .got 3."),
+        (
+            "{sampler:",
+            "{trials: 3, sampler:",
+            "the grid has 4 combinations, a trial for each; leave trials out .got 3.",
+        ),
         ("quniform: [1, 3, 1]", "uniform: [1, 3]", "model.linear.penalty has any number of values"),
     ],
 )

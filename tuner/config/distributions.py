@@ -10,7 +10,8 @@ its block; `_2` and so on keep labels apart. `parse` turns a tree of yaml into o
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
@@ -235,6 +236,17 @@ def default_label(node: Node) -> str:
         if default == name or shown(default, limit=10**6) == shown(option.plain(), limit=10**6):
             return name
     raise ValueError(f"the default must be one of the options {', '.join(labelled)} (got {shown(default)})")
+
+
+def with_options(node: Node, changed: Mapping[str, Node]) -> Node:
+    """A choice with these options, by label, in place of its own; its default stays the same option."""
+    choice = replace(node.entries["choice"], value=tuple(changed.values()))
+    entries = {**node.entries, "choice": choice}
+    if "default" in node.entries:
+        with suppress(ValueError):  # a default that is no option is reported when the space is built
+            position = list(changed).index(default_label(node))
+            entries["default"] = node.entries["default"].graft(list(options(replace(node, value=entries)))[position])
+    return replace(node, value=entries)
 
 
 def _refuse_other_keys(node: Node, kind: str) -> None:

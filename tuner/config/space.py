@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from tuner.config.distributions import Block, Choice, Distribution, Number, Parameter, Spec, parse
 from tuner.config.yaml_tree import Node, Problems, shown
 from tuner.errors import ConfigError, did_you_mean
+from tuner.training.config import flatten
 
 __all__ = ["Ask", "Choice", "Distribution", "Number", "Space", "Values"]
 
@@ -207,15 +208,6 @@ class Space:
 
         _descend(self._root, record)
         return values
-
-
-def flatten(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Nested settings by yaml path, as MLflow and tables show them: `optimizer.learning_rate`."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        name = f"{path}.{key}" if path else key
-        flat |= flatten(value, name) if isinstance(value, Mapping) else {name: value}
-    return flat
 
 
 @dataclass(frozen=True, slots=True)

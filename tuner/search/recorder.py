@@ -7,7 +7,6 @@ from typing import Any
 from ray.tune import Callback
 
 from tuner.config.experiment import Experiment
-from tuner.config.space import flatten
 from tuner.console import Console, describe_settings
 from tuner.errors import SearchError
 from tuner.export.checkpoints import discard_training_states
@@ -17,6 +16,7 @@ from tuner.search.stopper import StopRule
 from tuner.storage.journal import Journal, TrialHistory, Unsaved
 from tuner.tracking.records import recorded_metrics, trial_tags
 from tuner.tracking.tracker import Tracker
+from tuner.training.config import flatten
 from tuner.workers.trial import epochs_of
 
 

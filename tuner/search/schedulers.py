@@ -10,7 +10,7 @@ from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
-from tuner.config.experiment import SchedulerConfig
+from tuner.config.search import SchedulerConfig
 from tuner.storage.journal import SearchHistory, TrialHistory, Unsaved
 from tuner.workers.trial import epochs_of
 

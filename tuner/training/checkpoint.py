@@ -23,6 +23,7 @@ from torch import Tensor
 from tuner.errors import CheckpointDamaged, CheckpointError
 from tuner.storage.place import Place
 from tuner.storage.stores import at
+from tuner.training.config import differences
 
 VERSION = 3
 # Settings that older checkpoints of this version lack, by the ends of their paths, and the values that they imply. The
@@ -93,7 +94,7 @@ def manifest_of(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
         CheckpointError: settings differ, and the message says which; or the checkpoint has another format version.
     """
     manifest = read_manifest(directory)
-    differing = differences(manifest["settings"], json.loads(json.dumps(settings)))
+    differing = sorted(differences(manifest["settings"], json.loads(json.dumps(settings)), implied=_implied))
     if differing:
         raise CheckpointError(f"{directory}: the checkpoint has other settings: {'; '.join(differing)}")
     return manifest
@@ -145,19 +146,8 @@ def discard_training_state(directory: Place) -> None:
     (directory / TRAINING).unlink(missing_ok=True)
 
 
-def differences(stored: Any, given: Any, path: str = "") -> list[str]:
-    """Where two nested settings differ, as `path: stored -> given`."""
-    if isinstance(stored, dict) and isinstance(given, dict):
-        lines = []
-        for key in sorted(stored.keys() | given.keys()):
-            below = f"{path}.{key}" if path else key
-            lines += differences(stored.get(key, _before(below)), given.get(key), below)
-        return lines
-    return [] if stored == given else [f"{path}: {stored} -> {given}"]
-
-
-def _before(path: str) -> Any:
-    """What a setting was before it could be set."""
+def _implied(path: str) -> Any:
+    """The value of a setting that the checkpoint lacks, because it was written before the setting existed."""
     return next((value for end, value in LATER.items() if f".{path}".endswith(f".{end}")), None)
 
 

@@ -6,6 +6,7 @@ ContrastiveConfig   contrastive: an encoder learns from videos without labels, t
 The comment at a field is its text in docs/settings.md (tuner/config/reference.py).
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
@@ -244,6 +245,52 @@ def without_effect(trial: Trial) -> list[str]:
     names = (setting.name for setting in fields(TrainingConfig))
     differing = [f"training.{name}" for name in names if getattr(trial.training, name) != getattr(used, name)]
     return differing if trial.optimizer is None else ["optimizer", *differing]
+
+
+LEFT_OUT = object()  # the value of a setting that is left out
+
+
+def flatten(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """The values of nested settings by yaml path, such as `optimizer.learning_rate`, as MLflow and tables show them."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        below = f"{path}.{key}" if path else key
+        flat |= flatten(value, below) if isinstance(value, Mapping) else {below: value}
+    return flat
+
+
+def differences(
+    stored: Any,
+    given: Any,
+    path: str = "",
+    *,
+    show: Callable[[Any], str] = str,
+    is_value: Callable[[Mapping[str, Any]], bool] = lambda value: False,
+    implied: Callable[[str], Any] = lambda path: LEFT_OUT,
+) -> list[str]:
+    """Where two nested settings differ, a line for each path: `model.hidden: 8 -> 16`.
+
+    Args:
+        stored: the first settings.
+        given: the second settings.
+        path: of both in the settings that they are part of.
+        show: the text of a value.
+        is_value: whether a mapping is compared as one value, such as a distribution.
+        implied: the value of a setting that one of the two leaves out, by its path.
+    """
+    for value in (stored, given):
+        if not isinstance(value, Mapping) or is_value(value):
+            return [] if stored == given else [f"{path}: {_shown(stored, show)} -> {_shown(given, show)}"]
+    lines = []
+    for key in dict.fromkeys([*stored, *given]):
+        below = f"{path}.{key}" if path else key
+        one, other = (settings[key] if key in settings else implied(below) for settings in (stored, given))
+        lines += differences(one, other, below, show=show, is_value=is_value, implied=implied)
+    return lines
+
+
+def _shown(value: Any, show: Callable[[Any], str]) -> str:
+    return "left out" if value is LEFT_OUT else show(value)
 
 
 def _seed(seed: Seed, number: int) -> int:
