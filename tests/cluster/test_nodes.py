@@ -4,7 +4,7 @@ import pytest
 
 from tuner.cluster.nodes import startable_by
 from tuner.cluster.resources import Node, plan, still_startable
-from tuner.config.experiment import ResourcesConfig
+from tuner.config.search import ResourcesConfig
 
 CPU = Node(cpus=2, gpus=0)
 GPU = Node(cpus=8, gpus=1)

@@ -2,18 +2,10 @@
 
 import pytest
 
-<<<<<<< HEAD
 from tuner.cluster.resources import Node, plan
 from tuner.config.search import ResourcesConfig
 from tuner.search import concurrency
 from tuner.search.concurrency import Concurrency
-=======
-from tuner.cluster import connection as cluster
-from tuner.cluster.resources import Node, plan, still_startable
-from tuner.config.search import ResourcesConfig
-from tuner.search import concurrency as room
-from tuner.search.concurrency import Room
->>>>>>> cd2002a (config: checks, completion and overrides are modules of their own; settings are compared and flattened in one place)
 
 CPU = Node(cpus=2, gpus=0)
 GPU = Node(cpus=8, gpus=1)
