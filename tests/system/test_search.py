@@ -131,7 +131,7 @@ def test_both_halves_of_a_contrastive_trial_survive_and_share_their_encoder(work
     code, printed = workplace.run("--resume", output="resumed.txt")
     assert code == 0, printed
     assert "contrastive loss" not in printed  # trial 0 goes on in its second half; trial 1 takes its encoder
-    assert "trial 001  epoch 6/12  GAP" in printed and "took the encoder of another trial" in printed
+    assert "trial 001  epoch 6/12  GAP" in printed and "uses the encoder of another trial" in printed
 
     search = search_of(workplace)
     first, second = search.trials.values()
