@@ -1,13 +1,15 @@
-"""A storm: random kill -9s over a search of short trials, which must end as if nothing had happened.
+"""A storm: processes of a search are killed (-9) at random moments, and the search must end as if none had been.
 
-    python benchmarks/storm.py [--trials 50] [--kills 200] [--epochs 40] [--seed 1] [--folder DIR [--minutes 30]]
+    python -m benchmarks.storm [--trials 50] [--kills 200] [--epochs 40] [--seed 1] [--folder DIR [--minutes 30]]
 
-A Ray of a head and one node with two CPUs. At random moments a Train worker, a trial's actor, a controller, the
-driver (which is then resumed) or the node's raylet (the node is then replaced) is killed. At the end there must be
-exactly the planned distinct trials, every MLflow run closed, no actor or placement group left, and every epoch of every
-trial as `tuner.train` gives it for the same suggestion undisturbed, hence the same best trial; else it fails. It takes
-hours where processes start slowly: with --folder it can be ended and goes on from there, --minutes ends it after a kill
-that the search has recovered from. The last line is one JSON object.
+The search runs on a Ray with a head and one node of two CPUs. A kill hits a Train worker, a trial's actor, a
+controller, the driver (which is then resumed) or the node's raylet (the node is then replaced). At the end the storm
+checks that exactly the planned trials exist, each with its own suggestion; that every MLflow run is closed; that no
+actor and no placement group is left; and that every epoch of every trial has the numbers that `tuner.train` gives for
+the same suggestion without an interruption. If one of these does not hold, it fails.
+
+A storm takes hours where processes start slowly. With --folder it can be stopped and continued later by the same
+command; --minutes stops it once the search has recovered from a kill. The last line is one JSON object.
 """
 
 import argparse
@@ -26,13 +28,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from card import show
 
-PROJECT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(PROJECT))  # its searches, its Rays and its assertions are those of the fault tests
-
-from tests.support.rays import LongLivedRay, long_lived_ray  # noqa: E402
-from tests.support.searches import (  # noqa: E402
+from benchmarks.card import show
+from tests.support.rays import LongLivedRay, long_lived_ray
+from tests.support.searches import (
     assert_equals_the_uninterrupted,
     assert_nothing_is_left,
     assert_nothing_was_lost,
@@ -40,27 +39,27 @@ from tests.support.searches import (  # noqa: E402
     records_of,
     search_of,
 )
-from tests.support.workplace import EXPERIMENT, Workplace, wait_for  # noqa: E402
+from tests.support.workplace import EXPERIMENT, Workplace, wait_for
 
 OF_A_TRIAL = {"worker": "RayTrainWorker", "trial": "ImplicitFunc", "controller": "TrainController"}
 KINDS = (*OF_A_TRIAL, "driver", "raylet")
-# The last kill falls into the first 95 % of the epochs: the search still runs then.
+# All kills happen in this first part of the epochs, so that the search still runs at the last one.
 UNTIL = 0.95
 
 
 class Storm:
-    """A search, and what is done to it; what was done is a file in the search's folder, so that a storm may go on."""
+    """A search and the kills that hit it; a file in the search's folder lists them, so that a storm can be continued."""
 
     def __init__(self, place: Workplace, ray: LongLivedRay, arguments: list[str]) -> None:
         self.place, self.ray = place, ray
         self.node = ray.add_node(cpus=2)
-        self.ended_by_themselves = 0  # drivers
-        self._counted = (0, 0)  # bytes of the journal, epochs in it
+        self.failed_drivers = 0  # that ended too early though nothing killed them
+        self._counted = (0, 0)  # bytes of the journal, and the epochs in them
         self.driver = self._start(*(["--resume"] if self._began() else arguments))
 
     @property
     def kills(self) -> list[tuple[float, str]]:
-        """When, what."""
+        """Return (time, kind of process) of every kill so far."""
         lines = self._log.read_text().splitlines() if self._log.exists() else []
         return [tuple(json.loads(line)) for line in lines]
 
@@ -72,34 +71,34 @@ class Storm:
         output = f"driver-{len(self.place.started)}.txt"
         return self.place.start("--address", self.ray.address, *arguments, output=output)
 
-    def goes_on(self) -> bool:
-        """Whether the search runs; a driver that ended by itself too early is resumed like one that was killed."""
+    def is_running(self) -> bool:
+        """Say whether the search still runs; a driver that failed is resumed like one that was killed."""
         if self.driver.poll() is None:
             return True
         if self.driver.returncode == 0:
             return False
-        self.ended_by_themselves += 1
-        if self.ended_by_themselves > 20:
+        self.failed_drivers += 1
+        if self.failed_drivers > 20:
             raise SystemExit(self.place.printed(f"driver-{len(self.place.started) - 1}.txt"))
         self.driver = self._start("--resume")
         return True
 
     def epochs(self) -> int:
-        """Epochs in the journal, of all trials; it is read when it has grown: reading it takes longer and longer."""
+        """Count the epochs of all trials in the journal; it is read again only when it has grown."""
         size = self._journal_bytes()
         if size != self._counted[0]:
             self._counted = (size, sum(len(trial.reports) for trial in search_of(self.place).trials.values()))
         return self._counted[1]
 
     def _began(self) -> bool:
-        """Whether there is a search to go on with: its journal has a line."""
+        """Say whether there is a search to resume: its journal has a line."""
         return self._journal_bytes() > 0
 
     def _journal_bytes(self) -> int:
         return sum(journal.stat().st_size for journal in self.place.folder.glob("storage/tiny/*/journal.jsonl"))
 
     def kill(self, kind: str, rng: random.Random) -> None:
-        """Kill -9 of one of that kind, as soon as there is one."""
+        """Kill (-9) one process of this kind, as soon as there is one."""
         if kind == "driver":
             victim = psutil.Process(self.driver.pid)
         elif kind == "raylet":
@@ -107,7 +106,9 @@ class Storm:
         else:
             alive: list[psutil.Process] = []
             title = OF_A_TRIAL[kind]
-            wait_for(lambda: alive.extend(processes_of(self.place, title)) or alive or not self.goes_on(), seconds=900)
+            wait_for(
+                lambda: alive.extend(processes_of(self.place, title)) or alive or not self.is_running(), seconds=900
+            )
             if not alive:
                 return
             victim = rng.choice(alive)
@@ -125,16 +126,21 @@ class Storm:
 
 
 def wait_until(condition: Callable[[], bool], storm: Storm) -> bool:
-    """Wait for the condition; whether the search still runs then."""
+    """Wait for the condition or for the end of the search; says whether the search still runs."""
     while not condition():
-        if not storm.goes_on():
+        if not storm.is_running():
             return False
         time.sleep(0.1)
     return True
 
 
 def costs(records: list[dict[str, Any]], kills: list[tuple[float, str]]) -> tuple[int, list[float]]:
-    """Known epochs that were trained again, and for each kill the seconds until the next new epoch of any trial."""
+    """Read from the journal what the kills cost.
+
+    Returns:
+        The number of reported epochs that were trained again; for each kill the seconds until the next new epoch of
+        any trial.
+    """
     last: dict[str, int] = {}
     again = 0
     for record in records:
@@ -148,13 +154,19 @@ def costs(records: list[dict[str, Any]], kills: list[tuple[float, str]]) -> tupl
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.storm",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--epochs", type=int, default=40, help="of a trial; ten a second at the most")
+    parser.add_argument("--epochs", type=int, default=40, help="of each trial; at most ten a second")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--folder", type=Path, help="of the search; with the same arguments again, the storm goes on")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="end, to go on another time")
+    parser.add_argument("--folder", type=Path, help="of the search; the same arguments again continue the storm")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="stop after this time, to be continued later"
+    )
     options = parser.parse_args()
     rng = random.Random(options.seed)
     moments = sorted(rng.uniform(0, UNTIL * options.trials * options.epochs) for _ in range(options.kills))
@@ -196,10 +208,10 @@ def main() -> int:
         f"{len(storm.kills)} kills over {options.trials} trials of {options.epochs} epochs, seed {options.seed}",
         [["killed", "times"], *([kind, str(by_kind[kind])] for kind in KINDS)],
         [
-            f"{options.trials} distinct trials, every epoch as undisturbed; best {best.number:03d}: {best.score:.4f}",
-            f"a kill is over after {recovery:.1f} s (median), {max(recoveries):.1f} s at most",
-            f"{again} of {options.trials * options.epochs} epochs were known and trained again",
-            f"{storm.ended_by_themselves} drivers ended by themselves and were resumed",
+            f"{options.trials} distinct trials, every epoch as without an interruption; best {best.number:03d}: {best.score:.4f}",
+            f"the next new epoch came {recovery:.1f} s after a kill (median), {max(recoveries):.1f} s at most",
+            f"{again} of {options.trials * options.epochs} epochs were trained again",
+            f"{storm.failed_drivers} drivers failed and were resumed",
         ],
         {
             "trials": options.trials,
@@ -210,7 +222,7 @@ def main() -> int:
             "median_recovery_seconds": round(recovery, 1),
             "worst_recovery_seconds": round(max(recoveries), 1),
             "epochs_again": again,
-            "drivers_ended_by_themselves": storm.ended_by_themselves,
+            "failed_drivers": storm.failed_drivers,
             "best_trial": best.number,
             "best_gap": best.score,
         },

@@ -1,4 +1,4 @@
-"""What every test gets: a scrubbed environment, and the places that tests share."""
+"""Fixtures of all tests: an environment without the user's own settings, and folders, servers and searches to share."""
 
 import json
 import os
@@ -23,13 +23,13 @@ SHARED_DATA = PROJECT.parent / "shared" / "data"
 
 @pytest.fixture(autouse=True, scope="session")
 def ctrl_c_counts() -> None:
-    """A shell ignores Ctrl-C for what it starts in the background, and that is inherited: not by these tests."""
+    """Handle Ctrl-C even where a shell started pytest in the background, which makes every child process ignore it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
 def scrubbed_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No test reads or writes what belongs to the person who runs it."""
+    """Keep every test away from the storage, cache and servers of the person who runs it."""
     for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "TUNER_STORAGE", "YT8M_DIR", "YT8M_SMALL_DIR", "AUDIOSET_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TUNER_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
@@ -37,7 +37,7 @@ def scrubbed_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pyte
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Sums in one order: how many cores a machine has must not show in the numbers."""
+    """Let torch use one thread: the order of summation, and so the numbers, would depend on the number of cores."""
     import torch
 
     before = torch.get_num_threads()
@@ -48,15 +48,15 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def yt8m() -> Path:
-    """The real YouTube-8M shards beside the project."""
+    """Return the folder of the real YouTube-8M shards, which lies beside the project on some machines."""
     if not (SHARED_DATA / "yt8m").exists():
-        pytest.skip("the real shards (../shared/data/yt8m) are not here")
+        pytest.skip("there are no real shards in ../shared/data/yt8m")
     return SHARED_DATA / "yt8m"
 
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Iterator[Workplace]:
-    """A folder with a tiny experiment in it; whatever was started there is ended."""
+    """Yield a folder with a tiny experiment; every process that the test started there is killed at the end."""
     (tmp_path / "experiments.yaml").write_text(textwrap.dedent(EXPERIMENT))
     place = Workplace(tmp_path)
     yield place
@@ -68,13 +68,14 @@ def workplace(tmp_path: Path) -> Iterator[Workplace]:
 
 @pytest.fixture
 def fault_row(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """A test of a fault says what it cost: `fault_row("kill -9 of the worker", lost_epochs=0, recovery_seconds=8.1)`.
+    """Return a function that records what a fault cost.
 
-    One JSON line for benchmarks/faults.py, which names the file in $FAULT_ROWS; the test's docstring is the row's rest.
-    `recovery_seconds` is None where nothing had to recover.
+    `fault_row("kill -9 of the worker", lost_epochs=0, recovery_seconds=8.1)` appends one JSON line to the file that
+    benchmarks/faults.py names in $FAULT_ROWS, and does nothing without it. `recovery_seconds` is None where nothing had
+    to recover. The test's docstring says what the fault may lose at most; it becomes a cell of the table as well.
     """
 
-    def state(fault: str, *, lost_epochs: int, recovery_seconds: float | None) -> None:
+    def record(fault: str, *, lost_epochs: int, recovery_seconds: float | None) -> None:
         if "FAULT_ROWS" in os.environ:
             row = {
                 "test": request.node.nodeid,
@@ -85,12 +86,12 @@ def fault_row(request: pytest.FixtureRequest) -> Callable[..., None]:
             with Path(os.environ["FAULT_ROWS"]).open("a") as file:
                 file.write(json.dumps(row) + "\n")
 
-    return state
+    return record
 
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
-    """The address of a server that speaks S3, in this process."""
+    """Start a server with the protocol of S3 in this process; yields its address."""
     import logging
 
     pytest.importorskip("s3fs", reason='s3fs is not installed: pip install "video-tuner[test-s3]"')
@@ -104,7 +105,7 @@ def s3_server() -> Iterator[str]:
 
 @pytest.fixture
 def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URL of a bucket of its own."""
+    """Make a new bucket; returns its URL."""
     import s3fs
 
     settings = {"ENDPOINT_URL": s3_server, "ACCESS_KEY_ID": "id", "SECRET_ACCESS_KEY": "secret", "REGION": "us-east-1"}
@@ -118,15 +119,15 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture(scope="session")
 def finished_search(tmp_path_factory: pytest.TempPathFactory) -> "FinishedSearch":
-    """Shared by all tests, so only to be read."""
-    from tests.support.finished import build
+    """Return a finished search that all tests share: they only read it."""
+    from tests.support.finished import make_finished_search
 
-    return build(tmp_path_factory.mktemp("finished"))
+    return make_finished_search(tmp_path_factory.mktemp("finished"))
 
 
 @pytest.fixture
 def own(finished_search: "FinishedSearch", tmp_path: Path) -> "FinishedSearch":
-    """A copy of it to add to, or to spoil; shards and cache stay where they are."""
+    """Return a copy of `finished_search` that the test may change; it reads the same shards and the same cache."""
     folder = tmp_path / "own"
     shutil.copytree(finished_search.storage, folder / "storage")
     shutil.copy(finished_search.folder / "experiments.yaml", folder)
@@ -135,7 +136,7 @@ def own(finished_search: "FinishedSearch", tmp_path: Path) -> "FinishedSearch":
 
 @pytest.fixture(scope="session")
 def exported(finished_search: "FinishedSearch", tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of its best trial's model; only to be read as well."""
+    """Export the best trial of `finished_search`; tests only read the folder that is returned."""
     target = tmp_path_factory.mktemp("exports") / "best"
     finished_search.export(target)
     return target

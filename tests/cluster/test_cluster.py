@@ -9,6 +9,7 @@ import pytest
 import tests.support.hosts as hosts
 from tests.support.hosts import HOME, SHARED
 from tests.support.launched import Launched
+from tests.support.workplace import wait_for
 
 pytestmark = pytest.mark.cluster
 
@@ -108,5 +109,5 @@ def test_stopping_ends_ray_and_mlflow_on_all_hosts(cluster: Launched) -> None:
     cluster.type("ray exec cluster.yaml 'cd ~/video-tuner/clusters; bash release.sh; bash mlflow_server.sh stop'")
     names = ("raylet", "gcs_server", "mlflow")
     for host in cluster.nodes:
-        cluster.wait(lambda host=host: not any(name in host.run("ps -A -ww -o args=") for name in names))
+        wait_for(lambda host=host: not any(name in host.run("ps -A -ww -o args=") for name in names))
     assert Path(cluster.hosts.shared / "quickstart").exists()  # the search itself stays

@@ -1,6 +1,6 @@
-"""Real processes of real searches are killed: a docstring says what may be lost, the test that nothing else is.
+"""Processes of real searches are killed. The docstring of a test says what may be lost; the test checks the rest.
 
-One function for each row of the fault table, which `python benchmarks/faults.py` makes.
+Each test makes a row of docs/faults.md, which `python benchmarks/faults.py` writes.
 """
 
 import os
@@ -19,11 +19,11 @@ from tests.support.searches import (
     assert_equals_the_uninterrupted,
     assert_nothing_is_left,
     assert_nothing_was_lost,
+    cost_of_fault,
     folder_of,
     processes_of,
     runs_of,
     search_of,
-    toll,
 )
 from tests.support.workplace import Workplace
 
@@ -31,32 +31,32 @@ pytestmark = pytest.mark.fault
 
 EPOCHS, TRIALS = 40, 2
 SEARCH = ("--trials", str(TRIALS), "--set", f"training.epochs={EPOCHS}", "--set", "search.overlap=false")
-State = Callable[..., None]  # the fixture fault_row
+FaultRow = Callable[..., None]  # of the fixture fault_row
 
 
 def begin(place: Workplace, *arguments: str) -> "subprocess.Popen[str]":
-    """A search whose trial 0 is under way."""
+    """Start a search and wait until trial 0 has trained five epochs."""
     driver = place.start(*SEARCH, *arguments)
     place.wait_for_line(driver, "trial 000  epoch 5/")
     return driver
 
 
 def resume(place: Workplace, *arguments: str) -> str:
-    """Go on with it to its end; returns what that printed."""
+    """Resume the search and wait for its end; returns its output."""
     code, printed = place.run("--resume", *arguments, output="resumed.txt")
     assert code == 0, printed
     return printed
 
 
 def kill(place: Workplace, name: str) -> float:
-    """Kill -9 of the one process of a trial with that title; returns when."""
+    """Kill (-9) the only process with this title; returns the time."""
     (process,) = processes_of(place, name)
     process.kill()
     return time.time()
 
 
 def check(place: Workplace) -> None:
-    """All is there, nothing is left, and the trial that was hit has the numbers of one that was not."""
+    """Check that nothing is lost, no process is left, and trial 0 has the numbers of an uninterrupted one."""
     assert_nothing_was_lost(place, TRIALS, EPOCHS)
     assert_nothing_is_left(place)
     assert_equals_the_uninterrupted(place, number=0)
@@ -70,18 +70,18 @@ def check(place: Workplace) -> None:
         ("kill -9 of the Train controller", "TrainController"),
     ],
 )
-def test_a_killed_process_of_a_trial(workplace: Workplace, fault_row: State, fault: str, process: str) -> None:
-    """The epochs since the last checkpoint that arrived; the search itself goes on."""
+def test_a_killed_process_of_a_trial(workplace: Workplace, fault_row: FaultRow, fault: str, process: str) -> None:
+    """The epochs since the last stored checkpoint. The search continues without help."""
     driver = begin(workplace)
     at = kill(workplace, process)
     assert driver.wait(600) == 0, workplace.printed()
     check(workplace)
-    fault_row(fault, **toll(workplace, 0, at))
+    fault_row(fault, **cost_of_fault(workplace, 0, at))
 
 
 @pytest.mark.fault_ci
-def test_a_killed_driver(workplace: Workplace, fault_row: State) -> None:
-    """The epochs since the last checkpoint that arrived; Tune's own snapshot is gone as well, and not missed."""
+def test_a_killed_driver(workplace: Workplace, fault_row: FaultRow) -> None:
+    """The epochs since the last stored checkpoint. Tune's own snapshot is deleted too, and is not needed."""
     driver = begin(workplace)
     driver.kill()
     at = time.time()
@@ -90,11 +90,11 @@ def test_a_killed_driver(workplace: Workplace, fault_row: State) -> None:
     shutil.rmtree(folder_of(workplace) / "tune")
     resume(workplace)
     check(workplace)
-    fault_row("kill -9 of the driver, its private Ray with it", **toll(workplace, 0, at))
+    fault_row("kill -9 of the driver, its private Ray with it", **cost_of_fault(workplace, 0, at))
 
 
-def test_a_killed_driver_of_a_ray_that_lives_on(workplace: Workplace, fault_row: State) -> None:
-    """The epochs since the last checkpoint that arrived; the Ray is left as it was."""
+def test_a_killed_driver_of_a_long_lived_ray(workplace: Workplace, fault_row: FaultRow) -> None:
+    """The epochs since the last stored checkpoint. The Ray keeps running."""
     with long_lived_ray(workplace) as ray:
         driver = begin(workplace, "--address", ray.address)
         driver.kill()
@@ -103,11 +103,11 @@ def test_a_killed_driver_of_a_ray_that_lives_on(workplace: Workplace, fault_row:
         resume(workplace, "--address", ray.address)
         ray.assert_nothing_is_left()
         check(workplace)
-        fault_row("kill -9 of the driver, on a Ray that lives on", **toll(workplace, 0, at))
+        fault_row("kill -9 of the driver, on a long-lived Ray", **cost_of_fault(workplace, 0, at))
 
 
-def test_a_snapshot_behind_the_journal(workplace: Workplace, fault_row: State) -> None:
-    """The epochs since the last checkpoint that arrived: Tune's snapshot of minutes ago is never read."""
+def test_a_snapshot_behind_the_journal(workplace: Workplace, fault_row: FaultRow) -> None:
+    """The epochs since the last stored checkpoint. Tune's own snapshot is minutes old, and is not read."""
     driver = begin(workplace)
     tune = folder_of(workplace) / "tune"
     shutil.copytree(tune, workplace.folder / "before")
@@ -118,15 +118,15 @@ def test_a_snapshot_behind_the_journal(workplace: Workplace, fault_row: State) -
     shutil.rmtree(tune)
     (workplace.folder / "before").rename(tune)
     printed = resume(workplace)
-    assert "trial 000  epoch" not in printed  # what had finished is not run again
+    assert "trial 000  epoch" not in printed  # a finished trial is not run again
     check(workplace)
     assert_equals_the_uninterrupted(workplace, number=1)
-    fault_row("a snapshot of Tune's behind the journal, after kill -9", **toll(workplace, 1, at))
+    fault_row("a snapshot of Tune's behind the journal, after kill -9", **cost_of_fault(workplace, 1, at))
 
 
 @pytest.mark.fault_ci
-def test_the_raylet_of_a_worker_node_is_killed(workplace: Workplace, fault_row: State) -> None:
-    """The epochs since the last checkpoint that arrived; the trial moves to another node."""
+def test_the_raylet_of_a_worker_node_is_killed(workplace: Workplace, fault_row: FaultRow) -> None:
+    """The epochs since the last stored checkpoint. The trial moves to another node."""
     with long_lived_ray(workplace, cpus=0) as ray:
         raylets = {raylet.pid: raylet for raylet in (ray.add_node(), ray.add_node())}
         driver = begin(workplace, "--address", ray.address)
@@ -136,11 +136,11 @@ def test_the_raylet_of_a_worker_node_is_killed(workplace: Workplace, fault_row: 
         assert driver.wait(600) == 0, workplace.printed()
         ray.assert_nothing_is_left()
         check(workplace)
-        fault_row("kill -9 of the raylet of a trial's node", **toll(workplace, 0, at))
+        fault_row("kill -9 of the raylet of a trial's node", **cost_of_fault(workplace, 0, at))
 
 
-def test_the_whole_head_is_killed(workplace: Workplace, fault_row: State) -> None:
-    """The epochs since the last checkpoint that arrived; the driver ends and says so, a new head goes on."""
+def test_the_whole_head_is_killed(workplace: Workplace, fault_row: FaultRow) -> None:
+    """The epochs since the last stored checkpoint. The driver ends and says why; a new head resumes."""
     with long_lived_ray(workplace) as ray:
         driver = begin(workplace, "--address", ray.address)
         ray.kill()
@@ -153,18 +153,18 @@ def test_the_whole_head_is_killed(workplace: Workplace, fault_row: State) -> Non
         resume(workplace, "--address", ray.address)
         ray.assert_nothing_is_left()
         check(workplace)
-        fault_row("kill -9 of the whole head, then a new one", **toll(workplace, 0, at))
+        fault_row("kill -9 of the whole head, then a new one", **cost_of_fault(workplace, 0, at))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl_c", "sigterm"])
 @pytest.mark.parametrize("times", [1, 2], ids=["once", "twice"])
-def test_a_signal_to_the_driver(workplace: Workplace, fault_row: State, number: signal.Signals, times: int) -> None:
-    """The epochs since the last checkpoint that arrived; it says how to go on and leaves no process."""
+def test_a_signal_to_the_driver(workplace: Workplace, fault_row: FaultRow, number: signal.Signals, times: int) -> None:
+    """The epochs since the last stored checkpoint. The driver prints how to resume and leaves no process."""
     driver = begin(workplace)
     own = psutil.Process(driver.pid).children(recursive=True)
     at = time.time()
     for _ in range(times):
-        # Ctrl-C reaches the private Ray as well, as in a terminal.
+        # As in a terminal, Ctrl-C reaches the private Ray as well.
         (os.killpg if number == signal.SIGINT else os.kill)(driver.pid, number)
         time.sleep(0.5)
     assert driver.wait(120) == 130, workplace.printed()
@@ -175,12 +175,12 @@ def test_a_signal_to_the_driver(workplace: Workplace, fault_row: State, number: 
     resume(workplace)
     check(workplace)
     name = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}[number]
-    fault_row(f"{name}{' twice' if times == 2 else ''}, then --resume", **toll(workplace, 0, at))
+    fault_row(f"{name}{' twice' if times == 2 else ''}, then --resume", **cost_of_fault(workplace, 0, at))
 
 
 @pytest.mark.fault_ci
-def test_two_searches_on_the_same_storage(workplace: Workplace, fault_row: State) -> None:
-    """Nothing: the second is refused and told who the first is; the first goes on."""
+def test_two_searches_on_the_same_storage(workplace: Workplace, fault_row: FaultRow) -> None:
+    """Nothing. The second search is refused and names the process of the first one, which continues."""
     driver = begin(workplace)
     for arguments in ((), ("--resume",)):
         code, printed = workplace.run(*arguments, output="second.txt")

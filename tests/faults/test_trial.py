@@ -1,6 +1,7 @@
-"""Faults of a trial, its checkpoints, its data and its disks, on real processes and file systems.
+"""Faults of a trial, its checkpoints, its data and its disks, with real processes and file systems.
 
-Each test is a fault, its first line what is lost at most; every search ends with the planned trials all the same.
+The docstring of a test says what may be lost; every search has the planned trials in the end. Each test makes a row of
+docs/faults.md, which `python benchmarks/faults.py` writes.
 """
 
 import shutil
@@ -18,17 +19,17 @@ from tests.support.searches import (
     assert_equals_the_uninterrupted,
     assert_nothing_is_left,
     assert_nothing_was_lost,
+    cost_of_fault,
     runs_of,
     search_of,
-    toll,
 )
 from tests.support.workplace import PROJECT, Workplace
 
 pytestmark = pytest.mark.fault
 
-State = Callable[..., None]  # the fixture fault_row
+FaultRow = Callable[..., None]  # of the fixture fault_row
 
-# Found by every Python process of a search: calls `fault(number of the trial, epoch)` before each epoch.
+# Every Python process of a search imports it: it calls `fault(number of the trial, epoch)` before each epoch.
 HOOK = """\
 import importlib.abc, importlib.util, os, signal, sys, time
 
@@ -71,7 +72,7 @@ sys.meta_path.insert(0, Finder())
 
 
 def inject(place: Workplace, fault: str) -> None:
-    """Have `def fault(trial, epoch)` called before every epoch of every trial."""
+    """Make the search call the function `fault(trial, epoch)` before every epoch of every trial."""
     folder = place.folder / "hook"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(HOOK.replace("{fault}", textwrap.dedent(fault)))
@@ -79,12 +80,12 @@ def inject(place: Workplace, fault: str) -> None:
 
 
 def happened(place: Workplace) -> float:
-    """When `once()` was true."""
+    """Return the time at which `once()` was true."""
     return (place.folder / "hook" / "happened").stat().st_mtime
 
 
 def checkpoints(place: Workplace) -> list[Path]:
-    """Of the search's trials, oldest first."""
+    """Return the checkpoints of all trials, oldest first."""
     return sorted(place.folder.glob("storage/tiny/*/trials/*/epoch-*"))
 
 
@@ -97,8 +98,8 @@ def tags_of(place: Workplace, number: int) -> dict[str, str]:
 
 
 @pytest.mark.fault_ci
-def test_a_damaged_checkpoint(workplace: Workplace, fault_row: State) -> None:
-    """Two epochs: the one before it is gone on from."""
+def test_a_damaged_checkpoint(workplace: Workplace, fault_row: FaultRow) -> None:
+    """Two epochs: the trial resumes from the checkpoint before the damaged one."""
     settings = ("--set", "model.hidden=12", "--set", "training.epochs=40", "--trials", "1")
     damages: dict[str, Damage] = {
         "model.safetensors": lambda content: content[:99] + bytes([content[99] ^ 1]) + content[100:]
@@ -111,7 +112,7 @@ def test_a_damaged_checkpoint(workplace: Workplace, fault_row: State) -> None:
         workplace.wait_for_line(driver, f"trial 000  epoch {4 + 8 * number}/", output)
         driver.kill()
         driver.wait()
-        assert_nothing_is_left(workplace)  # a worker outlives its driver for a moment, and writes on
+        assert_nothing_is_left(workplace)  # a worker may write for a moment after its driver was killed
         before, last = checkpoints(workplace)[-2:]
         (last / name).write_bytes(damage((last / name).read_bytes()))
         at.append(time.time())
@@ -125,11 +126,11 @@ def test_a_damaged_checkpoint(workplace: Workplace, fault_row: State) -> None:
     assert_equals_the_uninterrupted(workplace, number=0)
     assert f"{last / name}: damaged" in tags_of(workplace, 0)["note"]
     for fault, when in zip(("a flipped byte in", "an end missing from"), at, strict=True):
-        fault_row(f"{fault} the last checkpoint, after kill -9", **toll(workplace, 0, when))
+        fault_row(f"{fault} the last checkpoint, after kill -9", **cost_of_fault(workplace, 0, when))
 
 
-def test_a_trial_that_hangs(workplace: Workplace, fault_row: State) -> None:
-    """The epoch that hung; a trial that hangs every time has failed, and says so."""
+def test_a_trial_that_hangs(workplace: Workplace, fault_row: FaultRow) -> None:
+    """The epoch that hung. A trial that hangs every time fails with an error that says so."""
     inject(
         workplace,
         """
@@ -148,11 +149,11 @@ def test_a_trial_that_hangs(workplace: Workplace, fault_row: State) -> None:
     assert f"trial 001  failed: {error}" in printed
     assert tags_of(workplace, 1)["error"] == error
     assert_equals_the_uninterrupted(workplace, number=0)
-    fault_row("an epoch that hangs (a limit of 20 s)", **toll(workplace, 0, happened(workplace)))
+    fault_row("an epoch that hangs (a limit of 20 s)", **cost_of_fault(workplace, 0, happened(workplace)))
 
 
-def test_a_trial_that_runs_out_of_memory(workplace: Workplace, fault_row: State) -> None:
-    """The trial: it would run out of it again. One that is killed for it is tried again before it has failed."""
+def test_a_trial_that_runs_out_of_memory(workplace: Workplace, fault_row: FaultRow) -> None:
+    """The trial, which would run out of memory again. One that the kernel kills is tried again before it fails."""
     inject(
         workplace,
         """
@@ -169,16 +170,16 @@ def test_a_trial_that_runs_out_of_memory(workplace: Workplace, fault_row: State)
     assert code == 0, printed
     first, second, third = search_of(workplace).trials.values()
     assert first.status == "failed" and (first.error or "").startswith("TrialOutOfMemory: not enough memory on ")
-    assert "goes on" not in printed.partition("trial 000  failed")[0]  # it was tried once
-    assert second.status == "failed" and set(second.reports) <= {1, 2}  # what it had said may be lost with it
+    assert "goes on" not in printed.partition("trial 000  failed")[0]  # it was not tried again
+    assert second.status == "failed" and set(second.reports) <= {1, 2}  # reports of a killed worker may be lost with it
     assert "its worker crashed or was killed, as the kernel does when memory runs out" in (second.error or "")
     assert "2 attempts" in (second.error or "")
     assert third.status == "finished"
     fault_row("a trial that runs out of memory", lost_epochs=0, recovery_seconds=None)
 
 
-def test_a_trial_that_diverges(workplace: Workplace, fault_row: State) -> None:
-    """The trial: it would diverge again. It has failed and counts as no score; the search goes on."""
+def test_a_trial_that_diverges(workplace: Workplace, fault_row: FaultRow) -> None:
+    """The trial, which would diverge again. It fails and has no score; the search continues."""
     file = workplace.folder / "experiments.yaml"
     rates = "{choice: [1.0e-3, 2.0e-3, 3.0e-3, 1.0e+39], default: 1.0e+39}"
     file.write_text(file.read_text().replace("{loguniform: [1.0e-3, 1.0e-2]}", rates))
@@ -191,7 +192,7 @@ def test_a_trial_that_diverges(workplace: Workplace, fault_row: State) -> None:
     fault_row("a trial that diverges", lost_epochs=0, recovery_seconds=None)
 
 
-# In every process: another time of day from when there is a file `jumped`, which holds by how much.
+# Every process imports it: it shifts the time of day by the seconds in the file `jumped`, once there is one.
 CLOCK = """import os, time
 real, folder = time.time, os.path.dirname(__file__)
 
@@ -207,8 +208,8 @@ time.time = jumping
 
 
 @pytest.mark.parametrize("hours", [-30, 30])
-def test_a_clock_that_jumps(workplace: Workplace, fault_row: State, hours: int) -> None:
-    """Nothing: durations come from a clock that does not jump, and what is newest is told by its name."""
+def test_a_clock_that_jumps(workplace: Workplace, fault_row: FaultRow, hours: int) -> None:
+    """Nothing. Durations come from a clock that does not jump, and names tell which file is the newest."""
     hook = workplace.folder / "hook"
     hook.mkdir()
     (hook / "sitecustomize.py").write_text(CLOCK)
@@ -227,7 +228,7 @@ def test_a_clock_that_jumps(workplace: Workplace, fault_row: State, hours: int) 
 
 @contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """A file system of its own in `folder`, of `size`."""
+    """Mount a new file system of `size` on `folder`."""
     folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=False).returncode:
         pytest.skip("mounting is refused here")
@@ -238,7 +239,7 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 
 
 def fill(folder: Path) -> Path:
-    """A file that leaves no byte on the disk."""
+    """Write a file that leaves no free byte on the disk; returns its path."""
     with (folder / "filling").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
         while True:
             file.write(bytes(4096))
@@ -247,7 +248,11 @@ def fill(folder: Path) -> Path:
 
 
 def without_sample(place: Workplace) -> list[Path]:
-    """The shards as a user's own: nobody writes them again. Returns those of the training split."""
+    """Write the shards now, and remove `sample` from the yaml: the search cannot write them again.
+
+    Returns:
+        The shards of the training split.
+    """
     file = place.folder / "experiments.yaml"
     splits, features = {"train": 300, "validate": 100}, {"mean_rgb": 32, "mean_audio": 8}
     write_splits(place.folder / "shards", num_videos=splits, num_shards=2, num_classes=20, features=features, seed=1)
@@ -255,15 +260,15 @@ def without_sample(place: Workplace) -> list[Path]:
     return sorted((place.folder / "shards").glob("train*.tfrecord"))
 
 
-def test_a_shard_that_vanishes(workplace: Workplace, fault_row: State) -> None:
-    """Nothing: the search has it decoded. Where it is decoded no more, the search ends and waits for the shard."""
+def test_a_shard_that_vanishes(workplace: Workplace, fault_row: FaultRow) -> None:
+    """Nothing: the search has decoded it. Where that copy is lost too, the search stops until the shard is back."""
     first, *_ = without_sample(workplace)
     workplace.variables["TUNER_CACHE"] = str(workplace.folder / "cache")
     driver = workplace.start("--set", "search.overlap=false")
     workplace.wait_for_line(driver, "trial 000  epoch 2/")
     first.rename(workplace.folder / "away")
     workplace.wait_for_line(driver, "trial 001  epoch 2/")
-    shutil.rmtree(workplace.folder / "cache")  # as on a machine that joins now
+    shutil.rmtree(workplace.folder / "cache")  # as on a node that has just joined the cluster
     assert driver.wait(600) == 2, workplace.printed()
     printed = workplace.printed()
     assert "the data has changed since the search began" in printed and f"missing: {first}" in printed
@@ -276,8 +281,8 @@ def test_a_shard_that_vanishes(workplace: Workplace, fault_row: State) -> None:
     fault_row("a shard that vanishes", lost_epochs=0, recovery_seconds=None)
 
 
-def test_a_full_disk_under_the_storage(workplace: Workplace, fault_row: State) -> None:
-    """The epochs since the last checkpoint: the search ends in order, and goes on when there is room."""
+def test_a_full_disk_under_the_storage(workplace: Workplace, fault_row: FaultRow) -> None:
+    """The epochs since the last checkpoint. The search stops in order, and is resumed when there is room."""
     with small_disk(workplace.folder / "storage", "4m") as storage:
         driver = workplace.start("--set", "training.epochs=60", "--trials", "2")
         workplace.wait_for_line(driver, "trial 000  epoch 5/")
@@ -294,12 +299,12 @@ def test_a_full_disk_under_the_storage(workplace: Workplace, fault_row: State) -
         assert code == 0, printed
         assert_nothing_was_lost(workplace, planned=2, epochs=60)
         assert_equals_the_uninterrupted(workplace, number=0)
-        fault_row("a full disk under the storage, then room again", **toll(workplace, 0, at))
+        fault_row("a full disk under the storage, then room again", **cost_of_fault(workplace, 0, at))
 
 
 @pytest.mark.fault_ci
-def test_a_full_disk_under_the_cache(workplace: Workplace, fault_row: State) -> None:
-    """Nothing: the search has not begun, and half a cache is removed."""
+def test_a_full_disk_under_the_cache(workplace: Workplace, fault_row: FaultRow) -> None:
+    """Nothing: the search has not begun. The incomplete cache is removed."""
     with small_disk(workplace.folder / "cache", "1200k") as cache:
         workplace.variables["TUNER_CACHE"] = str(cache)
         filling = fill(cache)

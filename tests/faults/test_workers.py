@@ -1,7 +1,7 @@
-"""Trials of several workers, with a real Ray: one of them is killed, or the node that it was on.
+"""Trials of several workers on a real Ray: one worker is killed, or the node that it runs on.
 
-Without dropout, of which every worker draws its own, a trial has the numbers of a lone worker on the whole of every
-batch, but for the order of summation.
+These trials have no dropout, for which every worker draws its own numbers. So they have the numbers of one worker that
+trains on whole batches, up to the order of summation.
 """
 
 import time
@@ -14,9 +14,9 @@ from tests.support.searches import (
     assert_equals_the_uninterrupted,
     assert_nothing_is_left,
     assert_nothing_was_lost,
+    cost_of_fault,
     processes_of,
     search_of,
-    toll,
 )
 from tests.support.workplace import Workplace
 
@@ -25,19 +25,19 @@ pytestmark = pytest.mark.fault
 EPOCHS, TRIALS = 20, 2
 SETTINGS = ("resources.cpu=1", "model.dropout=0", "training.batch_size=50", f"training.epochs={EPOCHS}")
 SEARCH = ("--trials", str(TRIALS), *(word for setting in SETTINGS for word in ("--set", setting)))
-State = Callable[..., None]  # the fixture fault_row
+FaultRow = Callable[..., None]  # of the fixture fault_row
 
 
 def check(place: Workplace) -> None:
-    """All is there, nothing is left, and the numbers are those of one worker."""
+    """Check that nothing is lost, no process is left, and the numbers are those of one worker."""
     assert_nothing_was_lost(place, TRIALS, EPOCHS)
     assert_nothing_is_left(place)
     for number in range(TRIALS):
         assert_equals_the_uninterrupted(place, number, rel=1e-3)
 
 
-def test_one_of_two_workers_is_killed(workplace: Workplace, fault_row: State) -> None:
-    """The epochs since the last checkpoint that arrived; both workers start again."""
+def test_one_of_two_workers_is_killed(workplace: Workplace, fault_row: FaultRow) -> None:
+    """The epochs since the last stored checkpoint. Both workers start again."""
     driver = workplace.start(*SEARCH, "--set", "resources.workers=2")
     workplace.wait_for_line(driver, "trial 000  epoch 4/")
     workers = processes_of(workplace, "RayTrainWorker")
@@ -47,11 +47,11 @@ def test_one_of_two_workers_is_killed(workplace: Workplace, fault_row: State) ->
     assert driver.wait(600) == 0, workplace.printed()
     assert "1 trial at a time, each with 2 workers of 1 CPU" in workplace.printed()
     check(workplace)
-    fault_row("kill -9 of one of two workers of a trial", **toll(workplace, 0, at))
+    fault_row("kill -9 of one of two workers of a trial", **cost_of_fault(workplace, 0, at))
 
 
-def test_the_node_of_one_of_two_elastic_workers_is_killed(workplace: Workplace, fault_row: State) -> None:
-    """The epochs since the last checkpoint that arrived; the trial goes on with the one worker that is left."""
+def test_the_node_of_one_of_two_elastic_workers_is_killed(workplace: Workplace, fault_row: FaultRow) -> None:
+    """The epochs since the last stored checkpoint. The trial continues with the worker that is left."""
     with long_lived_ray(workplace, cpus=0) as ray:
         raylets = {raylet.pid: raylet for raylet in (ray.add_node(), ray.add_node())}
         elastic = ("--set", "resources.workers={min: 1, max: 2}", "--set", "search.overlap=false")
@@ -59,7 +59,9 @@ def test_the_node_of_one_of_two_elastic_workers_is_killed(workplace: Workplace, 
         workplace.wait_for_line(driver, "trial 000  epoch 4/")
         workers = processes_of(workplace, "RayTrainWorker")
         assert len({worker.ppid() for worker in workers}) == 2  # one on each node
-        (actor,) = processes_of(workplace, "ImplicitFunc")  # with Train's controller on its node, which stays
+        (actor,) = processes_of(
+            workplace, "ImplicitFunc"
+        )  # Train's controller runs on the same node, which is not killed
         lost = next(pid for pid in raylets if pid != actor.ppid())
         raylets[lost].kill()
         at = time.time()
@@ -68,4 +70,4 @@ def test_the_node_of_one_of_two_elastic_workers_is_killed(workplace: Workplace, 
         ray.assert_nothing_is_left()
         check(workplace)
         assert all(trial.status == "finished" for trial in search_of(workplace).trials.values())
-        fault_row("kill -9 of the raylet of one of two elastic workers", **toll(workplace, 0, at))
+        fault_row("kill -9 of the raylet of one of two elastic workers", **cost_of_fault(workplace, 0, at))

@@ -1,4 +1,4 @@
-"""A small search that has come to its end, made in a second without Ray: what export, predict and best start from."""
+"""A small finished search, made in a second without Ray: tests of export, predict and best start from it."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -42,14 +42,14 @@ VOCABULARY = 'Index,Count,Name\n3,7,"Rock, paper"\n' + "".join(f'{i},1,"The ""{i
 SLOW = {"model.dropout": 0.5, "optimizer.learning_rate": 1e-4, "loss.l2": "0"}
 FAST = {"model.dropout": 0.2, "optimizer.learning_rate": 3e-2, "loss.l2": "loguniform", "loss.l2.loguniform": 5.0}
 
-Video = tuple[bytes, np.ndarray]  # its id, and the values of its features side by side
+Video = tuple[bytes, np.ndarray]  # id, and the values of all features side by side
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedSearch:
-    """Trials 0 and 1 have finished, 1 is the better; 2 failed, 3 has not ended."""
+    """A search of four trials: 0 and 1 are finished, 1 is the better one; 2 failed; 3 is unfinished."""
 
-    folder: Path  # of experiments.yaml, shards/, storage/ and cache/
+    folder: Path  # with experiments.yaml, shards/, storage/ and cache/
     experiment: Experiment
     data: Dataset
 
@@ -77,7 +77,7 @@ class FinishedSearch:
         return load_trial(self.directory, self.experiment, self.best, torch.device("cpu"))
 
     def export(self, target: Path, **changes: Any) -> None:
-        """As `tuner.best --export` does it."""
+        """Export the best trial as `tuner.best --export` does; `changes` replace arguments of the writer."""
         settings: dict[str, Any] = {
             "search_directory": self.directory,
             "experiment": self.experiment,
@@ -89,13 +89,13 @@ class FinishedSearch:
         export_trial(target, **settings | changes)
 
 
-def build(
+def make_finished_search(
     folder: Path,
     experiments: str = EXPERIMENTS,
     slow: Mapping[str, Any] = SLOW,
     fast: Mapping[str, Any] = FAST,
 ) -> FinishedSearch:
-    """Write shards, train two trials for two epochs each, and keep the journal that a driver would have kept."""
+    """Write shards, train two trials for two epochs each, and write the journal that a driver would have written."""
     (folder / "vocabulary.csv").write_text(VOCABULARY)
     (folder / "experiments.yaml").write_text(experiments)
     experiment = config.load(folder / "experiments.yaml", None)
@@ -145,12 +145,12 @@ def build(
 
 
 def videos(*ids: bytes) -> list[Video]:
-    """New ones, of the search's features."""
+    """Make videos with random features of the widths that the search has."""
     return list(zip(ids, np.random.default_rng(0).normal(size=(len(ids), 32)), strict=True))
 
 
 def write_shard(path: Path, videos: Iterable[Video], labels: bool = False) -> str:
-    """A shard of them; returns its name."""
+    """Write the videos into one shard, with `labels` all of class 1; returns the shard's name."""
     writer = TFRecordWriter(str(path))
     for id, features_D in videos:
         record = {

@@ -1,8 +1,8 @@
-"""Hosts made out of namespaces on one machine, with a real sshd on each: a cluster without a second machine.
+"""Hosts made of Linux namespaces on one machine, each with a real sshd: a cluster without a second machine.
 
-Every host has a network, mounts, a host name and process ids of its own: its own address, home, /tmp, /dev/shm and
-/run. All see the Python environment of the tests, read-only, at its own path, and one shared folder. Nothing of the
-machine itself is changed: the switch between the hosts lies in the client's namespace, and all of it ends with the
+Every host has its own network, mounts, host name and process ids, and therefore its own address, home, /tmp, /dev/shm
+and /run. All hosts see the Python environment of the tests, read-only and at the same path, and one shared folder. The
+machine itself is not changed: the switch between the hosts lies in the client's namespace, and everything ends with the
 first process of each host.
 """
 
@@ -19,14 +19,14 @@ from pathlib import Path
 from tests.support.workplace import wait_for
 
 PROGRAMS = ("unshare", "nsenter", "setpriv", "ip", "mount", "sshd", "ssh", "ssh-keygen", "rsync")
-NETWORK = "198.18.0"  # of the range for tests between networks (RFC 2544); seen by the hosts alone
-OWN = Path("/mnt")  # covered in every host: what is its own, and what all share
+NETWORK = "198.18.0"  # a part of the range for tests between networks (RFC 2544); only the hosts see it
+OWN = Path("/mnt")  # in every host this folder is replaced by the host's own files and those that all share
 HOME, SHARED, SETUP = OWN / "home", OWN / "shared", OWN / "setup"
 KEY = SETUP / "key"
-# The environment of the tests, and the Python that it was made from: at these paths on every host too.
+# The environment of the tests, and the Python that it was made from: every host sees them at the same paths.
 ENVIRONMENT, BASE = Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve()
 
-# The first process of a host. It covers folders, starts sshd, and then waits for children whose parents are gone.
+# The first process of a host. It mounts folders, starts sshd, and then reaps the processes whose parents have ended.
 FIRST_PROCESS = """
 set -eu
 mount -t tmpfs tmpfs {own}
@@ -49,25 +49,25 @@ while :; do sleep 1000 & wait || :; done
 
 
 def missing() -> str | None:
-    """Why there can be no hosts here, or None."""
+    """Say why hosts cannot be made on this machine, or return None where they can."""
     if os.geteuid() != 0:
-        return "hosts out of namespaces need root"
+        return "hosts made of namespaces need root"
     path = os.environ["PATH"] + ":/usr/sbin:/sbin"
-    lacking = [name for name in PROGRAMS if shutil.which(name, path=path) is None]
-    if lacking:
-        return f"not installed: {', '.join(lacking)} (Debian: openssh-server, openssh-client, rsync, iproute2)"
+    absent = [name for name in PROGRAMS if shutil.which(name, path=path) is None]
+    if absent:
+        return f"not installed: {', '.join(absent)} (Debian: openssh-server, openssh-client, rsync, iproute2)"
     tried = subprocess.run(
         ["unshare", "--mount", "--net", "--pid", "--fork", "mount", "-t", "tmpfs", "tmpfs", OWN],
         capture_output=True,
         text=True,
         check=False,
     )
-    return f"no namespaces: {tried.stderr.strip()}" if tried.returncode else None
+    return f"namespaces are not allowed: {tried.stderr.strip()}" if tried.returncode else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """One host: commands run in it as they would on its console; the others reach it by ssh."""
+    """One host: tests run commands in it as on its console, and the other hosts reach it by ssh."""
 
     name: str
     address: str
@@ -75,18 +75,18 @@ class Host:
 
     @property
     def first_process(self) -> int:
-        """Process id of the host's first process, as the machine sees it."""
+        """Return the process id that the host's first process has on the machine."""
         pid = self.launcher.pid
         return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
 
     def command(self, line: str) -> list[str]:
-        """What runs a line of shell in the host, in its home, with nothing of the tests' environment."""
+        """Return the command that runs a line of shell in the host's home, without the environment of the tests."""
         enter = ["nsenter", f"--target={self.first_process}", "--all", f"--wdns={HOME}"]
         clean = ["env", "-i", f"HOME={HOME}", "USER=root", f"PATH={ENVIRONMENT / 'bin'}:{os.environ['PATH']}"]
         return [*enter, *clean, "TERM=dumb", "PYTHONUNBUFFERED=1", "bash", "-c", line]
 
     def run(self, line: str, timeout: float = 300, check: bool = True) -> str:
-        """Run a line of shell to its end; returns what it printed, errors included."""
+        """Run a line of shell and wait for its end; returns its output and errors."""
         ran = subprocess.run(
             self.command(line),
             stdin=subprocess.DEVNULL,
@@ -100,12 +100,12 @@ class Host:
         return ran.stdout
 
     def start(self, line: str, output: Path) -> subprocess.Popen[bytes]:
-        """Start a line of shell; what it prints goes to `output`."""
+        """Start a line of shell, which prints to the file `output`."""
         with output.open("wb") as file:
             return subprocess.Popen(self.command(line), stdin=subprocess.DEVNULL, stdout=file, stderr=file)
 
     def kill(self, *names: str) -> list[str]:
-        """End every process of this host that has one of these names (kill -9); returns those that there were."""
+        """Kill (-9) every process of this host that has one of these names; returns the names of those it found."""
         listed = [line.split(maxsplit=1) for line in self.run("ps -A -o pid=,comm=").splitlines()]
         found = [(pid, name.strip()) for pid, name in listed if name.strip() in names]
         if found:
@@ -114,7 +114,7 @@ class Host:
 
 
 class Hosts:
-    """A client and some hosts, switched together; `close` ends them and all that runs on them."""
+    """A client and some hosts on one network; `close` ends them and every process on them."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="hosts-"))
@@ -132,19 +132,19 @@ class Hosts:
             raise
 
     def __getitem__(self, name: str) -> Host:
-        """A host by its name."""
+        """Return the host with this name."""
         return next(host for host in self._started if host.name == name)
 
     def close(self) -> None:
-        """End every host, whatever state it is in."""
+        """End every host, in whatever state it is."""
         for host in self._started:
-            host.launcher.kill()  # and with it the host's first process, with that all of its processes and mounts
+            host.launcher.kill()  # the host's first process ends with it, and with that one all processes and mounts
         for host in self._started:
             host.launcher.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _write_setup(self) -> None:
-        """What all hosts read: keys, users, names."""
+        """Write the keys, users and host names that all hosts read."""
         setup = self.folder / "setup"
         setup.mkdir(mode=0o755)
         self.shared.mkdir()
@@ -171,7 +171,7 @@ class Hosts:
             environment=shlex.join([str(ENVIRONMENT), str(BASE)]),
         )
         own = ["--mount", "--uts", "--pid", "--net", "--ipc", "--fork", "--mount-proc", "--kill-child=SIGKILL"]
-        # Should the tests themselves be killed, the hosts end with them.
+        # If the tests themselves are killed, the hosts end with them.
         launcher = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", "unshare", *own, "bash", "-c", program], stdin=subprocess.DEVNULL
         )
@@ -185,13 +185,17 @@ class Hosts:
         try:
             return Path(f"/proc/{host.first_process}/root/run/ready").exists()
         except ValueError:
-            return False  # no child yet
+            return False  # the launcher has no child yet
 
     def _connect(self) -> None:
-        """A bridge in the client, and a cable from it to every host."""
+        """Make a bridge in the client, and connect every host to it."""
         self.client.run(f"ip link add switch type bridge && ip addr add {self.client.address}/24 dev switch")
         self.client.run("ip link set switch up")
-        inside = ["nsenter", f"--target={self.client.first_process}", "--net"]  # process ids stay the machine's
+        inside = [
+            "nsenter",
+            f"--target={self.client.first_process}",
+            "--net",
+        ]  # process ids stay the machine's
         for host in self.hosts:
             cable = ["ip", "link", "add", host.name, "type", "veth", "peer", "name", "eth0"]
             subprocess.run([*inside, *cable, "netns", str(host.first_process)], check=True)
@@ -202,7 +206,7 @@ class Hosts:
 
     @staticmethod
     def ssh(host: Host) -> str:
-        """The start of a line of shell that runs the rest on a host."""
+        """Return the start of a line of shell: what follows it runs on the host."""
         return (
             f"ssh -i {KEY} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR {host.address}"
         )

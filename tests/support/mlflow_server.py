@@ -1,4 +1,4 @@
-"""Real servers for tests: `mlflow server`, the PostgreSQL behind it, and a network between it and its client."""
+"""Real servers for tests: `mlflow server`, PostgreSQL as its store, and a network that loses answers in between."""
 
 import os
 import shutil
@@ -25,6 +25,7 @@ PASSWORD = "hunter2-s3cret"
 
 
 def free_port() -> int:
+    """Return a port of the loopback address that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -32,10 +33,10 @@ def free_port() -> int:
 
 @dataclass
 class Server:
-    """`mlflow server` on the loopback address, with artifacts through it: one URI is all that a client needs."""
+    """`mlflow server` on the loopback address; it serves the artifacts as well, so a client needs only its URI."""
 
     folder: Path
-    store: str = ""  # URI of its database; by default SQLite in its folder
+    store: str = ""  # URI of its database; if empty, SQLite in its folder
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
 
@@ -48,11 +49,11 @@ class Server:
         return (self.folder / "server.txt").read_text()
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
-        # The database's URI may hold a password: in the environment, where a list of processes does not show it.
+        """Start the server and wait until it answers."""
+        # The database's URI may hold a password: a list of processes shows arguments, but not the environment.
         store = self.store or f"sqlite:///{self.folder / 'server.db'}"
         environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": store, "MLFLOW_DISABLE_TELEMETRY": "true"}
-        environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # ten processes for language models
+        environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # else it starts ten processes for language models
         environment.pop("MLFLOW_TRACKING_URI", None)
         command = [str(Path(sys.executable).parent / "mlflow"), "server", "--host=127.0.0.1", f"--port={self.port}"]
         command += ["--workers=1", "--serve-artifacts", f"--artifacts-destination={self.folder / 'artifacts'}"]
@@ -71,7 +72,7 @@ class Server:
             return False
 
     def kill(self) -> None:
-        """kill -9, workers included; returns when its port refuses, which is when the last of them has ended."""
+        """Kill (-9) the server and its workers; returns when its port refuses connections: the last one has ended."""
         if self.process is not None:
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -84,14 +85,14 @@ class Server:
             socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
         except ConnectionRefusedError:
             return True
-        except OSError:  # reset by one that is ending
+        except OSError:  # a process that is ending reset the connection
             return False
         return False
 
 
 @contextmanager
 def postgresql() -> Iterator[str]:
-    """A PostgreSQL of its own on the loopback address; yields its URI, password included."""
+    """Run a new PostgreSQL on the loopback address; yields its URI with the password."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     initdb = shutil.which("initdb") or (str(found[-1]) if found else None)
     if initdb is None:
@@ -100,7 +101,7 @@ def postgresql() -> Iterator[str]:
     folder, port = Path(tempfile.mkdtemp(prefix="pg-")), free_port()
     (folder / "password").write_text(PASSWORD)
     user = None
-    if os.getuid() == 0:  # which PostgreSQL refuses to run as
+    if os.getuid() == 0:  # PostgreSQL refuses to run as root
         user = "postgres"
         for path in (folder, folder / "password"):
             shutil.chown(path, user)
@@ -115,20 +116,20 @@ def postgresql() -> Iterator[str]:
         wait_for(lambda: "ready to accept connections" in (folder / "log").read_text())
         yield f"postgresql://tuner:{PASSWORD}@127.0.0.1:{port}/postgres"
     finally:
-        process.send_signal(signal.SIGINT)  # its fast shutdown
+        process.send_signal(signal.SIGINT)  # PostgreSQL's fast shutdown
         process.wait(60)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 class Network(ThreadingHTTPServer):
-    """Hands requests on to a server, and loses the answers that it is told to lose: the server has acted on those."""
+    """A proxy that forwards requests to a server and drops the answers to some: the server has acted on them."""
 
     daemon_threads = True
 
     def __init__(self, server: Server) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.target = server
-        self.lose_next: set[str] = set()  # ends of paths whose next answer is lost
+        self.lose_next: set[str] = set()  # the next answer to a path with one of these ends is dropped
         self.lost: Counter[str] = Counter()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -140,7 +141,7 @@ class Network(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: Network
 
-    def _hand_on(self) -> None:
+    def _forward(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         upstream = HTTPConnection("127.0.0.1", self.server.target.port, timeout=120)
         try:
@@ -149,7 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
             content = answer.read()
         except OSError:
             self.close_connection = True
-            return  # as if nobody were there
+            return  # as if no server listened
         finally:
             upstream.close()
         lose = next((end for end in self.server.lose_next if self.path.split("?")[0].endswith(end)), None)
@@ -166,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _hand_on
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _forward
 
     def log_message(self, format: str, *arguments: object) -> None:
         pass

@@ -1,6 +1,7 @@
-"""Processes that form a real torch.distributed group (gloo), and what the tests have them do in it.
+"""Processes that form a real torch.distributed group (gloo), and the tasks that the tests run in them.
 
-A task is a function of this file: it gets its Ranks, then what the test sends, and its result goes back to the test.
+A task is a function of this file: its first argument is the Ranks of its process, the others come from the test, and
+the test receives what it returns.
 """
 
 import multiprocessing
@@ -27,11 +28,11 @@ from tuner.workers import worker
 
 CPU = torch.device("cpu")
 TIMES = ("seconds", "videos_per_second")
-LIMIT = 600  # seconds that a test waits for a task, the start of its processes included
+LIMIT = 600  # seconds that a test waits for a task, including the start of its processes
 
 
 class Group:
-    """Processes that wait for tasks; a task gets as many of them as it asks for, in a process group of its own."""
+    """Processes that wait for tasks; each task runs in a new process group of as many of them as it asks for."""
 
     def __init__(self, size: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -45,14 +46,14 @@ class Group:
             self.processes.append(process)
 
     def run(self, size: int, task: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """What each rank's task returns; an exception of any of them is raised here."""
+        """Run a task on `size` ranks; returns each rank's result, or fails with the traceback of one."""
         self.tasks += 1
         meeting = f"file://{self.folder.name}/{self.tasks}"
         for rank, pipe in enumerate(self.pipes[:size]):
             pipe.send((task, meeting, rank, size, arguments))
         answers = []
         for rank, pipe in enumerate(self.pipes[:size]):
-            assert pipe.poll(LIMIT), f"rank {rank} of {size} did not come to an end"
+            assert pipe.poll(LIMIT), f"rank {rank} of {size} did not finish its task"
             answers.append(pipe.recv())
         for error, _ in answers:
             assert error is None, error
@@ -70,7 +71,7 @@ def _serve(pipe: Connection) -> None:
     while True:
         task, meeting, rank, size, arguments = pipe.recv()
         if distributed.is_initialized():
-            # Only now, when every rank has answered: one that is done at once would leave while others still connect.
+            # Only now, when every rank has answered: a rank that leaves early would do so while others still connect.
             distributed.destroy_process_group()
         try:
             distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)
@@ -82,9 +83,9 @@ def _serve(pipe: Connection) -> None:
 def train_trial(
     ranks: Ranks, config: TrialConfig, data: Any, resume_from: Path | None = None, save: Path | None = None
 ) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
-    """The numbers of every epoch and the weights in the end; with `save`, rank 0 keeps the first epoch's checkpoint."""
+    """Train; returns the metrics of each epoch and the final weights. Rank 0 saves epoch 1 to the folder `save`."""
     dataset = open_dataset(data)
-    torch.manual_seed(99 + ranks.rank)  # another process has other random numbers
+    torch.manual_seed(99 + ranks.rank)  # the generators of two processes differ
     epochs = []
     for progress in train(config, dataset, device=CPU, seed=1, resume_from=resume_from, ranks=ranks):
         epochs.append({key: value for key, value in progress.metrics.items() if key not in TIMES})
@@ -94,7 +95,7 @@ def train_trial(
 
 
 def diverge(ranks: Ranks, config: TrialConfig, data: Any, bad: int) -> str:
-    """The error of an epoch in which a single video, which is one rank's alone, is not finite."""
+    """Train on data in which video `bad`, which only one rank reads, is not finite; returns the error message."""
     dataset = open_dataset(data)
     features_ND = dataset.train.features_ND.copy()
     features_ND[bad] = float("nan")
@@ -103,11 +104,11 @@ def diverge(ranks: Ranks, config: TrialConfig, data: Any, bad: int) -> str:
         next(steps)
     except TrialDiverged as error:
         return str(error)
-    raise AssertionError("no error")
+    raise AssertionError("training did not fail")
 
 
 def _with_features(dataset: Dataset, features_ND: Any) -> Any:
-    """The data set with other features of the training videos, statistics as they were."""
+    """Return the data set with other features of the training videos and the same statistics."""
 
     class Changed:
         def __getattr__(self, name: str) -> Any:
@@ -122,13 +123,17 @@ def _with_features(dataset: Dataset, features_ND: Any) -> Any:
 
 
 def score(ranks: Ranks, model: nn.Module, data: Any) -> dict[str, float]:
-    """The metrics of a model."""
+    """Evaluate a model on the validation split, shared among the ranks."""
     dataset = open_dataset(data)
     return evaluate(model, dataset.validate_batches(8, CPU, ranks), "fp32", ranks)
 
 
 def normalise(ranks: Ranks, x: Tensor, grad: Tensor, rows: list[int]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Output, gradient of the input, and state of a BatchNorm whose rank r sees rows[r] of the rows of x in turn."""
+    """Run a BatchNorm over all ranks, where rank r gets the next rows[r] rows of x.
+
+    Returns:
+        The output and the gradient of the input, both for this rank's rows; the state with the summed gradients.
+    """
     own = x.split(rows)[ranks.rank].requires_grad_()
     norm = BatchNorm(x.shape[1], momentum=0.3)
     norm.over_ranks = True
@@ -140,7 +145,7 @@ def normalise(ranks: Ranks, x: Tensor, grad: Tensor, rows: list[int]) -> tuple[T
 
 
 def work(ranks: Ranks, job: worker.Job, broken: int | None) -> list[tuple[dict[str, Any], bool]]:
-    """What a rank reports, and whether with a checkpoint; `broken` is a rank whose node cannot open the data."""
+    """Run a worker's job; returns each report and whether it came with a checkpoint. Rank `broken` finds no shards."""
     told: list[tuple[dict[str, Any], bool]] = []
     before = worker.open_dataset
 
@@ -163,14 +168,14 @@ def work(ranks: Ranks, job: worker.Job, broken: int | None) -> list[tuple[dict[s
 
 
 def draw(ranks: Ranks, epoch: int) -> list[float]:
-    """Random numbers of an epoch."""
+    """Seed the generators for an epoch; returns four numbers drawn from them."""
     torch.manual_seed(5)
     ranks.seed(1, epoch)
     return torch.rand(4).tolist()
 
 
 def together(ranks: Ranks, failing: tuple[int, ...]) -> str:
-    """What comes of doing together what fails on some ranks."""
+    """Run an action through `Ranks.together` that fails on some ranks; returns its result or its error, as text."""
 
     def action(rank: int) -> int:
         if rank in failing:

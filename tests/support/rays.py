@@ -1,4 +1,4 @@
-"""Rays that outlive a search: a head and its nodes as processes of this machine, ended by their own ids."""
+"""A Ray that outlives a search: its head and further nodes are processes of this machine."""
 
 import json
 import shutil
@@ -17,34 +17,33 @@ import psutil
 
 from tests.support.workplace import Workplace, wait_for
 
-LEFT = """
+REMAINING = """
 import json, ray
 from ray.util.state import list_actors
-from tuner import cluster
-cluster._join({address!r})
-groups = [id for id, group in ray.util.placement_group_table().items() if group["state"] != "REMOVED"]
-print(json.dumps([groups, [actor.class_name for actor in list_actors(filters=[("state", "!=", "DEAD")])]]))
+from tuner.workers import connection
+with connection.connect({address!r}):
+    groups = [id for id, group in ray.util.placement_group_table().items() if group["state"] != "REMOVED"]
+    actors = [actor.class_name for actor in list_actors(filters=[("state", "!=", "DEAD")])]
+print(json.dumps([groups, actors]))
 """
-# Ray keeps its own coordinator of autoscaling, one for all who use the cluster.
+# Actors that Ray itself starts once for all users of a cluster.
 RAYS_OWN = {"_AutoscalingCoordinatorActor"}
-
-
-# A head asks for a token wherever this user has one; a node brings it along only when it is told to.
+# A head asks for a token wherever this user has one; a node presents it only in this mode.
 WITH_TOKEN = {"RAY_AUTH_MODE": "token"} if Path("~/.ray/auth_token").expanduser().exists() else {}
 
 
 @dataclass
 class LongLivedRay:
-    """A Ray whose head, and whose further nodes, are `ray start` processes."""
+    """A Ray whose head and further nodes are processes that `ray start` started."""
 
     place: Workplace
     port: int
-    starters: list[subprocess.Popen[str]] = field(default_factory=list)  # the head first
+    starters: list[subprocess.Popen[str]] = field(default_factory=list)  # of all nodes, the head first
     scratch: list[str] = field(default_factory=list)
 
     @property
     def address(self) -> str:
-        """For --address."""
+        """Return the address of the head, for --address."""
         return f"127.0.0.1:{self.port}"
 
     def start_head(self, cpus: int = 2) -> None:
@@ -52,7 +51,7 @@ class LongLivedRay:
         self._start("--head", f"--port={self.port}", f"--num-cpus={cpus}", "--dashboard-port=0")
 
     def add_node(self, cpus: int = 1) -> psutil.Process:
-        """Start a further node; returns its raylet."""
+        """Start a further node; returns the process of its raylet."""
         starter = self._start(f"--address={self.address}", f"--num-cpus={cpus}")
         (raylet,) = (child for child in psutil.Process(starter.pid).children() if "raylet" in child.name())
         return raylet
@@ -71,11 +70,11 @@ class LongLivedRay:
                 text=True,
             )
         self.starters.append(starter)
-        wait_for(lambda: "Ray runtime started" in output.read_text(), told=output.read_text)
+        wait_for(lambda: "Ray runtime started" in output.read_text(), describe=output.read_text)
         return starter
 
     def kill(self) -> None:
-        """Kill -9 of everything at once: the machine is gone."""
+        """Kill (-9) every process of it at once, as if the machine were gone."""
         every = [process for starter in self.starters if starter.poll() is None for process in _family(starter.pid)]
         for process in every:
             with suppress(psutil.NoSuchProcess):
@@ -85,7 +84,7 @@ class LongLivedRay:
         self.starters.clear()
 
     def end(self) -> None:
-        """End it in order, then by force; remove its folders."""
+        """Stop it with SIGTERM, kill what is left after ten seconds, and remove its folders."""
         every = [process for starter in self.starters if starter.poll() is None for process in _family(starter.pid)]
         for starter in reversed(self.starters):
             starter.send_signal(signal.SIGTERM)
@@ -98,24 +97,24 @@ class LongLivedRay:
         for folder in self.scratch:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def left(self) -> tuple[list[str], list[str]]:
-        """Placement groups and actors that live."""
-        # The State API asks for RAY_ADDRESS where there are several Rays on a machine.
+    def remaining(self) -> tuple[list[str], list[str]]:
+        """Return the ids of all placement groups and the classes of all actors that still live."""
+        # The State API needs RAY_ADDRESS where several Rays run on a machine.
         place = Workplace(self.place.folder, variables={"RAY_ADDRESS": self.address})
-        done = place.python("-c", LEFT.format(address=self.address))
+        done = place.python("-c", REMAINING.format(address=self.address))
         assert done.returncode == 0, done.stderr
         groups, actors = json.loads(done.stdout.splitlines()[-1])
         return groups, [actor for actor in actors if actor not in RAYS_OWN]
 
     def assert_nothing_is_left(self) -> None:
-        """No placement group and no actor of a search; what was stopped last may take a moment to go."""
-        told: list[Any] = []
+        """Wait until no placement group and no actor of a search lives: the last ones may take a moment to end."""
+        found: list[Any] = []
 
         def nothing() -> bool:
-            told[:] = self.left()
-            return told == [[], []]
+            found[:] = self.remaining()
+            return found == [[], []]
 
-        wait_for(nothing, told=lambda: told)
+        wait_for(nothing, describe=lambda: found)
 
 
 def _family(pid: int) -> list[psutil.Process]:
@@ -126,7 +125,7 @@ def _family(pid: int) -> list[psutil.Process]:
 
 @contextmanager
 def long_lived_ray(place: Workplace, cpus: int = 2) -> Iterator[LongLivedRay]:
-    """A Ray with a head, ended with the block."""
+    """Start a Ray with a head; it ends with the block."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         ray = LongLivedRay(place, probe.getsockname()[1])

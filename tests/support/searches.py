@@ -1,4 +1,4 @@
-"""What tests of whole searches ask of one: its journal, its MLflow runs, its processes, and what a fault cost it."""
+"""What tests of whole searches look at: the journal, the MLflow runs, the processes, and what a fault cost."""
 
 import json
 from collections import Counter
@@ -18,28 +18,28 @@ from tuner.storage.journal import SearchHistory
 from tuner.training.dataset import open_dataset
 from tuner.training.pipelines import train
 
-# Ray's processes of a trial.
+# The processes that Ray starts for a trial, by the names that Ray gives them.
 OF_A_TRIAL = ("ImplicitFunc", "TrainController", "RayTrainWorker")
 
 
 def search_of(place: Workplace) -> SearchHistory:
-    """The one search of the folder."""
+    """Return the only search of the folder, replayed from its journal."""
     return journal.read(folder_of(place))
 
 
 def folder_of(place: Workplace) -> Path:
-    """Where it lives."""
+    """Return the directory of the only search of the folder."""
     (directory,) = searches.folders(place.folder / "storage", "tiny")
     return directory
 
 
 def records_of(place: Workplace) -> list[dict[str, Any]]:
-    """Every line of its journal, with its time."""
+    """Return every record of the journal of the only search, with its time."""
     return [json.loads(line) for line in (folder_of(place) / "journal.jsonl").read_text().splitlines()]
 
 
 def runs_of(place: Workplace) -> Iterator[tuple[dict[str, str], str, list[int]]]:
-    """Tags, status and logged epochs of every MLflow run."""
+    """Yield (tags, status, logged epochs) of every MLflow run."""
     import mlflow
 
     client = mlflow.MlflowClient(f"sqlite:///{place.folder / 'mlflow.db'}")
@@ -50,14 +50,14 @@ def runs_of(place: Workplace) -> Iterator[tuple[dict[str, str], str, list[int]]]
 
 
 def title_of(process: psutil.Process) -> str:
-    """Its name and command line; nothing, where it is gone by now."""
+    """Return the name and command line of a process, or an empty string where it has ended."""
     with suppress(psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
         return f"{process.name()} {' '.join(process.cmdline())}"
     return ""
 
 
 def processes_of(place: Workplace, name: str = "") -> list[psutil.Process]:
-    """The processes that were started in this folder and live, whoever started them; `name`: of Ray's, by title."""
+    """Return the living processes whose working directory is in the folder; `name`: Ray's processes of this title."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
@@ -68,7 +68,7 @@ def processes_of(place: Workplace, name: str = "") -> list[psutil.Process]:
 
 
 def assert_nothing_was_lost(place: Workplace, planned: int, epochs: int) -> None:
-    """Exactly the planned trials, each suggested once, every epoch once; every run closed, one for each trial."""
+    """Check that exactly the planned trials finished, each with its own suggestion, every epoch and a closed run."""
     search = search_of(place)
     every = list(range(1, epochs + 1))
     assert [trial.number for trial in search.trials.values()] == list(range(planned))
@@ -84,18 +84,18 @@ def assert_nothing_was_lost(place: Workplace, planned: int, epochs: int) -> None
 
 
 def assert_nothing_is_left(place: Workplace) -> None:
-    """No process of a search or of its own Ray lives; on a Ray that outlives it, none of a trial's.
+    """Wait until no process of the search lives: with a private Ray none at all, else none of a trial.
 
-    The agents of a private Ray whose driver was killed look for their raylet twice a minute, then leave.
+    The agents of a private Ray whose driver was killed look for their raylet twice a minute before they end.
     """
     outlives = any("ray start" in title or "ray-start" in title for title in map(title_of, processes_of(place)))
     kinds = OF_A_TRIAL if outlives else ("",)
     living = lambda: [process for kind in kinds for process in processes_of(place, kind)]  # noqa: E731
-    wait_for(lambda: not living(), seconds=120, told=living)
+    wait_for(lambda: not living(), seconds=120, describe=living)
 
 
 def assert_equals_the_uninterrupted(place: Workplace, number: int, rel: float = 1e-6) -> None:
-    """A trial that was resumed has the numbers of one that was not, and that one worker trained."""
+    """Check that a trial has the same GAP in every epoch as one that a single process trains without interruption."""
     search = search_of(place)
     experiment = config.load(place.folder / "experiments.yaml", "tiny", search.overrides)
     trial = list(search.trials.values())[number]
@@ -106,17 +106,17 @@ def assert_equals_the_uninterrupted(place: Workplace, number: int, rel: float = 
     assert {epoch: report["gap"] for epoch, report in trial.reports.items()} == pytest.approx(expected, rel=rel)
 
 
-def toll(place: Workplace, number: int, at: float) -> dict[str, Any]:
-    """What the fault at the time `at` cost trial `number`, by its journal: the numbers of `fault_row`.
+def cost_of_fault(place: Workplace, number: int, at: float) -> dict[str, Any]:
+    """Read from the journal what a fault at the time `at` cost trial `number`; returns arguments of `fault_row`.
 
-    `lost_epochs` were known and had to be trained again; `recovery_seconds` passed until the next epoch that was new.
+    `lost_epochs` had been reported and had to be trained again; `recovery_seconds` passed until the next new epoch.
     """
     id = list(search_of(place).trials)[number]
     mine = [record for record in records_of(place) if record.get("id") == id]
-    went_on = next((record for record in mine if record["type"] == "resumed" and record["time"] > at), None)
-    since = went_on["time"] if went_on else at
+    resumed = next((record for record in mine if record["type"] == "resumed" and record["time"] > at), None)
+    since = resumed["time"] if resumed else at
     known = [record["epoch"] for record in mine if record["type"] == "report" and record["time"] < since]
     again = next(record["time"] for record in mine if record["type"] == "report" and record["time"] > since)
-    resumed_after = went_on["epoch"] if went_on else 0
+    resumed_after = resumed["epoch"] if resumed else 0
     lost_epochs = max(0, max(known, default=0) - resumed_after)
     return {"lost_epochs": lost_epochs, "recovery_seconds": round(again - at, 1)}

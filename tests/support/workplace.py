@@ -1,4 +1,4 @@
-"""A folder with a tiny experiment, and the project's commands in it as a user would type them."""
+"""A folder with a tiny experiment, in which tests run the project's commands as a user would type them."""
 
 import os
 import subprocess
@@ -30,21 +30,21 @@ EXPERIMENT = """\
 
 @dataclass
 class Workplace:
-    """A folder with a tiny experiment, and `python tune.py` in it as a user would type it."""
+    """A folder in which tests run `python tune.py` and other commands as a user would type them."""
 
     folder: Path
     started: list[subprocess.Popen[str]] = field(default_factory=list)
-    variables: dict[str, str] = field(default_factory=dict)  # of the environment, beside those of the tests
+    variables: dict[str, str] = field(default_factory=dict)  # added to the environment of the tests
 
     @property
     def environment(self) -> dict[str, str]:
-        """Short paths (Ray's sockets), nobody's home, one thread."""
+        """Return the environment of the commands: that of the tests, one thread, the project's own modules."""
         return (
             os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(PROJECT)} | self.variables
         )
 
     def start(self, *arguments: str, output: str = "output.txt") -> subprocess.Popen[str]:
-        """Start tune.py; what it prints goes to `output`."""
+        """Start tune.py, which prints to the file `output`."""
         with (self.folder / output).open("w") as file:
             process = subprocess.Popen(
                 [sys.executable, str(PROJECT / "tune.py"), *arguments],
@@ -53,18 +53,18 @@ class Workplace:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 text=True,
-                start_new_session=True,  # a terminal's Ctrl-C reaches the whole group: a test sends it there
+                start_new_session=True,  # a test can send Ctrl-C to the whole group, as a terminal does
             )
         self.started.append(process)
         return process
 
     def run(self, *arguments: str, output: str = "output.txt", timeout: float = 600) -> tuple[int, str]:
-        """Run tune.py to its end; returns its exit code and what it printed."""
+        """Run tune.py and wait for its end; returns its exit code and its output."""
         code = self.start(*arguments, output=output).wait(timeout)
         return code, self.printed(output)
 
     def python(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        """Run `python ARGUMENTS` in the folder."""
+        """Run `python ARGUMENTS` in the folder and wait for its end."""
         return subprocess.run(
             [sys.executable, *arguments],
             cwd=self.folder,
@@ -76,18 +76,18 @@ class Workplace:
         )
 
     def wait_for_line(self, process: subprocess.Popen[str], text: str, output: str = "output.txt") -> None:
-        """Wait until a run prints `text`."""
+        """Wait until a run has printed `text`; fails where it ends before that."""
         wait_for(lambda: text in self.printed(output) or process.poll() is not None)
         assert text in self.printed(output), self.printed(output)
 
     def printed(self, output: str = "output.txt") -> str:
-        """What a run printed so far."""
+        """Return what a run has printed so far."""
         return (self.folder / output).read_text()
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 300, told: Callable[[], object] = str) -> None:
-    """Wait until `condition` holds; `told` says what is there instead."""
+def wait_for(condition: Callable[[], object], seconds: float = 300, describe: Callable[[], object] = str) -> None:
+    """Wait until `condition` holds; after `seconds` fail with what `describe` returns."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, f"waited too long: {told()}"
+        assert time.monotonic() < end, f"waited {seconds:.0f} s: {describe()}"
         time.sleep(0.1)

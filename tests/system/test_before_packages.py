@@ -21,9 +21,9 @@ from tuner.export import writer as export
 from tuner.search.searcher import JournaledSearch
 from tuner.storage import journal
 from tuner.storage.journal import Journal
-from tuner.train import train
 from tuner.training import evaluation
 from tuner.training.dataset import Dataset, open_dataset
+from tuner.training.pipelines import train
 
 FIXTURE = PROJECT / "tests" / "fixtures" / "before-packages"
 EXPECTED: dict[str, Any] = json.loads((FIXTURE / "expected.json").read_text())

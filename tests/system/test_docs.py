@@ -68,7 +68,8 @@ ELSEWHERE = {
     r"python benchmarks/(decode|feed|step|pretrain|gap)\.py.*": TINY,
     r"python benchmarks/compare\.py .*": "tests/system/test_benchmarks.py::"
     "test_models_are_tuned_alike_and_no_finished_run_is_made_again",
-    r"python benchmarks/(few_labels|ensemble|trials|driver|driver_calibration|faults|storm)\.py.*": PARSED,
+    r"python benchmarks/(few_labels|ensemble|trials|driver|driver_calibration|faults)\.py.*": PARSED,
+    r"python -m benchmarks\.storm.*": PARSED,
     r"pytest( -m .*)?": ".ci/run",
 }
 
@@ -110,7 +111,7 @@ def spans_of(page: str) -> list[str]:
 
 
 # `python tune.py ...`, `python -m tuner.best ...`: the program, and the rest of the command.
-PROGRAM = re.compile(r"python3? (tune\.py|-m (?:tuner|data)\.\w+|benchmarks/\w+\.py)([^&|]*)")
+PROGRAM = re.compile(r"python3? (tune\.py|-m (?:tuner|data|benchmarks)\.\w+|benchmarks/\w+\.py)([^&|]*)")
 PROGRAMS = sorted(
     {
         (found[1], found[2].strip())

@@ -16,7 +16,7 @@ from data.schema import Schema
 from models.losses.losses import LossConfig
 from models.metrics.metrics import Accumulator
 from models.ragged import cells_of
-from tests.support.finished import FinishedSearch, build
+from tests.support.finished import FinishedSearch, make_finished_search
 from tuner import evaluate, predict, train
 from tuner.errors import ModelFolderError
 from tuner.export import ensemble
@@ -53,7 +53,7 @@ experiments:
 
 @pytest.fixture(scope="module", params=["frame", "segment"])
 def search(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> FinishedSearch:
-    return build(
+    return make_finished_search(
         tmp_path_factory.mktemp("frames"),
         EXPERIMENTS.format(level=request.param),
         slow={"optimizer.learning_rate": 1e-4},
