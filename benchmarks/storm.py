@@ -48,7 +48,7 @@ UNTIL = 0.95
 
 
 class Storm:
-    """A search and the kills that hit it; a file in the search's folder lists them, so that a storm can be continued."""
+    """A search and the kills that hit it; a file in the search's folder lists them, to continue the storm later."""
 
     def __init__(self, place: Workplace, ray: LongLivedRay, arguments: list[str]) -> None:
         self.place, self.ray = place, ray
@@ -164,9 +164,7 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=40, help="of each trial; at most ten a second")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="of the search; the same arguments again continue the storm")
-    parser.add_argument(
-        "--minutes", type=float, default=float("inf"), help="stop after this time, to be continued later"
-    )
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many")
     options = parser.parse_args()
     rng = random.Random(options.seed)
     moments = sorted(rng.uniform(0, UNTIL * options.trials * options.epochs) for _ in range(options.kills))
@@ -208,7 +206,7 @@ def main() -> int:
         f"{len(storm.kills)} kills over {options.trials} trials of {options.epochs} epochs, seed {options.seed}",
         [["killed", "times"], *([kind, str(by_kind[kind])] for kind in KINDS)],
         [
-            f"{options.trials} distinct trials, every epoch as without an interruption; best {best.number:03d}: {best.score:.4f}",
+            f"{options.trials} trials, each epoch as if uninterrupted; best {best.number:03d}: {best.score:.4f}",
             f"the next new epoch came {recovery:.1f} s after a kill (median), {max(recoveries):.1f} s at most",
             f"{again} of {options.trials * options.epochs} epochs were trained again",
             f"{storm.failed_drivers} drivers failed and were resumed",
