@@ -14,7 +14,7 @@ from tests.support.finished import FinishedSearch
 from tuner import best
 from tuner.cli import main
 from tuner.errors import NothingToExport
-from tuner.storage import journal, searches
+from tuner.storage import journal
 from tuner.storage.journal import Journal
 
 ROOT = Path(__file__).parents[2]
@@ -97,17 +97,6 @@ def test_a_search_that_still_runs_is_read(own: FinishedSearch, capsys: Printed) 
     driver = Journal(own.directory)
     assert "(not ended: it runs, or was interrupted)" in told(capsys, "--storage", own.storage)
     driver.close()
-
-
-def test_without_arguments_it_is_the_newest_search_of_all(own: FinishedSearch) -> None:
-    add_search(own.storage, "alpha", "20260101-000000-0001")
-    add_search(own.storage, "zeta", "20250101-000000-0001")
-    assert searches.find(own.storage, None, None) == own.directory
-    add_search(own.storage, "alpha", "20270101-000000-0001")
-    assert searches.find(own.storage, None, None).name == "20270101-000000-0001"
-    assert searches.find(own.storage, "tiny", None) == own.directory
-    assert searches.find(own.storage, "alpha", "20260101-000000-0001").name == "20260101-000000-0001"
-    assert searches.find(own.storage, None, "20250101-000000-0001").parent.name == "zeta"
 
 
 def test_the_storage_is_found_beside_the_yaml(

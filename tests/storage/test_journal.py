@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuner.errors import SearchError
-from tuner.storage import journal, searches
+from tuner.storage import journal
 from tuner.storage.journal import Journal, TrialHistory
 
 ROOT = Path(__file__).parents[2]
@@ -147,7 +147,7 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path, line: bytes, reas
 
 def test_a_journal_that_does_not_begin_with_its_search_is_damaged(tmp_path: Path) -> None:
     (tmp_path / "journal.jsonl").write_text('{"type": "attempt", "job": "1"}\n')
-    with pytest.raises(SearchError, match=r"journal\.jsonl:1: .*first record"):
+    with pytest.raises(SearchError, match=r"journal\.jsonl:1: .*not of type search"):
         journal.read(tmp_path)
 
 
@@ -158,22 +158,16 @@ def test_a_journal_of_a_newer_version_is_refused(tmp_path: Path) -> None:
 
 
 def test_no_journal_is_told(tmp_path: Path) -> None:
-    with pytest.raises(SearchError, match="no journal of a search"):
+    with pytest.raises(SearchError, match="there is no journal of a search"):
         journal.read(tmp_path)
 
 
-def test_a_record_is_on_the_disk_when_append_returns(tmp_path: Path) -> None:
+def test_an_entry_is_on_the_disk_when_append_returns(tmp_path: Path) -> None:
     opened = begin(tmp_path)
     suggest(opened, 0)
     lines = (tmp_path / "journal.jsonl").read_text().splitlines()
     assert [json.loads(line)["type"] for line in lines] == ["search", "suggested"]
     opened.close()
-
-
-def test_searches_are_listed_oldest_first(tmp_path: Path) -> None:
-    for name in ("20260102-000000-1", "20250102-000000-1", "20260101-000000-1"):
-        begin(tmp_path / "tiny" / name).close()
-    assert [path.name[:8] for path in searches.folders(tmp_path, "tiny")] == ["20250102", "20260101", "20260102"]
 
 
 def trial(number: int, *gaps: float, **changes: Any) -> TrialHistory:
@@ -206,26 +200,7 @@ def test_finished_trials_come_best_first_and_equal_ones_by_number(tmp_path: Path
     assert [trial.number for trial in found.unfinished] == [3]
 
 
-def test_a_clock_set_back_makes_no_search_an_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def begin() -> str:
-        name = searches.new_id(tmp_path)
-        (tmp_path / "tiny" / name).mkdir(parents=True)
-        (tmp_path / "tiny" / name / "journal.jsonl").touch()
-        return name
-
-    now = time.mktime((2026, 3, 4, 5, 6, 7, 0, 0, -1))
-    names = []
-    for clock in (now, now - 86400, now - 7e7, now + 60):
-        monkeypatch.setattr(time, "localtime", lambda seconds=None, clock=clock: LOCALTIME(seconds or clock))
-        names.append(begin())
-    assert [name[:15] for name in names] == ["20260304-050607", "20260304-050608", "20260304-050609", "20260304-050707"]
-    assert [path.name for path in searches.folders(tmp_path, "tiny")] == names
-    (tmp_path / "tiny" / "zzz").mkdir()
-    (tmp_path / "tiny" / "zzz" / "journal.jsonl").touch()
-    assert searches.new_id(tmp_path).startswith("20260304-050707")
-
-
-def test_a_record_that_finds_no_room_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_an_entry_that_does_not_fit_on_the_disk_leaves_nothing_behind(tmp_path: Path) -> None:
     """A real limit on the size of files, in a process of its own: a part of the line is written before it is met."""
     begin(tmp_path).close()
     before = (tmp_path / "journal.jsonl").read_bytes()
@@ -234,19 +209,19 @@ import resource, signal, sys
 from pathlib import Path
 from tuner.errors import SearchError
 from tuner.storage.journal import Journal
-record = Journal(Path(sys.argv[1]))
+journal = Journal(Path(sys.argv[1]))
 room = (Path(sys.argv[1]) / "journal.jsonl").stat().st_size + 20
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
 for _ in range(2):
     try:
-        record.append("extended", trials=3)
+        journal.append("extended", trials=3)
     except SearchError as error:
         print(error)
-print((Path(sys.argv[1]) / "journal.jsonl").stat().st_size, record.search.planned)
+print((Path(sys.argv[1]) / "journal.jsonl").stat().st_size, journal.search.planned)
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-record.append("extended", trials=4)
-record.close()
+journal.append("extended", trials=4)
+journal.close()
 """
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True

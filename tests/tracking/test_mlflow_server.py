@@ -52,14 +52,14 @@ def trial(number: int) -> TrialHistory:
     return TrialHistory(number=number, id=f"s-{number:04d}", values={}, sampler_state={}, status="finished")
 
 
-def train(tracker: Tracker, record: TrialHistory, epochs: range) -> None:
-    tracker.start_trial(record, params={"loss.l1": 0}, tags={"seed": "1"})
+def train(tracker: Tracker, history: TrialHistory, epochs: range) -> None:
+    tracker.start_trial(history, params={"loss.l1": 0}, tags={"seed": "1"})
     for epoch in epochs:
-        tracker.report(record.id, epoch, {"gap": epoch / 10, "loss_train": 1 / epoch}, {"host": "h"})
+        tracker.report(history.id, epoch, {"gap": epoch / 10, "loss_train": 1 / epoch}, {"host": "h"})
 
 
-def finish(tracker: Tracker, record: TrialHistory) -> None:
-    tracker.finish_trial(record, record.number + 1, 0.5)
+def finish(tracker: Tracker, history: TrialHistory) -> None:
+    tracker.finish_trial(history, history.number + 1, 0.5)
 
 
 def begin(uri: str, name: str) -> Tracker:
@@ -98,10 +98,10 @@ def test_an_answer_that_is_lost_makes_nothing_twice(server: Server) -> None:
     asked = set(network.lose_next)
     tracker.start_search("s", tags={"data_fingerprint": "f"}, params={"trials": 2}, yaml="default: tiny\n")
     tracker.log_data(name="train", fingerprint="f" * 40, source="train*", num_videos=3, schema="rgb: 4")
-    for record in (trial(0), trial(1)):
-        train(tracker, record, range(1, 4))
+    for history in (trial(0), trial(1)):
+        train(tracker, history, range(1, 4))
         network.lose_next |= {"/runs/create", "/runs/log-batch"}  # once more, in the middle
-        finish(tracker, record)
+        finish(tracker, history)
     tracker.log_winner(
         metrics={"best/validate/gap": 0.5},
         tags={"best_trial": "s-0000"},

@@ -33,24 +33,24 @@ def http_error(status: int) -> requests.HTTPError:
 
 
 def trial(number: int, **facts: Any) -> TrialHistory:
-    record = TrialHistory(number=number, id=f"s-1-{number:04d}", values={}, sampler_state={}, status="finished")
+    made = TrialHistory(number=number, id=f"s-1-{number:04d}", values={}, sampler_state={}, status="finished")
     for key, value in facts.items():
-        setattr(record, key, value)
-    return record
+        setattr(made, key, value)
+    return made
 
 
 def metrics(epoch: int) -> dict[str, float]:
     return {"gap": epoch / 10, "loss_train": 5.0 / epoch, "learning_rate": 0.01}
 
 
-def train(tracker: Tracker, record: TrialHistory, epochs: range = range(1, 4)) -> None:
-    tracker.start_trial(record, params=PARAMS, tags={"seed": "1"})
+def train(tracker: Tracker, history: TrialHistory, epochs: range = range(1, 4)) -> None:
+    tracker.start_trial(history, params=PARAMS, tags={"seed": "1"})
     for epoch in epochs:
-        tracker.report(record.id, epoch, metrics(epoch), {"host": "h", "device": "cpu"})
+        tracker.report(history.id, epoch, metrics(epoch), {"host": "h", "device": "cpu"})
 
 
-def finish(tracker: Tracker, record: TrialHistory) -> None:
-    tracker.finish_trial(record, record.number + 1, 0.5)
+def finish(tracker: Tracker, history: TrialHistory) -> None:
+    tracker.finish_trial(history, history.number + 1, 0.5)
 
 
 def steps(uri: str, run: Run, key: str) -> list[tuple[int, float]]:
@@ -141,15 +141,15 @@ def test_every_end_of_a_trial_is_told(start: Start, runs: Any) -> None:
         trial(2, status="failed", error="TrialDiverged: the loss is not finite"),
         trial(3, status="running"),
     ]
-    for record in ends:
-        train(tracker, record)
-        if record.status != "running":
-            finish(tracker, record)
+    for history in ends:
+        train(tracker, history)
+        if history.status != "running":
+            finish(tracker, history)
     tracker.suspend_trials()
     tracker.end_search("KILLED")
     assert tracker.close() == 0
     parent, children = runs()
-    told = [children[record.id] for record in ends]
+    told = [children[history.id] for history in ends]
     assert [child.info.status for child in told] == ["FINISHED", "FINISHED", "FAILED", "KILLED"]
     assert [child.data.tags.get("stopped_by") for child in told] == [None, "asha", None, None]
     assert told[2].data.tags["error"] == "TrialDiverged: the loss is not finite"
@@ -240,9 +240,9 @@ def test_a_server_that_does_not_answer_is_one_sentence(monkeypatch: pytest.Monke
 
 def test_a_trial_is_found_by_its_run(uri: str, start: Start, runs: Any, finished_search: FinishedSearch) -> None:
     tracker = start()
-    record = trial(1)
-    record.id = "trial-1"
-    train(tracker, record)
+    renamed = trial(1)
+    renamed.id = "trial-1"
+    train(tracker, renamed)
     assert tracker.close() == 0
     parent, children = runs()
     run_id = children["trial-1"].info.run_id

@@ -1,15 +1,27 @@
-"""The search's own record: an append-only file of JSON lines, the truth about a search.
+"""The journal of a search: a file of JSON lines that only grows, and from which the state of the search is replayed.
 
-Every line is stored for good before anyone acts on it.
+An entry is stored durably before anyone acts on it. The journal alone decides what has happened: Tune's snapshots lag
+behind (after a kill -9, finished trials were run again), so nothing is read from them. `--resume`, `--extend` and the
+leader table replay the journal.
 
-Tune's snapshots lag behind (finished trials were run again after a kill -9), so nothing is read back from them:
-`--resume`, `--extend` and the leader table all replay this file.
-
-    <storage>/<experiment>/<search>/journal.jsonl     this file; in an object store, its parts
-                                    (tuner/storage/append_log.py)
-                                    experiment.yaml   the resolved experiment, as the search runs it
+    <storage>/<experiment>/<search>/journal.jsonl     the journal; in an object store, segments (storage/append_log.py)
+                                    experiment.yaml   the resolved experiment that the search runs
                                     trials/<trial>/   checkpoints of a trial
                                     ray.log           what Ray printed
+
+An entry is an object with `type`, `time` (seconds since 1970) and the fields of its type:
+
+    search      the first entry: version, id, experiment, overrides, fingerprint, planned, tracking_uri, baseline
+    attempt     a driver begins: cluster, job, scratch, tracking_uri
+    suggested   a new trial: number, id, values, settings, sampler_state, study_state
+    report      an epoch of a trial is over: id, epoch, metrics
+    resumed     a trial continued from the checkpoint of an epoch: id, epoch
+    finished    a trial ended with a score: id, stopped_by, sampler_state
+    failed      a trial failed for good: id, error, sampler_state
+    extended    the search has more trials: trials
+    winner      the best trial was evaluated on whole splits: id, metrics by split
+    ended       the search ended: reason
+    tracked     MLflow has everything up to here
 """
 
 import json
@@ -30,64 +42,69 @@ Status = Literal["running", "finished", "failed"]
 
 @dataclass(slots=True, kw_only=True)
 class TrialHistory:
-    """What the journal knows of one trial."""
+    """The state of a trial."""
 
-    number: int  # 0, 1, ... in order of suggestion; 0 is the untuned model
+    number: int  # 0, 1, ... in the order of suggestion; 0 has the defaults of the experiment
     id: str
     values: dict[str, Any]  # the suggestion, by parameter name
-    settings: dict[str, Any] = field(default_factory=dict)  # what it comes to, by yaml path: `loss.l2: 12.5`
-    sampler_state: dict[str, Any]  # what the sampler stored with its suggestion
+    settings: dict[str, Any] = field(default_factory=dict)  # the resulting settings, by yaml path: `loss.l2: 12.5`
+    sampler_state: dict[str, Any]  # what the sampler stored with the suggestion
     status: Status = "running"
     reports: dict[int, dict[str, Any]] = field(default_factory=dict)  # metrics by epoch
-    stopped_by: str | None = None  # asha, median, time_budget, plateau; None: it ran all of its epochs
+    stopped_by: str | None = None  # asha, median, time_budget, plateau, ...; None: it completed all of its epochs
     error: str | None = None
 
     @property
     def score(self) -> float | None:
-        """The best GAP of its epochs; None before the first report and for a failed trial."""
+        """The highest GAP of its epochs; None before the first report and for a failed trial."""
         if self.status == "failed" or not self.reports:
             return None
         return max(float(report["gap"]) for report in self.reports.values())
 
     @property
     def last_epoch(self) -> int:
-        """The last one it reported; a contrastive trial that took an encoder from another has none before it."""
+        """The last epoch that it reported, or 0.
+
+        Earlier ones may be missing: a contrastive trial that uses the encoder of another one reports no pretraining.
+        """
         return max(self.reports, default=0)
 
     @property
     def best_epoch(self) -> int | None:
-        """The first epoch that reached the score."""
+        """The first epoch that reached the score; None without a score."""
         score = self.score
         return next((epoch for epoch, report in sorted(self.reports.items()) if report["gap"] == score), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One driver of a search, by what it may leave behind when it is killed."""
+    """A driver of a search: what remains of it in Ray, to be removed, when it was killed."""
 
-    cluster: str  # the Ray it ran on
-    job: str  # its job there: placement groups
-    scratch: str | None  # the folder of a Ray of its own
+    cluster: str  # the Ray cluster that it used
+    job: str  # its Ray job, which owns placement groups
+    scratch: str | None  # the folder of a private Ray; None on a shared cluster
 
 
 @dataclass(slots=True, kw_only=True)
 class SearchHistory:
-    """A search, as its journal tells it."""
+    """The state of a search."""
 
     id: str
     experiment: str
-    fingerprint: str  # of the data
-    planned: int  # trials, extensions included
+    fingerprint: str  # of the training and validation data
+    planned: int  # number of trials, extensions included
     tracking_uri: str  # of MLflow, without its credentials
-    overrides: tuple[str, ...] = ()  # settings of the command line that it was started with
+    overrides: tuple[str, ...] = ()  # `--set` options of the command that started it
     trials: dict[str, TrialHistory] = field(default_factory=dict)  # by id, in order of suggestion
-    attempts: list["Attempt"] = field(default_factory=list)  # its drivers so far
+    attempts: list[Attempt] = field(default_factory=list)  # its drivers, the newest last
     study_state: dict[str, Any] = field(default_factory=dict)  # what the sampler stored with the study
-    num_ended: int = 0  # trials that finished or failed
-    ended: str | None = None  # why it ended: planned, time_budget, plateau, failures; None: it can be resumed
-    tracked: bool = False  # whether MLflow has all of it; if not, a resume of an ended search tells the rest
-    baseline: float = 0.0  # GAP of giving every video the most frequent labels, on the validation sample
-    winner: dict[str, Any] | None = None  # {"trial": id, "metrics": by split}: the best trial, scored on whole splits
+    num_ended: int = 0  # number of trials that finished or failed
+    ended: str | None = None  # planned, time_budget, plateau or failures; None: it has not ended and can be resumed
+    tracked: bool = False  # whether MLflow has everything; if not, resuming an ended search writes the rest
+    baseline: float = 0.0  # GAP on the validation sample of the labels' frequencies as scores of every video
+    winner: dict[str, Any] | None = (
+        None  # of the best trial: its id as "trial", and "metrics" on whole splits, by split
+    )
 
     @property
     def finished(self) -> list[TrialHistory]:
@@ -126,17 +143,17 @@ class SearchHistory:
 
 
 class Journal:
-    """The journal of one search, open for writing; who opens it is the only driver (tuner/storage/lock.py)."""
+    """The journal of a search, open for writing. Its process must hold the lock (tuner/storage/lock.py)."""
 
     def __init__(self, directory: Place, still_ours: Callable[[], None] = lambda: None) -> None:
         """Open the journal in `directory` and replay it.
 
         Args:
-            directory: of the search.
-            still_ours: is called before every write, and raises SearchError where another driver has taken over.
+            directory: the folder of the search; it is created where it does not exist.
+            still_ours: called before every write; raises SearchError once another driver has taken over.
 
         Raises:
-            SearchError: it is damaged before its last line.
+            SearchError: a line before the last one is damaged.
         """
         at(directory).make()
         self.directory, self.still_ours = directory, still_ours
@@ -144,98 +161,98 @@ class Journal:
         self._file = at(directory / FILE).open_log()
 
     def append(self, type: str, **fields: Any) -> None:
-        """Write one record, stored when this returns, and apply it to `search`.
+        """Store an entry, and apply it to `search`.
 
         Raises:
-            SearchError: another driver has taken over; or it cannot be written, and nothing of it is left in the file.
+            SearchError: another driver has taken over; or the entry cannot be written, and the file is left without it.
         """
         line = json.dumps({"type": type, "time": round(time.time(), 3), **fields})
         self.still_ours()
         self._file.append(line.encode() + b"\n")
-        self.search = _apply(self.search, json.loads(line))  # what a replay will see
+        self.search = _apply(self.search, json.loads(line))  # as a replay will read it: lists for tuples
 
     def close(self) -> None:
-        """Write no more."""
+        """Close the file."""
         self._file.close()
 
 
 class Unsaved:
-    """For what Tune would pickle into its snapshots: the journal is its state, so a snapshot holds nothing of it."""
+    """Base of the objects that Tune pickles into its snapshots; their state is the journal, so a snapshot has none."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing."""
+        """An empty state."""
         return {}
 
 
 def read(directory: Place) -> SearchHistory:
-    """Replay the journal of a search without opening it for writing.
+    """The state of a search, replayed from its journal, which may be open in another process.
 
     Raises:
-        SearchError: there is none, or it is damaged before its last line.
+        SearchError: there is no journal, or a line before the last one is damaged.
     """
-    record = _replay(directory / FILE)
-    if record is None:
-        raise SearchError(f"{directory / FILE}: no journal of a search")
-    return record
+    search = _replay(directory / FILE)
+    if search is None:
+        raise SearchError(f"{directory / FILE}: there is no journal of a search")
+    return search
 
 
 def _replay(path: Place) -> SearchHistory | None:
     search = None
-    for place, line in lines(at(path).log_parts()):
+    for position, line in lines(at(path).log_parts()):
         try:
-            record = json.loads(line)
-        except ValueError as error:  # no JSON, or no text at all
-            raise SearchError(f"{place}: the journal is damaged ({error})") from error
+            entry = json.loads(line)
+        except ValueError as error:  # not JSON, or not even text
+            raise SearchError(f"{position}: the journal is damaged ({error})") from error
         try:
-            search = _apply(search, record)
+            search = _apply(search, entry)
         except SearchError as error:
             raise SearchError(f"{path}: {error}") from error
         except (AttributeError, KeyError, TypeError) as error:
             reason = f"{type(error).__name__}: {error}"
-            raise SearchError(f"{place}: the journal is damaged ({reason})") from error
+            raise SearchError(f"{position}: the journal is damaged ({reason})") from error
     return search
 
 
-def _apply(search: SearchHistory | None, record: dict[str, Any]) -> SearchHistory:
-    """The state after one more record."""
-    kind = record["type"]
-    if kind == "search":
-        if record["version"] != VERSION:
-            raise SearchError(f"a journal of version {record['version']}, but this program reads version {VERSION}")
+def _apply(search: SearchHistory | None, entry: dict[str, Any]) -> SearchHistory:
+    """The state after a further entry; the state that is given may be changed."""
+    type = entry["type"]
+    if type == "search":
+        if entry["version"] != VERSION:
+            raise SearchError(f"a journal of version {entry['version']}, but this program reads version {VERSION}")
         fields = ("id", "experiment", "fingerprint", "planned", "tracking_uri", "baseline")
-        return SearchHistory(overrides=tuple(record["overrides"]), **{name: record[name] for name in fields})
+        return SearchHistory(overrides=tuple(entry["overrides"]), **{name: entry[name] for name in fields})
     if search is None:
-        raise KeyError("the first record of a journal is the search itself")
-    match kind:
+        raise KeyError("the first entry is not of type search")
+    match type:
         case "suggested":
-            search.study_state = record["study_state"]
-            search.trials[record["id"]] = TrialHistory(
-                number=record["number"],
-                id=record["id"],
-                values=record["values"],
-                settings=record["settings"],
-                sampler_state=record["sampler_state"],
+            search.study_state = entry["study_state"]
+            search.trials[entry["id"]] = TrialHistory(
+                number=entry["number"],
+                id=entry["id"],
+                values=entry["values"],
+                settings=entry["settings"],
+                sampler_state=entry["sampler_state"],
             )
         case "report":
-            search.trials[record["id"]].reports[record["epoch"]] = record["metrics"]
+            search.trials[entry["id"]].reports[entry["epoch"]] = entry["metrics"]
         case "resumed":
-            pass  # that the trial went on from the checkpoint of an epoch: for whoever asks what a fault cost
+            pass  # for people and tests who want to know what a fault cost
         case "finished" | "failed":
-            trial = search.trials[record["id"]]
+            trial = search.trials[entry["id"]]
             search.num_ended += trial.status == "running"
-            trial.status = kind
-            trial.stopped_by, trial.error = record.get("stopped_by"), record.get("error")
-            trial.sampler_state |= record.get("sampler_state", {})
+            trial.status = type
+            trial.stopped_by, trial.error = entry.get("stopped_by"), entry.get("error")
+            trial.sampler_state |= entry.get("sampler_state", {})
         case "attempt":
-            search.attempts.append(Attempt(cluster=record["cluster"], job=record["job"], scratch=record["scratch"]))
-            search.tracking_uri, search.tracked = record.get("tracking_uri", search.tracking_uri), False
+            search.attempts.append(Attempt(cluster=entry["cluster"], job=entry["job"], scratch=entry["scratch"]))
+            search.tracking_uri, search.tracked = entry.get("tracking_uri", search.tracking_uri), False
         case "extended":
-            search.planned += record["trials"]
+            search.planned += entry["trials"]
             search.ended = None
         case "winner":
-            search.winner = {"trial": record["id"], "metrics": record["metrics"]}
+            search.winner = {"trial": entry["id"], "metrics": entry["metrics"]}
         case "ended":
-            search.ended = record["reason"]
+            search.ended = entry["reason"]
         case "tracked":
             search.tracked = True
     return search

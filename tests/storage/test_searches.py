@@ -1,0 +1,71 @@
+"""Searches are listed, named and found by their folders."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tuner.errors import SearchError
+from tuner.storage import searches
+
+LOCALTIME = time.localtime
+
+
+def begin(storage: Path, experiment: str, name: str) -> None:
+    """A search that has begun: its journal has a line."""
+    (storage / experiment / name).mkdir(parents=True)
+    (storage / experiment / name / "journal.jsonl").write_text("{}\n")
+
+
+def test_searches_are_listed_oldest_first(tmp_path: Path) -> None:
+    for name in ("20260102-000000-1", "20250102-000000-1", "20260101-000000-1"):
+        begin(tmp_path, "tiny", name)
+    assert [path.name[:8] for path in searches.folders(tmp_path, "tiny")] == ["20250102", "20260101", "20260102"]
+
+
+def test_a_clock_set_back_makes_no_search_an_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def begin() -> str:
+        name = searches.new_id(tmp_path)
+        (tmp_path / "tiny" / name).mkdir(parents=True)
+        (tmp_path / "tiny" / name / "journal.jsonl").touch()
+        return name
+
+    now = time.mktime((2026, 3, 4, 5, 6, 7, 0, 0, -1))
+    names = []
+    for clock in (now, now - 86400, now - 7e7, now + 60):
+        monkeypatch.setattr(time, "localtime", lambda seconds=None, clock=clock: LOCALTIME(seconds or clock))
+        names.append(begin())
+    assert [name[:15] for name in names] == ["20260304-050607", "20260304-050608", "20260304-050609", "20260304-050707"]
+    assert [path.name for path in searches.folders(tmp_path, "tiny")] == names
+    (tmp_path / "tiny" / "zzz").mkdir()
+    (tmp_path / "tiny" / "zzz" / "journal.jsonl").touch()
+    assert searches.new_id(tmp_path).startswith("20260304-050707")
+
+
+def test_a_search_is_found_by_its_names_and_without_any_it_is_the_newest(tmp_path: Path) -> None:
+    begin(tmp_path, "tiny", "20260102-030405-0001")
+    tiny = tmp_path / "tiny" / "20260102-030405-0001"
+    begin(tmp_path, "alpha", "20260101-000000-0001")
+    begin(tmp_path, "zeta", "20250101-000000-0001")
+    assert searches.find(tmp_path, None, None) == tiny
+    begin(tmp_path, "alpha", "20270101-000000-0001")
+    assert searches.find(tmp_path, None, None).name == "20270101-000000-0001"
+    assert searches.find(tmp_path, "tiny", None) == tiny
+    assert searches.find(tmp_path, "alpha", "20260101-000000-0001").name == "20260101-000000-0001"
+    assert searches.find(tmp_path, None, "20250101-000000-0001").parent.name == "zeta"
+
+
+def test_a_folder_whose_journal_is_empty_is_no_search(tmp_path: Path) -> None:
+    assert not searches.exists(tmp_path)
+    (tmp_path / "journal.jsonl").touch()
+    assert not searches.exists(tmp_path)
+    (tmp_path / "journal.jsonl").write_text("{}\n")
+    assert searches.exists(tmp_path)
+
+
+def test_of_many_searches_an_error_lists_the_newest(tmp_path: Path) -> None:
+    for number in range(12):
+        begin(tmp_path, "tiny", f"20260101-0000{number:02d}-0001")
+    with pytest.raises(SearchError, match="no search 'x' of tiny") as error:
+        searches.find(tmp_path, "tiny", "x")
+    assert "000001" not in str(error.value) and str(error.value).endswith("20260101-000011-0001, and older ones)")
