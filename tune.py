@@ -48,12 +48,13 @@ def run() -> int:
         dry_run(config.load(file, options.experiment, overrides), console, address=options.address)
         return 0
 
-    from tuner.search import driver as search
+    from tuner.search import driver
+    from tuner.search.begin import Options
 
-    return search.run(
+    return driver.run(
         file,
         options.experiment,
-        search.Options(
+        Options(
             storage=storage_place(options.storage, file),
             tracking_uri=options.tracking_uri,
             overrides=overrides,

@@ -177,18 +177,6 @@ def test_values_that_are_no_suggestion_of_the_space_are_refused(values: dict[str
     assert str(raised.value).startswith(message)
 
 
-def test_samplers_say_what_they_leave_to_chance() -> None:
-    found = space("l1: {choice: [0, {loguniform: [1, 10]}]}\ndropout: {uniform: [0, 1]}")
-    conditional = "draws l1.loguniform at random: it models only what every trial has, and this depends on l1"
-    assert found.unsupported_by("tpe") == found.unsupported_by("random") == []
-    assert found.unsupported_by("gp") == [f"gp {conditional}"]
-    assert found.unsupported_by("qmc") == [f"qmc {conditional}"]
-    assert found.unsupported_by("cmaes") == [
-        "cmaes draws l1 at random: it models numbers only, and this is a choice",
-        f"cmaes {conditional}",
-    ]
-
-
 def test_the_corners_of_a_large_space_are_few_and_hold_every_option() -> None:
     found = space("\n".join(f"x{i}: {{choice: [1, 2, {{choice: [3, {{int: [4, 5]}}]}}]}}" for i in range(12)))
     corners = found.corners()

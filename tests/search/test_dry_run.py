@@ -30,9 +30,9 @@ def left_behind(place: Workplace) -> set[str]:
 def test_a_sound_experiment_is_told_with_configurations_and_trains_nothing(workplace: Workplace) -> None:
     code, printed = workplace.run("--dry-run")
     assert code == 0, printed
-    assert "tiny is sound at all 2 corners of its space, 2 parameters" in printed
-    assert "data.train: 2 shards; the first holds 150 sound videos" in printed
-    assert "data.validate: 1 shards; the first holds 100 sound videos" in printed
+    assert "tiny is valid at all 2 corners of its space, 2 parameters" in printed
+    assert "data.train: 2 shards; the first holds 150 valid videos" in printed
+    assert "data.validate: 1 shards; the first holds 100 valid videos" in printed
     assert " at a time, each with " in printed
     assert "3 trials of at most 12 epochs, sampler tpe, scheduler none" in printed
     above, header, first, *others = (line.split() for line in printed.splitlines()[-5:])

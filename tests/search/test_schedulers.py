@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from typing import get_args, get_type_hints
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from ray.tune.schedulers import TrialScheduler
 
 from tuner.config.search import SchedulerConfig
-from tuner.search.schedulers import ReplayingScheduler
+from tuner.search.schedulers import SCHEDULERS, ReplayingScheduler
 from tuner.storage.journal import SearchHistory, TrialHistory
 
 EPOCHS = 9
@@ -194,3 +195,7 @@ def test_a_failed_trial_stays_in_its_rungs_after_a_resume() -> None:
     search.record.trials["s-0"].status = "failed"
     search.drive()
     assert search.report(1, 0.5) == TrialScheduler.STOP
+
+
+def test_the_settings_allow_exactly_the_schedulers_that_exist() -> None:
+    assert list(get_args(get_type_hints(SchedulerConfig)["kind"])) == list(SCHEDULERS)

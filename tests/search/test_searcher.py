@@ -62,7 +62,7 @@ class Driver:
 
     @property
     def study(self) -> optuna.Study:
-        return self.searcher._ot_study
+        return self.searcher.study
 
     @property
     def trials(self) -> dict[str, TrialHistory]:

@@ -14,7 +14,7 @@ from tests.support.rays import long_lived_ray
 from tests.support.searches import assert_nothing_was_lost, processes_of, records_of, runs_of, search_of
 from tests.support.workplace import Workplace, wait_for
 from tuner.config import experiment as config
-from tuner.search.driver import _tell_of_unfinished, frequency_baseline
+from tuner.search.begin import frequency_baseline, mention_unfinished
 from tuner.training.dataset import open_dataset
 from tuner.training.pipelines import train
 
@@ -43,13 +43,13 @@ def test_the_baseline_ranks_a_class_by_its_share_of_the_segments_rated_for_it() 
     assert frequency_baseline(batches, SimpleNamespace(statistics=statistics)) == 1
 
 
-def test_a_search_that_has_not_ended_is_said_to_go_on(finished_search: FinishedSearch) -> None:
+def test_a_search_that_has_not_ended_is_mentioned(finished_search: FinishedSearch) -> None:
     said: list[str] = []
-    _tell_of_unfinished(finished_search.storage, "tiny", SimpleNamespace(print=said.append))
-    _tell_of_unfinished(finished_search.storage, "another", SimpleNamespace(print=said.append))
+    mention_unfinished(finished_search.storage, "tiny", SimpleNamespace(print=said.append))
+    mention_unfinished(finished_search.storage, "another", SimpleNamespace(print=said.append))
     assert said == [
-        f"search {finished_search.directory.name} of tiny has not ended: --resume goes on with it; "
-        "this is a new one beside it"
+        f"search {finished_search.directory.name} of tiny has not ended; --resume continues it, "
+        "and this is a new search"
     ]
 
 

@@ -184,20 +184,9 @@ class Space:
         first = self.defaults()
         return [first, *(values for values in found if values != first)]
 
-    def unsupported_by(self, sampler: str) -> list[str]:
-        """What a sampler leaves to chance in this space, one sentence for each parameter."""
-        sentences = []
-        for parameter in _parameters(self._root):
-            if sampler == "cmaes" and isinstance(parameter.distribution, Choice):
-                sentences.append(
-                    f"cmaes draws {parameter.name} at random: it models numbers only, and this is a choice"
-                )
-            elif sampler in ("cmaes", "gp", "qmc") and parameter.condition:
-                sentences.append(
-                    f"{sampler} draws {parameter.name} at random: it models only what every trial has, "
-                    f"and this depends on {parameter.condition}"
-                )
-        return sentences
+    def parameters(self) -> list[Parameter]:
+        """Every parameter, conditional ones included, in the order of the file."""
+        return list(_parameters(self._root))
 
     def _values(self, pick: Pick) -> dict[str, Any]:
         values: dict[str, Any] = {}

@@ -1,1 +1,1 @@
-"""The driver of a search."""
+"""The driver of a search: what is tried next, which trial stops, what is recorded, when the search ends."""

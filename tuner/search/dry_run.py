@@ -1,4 +1,4 @@
-"""`tune.py --dry-run`: everything that can be wrong before the first GPU is held, and what the search would try."""
+"""`tune.py --dry-run`: checks what can be wrong before a search starts, and prints what it would try."""
 
 import os
 
@@ -12,31 +12,36 @@ from tuner.cluster import nodes
 from tuner.cluster.resources import Node, describe, plan
 from tuner.config.experiment import Experiment
 from tuner.console import Console, setting_cells, settings_table
-from tuner.search.searcher import make_sampler, planned_values
+from tuner.search.samplers import drawn_at_random, make_sampler, planned_values
 from tuner.training.dataset import write_sample
 from tuner.workers import connection
 
-# Configurations that are drawn and shown.
+# Configurations in the table.
 SHOWN = 8
 
 
 def dry_run(experiment: Experiment, console: Console, address: str | None) -> None:
-    """Check the shards and the resources (the file and the corners of the space are checked when it is read).
+    """Check the shards and the resources, and print a sample of the trials. Reading the file has checked the rest.
+
+    Args:
+        experiment: what would be searched.
+        console: prints the result.
+        address: of a running Ray; None: tuner.workers.connection.resolve_address decides.
 
     Raises:
-        DataError: a glob matches nothing, or the first shard of a split does not hold what the experiment asks for.
-        ConfigError: the cluster cannot hold a trial, or the vocabulary is not one.
+        DataError: a pattern matches no file, or the first shard of a split does not hold what the experiment asks for.
+        ConfigError: the cluster cannot hold a trial, or the vocabulary is damaged.
         SearchError: no Ray answers at `address`.
     """
     space, config = experiment.space, experiment.search
     console.print(
-        f"{experiment.file}: {experiment.name} is sound at all {len(space.corners())} corners of its space, "
+        f"{experiment.file}: {experiment.name} is valid at all {len(space.corners())} corners of its space, "
         f"{len(space.names())} parameters"
     )
     _check_shards(experiment, console)
     experiment.data.class_names()
     console.print(describe(plan(experiment.resources, _nodes(connection.resolve_address(address), experiment))))
-    for sentence in space.unsupported_by(config.sampler.kind):
+    for sentence in drawn_at_random(space, config.sampler.kind):
         console.print(sentence)
     budget = f" or {config.time_budget:g} s" if config.time_budget is not None else ""
     console.print(
@@ -54,11 +59,11 @@ def _check_shards(experiment: Experiment, console: Console) -> None:
             continue
         shards = find_shards(patterns)
         first = decode(shards[0], experiment.data.schema)
-        console.print(f"data.{split}: {len(shards)} shards; the first holds {len(first.ids)} sound videos")
+        console.print(f"data.{split}: {len(shards)} shards; the first holds {len(first.ids)} valid videos")
 
 
 def _nodes(address: str, experiment: Experiment) -> list[Node]:
-    """The machines of the cluster; of a private Ray, which is not started for this, this one."""
+    """The nodes of the cluster; this machine where the search would start a private Ray, which is not started here."""
     if address == "local":
         return [Node(cpus=float(os.cpu_count() or 1), gpus=float(torch.cuda.device_count()))]
     with connection.connect(address) as attempt:

@@ -1,4 +1,4 @@
-"""Takes down what trials do: journal first, then MLflow, then the screen. The one Tune callback of a search."""
+"""Records what trials do: first in the journal, then in MLflow, then on the screen. A search's only Tune callback."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -20,21 +20,21 @@ from tuner.training.config import flatten
 from tuner.workers.trial import epochs_of
 
 
-def _in_order(hear: Callable[..., None]) -> Callable[..., None]:
-    """A journal that cannot be written ends the search in order, as an exception in Tune's loop would not."""
+def _halting(method: Callable[..., None]) -> Callable[..., None]:
+    """End the search in order where the journal cannot be written; an exception in Tune's loop would abort it."""
 
-    @wraps(hear)
-    def heard(self: "Recorder", *arguments: Any, **information: Any) -> None:
+    @wraps(method)
+    def call(self: "Recorder", *arguments: Any, **information: Any) -> None:
         try:
-            hear(self, *arguments, **information)
+            method(self, *arguments, **information)
         except SearchError as error:
             self.stop.halt(str(error))
 
-    return heard
+    return call
 
 
 class Recorder(Unsaved, Callback):
-    """Hears of every trial from Tune."""
+    """Receives every event of a trial from Tune."""
 
     def __init__(
         self,
@@ -45,7 +45,16 @@ class Recorder(Unsaved, Callback):
         scheduler: ReplayingScheduler,
         stop: StopRule,
     ) -> None:
-        """Remember where everything goes."""
+        """Record the trials of one driver.
+
+        Args:
+            experiment: what is searched.
+            record: the journal of the search, open.
+            tracker: writes to MLflow.
+            console: prints.
+            scheduler: knows which trials it has stopped.
+            stop: ends the search.
+        """
         assert record.search is not None
         self._experiment, self._journal, self._tracker = experiment, record, tracker
         self._console, self._scheduler, self.stop = console, scheduler, stop
@@ -55,7 +64,7 @@ class Recorder(Unsaved, Callback):
         self._best = max((trial.score or 0.0 for trial in record.search.finished), default=None)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial's actor runs, for the first time or once more."""
+        """A trial's actor has started, for the first time or again."""
         record = self._search.trials[trial.config["trial_id"]]
         if record.id in self._started:
             return
@@ -63,7 +72,7 @@ class Recorder(Unsaved, Callback):
         self._console.trial_started(record, describe_settings(record.settings))
 
     def catch_up(self) -> None:
-        """Tell MLflow of the trials that ended before this driver: the one that was killed may not have got to it."""
+        """Write to MLflow the trials that have ended: an earlier driver may have been killed before it did so."""
         for record in self._search.trials.values():
             if record.status != "running":
                 self._open(record)
@@ -77,11 +86,11 @@ class Recorder(Unsaved, Callback):
         tags = trial_tags(self._search, seed=settings.seed(record.number))
         self._tracker.start_trial(record, params=flatten(settings.settings), tags=tags)
 
-    @_in_order
+    @_halting
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """An epoch is over, or the trial says what ended it."""
+        """A trial has reported an epoch, or the error that ended it."""
         record = self._search.trials[trial.config["trial_id"]]
         if "fatal" in result:
             self.stop.halt(result["fatal"])
@@ -99,26 +108,26 @@ class Recorder(Unsaved, Callback):
             is_new = epoch not in record.reports
             if is_new:
                 self._journal.append("report", id=record.id, epoch=epoch, metrics=metrics)
-            # MLflow knows what it has: a driver that was killed may have left it behind the journal.
+            # Also where the journal has the epoch: a driver may have been killed before it wrote to MLflow.
             self._tracker.report(record.id, epoch, metrics, result["tags"])
             if is_new:
                 self._console.trial_reported(record, epoch, result["epochs"], metrics)
 
-    @_in_order
+    @_halting
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial ended by itself, or was stopped."""
+        """A trial has completed, or was stopped."""
         record = self._search.trials[trial.config["trial_id"]]
         if self.stop.interrupted and trial.config["trial_id"] not in self._errors:
-            return  # a resume goes on with it
+            return  # a resume continues it
         error = self._errors.get(record.id)
         if error is None and not record.reports and self.stop.reason is None:
             error = "it ended without a report"
         stopped_by = self._scheduler.name if record.id in self._scheduler.stopped else self.stop.reason
         self._end(record, error, stopped_by)
 
-    @_in_order
+    @_halting
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """All attempts at a trial failed."""
+        """A trial has failed in all of its attempts."""
         record = self._search.trials[trial.config["trial_id"]]
         if not self.stop.interrupted:
             self._end(record, _last_line(trial.get_error()), None)
@@ -139,6 +148,6 @@ class Recorder(Unsaved, Callback):
 
 
 def _last_line(error: Exception | None) -> str:
-    """What a chain of remote errors says in the end."""
+    """The last line of a chain of remote errors, which names the first cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Finds a trial of an earlier search again: its experiment, its suggestion and its number."""
+"""Finds a trial of an earlier search: its experiment, its values and its number (`tuner.train --trial`)."""
 
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,19 @@ from tuner.tracking.uri import choose_uri
 
 
 def find(name: str, storage: Place, tracking_uri: str | None, file: Path) -> tuple[Experiment, dict[str, Any], int]:
-    """Look a trial up by its trial_id, or by the MLflow run that has it as a tag.
+    """Look up a trial by its trial_id, or by the id of its MLflow run.
+
+    Args:
+        name: the trial_id, or the id of the run.
+        storage: where searches are kept.
+        tracking_uri: of MLflow, which is asked where the storage does not know `name`; None: the default.
+        file: experiments.yaml, whose folder relative paths refer to.
 
     Returns:
         The experiment as its search ran it, the trial's values, and its number.
 
     Raises:
-        SearchError: neither the storage nor MLflow knows it.
+        SearchError: neither the storage nor MLflow has such a trial.
     """
     found = _in_storage(name, storage, file)
     if found is None:

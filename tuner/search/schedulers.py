@@ -1,10 +1,13 @@
-"""Which trial stops early: Tune's schedulers on `epoch`, that know the epochs of the search so far.
+"""The schedulers, which stop trials early: a registry by `search.scheduler.kind`.
 
-A resumed search is a new Tuner with a new scheduler. Each trial's journaled epochs are told to it first, so that a rung
-of successive halving compares a trial of today with those of yesterday.
+To add one, add an entry to `SCHEDULERS` and its name to `SchedulerConfig.kind` (tuner/config/search.py). The entry
+makes a scheduler of Ray Tune that decides by `epoch`. A resumed search is a new Tuner with a new scheduler, which first
+receives the epochs in the journal, so that a trial of today is compared with those of yesterday. A scheduler that
+pauses trials, such as Tune's synchronous HyperBand, cannot be used: it needs Tune's controller when it receives them.
 """
 
 from collections import defaultdict
+from collections.abc import Callable
 from statistics import fmean, median
 from typing import Any
 
@@ -14,22 +17,28 @@ from tuner.config.search import SchedulerConfig
 from tuner.storage.journal import SearchHistory, TrialHistory, Unsaved
 from tuner.workers.trial import epochs_of
 
-# `epoch` never restarts; Tune's training_iteration does, with every restart of a trial's actor.
+# Tune's own clock, training_iteration, begins again whenever a trial's actor restarts; the epoch does not.
 CLOCK = "epoch"
-# Trials that the median is taken of, at the least.
-FEWEST_OTHERS = 3
+# The median is taken of at least this many other trials.
+MIN_OTHERS = 3
 
 
 class ReplayingScheduler(Unsaved, TrialScheduler):
-    """A scheduler of Tune's that is told the journal's epochs first; a trial in its last epoch ends by itself."""
+    """A scheduler of Tune that first receives the epochs in the journal, and stops no trial after its last epoch."""
 
     def __init__(self, config: SchedulerConfig, search: SearchHistory, max_epochs: int) -> None:
-        """Make the scheduler and replay the trials that are over."""
+        """Make the scheduler and give it the epochs of the trials that have ended.
+
+        Args:
+            config: which scheduler, and its settings.
+            search: the journal of the search.
+            max_epochs: the largest number of epochs that a trial of the search can have.
+        """
         super().__init__()
         self.name = config.kind
-        self._inner = _build(config, max_epochs)
+        self._inner = SCHEDULERS[config.kind](config, max_epochs)
         self._search = search
-        self.stopped: set[str] = set()  # trials that it stopped, by our id
+        self.stopped: set[str] = set()  # ids, those of the journal, of the trials that it stopped
         for trial in search.trials.values():
             if trial.status != "running":
                 past = _Past(trial)
@@ -37,12 +46,12 @@ class ReplayingScheduler(Unsaved, TrialScheduler):
                 self._replay(past, trial)
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Add a trial; one that goes on after a resume brings its epochs along."""
+        """Add a trial, with its earlier epochs where a resume continues it."""
         self._inner.on_trial_add(tune_controller, trial)
         self._replay(trial, self._search.trials[trial.config["trial_id"]])
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Decide after an epoch. The last one never stops a trial: killing what ends by itself costs seconds."""
+        """Decide after an epoch. The last epoch never stops a trial: it ends anyway, and stopping it takes seconds."""
         if CLOCK not in result:
             return TrialScheduler.CONTINUE
         decision = TrialScheduler.CONTINUE
@@ -54,33 +63,33 @@ class ReplayingScheduler(Unsaved, TrialScheduler):
         return TrialScheduler.CONTINUE
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Forget a trial that failed."""
+        """Remove a trial that failed."""
         self._inner.on_trial_error(tune_controller, trial)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Note the end of a trial."""
+        """Record the end of a trial."""
         if CLOCK in result and "gap" in result:
             self._inner.on_trial_complete(tune_controller, trial, result)
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        """Forget a trial that was terminated."""
+        """Remove a trial that Tune has terminated."""
         self._inner.on_trial_remove(tune_controller, trial)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        """First come, first served."""
+        """The trial that has waited longest."""
         return self._inner.choose_trial_to_run(tune_controller)
 
     def debug_string(self) -> str:
-        """For Tune's log."""
+        """A line for Tune's log."""
         return str(self._inner.debug_string())
 
     @property
     def metric(self) -> str:
-        """What epochs are compared by: the GAP of that epoch, not the best so far."""
+        """The metric that is compared: the GAP of an epoch, not the best GAP so far."""
         return "gap"
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
-        """Tune offers its own metric (the trial's score); this scheduler has its own."""
+        """Ignore the metric of the search, which is a trial's score; a scheduler compares `metric`."""
         return True
 
     def _replay(self, trial: Any, record: TrialHistory) -> None:
@@ -89,20 +98,21 @@ class ReplayingScheduler(Unsaved, TrialScheduler):
 
 
 class MedianRule(FIFOScheduler):
-    """Stops a trial whose best epoch is below the median of what the others averaged up to the same epoch.
+    """Stops a trial whose best epoch is below the median of the other trials' averages up to the same epoch.
 
-    The rule of Golovin et al. (Google Vizier, 2017, section 3.2.2), as Tune's MedianStoppingRule has it. Tune's asks
-    the controller to pause trials while there are few, and fails on an epoch told twice: neither can be replayed.
+    This is the rule of Golovin et al. (Google Vizier, 2017, section 3.2.2), as in Tune's MedianStoppingRule. Tune's
+    class pauses trials through the controller while there are few, and fails where an epoch is reported twice. A
+    resumed search, which replays the journal without a controller, can use neither.
     """
 
     def __init__(self, grace: int) -> None:
-        """Every trial gets `grace` epochs."""
+        """Let every trial train `grace` epochs."""
         super().__init__()
         self._grace = grace
         self._gaps: dict[str, dict[int, float]] = defaultdict(dict)  # by trial and epoch
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Decide after an epoch, by the epochs that others told so far."""
+        """Decide after an epoch, by the epochs that other trials have reported so far."""
         id, now = trial.config["trial_id"], result[CLOCK]
         self._gaps[id][now] = result["gap"]
         if now < self._grace:
@@ -112,31 +122,34 @@ class MedianRule(FIFOScheduler):
             for other, gaps in self._gaps.items()
             if other != id and max(gaps) >= now
         ]
-        if len(averages) < FEWEST_OTHERS or max(self._gaps[id].values()) >= median(averages):
+        if len(averages) < MIN_OTHERS or max(self._gaps[id].values()) >= median(averages):
             return TrialScheduler.CONTINUE
         return TrialScheduler.STOP
 
 
 class _Past:
-    """A trial that is over, as far as a scheduler looks at it."""
+    """A trial that has ended, with the attributes that schedulers read."""
 
     def __init__(self, record: TrialHistory) -> None:
         self.trial_id = record.id
         self.config = {"trial_id": record.id}
 
 
-def _build(config: SchedulerConfig, max_epochs: int) -> TrialScheduler:
-    match config.kind:
-        case "asha":
-            return AsyncHyperBandScheduler(
-                time_attr=CLOCK,
-                metric="gap",
-                mode="max",
-                max_t=max_epochs + 1,
-                grace_period=min(config.grace, max_epochs),
-                reduction_factor=config.reduction,
-            )
-        case "median":
-            return MedianRule(config.grace)
-        case _:
-            return FIFOScheduler()
+def _asha(config: SchedulerConfig, max_epochs: int, brackets: int = 1) -> TrialScheduler:
+    return AsyncHyperBandScheduler(
+        time_attr=CLOCK,
+        metric="gap",
+        mode="max",
+        max_t=max_epochs + 1,
+        grace_period=min(config.grace, max_epochs),
+        reduction_factor=config.reduction,
+        brackets=brackets,
+    )
+
+
+# Makes a scheduler from the settings and the largest number of epochs that a trial can have.
+SCHEDULERS: dict[str, Callable[[SchedulerConfig, int], TrialScheduler]] = {
+    "asha": _asha,
+    "median": lambda config, max_epochs: MedianRule(config.grace),
+    "none": lambda config, max_epochs: FIFOScheduler(),
+}

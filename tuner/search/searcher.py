@@ -1,9 +1,9 @@
-"""What to try next: Tune's OptunaSearch, with the journal as its memory.
+"""What to try next: a searcher of Ray Tune over an Optuna study, with the journal as its memory.
 
-A suggestion is in the journal, on the disk, before a trial hears of it. After a resume the study is filled with the
-journal's trials, results and sampler state, unfinished trials are handed out first under their own numbers and ids,
-and a sampler whose only memory is its random numbers is seeded by the number of the trial: the suggestions that follow
-are those the uninterrupted search would have made (with one trial at a time; several report in any order).
+A suggestion is on the disk, in the journal, before a trial receives it. After a resume the study is filled with the
+journal's trials, results and sampler state, unfinished trials are returned first under their own numbers and ids, and
+every sampler is seeded by the number of the trial: the next suggestions are those of a search that was not interrupted.
+(This holds for one trial at a time; of several, the order in which they report decides.)
 """
 
 import warnings
@@ -13,74 +13,78 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.samplers import BaseSampler
+from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
-from ray.tune.search.optuna import OptunaSearch
 
 from tuner.config.experiment import Experiment
 from tuner.config.space import Choice, Number
 from tuner.errors import SearchError
-from tuner.search.tpe import RecentTPE
+from tuner.search.optuna_internals import StudyState
+from tuner.search.samplers import is_exhaustive, make_sampler, planned_values
 from tuner.storage.journal import Journal, TrialHistory, Unsaved
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-class JournaledSearch(Unsaved, OptunaSearch):
-    """OptunaSearch over an experiment's space; configurations are {trial_id, number, values}."""
+class JournaledSearch(Unsaved, Searcher):
+    """Proposes the trials of an experiment. A configuration is {trial_id, number, values}."""
 
     def __init__(
-        self, experiment: Experiment, journal: Journal, room: Callable[[], int], halt: Callable[[str], None]
+        self, experiment: Experiment, journal: Journal, concurrency: Callable[[], int], halt: Callable[[str], None]
     ) -> None:
         """Fill the study from the journal.
 
         Args:
             experiment: its space and sampler.
             journal: of the search, open.
-            room: how many trials may be under way (tuner/search/concurrency.py); TPE keeps away from those still
-            running.
-            halt: ends the search for the reason it is told, where the journal takes no suggestion.
+            concurrency: how many trials may exist at a time (tuner/search/concurrency.py); where it is more than one,
+                TPE avoids the values of those that are still running.
+            halt: ends the search for the given reason, where the journal cannot be written.
         """
-        self._experiment, self._journal, self._room, self._halt = experiment, journal, room, halt
-        self._parallel = room() > 1
-        self._under_way: set[str] = set()  # trials that were suggested and have not ended, by Tune's name
         config = experiment.search
-        super().__init__(
-            space=experiment.space.optuna,
-            metric=config.metric,
-            mode=config.mode,
-            sampler=make_sampler(experiment, 0, parallel=self._parallel),
-        )
+        super().__init__(metric=config.metric, mode=config.mode)
+        self._experiment, self._journal, self._concurrency, self._halt = experiment, journal, concurrency, halt
+        self._parallel = concurrency() > 1
+        self._numbers: dict[str, int] = {}  # of the trials that were suggested and have not ended, by Tune's id
+        storage = InMemoryStorage()
+        self.study = optuna.create_study(storage=storage, direction="maximize", pruner=optuna.pruners.NopPruner())
+        self._state = StudyState(storage, self.study)
         search = journal.search
         assert search is not None
-        self._restore_study_state(search.study_state)
+        self._state.restore(search.study_state)
         for record in search.trials.values():
-            self._ot_study.add_trial(self._frozen(record))
+            self.study.add_trial(self._frozen(record))
         self._waiting = deque(search.unfinished)
 
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
+        """Decline Tune's own search space; this searcher has the experiment's."""
+        return False
+
     def suggest(self, trial_id: str) -> Any:
-        """The next configuration; `trial_id` is Tune's name for it, ours is in the configuration."""
+        """The next configuration; None: not now, Tune asks again; FINISHED: all planned trials are suggested.
+
+        Args:
+            trial_id: Tune's id of the trial; the id of the journal is in the configuration.
+        """
         search = self._journal.search
         assert search is not None
-        if len(self._under_way) >= self._room():
-            return None  # Tune asks again
+        if len(self._numbers) >= self._concurrency():
+            return None
         if self._waiting:
             record = self._waiting.popleft()
-            self._under_way.add(trial_id)
-            self._ot_trials[trial_id] = self._ot_study.get_trials(deepcopy=False)[record.number]
+            self._numbers[trial_id] = record.number
             return _configuration(record)
         number = len(search.trials)
-        grid = self._experiment.space.grid if self._experiment.search.sampler.kind == "grid" else None
-        if number >= search.planned or (grid is not None and number >= len(grid)):
+        if number >= search.planned or (is_exhaustive(self._experiment) and number >= len(self._experiment.space.grid)):
             return Searcher.FINISHED
-        self._ot_study.sampler = make_sampler(self._experiment, number, parallel=self._parallel)
+        self.study.sampler = make_sampler(self._experiment, number, parallel=self._parallel)
         fixed = planned_values(self._experiment, number)
         if fixed is not None:
-            self._ot_study.enqueue_trial(fixed)
+            self.study.enqueue_trial(fixed)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # samplers announce what they draw at random: --dry-run says it once
-            values = super().suggest(trial_id)
+            warnings.simplefilter("ignore")  # samplers warn of what they draw at random; --dry-run prints it once
+            values = self._experiment.space.optuna(self.study.ask())
         id = f"{search.id}-{number:04d}"
         try:
             self._journal.append(
@@ -89,32 +93,34 @@ class JournaledSearch(Unsaved, OptunaSearch):
                 id=id,
                 values=values,
                 settings=self._experiment.space.settings(values),
-                sampler_state=self._ot_study.get_trials(deepcopy=False)[number].system_attrs,
-                study_state=self._study_state(),
+                sampler_state=self.study.get_trials(deepcopy=False)[number].system_attrs,
+                study_state=self._state.read(),
             )
         except SearchError as error:
             self._halt(str(error))
             return None
-        self._under_way.add(trial_id)
+        self._numbers[trial_id] = number
         return _configuration(search.trials[id])
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Nothing: Tune's scheduler alone stops trials, so Optuna's pruners have no use for epochs."""
-
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell Optuna a trial's score: the best GAP of its epochs. A failed trial has none; it is not a bad score."""
-        self._under_way.discard(trial_id)
+        """Give Optuna the score of a trial: the best GAP of its epochs. A failed trial has none, and no bad score."""
         score = None if error or not result or "error" in result else result.get(self.metric)
-        if trial_id in self._ot_trials and trial_id not in self._completed_trials:
-            frozen = self._ot_trials[trial_id]
-            if score is None:
-                self._ot_study.tell(frozen.number, state=TrialState.FAIL)
-            else:
-                self._ot_study.tell(frozen.number, score)
-            self._completed_trials.add(trial_id)
+        number = self._numbers.pop(trial_id, None)
+        if number is None:
+            return
+        if score is None:
+            self.study.tell(number, state=TrialState.FAIL)
+        else:
+            self.study.tell(number, score)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Save nothing: the journal is the searcher's state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Restore nothing: the journal is the searcher's state."""
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
-        """Nothing: the journal is the searcher's state."""
+        """Save nothing into Tune's snapshot: the journal is the searcher's state."""
 
     def _frozen(self, record: TrialHistory) -> optuna.trial.FrozenTrial:
         """A trial of the journal as Optuna stores it."""
@@ -134,50 +140,9 @@ class JournaledSearch(Unsaved, OptunaSearch):
             system_attrs=record.sampler_state,
         )
 
-    # Optuna keeps what QMC needs (its position in the sequence) in attributes of the study that have no public name.
-    def _study_state(self) -> dict[str, Any]:
-        study = self._ot_study
-        return dict(study._storage.get_study_system_attrs(study._study_id))
-
-    def _restore_study_state(self, state: dict[str, Any]) -> None:
-        for key, value in state.items():
-            self._ot_study._storage.set_study_system_attr(self._ot_study._study_id, key, value)
-
-
-def planned_values(experiment: Experiment, number: int) -> dict[str, Any] | None:
-    """The values of trial `number` that no sampler draws: the defaults for the first, all of a grid."""
-    if experiment.search.sampler.kind == "grid":
-        return experiment.space.grid[number]
-    return experiment.space.defaults() if number == 0 else None
-
-
-def make_sampler(experiment: Experiment, number: int, *, parallel: bool = False) -> BaseSampler:
-    """The sampler of suggestion `number`.
-
-    All but QMC are seeded anew for each suggestion, so that it depends on the seed, the number and the results before
-    it alone; QMC's seed is its scrambling, and must stay.
-    """
-    config = experiment.search.sampler
-    seed = (config.seed * 1_000_003 + number) % 2**32
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        match config.kind:
-            case "tpe":
-                return RecentTPE(experiment.space.conditional_names(), seed=seed, constant_liar=parallel)
-            case "random" | "grid":  # of a grid, all is enqueued
-                return optuna.samplers.RandomSampler(seed=seed)
-            case "gp":
-                return optuna.samplers.GPSampler(seed=seed)
-            case "cmaes":
-                return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
-            case "qmc":
-                return optuna.samplers.QMCSampler(
-                    seed=config.seed, scramble=True, warn_independent_sampling=False, warn_asynchronous_seeding=False
-                )
-
 
 def optuna_distribution(distribution: Number | Choice) -> BaseDistribution:
-    """The space's distribution in Optuna's words."""
+    """A distribution of the search space as an Optuna distribution."""
     if isinstance(distribution, Choice):
         return CategoricalDistribution(distribution.labels)
     if distribution.integer:

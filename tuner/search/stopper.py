@@ -1,4 +1,4 @@
-"""When a whole search ends before its last planned trial: time, a plateau, too many failures, a signal, no data."""
+"""When a search ends before its last planned trial: out of time, a plateau, failures, a signal, a fatal error."""
 
 import signal
 import threading
@@ -15,14 +15,19 @@ from tuner.storage.journal import SearchHistory, Unsaved
 
 
 class StopRule(Unsaved, Stopper):
-    """When a whole search ends before its last planned trial."""
+    """Tells Tune when to end the search before its last planned trial."""
 
     def __init__(self, experiment: Experiment, search: SearchHistory) -> None:
-        """Start the clock; a resumed search has its whole time budget again."""
+        """Start the clock. A resumed search has its whole time budget again.
+
+        Args:
+            experiment: its settings say when to stop.
+            search: the journal of the search, which grows while the search runs.
+        """
         self._config, self._search = experiment.search, search
         self._started = time.monotonic()
         self._interrupted = threading.Event()
-        self._ended = -1  # trials that had ended when they were last looked at
+        self._ended = -1  # trials that had ended at the last check
         self.reason: str | None = None
         self.fatal_error: str | None = None
 
@@ -36,11 +41,11 @@ class StopRule(Unsaved, Stopper):
         self.fatal_error = self.fatal_error or fatal_error
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Single trials are the scheduler's business."""
+        """Never stop a single trial: the scheduler does that."""
         return False
 
     def stop_all(self) -> bool:
-        """Tune asks after every event."""
+        """Whether to end the search. Tune asks after every event."""
         if self.reason is None and not self.interrupted:
             self.reason = self._due()
         return self.interrupted or self.reason is not None
@@ -50,13 +55,13 @@ class StopRule(Unsaved, Stopper):
         if config.time_budget is not None and time.monotonic() - self._started > config.time_budget:
             return "time_budget"
         if search.num_ended == self._ended:
-            return None  # Tune asks after every event, and of 10,000 trials few have just ended
+            return None  # nothing has changed since the last event
         self._ended = search.num_ended
         if len(search.failed) > config.failures.per_search:
             return "failures"
         if config.plateau is not None:
-            over = [t for t in search.trials.values() if t.status == "finished" and t.score is not None]
-            before, recent = over[: -config.plateau.trials], over[-config.plateau.trials :]
+            ended = [t for t in search.trials.values() if t.status == "finished" and t.score is not None]
+            before, recent = ended[: -config.plateau.trials], ended[-config.plateau.trials :]
             if (
                 before
                 and max(t.score or 0 for t in recent) <= max(t.score or 0 for t in before) + config.plateau.min_gain
@@ -66,7 +71,7 @@ class StopRule(Unsaved, Stopper):
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Let Ctrl-C and SIGTERM end the search in order; a second one ends it at once."""
+        """Let Ctrl-C and SIGTERM end the search in order during the block; a second signal ends it at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -74,8 +79,8 @@ class StopRule(Unsaved, Stopper):
 
         def interrupt(number: int, frame: FrameType | None) -> None:
             self._interrupted.set()
-            for one in before:
-                signal.signal(one, signal.default_int_handler)
+            for each in before:
+                signal.signal(each, signal.default_int_handler)
 
         for number in before:
             signal.signal(number, interrupt)
@@ -88,7 +93,7 @@ class StopRule(Unsaved, Stopper):
 
 @contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt in the block, as Ctrl-C does: whatever is open is closed in order."""
+    """Let SIGTERM raise KeyboardInterrupt in the block, as Ctrl-C does, so that everything open is closed in order."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

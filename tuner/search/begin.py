@@ -1,0 +1,151 @@
+"""What a search begins with: a new folder and journal, or those of the newest search of the experiment."""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data.batches import Batches
+from models.inputs import rated_counts
+from models.metrics.metrics import Accumulator
+from tuner.config import experiment as config
+from tuner.config.experiment import Experiment
+from tuner.console import Console
+from tuner.errors import ConfigError, SearchError
+from tuner.export import checkpoints
+from tuner.redact import redacted
+from tuner.search.samplers import is_exhaustive
+from tuner.storage import journal, searches
+from tuner.storage.journal import Journal, SearchHistory
+from tuner.storage.place import Place
+from tuner.training.dataset import Dataset
+from tuner.training.evaluation import batch_size_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How a search is run; what it searches is in the experiment."""
+
+    storage: Place
+    tracking_uri: str | None = None  # None: tuner.tracking.uri.choose_uri decides
+    overrides: tuple[str, ...] = ()  # `path=value` settings of the command line
+    address: str | None = None  # None: tuner.workers.connection.resolve_address decides
+    resume: bool = False
+    extend: int = 0  # further trials for the newest search
+    fresh: bool = False  # begin a new search, whether or not the newest one has ended
+
+    @property
+    def continues(self) -> bool:
+        """Whether the newest search is continued, and no new one begins."""
+        return self.resume or self.extend > 0
+
+
+def folder_and_experiment(file: Path, name: str | None, options: Options) -> tuple[Place, Experiment]:
+    """The folder of the search, and the experiment: of a resumed search, the one that was stored when it began.
+
+    Raises:
+        ConfigError: the file is wrong, or its experiment has changed since the search began that is to be resumed.
+        SearchError: there is no search to resume, or it has ended.
+    """
+    experiment = config.load(file, name, options.overrides)
+    if not options.continues:
+        return options.storage / experiment.name / searches.new_id(options.storage), experiment
+    name = experiment.name
+    known = searches.folders(options.storage, name)
+    if not known:
+        raise SearchError(f"{options.storage} has no search of {name} to resume; start one without --resume")
+    directory = known[-1]
+    record = journal.read(directory)
+    if record.ended and record.tracked and not options.extend:
+        raise SearchError(
+            f"search {directory.name} has ended ({record.ended}) with {len(record.finished)} finished trials; "
+            "--extend N adds trials to it"
+        )
+    stored = Experiment.from_yaml((directory / "experiment.yaml").read_text(), name, file)
+    today = config.load(file, name, options.overrides or record.overrides)
+    changed = stored.differences(today)
+    if changed:
+        raise ConfigError(
+            f"{file} has changed since search {directory.name} began:\n  "
+            + "\n  ".join(changed)
+            + "\nchange it back to resume the search (--extend N adds trials), "
+            "or use --fresh instead of --resume to start a new one"
+        )
+    return directory, stored
+
+
+def mention_unfinished(storage: Place, name: str, console: Console) -> None:
+    """Print that the newest search could be resumed, because a new one may not be what the user wants."""
+    known = searches.folders(storage, name)
+    with suppress(SearchError):  # a journal that cannot be read, of another version for example, cannot be resumed
+        if known and not journal.read(known[-1]).ended:
+            console.print(
+                f"search {known[-1].name} of {name} has not ended; --resume continues it, and this is a new search"
+            )
+
+
+def begin(record: Journal, experiment: Experiment, options: Options, uri: str, data: Dataset) -> SearchHistory:
+    """Write the first records of a search; of a resumed one, check that its data is unchanged.
+
+    Args:
+        record: the journal of the search, open.
+        experiment: what is searched.
+        options: of this driver.
+        uri: of MLflow.
+        data: the training and validation videos.
+
+    Raises:
+        SearchError: the data has changed since the search began.
+        ConfigError: a grid is to be extended.
+    """
+    search = record.search
+    if search is None:
+        (record.directory / "experiment.yaml").write_text(experiment.to_yaml())
+        checkpoints.keep_statistics(record.directory, data.statistics)
+        record.append(
+            "search",
+            version=journal.VERSION,
+            id=record.directory.name,
+            experiment=experiment.name,
+            overrides=options.overrides,
+            fingerprint=data.fingerprint,
+            planned=experiment.search.trials,
+            tracking_uri=redacted(uri),
+            baseline=frequency_baseline(
+                data.validate_batches(batch_size_of(data.validate.schema), torch.device("cpu")), data
+            ),
+        )
+    elif search.fingerprint != data.fingerprint:
+        raise SearchError(
+            f"the data has changed since search {search.id} began ({search.fingerprint} -> {data.fingerprint}), "
+            "so new trials could not be compared with its old ones; start a new search"
+        )
+    if options.extend:
+        if is_exhaustive(experiment):
+            raise ConfigError("--extend: a grid has no further trials, all of its combinations are in the search")
+        record.append("extended", trials=options.extend)
+    assert record.search is not None
+    return record.search
+
+
+def frequency_baseline(batches: Batches, data: Dataset) -> float:
+    """GAP of a prediction that gives every video the frequencies of the labels; a useful model has more.
+
+    The frequency of a class is that among the videos for which the class is rated.
+
+    Args:
+        batches: of the validation videos.
+        data: its statistics are those of the training videos.
+    """
+    scores_C = (data.statistics.label_counts_C / rated_counts(data.statistics)).float()
+    scores = Accumulator(len(scores_C))
+    for batch in batches.epoch(0):
+        scores.update(
+            scores_C.expand(len(batch.rows), -1),
+            batch.label_offsets,
+            batch.label_indices,
+            rated_offsets=batch.rated_offsets,
+            rated_indices=batch.rated_indices,
+        )
+    return scores.compute()["gap"]

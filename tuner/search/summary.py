@@ -1,0 +1,84 @@
+"""What a search prints at its end: the best trial, the table of trials, and the commands to use next."""
+
+from rich.table import Table
+
+from tuner.config.experiment import Experiment
+from tuner.console import Console, describe_settings, leader_table
+from tuner.project import program
+from tuner.search.stopper import StopRule
+from tuner.storage.journal import SearchHistory
+from tuner.tracking.uri import ui_command
+from tuner.training.dataset import Dataset, missing_shards
+
+# Trials in the table; `tuner.best --top` shows any number of them.
+LEADERS = 20
+
+
+def print_summary(
+    search: SearchHistory, stop: StopRule, experiment: Experiment, data: Dataset, console: Console
+) -> int:
+    """Print how a search ended, and return the exit code of `tune.py`.
+
+    Returns:
+        0: a trial finished; 1: no trial finished; 2: a fatal error ended the search; 130: a signal did.
+    """
+    console.print()
+    if stop.interrupted:
+        console.print(interrupted(search, _fatal_error(stop.fatal_error, data) or "interrupted"))
+        return 130 if stop.fatal_error is None else 2
+    if not search.finished:
+        errors = [trial.error for trial in search.failed]
+        console.print(f"no trial finished; {len(errors)} failed, the first with: {errors[0] if errors else '-'}")
+        return 1
+    for line in _best(search):
+        console.print(line)
+    if stop.reason:
+        console.print(f"  the search ended early: {stop.reason}")
+    if search.failed:
+        console.print(f"  {len(search.failed)} trials failed, the first with: {search.failed[0].error}")
+    console.print()
+    console.print(_leaders(search, experiment))
+    console.print("\nnext:")
+    console.print(f"  {program('python')} -m tuner.best {search.experiment} --export")
+    console.print(f"  {ui_command(program('mlflow'), search.tracking_uri)}")
+    return 0
+
+
+def interrupted(search: SearchHistory, why: str = "interrupted") -> str:
+    """How far a search is that did not end, and how to resume it, in two lines."""
+    return (
+        f"{why}: {len(search.finished)} of {search.planned} trials are finished, {len(search.unfinished)} keep "
+        f"their last checkpoint\nresume it with: {resume_command(search)}"
+    )
+
+
+def resume_command(search: SearchHistory) -> str:
+    """The command that resumes a search."""
+    return f"{program('python')} tune.py {search.experiment} --resume"
+
+
+def _best(search: SearchHistory) -> list[str]:
+    best, first = search.finished[0], next(iter(search.trials.values()))
+    score = best.score or 0.0
+    gain = f", {score - first.score:+.4f} over trial 0 (the defaults)" if first.score is not None else ""
+    times = f" ({score / search.baseline:.1f} times)" if search.baseline else ""
+    over = f"{score - search.baseline:+.4f} over ranking by label frequency{times}"
+    return [
+        f"best trial {best.number:03d}: GAP {score:.4f}{gain}, {over}",
+        "  " + describe_settings(best.settings),
+        *(
+            f"  on all of {split}: GAP {scores['gap']:.4f} over {scores['num_videos']:,.0f} videos"
+            for split, scores in (search.winner or {}).get("metrics", {}).items()
+        ),
+    ]
+
+
+def _leaders(search: SearchHistory, experiment: Experiment) -> Table:
+    return leader_table(search.finished[:LEADERS], experiment.space.searched)
+
+
+def _fatal_error(error: str | None, data: Dataset) -> str | None:
+    """The error, with the shards that have disappeared since the data was opened: they may be its cause."""
+    if error is not None and (missing := missing_shards(data)):
+        return f"{error}; missing: {', '.join(missing[:3])}{' and others' if missing[3:] else ''}"
+    return error
