@@ -30,7 +30,7 @@ def test_the_yaml_is_the_one_given_then_the_one_here_then_the_projects(
     assert experiments_file(Path("other.yaml")) == Path("other.yaml")
 
 
-def test_a_printed_command_can_be_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_printed_command_works_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = tmp_path / "bin" / "python"
     own.parent.mkdir()
     own.touch(mode=0o755)

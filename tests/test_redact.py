@@ -1,4 +1,4 @@
-"""No password, token or signature is left in what is shown; what is none stays readable."""
+"""Passwords, tokens and signatures are hidden, and everything else stays readable."""
 
 import pytest
 
@@ -40,12 +40,12 @@ def test_credentials_are_hidden(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", PLAIN)
-def test_what_is_no_secret_stays_as_it_is(text: str) -> None:
+def test_text_without_credentials_is_not_changed(text: str) -> None:
     assert redacted(text) == text and not has_credentials(text)
     refuse_credentials(text, "--data", "nothing to say")
 
 
-def test_a_refusal_names_the_place_and_not_the_secret() -> None:
+def test_a_refusal_names_the_option_and_hides_the_secret() -> None:
     with pytest.raises(ConfigError) as told:
         refuse_credentials("s3://AKIA:hunter2@bucket/a", "data.train", "set AWS_SECRET_ACCESS_KEY")
     assert str(told.value) == (

@@ -1,7 +1,7 @@
-"""Credentials stay out of what is stored and shown: passwords, tokens and signatures in URLs.
+"""Keeps passwords, tokens and signatures in URLs out of everything that is stored or printed.
 
-They belong in the environment (MLFLOW_TRACKING_URI, MLFLOW_TRACKING_PASSWORD, AWS_SECRET_ACCESS_KEY) or in fsspec's own
-configuration. Where one stands in a file or on a command line it is refused; where a library prints one, it is hidden.
+Credentials belong in the environment (MLFLOW_TRACKING_URI, MLFLOW_TRACKING_PASSWORD, AWS_SECRET_ACCESS_KEY) or in the
+configuration of fsspec. In a file or on a command line they are refused; in the messages of libraries they are hidden.
 """
 
 import re
@@ -9,8 +9,9 @@ import re
 from tuner.errors import ConfigError
 
 HIDDEN = "***"
-# What stands between :// and the last @ where it has a colon (an unquoted password may hold / and @); over http(s) even
-# without one, since a token is often given as the user. A user alone is no secret, nor is the container of abfs://c@host.
+# The part between :// and the last @ if it contains a colon; an unquoted password may contain / and @. For http(s) also
+# without a colon, because a token is often given as the user. For other schemes, a user alone is no secret, and neither
+# is the container in abfs://container@host.
 _USER = re.compile(r"(?P<scheme>\w[\w+.-]*://)[^\s/@:'\"]*:[^\s'\"]*@|(?P<web>https?://)[^\s/@'\"]*@", re.IGNORECASE)
 _PARAMETER = re.compile(
     r"(?P<name>[?&;][\w.-]*(?:password|passwd|passphrase|pwd|secret|token|signature|credentials?|sig|key|accesskeyid"
@@ -20,26 +21,26 @@ _PARAMETER = re.compile(
 
 
 def redacted(text: str) -> str:
-    """A URL, or a text with URLs in it, without its credentials: `postgresql://***@host/db`, `?X-Amz-Signature=***`."""
+    """A URL, or a text with URLs, with its credentials hidden: `postgresql://***@host/db`, `?X-Amz-Signature=***`."""
     text = _USER.sub(lambda found: f"{found['scheme'] or found['web']}{HIDDEN}@", text)
     return _PARAMETER.sub(rf"\g<name>{HIDDEN}", text)
 
 
 def has_credentials(url: str) -> bool:
-    """Whether there is something in it that nobody else may see; not where it is hidden already."""
+    """Whether a URL contains credentials that are not hidden."""
     return redacted(url) != url
 
 
 def refuse_credentials(url: str, where: str, instead: str) -> None:
-    """Let nobody write a password into a file or a command line.
+    """Refuse a URL with credentials in a place that others can read.
 
     Args:
-        url: what was given.
-        where: the option or setting, such as `--tracking-uri`.
-        instead: where the credentials belong.
+        url: as the user gave it.
+        where: the option or setting that has the URL, such as `--tracking-uri`.
+        instead: where the credentials belong, the end of the message.
 
     Raises:
-        ConfigError: there are credentials in it; the message has the URL without them.
+        ConfigError: the URL contains credentials; the message shows the URL without them.
     """
     if has_credentials(url):
         raise ConfigError(f"{where}: {redacted(url)} holds credentials, which others could read there; {instead}")

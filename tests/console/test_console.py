@@ -29,7 +29,7 @@ def building(done: int, *, waiting: bool = False) -> BuildProgress:
 
 
 def live(shown: Console, history: SearchHistory) -> None:
-    """A small search from its start to its end."""
+    """Show a small search from its start to its end."""
     first, second = trial(0, 0.5), trial(1, 0.6)
     with shown.searching(history):
         shown.trial_started(first, describe_settings(SETTINGS))
@@ -48,7 +48,7 @@ def live(shown: Console, history: SearchHistory) -> None:
 
 @contextmanager
 def console_on(stdout: IO[str]) -> Iterator[Console]:
-    """A console of a process with that stdout (pytest sets its own one for every test, so not by a fixture)."""
+    """A console that writes to `stdout`; no fixture, because pytest replaces stdout for every test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", stdout)
         made = Console()
@@ -138,7 +138,7 @@ def test_decoding_is_a_bar_in_a_terminal_and_leaves_nothing_running(in_terminal:
         show(building(4))
 
 
-def test_in_a_terminal_the_ends_of_trials_stay_and_epochs_are_the_views(in_terminal: Shown) -> None:
+def test_in_a_terminal_the_results_of_trials_stay_and_epochs_are_in_the_view(in_terminal: Shown) -> None:
     shown, printed = in_terminal
     live(shown, search())
     lines = [line.strip() for line in printed().splitlines()]
@@ -155,7 +155,9 @@ def test_a_console_made_before_prints_through_quiet(plain: Shown, tmp_path: Path
     assert printed() == "still seen\n"
 
 
-def test_what_others_print_does_not_get_above_the_view(in_terminal: Shown, capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_of_libraries_does_not_appear_above_the_view(
+    in_terminal: Shown, capsys: pytest.CaptureFixture[str]
+) -> None:
     shown, printed = in_terminal
     with shown.searching(search()):
         print("Ray says something")

@@ -1,4 +1,4 @@
-"""Output of libraries goes to a file."""
+"""What libraries print goes to a file."""
 
 import os
 import resource
@@ -40,7 +40,7 @@ def test_quiet_ends_with_an_error_too_and_adds_to_its_file(capfd: pytest.Capture
     assert capfd.readouterr().out == "shown\n"
 
 
-def test_what_the_log_has_no_room_for_is_lost_and_nobody_fails(tmp_path: Path) -> None:
+def test_output_is_dropped_without_an_error_where_the_disk_of_the_log_is_full(tmp_path: Path) -> None:
     log = tmp_path / "ray.log"
     size, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

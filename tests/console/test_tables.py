@@ -10,7 +10,7 @@ from tuner.console import (
 )
 
 
-def test_the_leader_table_has_the_best_with_their_parameters() -> None:
+def test_the_leader_table_shows_trials_with_their_searched_settings() -> None:
     trials = [
         trial(4, 0.5, 0.7, status="finished", stopped_by="asha"),
         trial(0, 0.6, 0.65, 0.64, status="finished"),

@@ -16,7 +16,7 @@ from tuner.storage.journal import SearchHistory
 
 
 def view_of(history: SearchHistory, monkeypatch: pytest.MonkeyPatch, seconds: float = 125.0) -> tuple[SearchView, Any]:
-    """A view whose search runs for that long; and what renders it to lines."""
+    """A view of a search that has run for `seconds`, and a function that renders it to lines."""
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     view = SearchView(history)
@@ -49,7 +49,7 @@ def test_the_view_shows_how_far_the_search_is(monkeypatch: pytest.MonkeyPatch) -
     ]
 
 
-def test_the_view_begins_with_what_it_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_view_of_a_new_search_has_no_best_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     _, render = view_of(search(), monkeypatch, seconds=3)
     assert render() == [
         "tiny  20260102-030405-0001   0 done  0 running  0 failed  of 6   3 s, time left: not known yet",
@@ -57,7 +57,7 @@ def test_the_view_begins_with_what_it_knows(monkeypatch: pytest.MonkeyPatch) -> 
     ]
 
 
-def test_the_view_lists_no_more_trials_than_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_view_lists_a_limited_number_of_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     trials = [trial(number, 0.5) for number in range(40)]
     view, render = view_of(search(*trials, planned=40), monkeypatch)
     for one in trials:

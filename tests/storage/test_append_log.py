@@ -1,4 +1,4 @@
-"""The journal's file in an object store: numbered segments, none of which a second writer can undo."""
+"""A log in an object store: numbered segments, of which a second writer can undo none."""
 
 import uuid
 
@@ -27,7 +27,7 @@ def test_a_line_is_stored_when_append_returns(file: UPath) -> None:
         assert segments(file) == {"journal.jsonl": b"".join(b"%d\n" % n for n in range(number + 1))}
 
 
-def test_a_segment_that_is_large_enough_is_left_as_it_is(file: UPath, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_segment_is_not_rewritten(file: UPath, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(append_log, "SEGMENT_BYTES", 6)
     opened = at(file).open_log()
     for number in range(5):
@@ -44,7 +44,7 @@ def test_a_segment_that_is_large_enough_is_left_as_it_is(file: UPath, monkeypatc
     ]
 
 
-def test_who_writes_on_begins_a_segment_of_its_own_and_the_one_before_it_finds_out(
+def test_a_second_writer_begins_a_new_segment_and_the_first_one_notices(
     file: UPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(append_log, "SEGMENT_BYTES", 6)
@@ -52,19 +52,19 @@ def test_who_writes_on_begins_a_segment_of_its_own_and_the_one_before_it_finds_o
     asleep.append(b"a1.\n")
     awake = SegmentedLog(file)
     awake.append(b"b1.\n")
-    asleep.append(b"a2.\n")  # its own segment is full now
+    asleep.append(b"a2.\n")  # this fills its segment
     with pytest.raises(SearchError, match=r"journal\.0001\.jsonl: another driver wrote it"):
         asleep.append(b"a3.\n")
     assert segments(file) == {"journal.jsonl": b"a1.\na2.\n", "journal.0001.jsonl": b"b1.\n"}
 
 
-def test_an_answer_that_was_lost_is_no_other_writer(file: UPath) -> None:
+def test_a_repeated_request_does_not_look_like_another_writer(file: UPath) -> None:
     assert create(file, b"mine")
-    assert create(file, b"mine")  # as the store's library asks again
+    assert create(file, b"mine")  # the library of the store repeats a request whose answer was lost
     assert not create(file, b"another's")
 
 
-def test_a_missing_segment_is_told(file: UPath, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_segment_is_an_error(file: UPath, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(append_log, "SEGMENT_BYTES", 1)
     opened = at(file).open_log()
     for _ in range(3):
@@ -74,5 +74,5 @@ def test_a_missing_segment_is_told(file: UPath, monkeypatch: pytest.MonkeyPatch)
         list(append_log.lines(at(file).log_parts()))
 
 
-def test_nothing_was_written_yet(file: UPath) -> None:
+def test_a_log_that_does_not_exist_has_no_lines(file: UPath) -> None:
     assert list(append_log.lines(at(file).log_parts())) == []

@@ -1,4 +1,4 @@
-"""The journal: what a crash may cut off, and that replay tells what was written."""
+"""The journal: a crash can cut off its last line, and a replay gives the state of the writer."""
 
 import json
 import subprocess
@@ -45,7 +45,7 @@ def suggest(opened: Journal, number: int) -> None:
 names = st.text(max_size=6)
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 states = st.dictionaries(names, numbers | names, max_size=2)
-# What happens to one of four trials once it is suggested, and to the search.
+# Entries about a search and four trials, in any order.
 events = st.lists(
     st.one_of(
         st.tuples(st.just("suggested"), st.integers(0, 3), states),
@@ -94,7 +94,9 @@ def write(opened: Journal, event: tuple[Any, ...]) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(events)
-def test_replaying_gives_what_was_written(tmp_path_factory: pytest.TempPathFactory, history: list[Any]) -> None:
+def test_a_replay_gives_the_state_that_the_writer_had(
+    tmp_path_factory: pytest.TempPathFactory, history: list[Any]
+) -> None:
     directory = tmp_path_factory.mktemp("journal")
     opened = begin(directory)
     for event in history:
@@ -106,7 +108,7 @@ def test_replaying_gives_what_was_written(tmp_path_factory: pytest.TempPathFacto
     again.close()
 
 
-def test_a_last_line_cut_anywhere_costs_that_line_alone(tmp_path: Path) -> None:
+def test_a_last_line_that_is_cut_anywhere_is_the_only_loss(tmp_path: Path) -> None:
     opened = begin(tmp_path)
     suggest(opened, 0)
     before = journal.read(tmp_path)
@@ -157,7 +159,7 @@ def test_a_journal_of_a_newer_version_is_refused(tmp_path: Path) -> None:
         journal.read(tmp_path)
 
 
-def test_no_journal_is_told(tmp_path: Path) -> None:
+def test_a_missing_journal_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SearchError, match="there is no journal of a search"):
         journal.read(tmp_path)
 
@@ -181,13 +183,13 @@ def test_the_last_epoch_of_a_trial_is_not_the_number_of_its_reports() -> None:
     assert (taken.last_epoch, taken.best_epoch, trial(0).last_epoch) == (7, 7, 0)
 
 
-def test_a_trial_scores_its_best_epoch_and_on_a_tie_the_first() -> None:
+def test_the_score_is_that_of_the_best_epoch_the_first_of_equal_ones() -> None:
     assert (trial(0, 0.1, 0.5, 0.5, 0.3).score, trial(0, 0.1, 0.5, 0.5, 0.3).best_epoch) == (0.5, 2)
     assert (trial(0).score, trial(0).best_epoch) == (None, None)
     assert trial(0, 0.5, status="failed").score is None
 
 
-def test_finished_trials_come_best_first_and_equal_ones_by_number(tmp_path: Path) -> None:
+def test_finished_trials_are_sorted_by_score_and_then_by_number(tmp_path: Path) -> None:
     opened = begin(tmp_path)
     for number, gap in enumerate((0.2, 0.7, 0.7)):
         suggest(opened, number)
@@ -201,7 +203,7 @@ def test_finished_trials_come_best_first_and_equal_ones_by_number(tmp_path: Path
 
 
 def test_an_entry_that_does_not_fit_on_the_disk_leaves_nothing_behind(tmp_path: Path) -> None:
-    """A real limit on the size of files, in a process of its own: a part of the line is written before it is met."""
+    """A separate process with a real limit on the size of files, so that a part of the line is written."""
     begin(tmp_path).close()
     before = (tmp_path / "journal.jsonl").read_bytes()
     program = """

@@ -1,4 +1,4 @@
-"""The lease of a search in an object store: one driver at a time, whatever happens to it and to the clocks."""
+"""A lease admits one driver at a time, even if drivers are killed or suspended and clocks differ."""
 
 import json
 import uuid
@@ -15,7 +15,7 @@ from tuner.storage.lock import only_driver
 
 
 class Clock:
-    """Seconds that pass when somebody waits for them; `happens` is what others do meanwhile."""
+    """A clock that advances when a test waits for it; `happens` is called after every wait, for what others do."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -43,7 +43,7 @@ def directory() -> UPath:
 
 @pytest.fixture
 def take(directory: UPath, clock: Clock) -> Iterator[Callable[[str], Lease]]:
-    """Take the lease as a driver of that name would."""
+    """Takes the lease for a driver of that name."""
     leases = []
 
     def take(name: str) -> Lease:
@@ -59,7 +59,7 @@ def objects(directory: UPath) -> list[str]:
     return sorted(path.name for path in directory.glob("*"))
 
 
-def test_a_lease_names_its_driver_and_goes_with_it(directory: UPath, take: Callable[[str], Lease]) -> None:
+def test_a_lease_names_its_driver_and_is_removed_at_its_end(directory: UPath, take: Callable[[str], Lease]) -> None:
     lease = take("first")
     assert json.loads((directory / "lease.0001").read_text())["name"] == "first"
     lease.check()
@@ -67,7 +67,7 @@ def test_a_lease_names_its_driver_and_goes_with_it(directory: UPath, take: Calla
     assert objects(directory) == []
 
 
-def test_a_second_driver_is_refused_as_soon_as_the_first_is_heard_of(
+def test_a_second_driver_is_refused_once_the_first_renews_its_lease(
     directory: UPath, take: Callable[[str], Lease], clock: Clock
 ) -> None:
     first = take("first")
@@ -93,7 +93,7 @@ def test_the_lease_of_a_killed_driver_is_taken_over_once_it_is_stale(
     assert clock.now - began == pytest.approx(STALE_SECONDS, abs=2)
     assert objects(directory) == ["lease.0002"]
     second.check()
-    clock.now += 3 * RENEW_SECONDS  # it was not dead but asleep, and looks before it writes
+    clock.now += 3 * RENEW_SECONDS  # it was suspended and checks before its next write
     with pytest.raises(SearchError, match=r"^search of second: it has taken over in memory://.*; this driver stops"):
         first.check()
     first.release()
@@ -110,14 +110,16 @@ def test_a_lease_that_is_old_by_the_stores_clock_is_taken_at_once(
     assert clock.now == began
 
 
-def test_the_stores_clock_tells_the_age(directory: UPath, take: Callable[[str], Lease]) -> None:
+def test_the_age_of_a_lease_is_measured_by_the_clock_of_the_store(
+    directory: UPath, take: Callable[[str], Lease]
+) -> None:
     lease = take("first")
     (held,) = [lease._newest()]
     assert held is not None and 0 <= lease._age(held) < 30
     assert objects(directory) == ["lease.0001"]
 
 
-def test_of_two_that_find_a_stale_lease_one_gets_it(
+def test_one_of_two_drivers_that_find_a_stale_lease_gets_it(
     directory: UPath, take: Callable[[str], Lease], clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     take("first")
@@ -132,7 +134,7 @@ def test_of_two_that_find_a_stale_lease_one_gets_it(
         take("third")
 
 
-def test_a_lease_that_is_released_while_another_waits_is_free(
+def test_a_lease_that_is_released_while_another_driver_waits_is_free(
     directory: UPath, take: Callable[[str], Lease], clock: Clock
 ) -> None:
     first = take("first")
@@ -144,12 +146,12 @@ def test_a_driver_whose_renewals_fail_for_a_while_keeps_its_lease(
     directory: UPath, take: Callable[[str], Lease], clock: Clock
 ) -> None:
     lease = take("first")
-    clock.now += 10 * STALE_SECONDS  # nobody else came
+    clock.now += 10 * STALE_SECONDS  # no other driver has tried
     lease.check()
     assert json.loads((directory / "lease.0001").read_text())["renewals"] == 1
 
 
-def test_what_ended_a_search_is_told_though_the_store_is_gone(
+def test_a_store_that_is_away_does_not_hide_the_error_that_ended_a_search(
     directory: UPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def gone(*arguments: object) -> None:
@@ -162,7 +164,7 @@ def test_what_ended_a_search_is_told_though_the_store_is_gone(
     assert objects(directory) == ["lease.0001"]
 
 
-def test_in_a_store_the_driver_of_an_experiment_holds_a_lease(directory: UPath) -> None:
+def test_the_lock_of_an_object_store_is_a_lease(directory: UPath) -> None:
     with only_driver(directory, "s1") as still_ours:
         still_ours()
         assert json.loads((directory / "lease.0001").read_text())["search"] == "s1"

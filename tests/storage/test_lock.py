@@ -1,4 +1,4 @@
-"""One driver at a time for an experiment: who is refused is told by whom, and a killed one is in nobody's way."""
+"""One driver at a time for an experiment: a second one is refused, and a killed one does not block the next."""
 
 import signal
 import subprocess
@@ -25,7 +25,7 @@ with only_driver(Path(sys.argv[1]), "first"):
 
 @contextmanager
 def driver(folder: Path) -> Iterator["subprocess.Popen[str]"]:
-    """A real second process that drives a search in the folder."""
+    """A second process that holds the lock of the folder."""
     command = [sys.executable, "-c", DRIVER, str(folder)]
     with subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
@@ -35,7 +35,7 @@ def driver(folder: Path) -> Iterator["subprocess.Popen[str]"]:
             process.kill()
 
 
-def test_a_second_driver_is_refused_and_told_who_the_first_is(tmp_path: Path) -> None:
+def test_a_second_driver_is_refused_with_the_name_of_the_first(tmp_path: Path) -> None:
     with driver(tmp_path / "tiny") as first:
         told = rf"search first is being run by process {first.pid} on .* since 20.* in .*tiny; .*--storage"
         with pytest.raises(SearchError, match=told), only_driver(tmp_path / "tiny", "second"):
@@ -43,7 +43,7 @@ def test_a_second_driver_is_refused_and_told_who_the_first_is(tmp_path: Path) ->
         with only_driver(tmp_path / "other", "second"):  # another experiment of the same storage
             pass
         assert first.stdin is not None
-        first.stdin.close()  # it ends by itself
+        first.stdin.close()  # it ends now
         first.wait()
     with only_driver(tmp_path / "tiny", "second"):
         pass
@@ -58,14 +58,14 @@ def test_a_killed_driver_leaves_the_experiment_free(tmp_path: Path) -> None:
             pass
 
 
-def test_an_owner_that_is_just_being_written_is_told_without_its_name(tmp_path: Path) -> None:
+def test_a_driver_whose_facts_are_just_being_written_is_not_named(tmp_path: Path) -> None:
     with driver(tmp_path):
         (tmp_path / "driver.json").write_text('{"search": "fi')
         with pytest.raises(SearchError, match="another driver is running a search in"), only_driver(tmp_path, "second"):
             pytest.fail("two drivers")
 
 
-def test_a_storage_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+def test_a_storage_that_cannot_be_written_is_an_error_of_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     refused = pytest.raises(SearchError, match=r"cannot be written .*; choose another --storage")
     with refused, only_driver(tmp_path / "file" / "tiny", "s"):

@@ -1,4 +1,4 @@
-"""Shards, searches and exports on a server that speaks S3: the same protocol and drivers as on a cluster."""
+"""Shards, searches and exports on an S3 server, with the protocol and the drivers of a cluster."""
 
 import json
 import pickle
@@ -59,10 +59,10 @@ def test_a_search_in_a_bucket_is_found_scored_and_exported(
     assert {path.name for path in tmp_path.iterdir()} == {"predictions.csv", "embeddings.parquet"}
 
 
-def test_a_killed_search_in_a_bucket_goes_on_and_its_model_is_used_from_there(
+def test_a_killed_search_in_a_bucket_is_resumed_and_its_model_is_used_from_there(
     s3: str, workplace: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Shards, searches and exports in a bucket; nothing but the decoded shards on this machine."""
+    """Shards, searches and exports are in a bucket; only the decoded shards are on this machine."""
     sample.write_splits(
         workplace.folder / "shards",
         num_videos={"train": 300, "validate": 100},
@@ -91,7 +91,7 @@ def test_a_killed_search_in_a_bucket_goes_on_and_its_model_is_used_from_there(
     search = journal.read(directory)
     assert search.ended == "planned" and len(search.finished) == 3
     assert [list(trial.reports) for trial in search.trials.values()] == 3 * [list(range(1, 13))]
-    assert {path.name for path in directory.parent.glob("*")} == {directory.name}  # the lease is given back
+    assert {path.name for path in directory.parent.glob("*")} == {directory.name}  # the lease is removed
     assert (directory / "ray.log").exists() and not (directory / "tune").exists()
     assert not [path for path in directory.glob("trials/*/*/training.pt")]
     assert not (workplace.folder / "storage").exists()
@@ -161,7 +161,7 @@ def test_a_worker_stores_and_finds_its_checkpoints_in_the_bucket(
     assert len(read) == 1 and read[0][1] == b"weights"
 
 
-def test_an_export_that_was_cut_short_is_no_model(s3: str, exported: Path, tmp_path: Path) -> None:
+def test_an_incomplete_export_is_not_loaded(s3: str, exported: Path, tmp_path: Path) -> None:
     import torch
 
     folder = place(f"{s3}/model", "MODEL_DIR")
@@ -175,7 +175,7 @@ def test_an_export_that_was_cut_short_is_no_model(s3: str, exported: Path, tmp_p
         load_model(folder, torch.device("cpu"))
 
 
-def test_what_is_printed_is_added_to_the_log_of_the_drivers_before(s3: str) -> None:
+def test_the_log_of_a_driver_is_appended_to_that_of_the_drivers_before(s3: str) -> None:
     log = UPath(f"{s3}/search/ray.log")
     for line in ("first\n", "second\n"):
         with at(log).buffered() as local:
@@ -185,7 +185,7 @@ def test_what_is_printed_is_added_to_the_log_of_the_drivers_before(s3: str) -> N
     assert not log.exists()
 
 
-def test_a_bucket_that_is_not_there_is_told_before_anything_runs(s3: str, workplace: Workplace) -> None:
+def test_a_missing_bucket_is_an_error_before_anything_runs(s3: str, workplace: Workplace) -> None:
     for command in ((), ("--resume",)):
         code, printed = workplace.run("--storage", f"{s3}-missing/x", *command)
         assert code == 2 and printed == f"--storage {s3}-missing/x: The specified bucket does not exist\n"
@@ -193,7 +193,7 @@ def test_a_bucket_that_is_not_there_is_told_before_anything_runs(s3: str, workpl
     assert evaluated.returncode == 2 and f"{s3}/nothing: no exported model" in evaluated.stderr
 
 
-def test_a_server_that_does_not_answer_is_told(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_does_not_answer_is_an_error(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import s3fs
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
@@ -202,7 +202,7 @@ def test_a_server_that_does_not_answer_is_told(s3: str, monkeypatch: pytest.Monk
         storage_place("s3://bucket", None)
 
 
-def test_a_place_that_nobody_may_write_is_told(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_place_without_write_permission_is_an_error(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = place(f"{s3}/searches", "--storage")
     monkeypatch.setattr(folder.fs, "pipe_file", _denied)
     with pytest.raises(ConfigError, match=f"{s3}/searches: Access Denied"), only_driver(folder, "s"):
@@ -213,7 +213,7 @@ def _denied(*arguments: object, **options: object) -> None:
     raise PermissionError(13, "Access Denied")
 
 
-def test_shards_in_a_bucket_are_decoded_by_several_processes_and_their_faults_told(
+def test_shards_in_a_bucket_are_decoded_by_several_processes_and_their_faults_named(
     s3: str, finished_search: "FinishedSearch", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload(finished_search.folder / "shards", f"{s3}/shards")
@@ -223,7 +223,7 @@ def test_shards_in_a_bucket_are_decoded_by_several_processes_and_their_faults_to
     assert cache.fingerprint == finished_search.data.train.fingerprint
 
     (UPath(f"{s3}/shards") / "train0003.tfrecord").write_bytes(b"not one")
-    assert len(find_shards(f"{s3}/shards/train*")) == 4  # no listing is kept
+    assert len(find_shards(f"{s3}/shards/train*")) == 4  # no listing is cached
     with pytest.raises(ShardError, match=f"{s3}/shards/none: cannot be read"):
         count_records(f"{s3}/shards/none")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")

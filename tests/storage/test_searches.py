@@ -12,7 +12,7 @@ LOCALTIME = time.localtime
 
 
 def begin(storage: Path, experiment: str, name: str) -> None:
-    """A search that has begun: its journal has a line."""
+    """Create the folder of a search whose journal has a line."""
     (storage / experiment / name).mkdir(parents=True)
     (storage / experiment / name / "journal.jsonl").write_text("{}\n")
 
@@ -23,7 +23,9 @@ def test_searches_are_listed_oldest_first(tmp_path: Path) -> None:
     assert [path.name[:8] for path in searches.folders(tmp_path, "tiny")] == ["20250102", "20260101", "20260102"]
 
 
-def test_a_clock_set_back_makes_no_search_an_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_search_sorts_last_even_if_the_clock_was_set_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def begin() -> str:
         name = searches.new_id(tmp_path)
         (tmp_path / "tiny" / name).mkdir(parents=True)
@@ -42,7 +44,7 @@ def test_a_clock_set_back_makes_no_search_an_old_one(tmp_path: Path, monkeypatch
     assert searches.new_id(tmp_path).startswith("20260304-050707")
 
 
-def test_a_search_is_found_by_its_names_and_without_any_it_is_the_newest(tmp_path: Path) -> None:
+def test_a_search_is_found_by_its_names_and_the_newest_one_without_them(tmp_path: Path) -> None:
     begin(tmp_path, "tiny", "20260102-030405-0001")
     tiny = tmp_path / "tiny" / "20260102-030405-0001"
     begin(tmp_path, "alpha", "20260101-000000-0001")

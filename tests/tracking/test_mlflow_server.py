@@ -69,7 +69,7 @@ def begin(uri: str, name: str) -> Tracker:
 
 
 def runs(server: Server, name: str) -> tuple[Run, list[Run]]:
-    """The one parent, and its children by trial."""
+    """The parent run, and the runs of the trials, sorted by trial."""
     client = mlflow.MlflowClient(server.uri)
     found = client.search_runs([client.get_experiment_by_name(name).experiment_id])
     (parent,) = (run for run in found if PARENT_TAG not in run.data.tags)
@@ -100,7 +100,7 @@ def test_an_answer_that_is_lost_makes_nothing_twice(server: Server) -> None:
     tracker.log_data(name="train", fingerprint="f" * 40, source="train*", num_videos=3, schema="rgb: 4")
     for history in (trial(0), trial(1)):
         train(tracker, history, range(1, 4))
-        network.lose_next |= {"/runs/create", "/runs/log-batch"}  # once more, in the middle
+        network.lose_next |= {"/runs/create", "/runs/log-batch"}  # lose these answers again, later in the search
         finish(tracker, history)
     tracker.log_winner(
         metrics={"best/validate/gap": 0.5},
@@ -172,7 +172,7 @@ def test_a_server_killed_for_a_while_gets_everything_once_and_in_order(server: S
     assert [steps(server, child) for child in children] == [[1, 2, 3]] * 3
     best = mlflow.MlflowClient(server.uri).get_metric_history(parent.info.run_id, "gap_best")
     at = {metric.step: metric.timestamp for metric in best}
-    assert len(best) == 3 and at[2] <= at[3] <= at[1]  # in the order that they ended; some in the same millisecond
+    assert len(best) == 3 and at[2] <= at[3] <= at[1]  # in the order in which they ended; some in the same millisecond
 
 
 def test_what_a_server_never_got_is_told_by_the_next_driver(server: Server) -> None:
@@ -189,7 +189,7 @@ def test_what_a_server_never_got_is_told_by_the_next_driver(server: Server) -> N
         assert tracker.close(patience=0.5, say=said.append) == 3
     finally:
         server.start()
-    assert runs(server, name)[0].info.status == "RUNNING"  # it could not be told
+    assert runs(server, name)[0].info.status == "RUNNING"  # the server was away
 
     again = begin(server.uri, name)
     train(again, trial(0), range(1, 4))
@@ -214,7 +214,7 @@ def test_the_database_password_is_in_no_log_and_no_list_of_processes(server: Ser
 
 
 def subtree(process: subprocess.Popen[str]) -> str:
-    """The command lines of a driver and all that it started."""
+    """The command lines of a driver and of the processes that it started."""
     psutil = pytest.importorskip("psutil")
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     return "\n".join(" ".join(member.cmdline()) for member in family)
@@ -246,12 +246,12 @@ def test_a_search_outlives_its_server_and_a_resume_tells_it_the_rest(
         assert journal.read(directory).ended == "planned"
 
         code, printed = workplace.run("tiny", "--resume", output="away.txt")
-        assert code == 2 and "MLflow at" in printed  # still away: nothing has changed
+        assert code == 2 and "MLflow at" in printed  # the server is still away
         server.start()
         code, printed = workplace.run("tiny", "--resume", output="resumed.txt")
         assert code == 0 and "0 of 2 trials to run" in printed, printed
         code, printed = workplace.run("tiny", "--resume", output="again.txt")
-        assert code == 2 and "has ended" in printed  # there is nothing left to tell
+        assert code == 2 and "has ended" in printed  # nothing is left to write
         parent, children = runs(server, "tiny")
         assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
         assert [sorted(steps(server, child)) for child in children] == [list(range(1, 13))] * 2

@@ -1,4 +1,4 @@
-"""Writes are delivered in order, each once; what is given up leaves no gap before it."""
+"""Writes are delivered in order, each once; after a write that is given up, none is delivered."""
 
 import _thread
 import logging
@@ -12,7 +12,7 @@ from tuner.tracking.outbox import Outbox
 
 
 class Server:
-    """Notes what it is told; away, it raises."""
+    """A server that keeps what it receives, and raises while it is away."""
 
     def __init__(self) -> None:
         self.told: list[int] = []
@@ -45,7 +45,7 @@ def server() -> Server:
     return Server()
 
 
-def test_what_waits_is_delivered_in_order(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+def test_waiting_writes_are_delivered_in_order(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     box = server.outbox()
     server.away = True
     for number in range(5):
@@ -57,7 +57,7 @@ def test_what_waits_is_delivered_in_order(server: Server, caplog: pytest.LogCapt
     assert "hunter2" not in caplog.text
 
 
-def test_a_refusal_is_told_without_secrets_and_the_rest_goes_on(
+def test_a_refusal_is_logged_without_secrets_and_the_rest_is_delivered(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     box = server.outbox()
@@ -69,7 +69,7 @@ def test_a_refusal_is_told_without_secrets_and_the_rest_goes_on(
     assert "refused" in caplog.text and "hunter2" not in caplog.text
 
 
-def test_a_write_that_fails_for_ever_while_the_server_answers_holds_nobody_up(server: Server) -> None:
+def test_a_write_that_always_fails_while_the_server_answers_counts_as_refused(server: Server) -> None:
     box = server.outbox()
     box.put(server.write(0, ConnectionError("always")))
     box.put(server.write(1))
@@ -77,7 +77,7 @@ def test_a_write_that_fails_for_ever_while_the_server_answers_holds_nobody_up(se
     assert server.told == [1] and box.refused == ["always"]
 
 
-def test_patience_ends_and_nothing_is_delivered_after_what_was_not(server: Server) -> None:
+def test_patience_ends_and_nothing_is_delivered_after_a_write_that_was_given_up(server: Server) -> None:
     box = server.outbox()
     box.put(server.write(0))
     server_is_told(server, 1)
@@ -88,14 +88,14 @@ def test_patience_ends_and_nothing_is_delivered_after_what_was_not(server: Serve
     assert server.told == [0]
 
 
-def test_more_than_fits_is_left_to_a_resume_and_what_must_be_closed_is(
+def test_writes_beyond_the_limit_are_left_to_a_resume_and_last_writes_are_delivered(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox, "MOST_WAITING", 3)
+    monkeypatch.setattr(outbox, "MAX_WAITING", 3)
     server.away = True
     box = server.outbox()
     box.put(server.write(0))
-    assert server.asked.wait(10)  # it is out of the queue now, and being tried
+    assert server.asked.wait(10)  # it has left the queue and is being delivered
     for number in range(1, 6):
         box.put(server.write(number))
     box.put_last(server.write(99))

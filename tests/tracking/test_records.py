@@ -1,4 +1,4 @@
-"""What of a report, a trial and a search MLflow records."""
+"""What MLflow records of reports, trials and searches."""
 
 from tuner.storage.journal import TrialHistory
 from tuner.tracking.records import MAX_ERROR, METRICS, outcome_tags, recorded_metrics, winner_metrics

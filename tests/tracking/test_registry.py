@@ -23,7 +23,11 @@ def test_the_winner_is_a_registered_model_without_pickle(
     model = finished_search.load_best()
     example = np.asarray(finished_search.data.validate.features_ND[:2], np.float32)
     tracker = start()
-    for best in ("s-1-0001", "s-1-0000", "s-1-0000"):  # of an extended search: the newest is the best, and told again
+    for best in (
+        "s-1-0001",
+        "s-1-0000",
+        "s-1-0000",
+    ):  # extended, and then resumed
         tracker.log_winner(
             metrics={"best/validate/gap": 0.5},
             tags={"best_trial": best},
@@ -54,7 +58,7 @@ def test_the_winner_is_a_registered_model_without_pickle(
         torch.testing.assert_close(loaded(videos_ND), model(videos_ND), rtol=1e-5, atol=1e-5)
 
 
-def test_a_model_that_was_left_half_logged_is_gone_on_with(
+def test_a_model_whose_upload_was_interrupted_is_completed(
     uri: str, start: Start, runs: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload, failures = mlflow.MlflowClient.log_model_artifacts, [ConnectionError("away"), ConnectionError("away")]

@@ -1,4 +1,4 @@
-"""What MLflow holds of a search: a real SQLite store, and one that fails for a while."""
+"""What MLflow has of a search, in a real SQLite store that fails for a while in some tests."""
 
 import os
 from collections.abc import Callable
@@ -58,7 +58,7 @@ def steps(uri: str, run: Run, key: str) -> list[tuple[int, float]]:
 
 
 class FlakyClient:
-    """MLflow's client, whose store is away for the next `failures` calls of a kind."""
+    """MLflow's client, of which the next `failures` calls of a method raise an error."""
 
     def __init__(self, client: Any, method: str, failures: int, error: Exception) -> None:
         self.client, self.method, self.failures, self.error = client, method, failures, error
@@ -102,7 +102,7 @@ def test_a_search_is_a_parent_with_a_child_for_each_trial(uri: str, start: Start
     assert steps(uri, parent, "gap_best") == [(1, 0.5), (2, 0.5)]
 
 
-def test_a_search_that_goes_on_finds_its_runs_and_logs_no_epoch_twice(uri: str, start: Start, runs: Any) -> None:
+def test_a_resumed_search_finds_its_runs_and_logs_no_epoch_twice(uri: str, start: Start, runs: Any) -> None:
     first = start()
     train(first, trial(0), range(1, 3))
     first.suspend_trials()
@@ -112,7 +112,7 @@ def test_a_search_that_goes_on_finds_its_runs_and_logs_no_epoch_twice(uri: str, 
     assert {run.info.status for run in (parent, *children.values())} == {"KILLED"}
 
     second = start()
-    train(second, trial(0), range(1, 4))  # a resumed trial tells all of its epochs once more
+    train(second, trial(0), range(1, 4))  # a resumed trial reports all of its epochs again
     finish(second, trial(0))
     second.end_search("FINISHED")
     assert second.close() == 0
@@ -123,7 +123,7 @@ def test_a_search_that_goes_on_finds_its_runs_and_logs_no_epoch_twice(uri: str, 
     assert steps(uri, found["s-1-0000"], "loss_train") == [(epoch, 5.0 / epoch) for epoch in (1, 2, 3)]
 
 
-def test_an_extended_search_goes_on_in_its_run(start: Start, runs: Any) -> None:
+def test_an_extended_search_continues_its_run(start: Start, runs: Any) -> None:
     first = start(params={"trials": 3})
     first.end_search("FINISHED")
     assert first.close() == 0
@@ -133,7 +133,7 @@ def test_an_extended_search_goes_on_in_its_run(start: Start, runs: Any) -> None:
     assert runs()[0].info.status == "FINISHED"
 
 
-def test_every_end_of_a_trial_is_told(start: Start, runs: Any) -> None:
+def test_every_way_a_trial_can_end_is_recorded(start: Start, runs: Any) -> None:
     tracker = start()
     ends = [
         trial(0),
@@ -162,7 +162,7 @@ def test_every_end_of_a_trial_is_told(start: Start, runs: Any) -> None:
     ids=["locked", "away"],
 )
 @pytest.mark.parametrize("method", ["create_run", "log_batch", "set_terminated"])
-def test_a_store_that_is_away_for_a_while_gets_everything_once(
+def test_a_store_that_is_away_for_a_while_gets_every_write_once(
     uri: str, start: Start, runs: Any, method: str, error: Exception
 ) -> None:
     tracker = start()
@@ -177,18 +177,18 @@ def test_a_store_that_is_away_for_a_while_gets_everything_once(
     tracker.client = tracker.client.client
 
 
-def test_a_slow_store_holds_nobody_up(start: Start) -> None:
+def test_a_slow_store_delays_nothing(start: Start) -> None:
     tracker = start()
     client = tracker.client
     tracker.client = FlakyClient(client, "log_batch", 10**9, ConnectionError("away"))
-    train(tracker, trial(0), range(1, 50))  # returns, though nothing can be written
+    train(tracker, trial(0), range(1, 50))  # returns at once although nothing can be written
     tracker.client.failures = 0
     finish(tracker, trial(0))
     assert tracker.close() == 0
     tracker.client = client
 
 
-def test_a_store_that_stays_away_costs_patience_and_no_more(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_stays_away_costs_only_the_patience(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox, "PATIENCE_SECONDS", 0.2)
     tracker = start()
     client = tracker.client
@@ -198,13 +198,13 @@ def test_a_store_that_stays_away_costs_patience_and_no_more(start: Start, monkey
     tracker.client = client
 
 
-def test_what_mlflow_refuses_for_good_is_told_and_the_rest_is_written(uri: str, start: Start, runs: Any) -> None:
+def test_a_write_that_mlflow_refuses_is_named_and_the_rest_is_written(uri: str, start: Start, runs: Any) -> None:
     tracker = start()
     train(tracker, trial(0), range(1, 2))
     tracker.report("s-1-0000", 2, {"no such: key!*": 1.0}, {"host": "h"})
     tracker.report("s-1-0000", 3, metrics(3), {"host": "h"})
     finish(tracker, trial(0))
-    assert tracker.close() == 0  # nothing that could still be delivered
+    assert tracker.close() == 0  # nothing is left to deliver
     assert len(tracker.refused) == 1 and "no such: key" in tracker.refused[0]
     _, children = runs()
     assert steps(uri, children["s-1-0000"], "gap") == [(1, 0.1), (3, 0.3)]
@@ -231,7 +231,9 @@ def test_the_data_is_logged_as_datasets(start: Start, runs: Any) -> None:
     assert {i.dataset.digest for i in inputs} == {("0123456789abcdef" * 4)[:36]}
 
 
-def test_a_server_that_does_not_answer_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_mlflow_that_cannot_be_reached_is_an_error_of_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("no database")
     with pytest.raises(SearchError) as told:
         Tracker(f"sqlite:///{tmp_path / 'file'}/mlflow.db", "tiny", {})
@@ -253,7 +255,7 @@ def test_a_trial_is_found_by_its_run(uri: str, start: Start, runs: Any, finished
     assert number == 1 and values == finished_search.best.values
 
 
-def test_looking_for_a_trial_makes_no_database(tmp_path: Path) -> None:
+def test_looking_for_a_trial_creates_no_database(tmp_path: Path) -> None:
     assert trial_of_run("0" * 32, f"sqlite:///{tmp_path / 'mlflow.db'}") is None
     assert not list(tmp_path.iterdir())
 
@@ -272,7 +274,7 @@ def test_more_runs_than_a_page_holds_are_all_found(
 
 def test_credentials_of_a_server_are_in_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
-        monkeypatch.setenv(name, "-")  # put back after the test
+        monkeypatch.setenv(name, "-")  # so that the test restores them at its end
     with pytest.raises(SearchError) as told:
         Tracker("http://user:hunter%402@127.0.0.1:1", "tiny", {})
     assert "MLflow at http://127.0.0.1:1: " in str(told.value) and "hunter" not in str(told.value)
@@ -299,5 +301,5 @@ def test_credentials_of_a_server_are_in_no_message(monkeypatch: pytest.MonkeyPat
     ],
     ids=str,
 )
-def test_what_may_pass_is_tried_again_and_a_refusal_is_not(error: Exception, passing: bool) -> None:
+def test_transient_errors_are_told_from_refusals(error: Exception, passing: bool) -> None:
     assert _is_transient(error) is passing

@@ -1,8 +1,8 @@
-"""What is still to be told to a server that may be away: one thread tells it, in order.
+"""Writes to a server that may be away for a while: one thread delivers them, in order.
 
-A write that may succeed later is tried until it does; while it waits, so do those behind it. At the end patience is
-limited, and from the first write that was not delivered on nothing is: what the server has is then a beginning without
-gaps, which a resumed search goes on from.
+A write that failed and may succeed later is repeated until it does; the writes behind it wait. `close` limits the wait.
+After the first write that is given up, no further one is delivered, so that the runs have no gaps and a resumed search
+can continue them.
 """
 
 import logging
@@ -15,61 +15,64 @@ from collections.abc import Callable
 from tuner.redact import redacted
 
 RETRY_SECONDS = 2.0  # between two attempts at a write
-# Seconds without success, once nothing more will come, until the rest is given up.
-PATIENCE_SECONDS = 120.0
-# A write that failed this often, and each time the server answered another question after it, will never be taken.
-MOST_FAILURES = 30
-# What waits at the most: 1.5 kB a report. An hour of a thousand trials that report every 20 seconds.
-MOST_WAITING = 200_000
-NOTICE_SECONDS = 15.0  # of waiting at the end, until the user is told why
+PATIENCE_SECONDS = 120.0  # seconds without success, after `close`, until the rest is given up
+# A write that failed so often although the server answered another request after each failure counts as refused.
+MAX_FAILURES = 30
+# Waiting writes; a report takes 1.5 kB. So many come from a thousand trials that report every 20 seconds in an hour.
+MAX_WAITING = 200_000
+NOTICE_SECONDS = 15.0  # that `close` waits before it says why
 
 Write = Callable[[], None]
 _log = logging.getLogger(__name__)
 
 
 class Outbox:
-    """Delivers writes on a thread of its own; `put` never waits."""
+    """Delivers writes on its own thread; `put` returns at once."""
 
-    def __init__(self, is_passing: Callable[[Exception], bool], answers: Callable[[], bool]) -> None:
+    def __init__(self, is_transient: Callable[[Exception], bool], answers: Callable[[], bool]) -> None:
         """Start the thread.
 
         Args:
-            is_passing: whether the write that raised this may succeed later.
-            answers: whether the server can be asked something now.
+            is_transient: whether a write that raised this error may succeed later.
+            answers: whether the server answers a request now.
         """
-        self._is_passing, self._answers = is_passing, answers
+        self._is_transient, self._answers = is_transient, answers
         self._waiting: queue.SimpleQueue[Write | None] = queue.SimpleQueue()
         self._given_up = threading.Event()
         self._closing_since: float | None = None
         self._last_success = 0.0
-        self.undelivered = 0  # writes that the server did not get and may get from a resumed search
-        self.refused: list[str] = []  # what it said to those that it will never take
+        self.undelivered = 0  # number of writes given up, which a resumed search may repeat
+        self.refused: list[str] = []  # the errors of the writes that the server refused for good
         self._thread = threading.Thread(target=self._deliver_all, name="mlflow-writer", daemon=True)
         self._thread.start()
 
     def put(self, write: Write) -> None:
         """Deliver `write` after all that were put before it."""
-        if self.undelivered or self._waiting.qsize() >= MOST_WAITING:
+        if self.undelivered or self._waiting.qsize() >= MAX_WAITING:
             self.undelivered += 1
         else:
             self._waiting.put(write)
 
     def put_last(self, write: Write) -> None:
-        """Deliver `write` even where some before it were given up, such as one that closes what is open."""
+        """Deliver `write` even if writes before it were given up, for example one that closes a run."""
         self._waiting.put(write)
 
     def close(self, patience: float = PATIENCE_SECONDS, say: Callable[[str], None] = _log.warning) -> int:
-        """Deliver what is left and stop; Ctrl-C ends the wait.
+        """Deliver the remaining writes and stop the thread; Ctrl-C ends the wait.
+
+        Args:
+            patience: seconds without success until the rest is given up.
+            say: prints a line about the wait, if it is long.
 
         Returns:
-            How many writes the server never got.
+            How many writes were given up.
         """
         self._patience, self._closing_since = patience, time.monotonic()
         self._waiting.put(None)
         try:
             self._thread.join(NOTICE_SECONDS)
             if self._thread.is_alive():
-                say(f"waiting for MLflow to take {self._waiting.qsize()} more writes; Ctrl-C ends the wait")
+                say(f"waiting for MLflow to accept {self._waiting.qsize()} more writes; Ctrl-C ends the wait")
                 self._thread.join()
         except KeyboardInterrupt:
             self._given_up.set()
@@ -83,25 +86,25 @@ class Outbox:
                 self.undelivered += 1
 
     def _deliver(self, write: Write) -> bool:
-        """Whether the server has taken the write, or will never; False when patience ends."""
-        told, failures = False, 0
+        """Deliver a write, or note that it is refused; False where it was given up."""
+        warned, failures = False, 0
         while True:
             try:
                 write()
                 self._last_success = time.monotonic()
                 return True
             except Exception as error:
-                # MLflow raises whatever its store raises. What is at stake is a record that the journal has as well,
-                # never the search.
-                passing = self._is_passing(error)
-                failures += passing and self._answers()
-                if not passing or failures >= MOST_FAILURES:
+                # MLflow passes on whatever its store raises. The write is lost at worst, and the journal has the same
+                # content; the search must not end.
+                transient = self._is_transient(error)
+                failures += transient and self._answers()
+                if not transient or failures >= MAX_FAILURES:
                     self.refused.append(redacted(str(error) or type(error).__name__))
                     _log.error("MLflow refused a write\n%s", redacted(traceback.format_exc()))
                     return True
-                if not told:
-                    _log.warning("MLflow does not take a write, which is tried again: %s", redacted(str(error)))
-                    told = True
+                if not warned:
+                    _log.warning("MLflow does not accept a write, which will be repeated: %s", redacted(str(error)))
+                    warned = True
                 if self._is_over() or self._given_up.wait(RETRY_SECONDS):
                     return False
 
