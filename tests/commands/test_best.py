@@ -5,14 +5,12 @@ import os
 import re
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.support.commands import refusal_of, run_command
 from tests.support.finished import FinishedSearch
-from tuner import best
-from tuner.cli import main
 from tuner.errors import NothingToExport
 from tuner.storage import journal
 from tuner.storage.journal import Journal
@@ -22,15 +20,12 @@ Printed = pytest.CaptureFixture[str]
 
 
 def told(capsys: Printed, *arguments: str | Path) -> str:
-    best.run([str(argument) for argument in arguments])
+    run_command("tuner.best", *arguments)
     return capsys.readouterr().out
 
 
 def refused(capsys: Printed, *arguments: str | Path) -> str:
-    assert main(partial(best.run, [str(argument) for argument in arguments])) == 2
-    printed = capsys.readouterr()
-    assert printed.err.count("\n") == 1 and not printed.out
-    return printed.err
+    return refusal_of(capsys, "tuner.best", *arguments)
 
 
 def add_search(storage: Path, experiment: str, id: str, *failures: str) -> None:

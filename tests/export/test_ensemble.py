@@ -5,7 +5,6 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,16 @@ from torch import Tensor, nn
 
 from data.batches import Batches
 from models.ensemble import Ensemble, mean_log_odds
+from tests.support.commands import exit_code_of, refusal_of, run_command
 from tests.support.finished import FAST, FinishedSearch
-from tuner import best, errors, evaluate, predict
-from tuner.cli import main
+from tuner.errors import ModelFolderError
 from tuner.export import ensemble, weighting
 from tuner.export.checkpoints import load_trial
 from tuner.export.ensemble import AssembledEnsemble, EnsembleOptions
 from tuner.export.loader import load_model
 from tuner.export.member_predictions import predict_members
 from tuner.export.weighting import MemberPredictions
+from tuner.inference.embed import encoder_of
 from tuner.storage.journal import Journal
 from tuner.training import evaluation
 from tuner.training.pipelines import train
@@ -270,7 +270,7 @@ def test_one_seed_for_all_is_one_sample_for_all_and_that_is_said(own: FinishedSe
 def folder(finished_search: FinishedSearch, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An ensemble of both trials; only to be read."""
     target = tmp_path_factory.mktemp("ensembles") / "two"
-    best.run([*of(finished_search), "--ensemble", "2", "--weights", "equal", "--export", str(target)])
+    run_command("tuner.best", *of(finished_search), "--ensemble", "2", "--weights", "equal", "--export", target)
     return target
 
 
@@ -280,22 +280,20 @@ def of(given: FinishedSearch) -> list[str]:
 
 
 def refused(capsys: Printed, *arguments: str) -> str:
-    capsys.readouterr()
-    assert main(partial(best.run, list(arguments))) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    return said
+    return refusal_of(capsys, "tuner.best", *arguments, prints_before=True)
 
 
 def test_the_folder_is_a_model_like_any_other(
     finished_search: FinishedSearch, exported: Path, folder: Path, tmp_path: Path, capsys: Printed
 ) -> None:
     assert {path.name for path in folder.iterdir()} == {path.name for path in exported.iterdir()}
-    evaluate.run([str(folder), "--data", finished_search.validate, "--device", "cpu"])
+    run_command("tuner.evaluate", folder, "--data", finished_search.validate, "--device", "cpu")
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["gap"] == json.loads((folder / "metrics.json").read_text())["validate"]["gap"]
     output = tmp_path / "out.csv"
-    predict.run([str(folder), "--data", finished_search.validate, "--output", str(output), "--device", "cpu"])
+    run_command(
+        "tuner.predict", str(folder), "--data", finished_search.validate, "--output", str(output), "--device", "cpu"
+    )
     assert len(output.read_text().splitlines()) == 151
 
 
@@ -348,7 +346,7 @@ def test_an_ensemble_takes_the_place_of_one_and_of_nothing_else(
     shutil.copytree(folder, copies[0])
     shutil.copytree(exported, copies[1])
     command = [*of(finished_search), "--ensemble", "1", "--export"]
-    best.run([*command, str(copies[0])])
+    run_command("tuner.best", *command, str(copies[0]))
     assert "replaced an earlier export of an ensemble of the same search" in capsys.readouterr().out
     assert len(load_model(copies[0], CPU).config["model"]["members"]) == 1
     said = refused(capsys, *command, str(copies[1]))
@@ -361,14 +359,14 @@ def test_without_export_there_is_a_table_alone(
     finished_search: FinishedSearch, tmp_path: Path, capsys: Printed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    best.run([*of(finished_search), "--ensemble", "2", "--weights", "equal"])
+    run_command("tuner.best", *of(finished_search), "--ensemble", "2", "--weights", "equal")
     printed = capsys.readouterr().out
     assert "trial 001    0.500" in printed and "over the best member" in printed and "next:" not in printed
     assert list(tmp_path.iterdir()) == []
 
 
 def test_how_the_weights_were_found_is_told(finished_search: FinishedSearch, capsys: Printed) -> None:
-    best.run([*of(finished_search), "--ensemble", "2"])
+    run_command("tuner.best", *of(finished_search), "--ensemble", "2")
     printed = capsys.readouterr().out
     assert "weights by greedy selection on the validation videos" in printed and "with equal weights 0." in printed
 
@@ -388,7 +386,7 @@ def test_the_weakest_members_are_dropped_until_it_fits_and_that_is_said(
     limit = sizes(finished_search)[1] - 0.001
     target = tmp_path / "small"
     command = [*of(finished_search), "--ensemble", "2", "--weights", "equal", "--export", str(target)]
-    best.run([*command, "--size-limit", f"{limit:.6f}"])
+    run_command("tuner.best", *command, "--size-limit", f"{limit:.6f}")
     assert re.search(r"2 members take .* MiB, more than .*: trial 000 \(GAP .*\) is dropped", capsys.readouterr().out)
     assert (target / "model.safetensors").stat().st_size <= limit * 2**20
     assert [one["number"] for one in load_model(target, CPU).config["model"]["members"]] == [1]
@@ -404,14 +402,14 @@ def test_half_the_size_is_asked_for_and_scored_as_it_is_stored(
 ) -> None:
     target = tmp_path / "half"
     command = [*of(finished_search), "--ensemble", "2", "--weights", "equal", "--half", "--export", str(target)]
-    best.run(command)
+    run_command("tuner.best", *command)
     stored = load_file(target / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values() if tensor.ndim == 2} == {torch.float16}
     assert {tensor.dtype for name, tensor in stored.items() if "variance" in name or "running_var" in name} == {
         torch.float32
     }
     capsys.readouterr()
-    evaluate.run([str(target), "--data", finished_search.validate, "--device", "cpu"])
+    run_command("tuner.evaluate", target, "--data", finished_search.validate, "--device", "cpu")
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["gap"] == json.loads((target / "metrics.json").read_text())["validate"]["gap"]
     assert "weight matrices are rounded to float16" in (target / "README.md").read_text()
@@ -439,9 +437,8 @@ def test_a_limit_that_not_even_one_member_keeps_is_refused(finished_search: Fini
 def test_what_makes_no_sense_is_refused(
     finished_search: FinishedSearch, capsys: Printed, arguments: list[str], told: str
 ) -> None:
-    with pytest.raises(SystemExit) as end:
-        best.run([*of(finished_search), *arguments])
-    assert end.value.code == 2 and told in capsys.readouterr().err
+    assert exit_code_of("tuner.best", *of(finished_search), *arguments) == 2
+    assert told in capsys.readouterr().err
 
 
 def test_bagging_without_bootstrap_samples_is_refused(finished_search: FinishedSearch, capsys: Printed) -> None:
@@ -450,7 +447,5 @@ def test_bagging_without_bootstrap_samples_is_refused(finished_search: FinishedS
 
 
 def test_an_ensemble_has_no_embeddings(folder: Path) -> None:
-    from tuner import embed
-
-    with pytest.raises(errors.ModelFolderError, match="kind ensemble has no encoder"):
-        embed.encoder_of(load_model(folder, CPU))
+    with pytest.raises(ModelFolderError, match="kind ensemble has no encoder"):
+        encoder_of(load_model(folder, CPU))

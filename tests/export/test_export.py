@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,17 @@ from safetensors.torch import load_file
 
 from data.batches import Batches
 from models import LinearConfig
-from tests.support.finished import NAMES, VOCABULARY, FinishedSearch
-from tuner import best, evaluate, predict
-from tuner.cli import main
+from tests.support.commands import refusal_of, run_command
+from tests.support.finished import NAMES, FinishedSearch
 from tuner.config import experiment as config
-from tuner.errors import ConfigError, ModelFolderError, NothingToExport, SearchError
+from tuner.errors import ModelFolderError, NothingToExport, SearchError
 from tuner.export import model_card, weights, writer
 from tuner.export.checkpoints import best_checkpoint, discard_training_states, keep_statistics
 from tuner.export.formats import Contents
 from tuner.export.loader import load_model
 from tuner.export.metadata import trial_yaml
 from tuner.storage.journal import TrialHistory
-from tuner.training import checkpoint, evaluation, vocabulary
+from tuner.training import checkpoint, evaluation
 from tuner.training.config import TrialConfig
 from tuner.training.dataset import open_dataset
 from tuner.training.pipelines import train
@@ -291,7 +289,7 @@ def test_where_the_best_trial_is_damaged_the_next_best_is_exported_and_that_is_s
     for path in (own.directory / "trials" / "trial-1").glob("*/model.safetensors"):
         flip(path)
     monkeypatch.chdir(own.folder)
-    best.run(["--storage", str(own.storage), "--export", str(tmp_path / "out")])
+    run_command("tuner.best", "--storage", str(own.storage), "--export", tmp_path / "out")
     told = capsys.readouterr().out
     assert "trial 001 of search" in told and "has no undamaged checkpoint" in told
     assert f"the next best trial is trial 000 with GAP {own.search.finished[1].score:.4f}" in told
@@ -360,15 +358,9 @@ def test_a_damaged_folder_is_told_in_one_sentence(
     folder = tmp_path / "model"
     shutil.copytree(exported, folder)
     damage(folder / name)
-    arguments = [str(folder), "--data", finished_search.validate]
-    for run in (
-        partial(evaluate.run, arguments),
-        partial(predict.run, [*arguments, "--output", str(tmp_path / "out.csv")]),
-    ):
-        assert main(run) == 2
-        printed = capsys.readouterr()
-        assert re.search(told, printed.err)
-        assert printed.err.count("\n") == 1 and not printed.out
+    arguments = (folder, "--data", finished_search.validate)
+    assert re.search(told, refusal_of(capsys, "tuner.evaluate", *arguments))
+    assert re.search(told, refusal_of(capsys, "tuner.predict", *arguments, "--output", tmp_path / "out.csv"))
     assert not (tmp_path / "out.csv").exists()
 
 
@@ -388,50 +380,6 @@ def test_weights_of_another_model_are_told(exported: Path, tmp_path: Path) -> No
     (tmp_path / "model" / "SHA256SUMS").write_text(re.sub(r"\w+(?=  config.json)", digest, sums))
     with pytest.raises(ModelFolderError, match="cannot build the model"):
         load_model(tmp_path / "model", CPU)
-
-
-# ------------------------------------------------------------------------------------------------- vocabulary
-
-
-def test_names_come_by_index_from_rows_in_any_order(tmp_path: Path) -> None:
-    import gzip
-
-    (tmp_path / "names.csv").write_text(VOCABULARY)
-    (tmp_path / "names.csv.gz").write_bytes(gzip.compress(VOCABULARY.encode("utf-8-sig")))
-    assert vocabulary.read(tmp_path / "names.csv", 12) == NAMES
-    assert vocabulary.read(tmp_path / "names.csv.gz", 12) == NAMES
-    vocabulary.write(tmp_path / "again.csv", NAMES)
-    assert vocabulary.read(tmp_path / "again.csv", 12) == NAMES
-
-
-@pytest.mark.parametrize(
-    ("content", "told"),
-    [
-        ("Index,Label\n0,a\n", "but Name is not among Index, Label"),
-        ("", "but Index and Name is not among none"),
-        ("Index,Name\n0,a\n2,c\n", "1 of 3 classes are missing; the first is 1"),
-        ("Index,Name\n0,a\n1,b\n3,c\n", r"names.csv:4: Index must be in \[0, 3\), but got '3'"),
-        ("Index,Name\n0,a\nx,b\n", r"names.csv:3: Index must be in \[0, 3\), but got 'x'"),
-        ("Index,Name\n0,a\n0,b\n", "names.csv:3: names class 0 twice"),
-        (b"Index,Name\n0,\xff\n", "cannot be read as a vocabulary"),
-    ],
-)
-def test_a_wrong_vocabulary_is_told(tmp_path: Path, content: str | bytes, told: str) -> None:
-    (tmp_path / "names.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ConfigError, match=told):
-        vocabulary.read(tmp_path / "names.csv", 3)
-
-
-def test_a_missing_or_torn_vocabulary_is_told(tmp_path: Path) -> None:
-    (tmp_path / "torn.csv.gz").write_bytes(b"\x1f\x8b\x08 and no more")
-    for name in ("nowhere.csv", "torn.csv.gz"):
-        with pytest.raises(ConfigError, match=f"{name}: cannot be read as a vocabulary"):
-            vocabulary.read(tmp_path / name, 3)
-
-
-def test_the_real_vocabulary_is_read(yt8m: Path) -> None:
-    names = vocabulary.read(yt8m / "vocabulary.csv.gz", 3862)
-    assert len(names) == 3862 and names[:4] == ["Game", "Video game", "Vehicle", "Concert"]
 
 
 def test_exports_are_readable_for_others(exported: Path) -> None:

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,11 @@ import models
 from data.cache.store import find_shards
 from data.tfrecord import read_examples
 from models import FeatureStatistics, FusedMLP, LogisticConfig
+from tests.support.commands import refusal_of, run_command
 from tests.support.finished import FinishedSearch, videos, write_shard
 from tests.support.workplace import PROJECT
-from tuner import embed
-from tuner.cli import main
 from tuner.export.loader import load_model
+from tuner.inference import embed
 from tuner.training.precision import autocast
 
 CPU = torch.device("cpu")
@@ -36,16 +35,13 @@ UNITS = 16  # of the finished search's encoder
 
 def run(exported: Path, output: Path, *more: str, data: str) -> pa.Table:
     """What the command line writes."""
-    embed.run([str(exported), "--data", data, "--output", str(output), "--device", "cpu", *more])
+    run_command("tuner.embed", exported, "--data", data, "--output", output, "--device", "cpu", *more)
     return parquet.read_table(output)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     """The one sentence that the command line says instead."""
-    assert main(partial(embed.run, [str(argument) for argument in arguments])) == 2
-    told = capsys.readouterr()
-    assert told.err.count("\n") == 1 and not told.out
-    return told.err
+    return refusal_of(capsys, "tuner.embed", *arguments)
 
 
 def matrix(table: pa.Table) -> np.ndarray:
@@ -184,8 +180,8 @@ def test_a_full_disk_is_told_and_leaves_no_half_file(
     finished_search: FinishedSearch, exported: Path, tmp_path: Path
 ) -> None:
     """A limit on the size of a file stands for it."""
-    program = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); import tuner.embed as e\n"
-    program += "sys.exit(e.main(e.run))"
+    program = "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+    program += "runpy.run_module('tuner.embed', run_name='__main__')"
     command = [sys.executable, "-c", program, str(exported), "--data", finished_search.validate, "--device", "cpu"]
     output = tmp_path / "out.parquet"
     done = subprocess.run(

@@ -2,7 +2,6 @@
 
 import csv
 import json
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,9 +9,8 @@ import torch
 from tfrecord.writer import TFRecordWriter
 
 from data.batches import Batches
+from tests.support.commands import refusal_of, run_command
 from tests.support.finished import FinishedSearch
-from tuner.cli import main
-from tuner.evaluate import run
 from tuner.inference import scorecard
 from tuner.training.evaluation import evaluate
 
@@ -44,7 +42,7 @@ def test_dropout_is_off_and_the_model_is_left_as_it_was(finished_search: Finishe
 def test_the_last_line_is_json_with_the_trial_s_own_metrics(
     finished_search: FinishedSearch, exported: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run([str(exported), "--data", finished_search.validate, "--device", "cpu"])
+    run_command("tuner.evaluate", exported, "--data", finished_search.validate, "--device", "cpu")
     *lines, last = capsys.readouterr().out.splitlines()
     metrics = json.loads(last)
     assert metrics.keys() == WHOLE
@@ -54,7 +52,9 @@ def test_the_last_line_is_json_with_the_trial_s_own_metrics(
 
 def test_the_classes_are_written_one_by_one(finished_search: FinishedSearch, exported: Path, tmp_path: Path) -> None:
     table = tmp_path / "classes.csv"
-    run([str(exported), "--data", finished_search.validate, "--device", "cpu", "--classes", str(table)])
+    run_command(
+        "tuner.evaluate", str(exported), "--data", finished_search.validate, "--device", "cpu", "--classes", str(table)
+    )
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     labels = finished_search.data.validate.label_indices
@@ -84,20 +84,18 @@ def test_bf16_ranks_nearly_alike(finished_search: FinishedSearch) -> None:
 
 def test_shards_without_videos_are_refused(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty.tfrecord").touch()
-    assert main(partial(run, [str(exported), "--data", str(tmp_path / "empty.tfrecord")])) == 2
-    assert "empty.tfrecord: the shards hold no video" in capsys.readouterr().err
+    told = refusal_of(capsys, "tuner.evaluate", exported, "--data", tmp_path / "empty.tfrecord")
+    assert "empty.tfrecord: the shards contain no video" in told
 
 
 def test_shards_without_labels_are_refused(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     writer = TFRecordWriter(str(tmp_path / "test.tfrecord"))
     writer.write({"id": (b"a", "byte"), "mean_rgb": ([0.0] * 24, "float"), "mean_audio": ([0.0] * 8, "float")})
     writer.close()
-    assert main(partial(run, [str(exported), "--data", str(tmp_path / "*.tfrecord")])) == 2
-    assert "test.tfrecord: record at byte 0, key 'labels': is missing" in capsys.readouterr().err
+    told = refusal_of(capsys, "tuner.evaluate", exported, "--data", tmp_path / "*.tfrecord")
+    assert "test.tfrecord: record at byte 0, key 'labels': is missing" in told
 
 
 def test_credentials_on_the_command_line_are_refused(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [str(exported), "--data", "s3://AKIA:hunter2@bucket/validate*"]
-    assert main(partial(run, arguments)) == 2
-    said = capsys.readouterr().err
+    said = refusal_of(capsys, "tuner.evaluate", exported, "--data", "s3://AKIA:hunter2@bucket/validate*")
     assert said.startswith("--data: s3://***@bucket/validate* holds credentials") and "hunter2" not in said

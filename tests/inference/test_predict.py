@@ -4,7 +4,6 @@ import csv
 import gzip
 import re
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +16,10 @@ from hypothesis.extra.numpy import arrays
 from data.cache.store import find_shards
 from data.tfrecord.shards import decode_shard
 from models.metrics import metrics
+from tests.support.commands import exit_code_of, refusal_of, run_command
 from tests.support.finished import FinishedSearch, videos, write_shard
-from tuner import predict
-from tuner.cli import main
 from tuner.export.loader import load_model
+from tuner.inference.ranking import best_classes
 
 CPU = torch.device("cpu")
 
@@ -28,7 +27,7 @@ CPU = torch.device("cpu")
 def run(exported: Path, output: Path, *more: str, data: str | Sequence[str]) -> list[list[str]]:
     """The rows of the csv that the command line writes, without their header."""
     patterns = [data] if isinstance(data, str) else data
-    predict.run([str(exported), "--data", *patterns, "--output", str(output), "--device", "cpu", *more])
+    run_command("tuner.predict", exported, "--data", *patterns, "--output", output, "--device", "cpu", *more)
     content = output.read_bytes()
     text = (gzip.decompress(content) if output.suffix == ".gz" else content).decode()
     header, *rows = csv.reader(text.splitlines())
@@ -93,7 +92,7 @@ def test_labels_are_not_needed(exported: Path, tmp_path: Path) -> None:
 def test_ids_are_escaped_where_a_csv_wants_it(exported: Path, tmp_path: Path) -> None:
     ids = [b"a,b", b'say "hi"', b" ", "\u00e9".encode(), b"\xff\xfe"]
     shard = write_shard(tmp_path / "a.tfrecord", videos(*ids))
-    predict.run([str(exported), "--data", shard, "--output", str(tmp_path / "out.csv")])
+    run_command("tuner.predict", exported, "--data", shard, "--output", tmp_path / "out.csv")
     with (tmp_path / "out.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         assert [row[0].encode(errors="surrogateescape") for row in list(csv.reader(file))[1:]] == ids
     assert b'\n"a,b",' in (tmp_path / "out.csv").read_bytes()
@@ -142,7 +141,7 @@ def test_a_name_that_ends_in_gz_is_compressed(finished_search: FinishedSearch, e
     st.integers(1, 40),
 )
 def test_the_best_classes_are_those_of_a_stable_sort(logits_BC: np.ndarray, top_k: int) -> None:
-    classes_BK, probabilities_BK = predict.best_classes(torch.from_numpy(logits_BC), top_k)
+    classes_BK, probabilities_BK = best_classes(torch.from_numpy(logits_BC), top_k)
     expected = np.argsort(-logits_BC, axis=1, kind="stable")[:, :top_k]
     np.testing.assert_array_equal(classes_BK.numpy(), expected)
     with np.errstate(over="ignore"):
@@ -151,32 +150,30 @@ def test_the_best_classes_are_those_of_a_stable_sort(logits_BC: np.ndarray, top_
 
 
 def test_equal_logits_of_bf16_go_to_the_lower_class() -> None:
-    classes_BK, _ = predict.best_classes(torch.ones(1, 100, dtype=torch.bfloat16), 3)
+    classes_BK, _ = best_classes(torch.ones(1, 100, dtype=torch.bfloat16), 3)
     assert classes_BK.tolist() == [[0, 1, 2]]
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--classes", "ids.csv"], "--classes belongs to --segments"),
-        (["--per-class", "5"], "--per-class belongs to --segments"),
-        (["--segments", "--top-k", "5"], "--segments are ranked for each class into a csv"),
+        (["--classes", "ids.csv"], "--classes needs --segments"),
+        (["--per-class", "5"], "--per-class needs --segments"),
+        (["--segments", "--top-k", "5"], "--segments writes a csv of segments for each class"),
         (["--segments", "--per-class", "0"], "must be a whole number, at least 1, but got '0'"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(
     exported: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
 ) -> None:
-    with pytest.raises(SystemExit) as end:
-        predict.run([str(exported), "--data", "x", "--output", "out.csv", *arguments])
-    assert end.value.code == 2 and told in capsys.readouterr().err
+    assert exit_code_of("tuner.predict", exported, "--data", "x", "--output", "out.csv", *arguments) == 2
+    assert told in capsys.readouterr().err
 
 
 def test_features_of_whole_videos_have_no_segments(
     exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shard = write_shard(tmp_path / "a.tfrecord", videos(b"one"))
-    command = [str(exported), "--data", shard, "--output", str(tmp_path / "s.csv"), "--segments"]
-    assert main(partial(predict.run, command)) == 2
-    assert "--segments: the model takes features of whole videos" in capsys.readouterr().err
+    command = (exported, "--data", shard, "--output", tmp_path / "s.csv", "--segments")
+    assert "--segments: the model takes features of whole videos" in refusal_of(capsys, "tuner.predict", *command)
     assert [path.name for path in tmp_path.iterdir()] == ["a.tfrecord"]

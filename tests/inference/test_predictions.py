@@ -3,16 +3,14 @@
 import gzip
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from models.metrics import metrics
+from tests.support.commands import exit_code_of, refusal_of, run_command
 from tests.support.finished import FinishedSearch
-from tuner import evaluate, predict
-from tuner.cli import main
 from tuner.errors import ConfigError
 from tuner.inference import predictions
 from tuner.inference.predictions import Labels
@@ -134,7 +132,16 @@ def test_videos_are_looked_up_in_any_order(tmp_path: Path) -> None:
 def test_what_is_written_is_what_is_read(finished_search: FinishedSearch, exported: Path, tmp_path: Path) -> None:
     for name in ("p.csv", "p.csv.gz"):
         output = tmp_path / name
-        predict.run([str(exported), "--data", finished_search.validate, "--output", str(output), "--device", "cpu"])
+        run_command(
+            "tuner.predict",
+            str(exported),
+            "--data",
+            finished_search.validate,
+            "--output",
+            str(output),
+            "--device",
+            "cpu",
+        )
     plain, compressed = (predictions.read(tmp_path / name) for name in ("p.csv", "p.csv.gz"))
     assert plain.rows == compressed.rows and set(plain.rows) == set(finished_search.data.validate.ids.tolist())
     assert np.array_equal(plain.probabilities, compressed.probabilities) and len(plain.classes) == 150 * 12
@@ -144,13 +151,13 @@ def test_what_is_written_is_what_is_read(finished_search: FinishedSearch, export
     ("lines", "told"),
     [
         (["v0,1 0.5 2"], "p.csv:2: the last class, 2, has no probability: the line is cut short"),
-        (["v0,1 0.5", "v1,1 x"], "p.csv:3: must list a class and its probability by turns"),
-        (["v0,1.5 0.5"], "p.csv:2: must list a class and its probability by turns"),
-        (["v0,1 1.5"], "p.csv:2: a class is 0 or more and a probability in [0, 1], but got '1 1.5'"),
-        (["v0,1 nan"], "p.csv:2: a class is 0 or more and a probability in [0, 1]"),
-        (["v0,-1 0.5"], "p.csv:2: a class is 0 or more"),
+        (["v0,1 0.5", "v1,1 x"], "p.csv:3: must list pairs of a class and its probability"),
+        (["v0,1.5 0.5"], "p.csv:2: must list pairs of a class and its probability"),
+        (["v0,1 1.5"], "p.csv:2: a class must be 0 or more and a probability in [0, 1], but got '1 1.5'"),
+        (["v0,1 nan"], "p.csv:2: a class must be 0 or more and a probability in [0, 1]"),
+        (["v0,-1 0.5"], "p.csv:2: a class must be 0 or more"),
         (["v0,1 0.5 1 0.4"], "p.csv:2: a class is listed twice for video v0"),
-        (["v0,1 0.5", "v0,1 0.5"], "p.csv:3: video v0 comes a second time"),
+        (["v0,1 0.5", "v0,1 0.5"], "p.csv:3: video v0 is listed a second time"),
         (["v0,1 0.5,7"], "p.csv:2: must have 2 fields, but got 3"),
     ],
 )
@@ -178,7 +185,7 @@ def written(finished_search: FinishedSearch, exported: Path, tmp_path_factory: p
     """What tuner.predict writes of the validation videos, five classes each."""
     output = tmp_path_factory.mktemp("predictions") / "stored.csv"
     command = [str(exported), "--data", finished_search.validate, "--output", str(output), "--top-k", "5"]
-    predict.run([*command, "--device", "cpu"])
+    run_command("tuner.predict", *command, "--device", "cpu")
     return output.read_text()
 
 
@@ -190,7 +197,7 @@ def stored(written: str, tmp_path: Path) -> Path:
 
 
 def run(*arguments: str | Path) -> int:
-    return evaluate.run([*map(str, arguments), "--device", "cpu"])
+    return exit_code_of("tuner.evaluate", *arguments, "--device", "cpu")
 
 
 def test_predictions_of_the_model_agree_with_it(
@@ -200,7 +207,9 @@ def test_predictions_of_the_model_agree_with_it(
     assert run(exported, "--data", finished_search.validate, "--predictions", stored) == 0
     printed = capsys.readouterr().out
     report = json.loads(printed.splitlines()[-1])
-    assert "stored.csv is what the model says: 150 videos compared, largest difference of a probability" in printed
+    assert (
+        "stored.csv agrees with the model: 150 videos compared, the largest difference of a probability is" in printed
+    )
     assert report["gap"] == finished_search.best.score
     of_file = report["predictions"]
     assert of_file["largest_difference"] < 1e-6 and of_file["gap"] < report["gap"]  # five classes of twelve
@@ -234,8 +243,8 @@ def test_a_changed_video_is_named_with_both_probabilities(
     capsys.readouterr()
     assert run(exported, "--data", finished_search.validate, "--predictions", stored) == 1
     printed = capsys.readouterr().out
-    assert "stored.csv is not what the model says: 150 videos compared, 1 differ by more than 0.0001" in printed
-    assert f"  video {id}, class " in printed and "; by the model 0." in printed
+    assert "stored.csv does not agree with the model: 150 videos compared, 1 differ by more than 0.0001" in printed
+    assert f"  video {id}, class " in printed and " in the file, 0." in printed
     assert json.loads(printed.splitlines()[-1])["predictions"]["differing"] == 1
 
 
@@ -257,7 +266,8 @@ def test_a_tolerance_of_ones_own(finished_search: FinishedSearch, exported: Path
         line.split(",")[0]
         + ","
         + " ".join(
-            word if place % 2 == 0 else f"{float(word):.2f}" for place, word in enumerate(line.split(",")[1].split())
+            word if position % 2 == 0 else f"{float(word):.2f}"
+            for position, word in enumerate(line.split(",")[1].split())
         )
         for line in text[1:]
     ]
@@ -273,9 +283,8 @@ def test_ids_in_python_s_own_writing_are_unknown(
     """The published writer printed bytes as b'...'."""
     lines = stored.read_text().splitlines()
     stored.write_text("\n".join([lines[0], *(f"b'{line.replace(',', chr(39) + ',', 1)}" for line in lines[1:])]) + "\n")
-    command = partial(run, exported, "--data", finished_search.validate, "--predictions", stored)
-    assert main(command) == 2
-    assert "stored.csv: has none of the 150 videos of the shards, as" in capsys.readouterr().err
+    assert run(exported, "--data", finished_search.validate, "--predictions", stored) == 2
+    assert "stored.csv: contains none of the 150 videos of the shards, such as" in capsys.readouterr().err
 
 
 def test_a_file_is_scored_without_a_model(finished_search: FinishedSearch, stored: Path, capsys: Printed) -> None:
@@ -292,9 +301,8 @@ def test_a_file_is_scored_without_a_model(finished_search: FinishedSearch, store
     [([], "give MODEL_DIR, or --predictions FILE"), (["m", "--tolerance", "1"], "--tolerance is a difference")],
 )
 def test_what_makes_no_sense_is_refused(capsys: Printed, arguments: list[str], told: str) -> None:
-    with pytest.raises(SystemExit) as end:
-        run(*arguments, "--data", "x")
-    assert end.value.code == 2 and told in capsys.readouterr().err
+    assert run(*arguments, "--data", "x") == 2
+    assert told in capsys.readouterr().err
 
 
 def test_mistakes_are_told_in_one_sentence(
@@ -305,6 +313,5 @@ def test_mistakes_are_told_in_one_sentence(
         ((exported, "--predictions", other), "other.csv: names class 99, but the model has only 12"),
         ((exported, "--predictions", tmp_path / "nowhere.csv"), "nowhere.csv: cannot be read as predictions"),
     ):
-        assert main(partial(run, *arguments, "--data", finished_search.validate)) == 2
-        said = capsys.readouterr().err
-        assert told in said and said.count("\n") == 1
+        command = ("tuner.evaluate", *arguments, "--data", finished_search.validate)
+        assert told in refusal_of(capsys, *command, prints_before=True)

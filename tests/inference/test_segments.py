@@ -11,10 +11,10 @@ from tfrecord.writer import TFRecordWriter
 from torch import Tensor, nn
 
 from data.errors import ShardError
-from tuner import evaluate
+from tests.support.commands import refusal_of, run_command
 from tuner.errors import ConfigError
 from tuner.inference import segments
-from tuner.inference.segments import Ranking, Segment, read_classes
+from tuner.inference.segments import Ranking, Segment
 
 
 def tuples(ranking: Ranking) -> dict[int, list[tuple[bytes, int]]]:
@@ -42,10 +42,10 @@ def test_equal_scores_go_to_the_earlier_segment() -> None:
 @pytest.mark.parametrize("step", [1, 7, 5000])
 def test_the_best_of_a_long_stream_are_those_of_a_stable_sort(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """More come than are held, in batches smaller and larger than what fits beside the best."""
-    monkeypatch.setattr(segments, "SPARE", 8)
+    monkeypatch.setattr(segments, "MIN_SPARE", 8)
     scores_SC = np.random.default_rng(0).integers(-50, 50, (900, 4)).astype(np.float32) / 7
     names = [Segment(f"v{number // 60}".encode(), number % 60 * 5) for number in range(900)]
-    ranking = Ranking([0, 3], most=40)
+    ranking = Ranking([0, 3], per_class=40)
     for first in range(0, 900, step):
         ranking.add(names[first : first + step], torch.from_numpy(scores_SC[first : first + step]))
     for label, listed in ranking.rows():
@@ -79,7 +79,7 @@ def test_a_model_of_tensors_fills_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["s.csv", "s.csv.gz"])
 def test_what_is_written_is_what_is_read(tmp_path: Path, name: str) -> None:
     ids = [b"u93s", b"2vab", "\u00e9:x".encode(), b"\xff"]
-    ranking = Ranking([7, 3], most=100_000)
+    ranking = Ranking([7, 3], per_class=100_000)
     for id in ids:
         ranking.add(of(id, 0, 5), torch.rand(2, 8))
     segments.write(tmp_path / name, ranking)
@@ -118,8 +118,8 @@ def test_many_segments_are_one_line(tmp_path: Path) -> None:
         ("Class,Segments\n1,a:0\nx,a:0\n", "s.csv:3: must begin with a class and a comma, but got 'x'"),
         ("Class,Segments\n1\n", "s.csv:2: must begin with a class and a comma, but got '1'"),
         ("Class,Segments\n1,a:0\n1,b:0\n", "s.csv:3: must begin with a class and a comma, but got '1' a second time"),
-        ("Class,Segments\n1,a:0 b\n", "s.csv:2: a segment is video:start, as in u93s:15, but got 'b'"),
-        ("Class,Segments\n1,a:x\n", "s.csv:2: a segment is video:start"),
+        ("Class,Segments\n1,a:0 b\n", "s.csv:2: a segment must be video:start, as in u93s:15, but got 'b'"),
+        ("Class,Segments\n1,a:x\n", "s.csv:2: a segment must be video:start"),
     ],
 )
 def test_a_wrong_file_is_told_with_its_line(tmp_path: Path, text: str, told: str) -> None:
@@ -134,39 +134,6 @@ def test_a_missing_or_torn_file_is_told(tmp_path: Path) -> None:
     for name in ("torn.csv.gz", "nowhere.csv"):
         with pytest.raises(ConfigError, match=f"{name}: cannot be read as ranked segments"):
             segments.read(tmp_path / name)
-
-
-# ---------------------------------------------------------------------------------------------------- the classes
-
-
-def test_the_classes_of_2019_are_read(yt8m: Path) -> None:
-    classes = read_classes(str(yt8m / "segment_label_ids.csv"), 3862)
-    assert len(classes) == 1000 == len(set(classes)) and max(classes) < 3862
-
-
-@pytest.mark.parametrize(
-    ("content", "told"),
-    [
-        ("Id\n3\n", "must have a column Index, but got Id"),
-        ("Index\n3\n99\n", r"c.csv:3: must name each class once, all in \[0, 12\), but got '99'"),
-        ("Index\n3\n3\n", "c.csv:3: must name each class once"),
-        ("Index\nx\n", "c.csv:2: must name each class once"),
-        ("Index\n", "names no class"),
-        ("", "must have a column Index, but got none"),
-    ],
-)
-def test_a_wrong_list_of_classes_is_told(tmp_path: Path, content: str, told: str) -> None:
-    (tmp_path / "c.csv").write_text(content)
-    with pytest.raises(ConfigError, match=told):
-        read_classes(str(tmp_path / "c.csv"), 12)
-
-
-def test_no_list_is_fetched_from_elsewhere(tmp_path: Path) -> None:
-    """Published: the default was a URL."""
-    with pytest.raises(ConfigError, match="must be a file of this machine, no URL"):
-        read_classes("https://example.org/segment_label_ids.csv", 12)
-    with pytest.raises(ConfigError, match=r"nowhere\.csv: cannot be read"):
-        read_classes(str(tmp_path / "nowhere.csv"), 12)
 
 
 # ----------------------------------------------------------------------------------------------------- the score
@@ -197,16 +164,18 @@ def test_a_file_is_scored_by_the_ratings_of_the_shards(tmp_path: Path, capsys: p
     }
     shard = write_ratings(tmp_path / "v.tfrecord", rated)
     (tmp_path / "s.csv").write_text("Class,Segments\n7,a:0 x:5 a:5 b:10 a:10 a:15 b:0\n3,a:0\n")
-    assert evaluate.run(["--data", str(shard), "--predictions", str(tmp_path / "s.csv")]) == 0
+    run_command("tuner.evaluate", "--data", shard, "--predictions", tmp_path / "s.csv")
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["map_at_k"] == pytest.approx(0.5555556, abs=1e-7)
     assert found == {"map_at_k": found["map_at_k"], "num_classes": 1, "num_positives": 3, "num_rated": 7}
 
 
-def test_segments_are_compared_with_no_model(exported: Path, tmp_path: Path) -> None:
+def test_segments_are_compared_with_no_model(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "s.csv").write_text("Class,Segments\n7,a:0\n")
-    with pytest.raises(ConfigError, match="ranked segments are scored alone: leave MODEL_DIR out"):
-        evaluate.run([str(exported), "--data", "x", "--predictions", str(tmp_path / "s.csv")])
+    told = refusal_of(capsys, "tuner.evaluate", exported, "--data", "x", "--predictions", tmp_path / "s.csv")
+    assert "ranked segments are scored without a model: omit MODEL_DIR" in told
 
 
 def test_records_without_ratings_are_told(tmp_path: Path) -> None:

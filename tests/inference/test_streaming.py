@@ -1,8 +1,6 @@
 """What predict and embed share: a whole file or none, and one sentence about what cannot be done."""
 
 import shutil
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,27 +8,25 @@ import numpy as np
 import pytest
 
 from data.cache.store import find_shards
+from tests.support.commands import refusal_of
 from tests.support.finished import FinishedSearch, videos, write_shard
-from tuner import embed, predict
-from tuner.cli import main
 
 
 class Command(NamedTuple):
-    run: Callable[[list[str]], None]
+    module: str
     output: str  # the name of a file that it writes
 
 
-@pytest.fixture(params=[Command(predict.run, "out.csv"), Command(embed.run, "out.parquet")], ids=["predict", "embed"])
+@pytest.fixture(
+    params=[Command("tuner.predict", "out.csv"), Command("tuner.embed", "out.parquet")], ids=["predict", "embed"]
+)
 def command(request: pytest.FixtureRequest) -> Command:
     return request.param
 
 
 def refused(capsys: pytest.CaptureFixture[str], command: Command, *arguments: str | Path) -> str:
     """The one sentence that the command line says instead."""
-    assert main(partial(command.run, [str(argument) for argument in arguments])) == 2
-    told = capsys.readouterr()
-    assert told.err.count("\n") == 1 and not told.out
-    return told.err
+    return refusal_of(capsys, command.module, *arguments)
 
 
 @pytest.mark.parametrize("there", [None, "yesterday's"])

@@ -14,8 +14,8 @@ from data import sample
 from data.cache.store import find_shards, open_cache
 from data.errors import NoShardsError, ShardError
 from data.tfrecord.framing import count_records
+from tests.support.commands import run_command
 from tests.support.workplace import Workplace
-from tuner import best, embed, evaluate, predict
 from tuner.errors import ConfigError, ModelFolderError, SearchError
 from tuner.export import layout
 from tuner.export.loader import load_model
@@ -46,16 +46,16 @@ def test_a_search_in_a_bucket_is_found_scored_and_exported(
     upload(finished_search.folder / "shards", f"{s3}/shards")
     model, validate, test = f"{s3}/models/best", f"{s3}/shards/validate*", f"{s3}/shards/test*"
     arguments = ["--storage", f"{s3}/storage", "--export", model]
-    best.run(arguments)
+    run_command("tuner.best", *arguments)
     assert f"exported trial 001, epoch 2, to {model}\n" in capsys.readouterr().out
-    best.run(arguments)
-    assert "replaced the export of the same trial that was there" in capsys.readouterr().out
+    run_command("tuner.best", *arguments)
+    assert "replaced an earlier export of the same trial" in capsys.readouterr().out
 
-    evaluate.run([model, "--data", validate])
+    run_command("tuner.evaluate", model, "--data", validate)
     gap = json.loads(capsys.readouterr().out.splitlines()[-1])["gap"]
     assert gap == pytest.approx(finished_search.best.score, abs=1e-6)
-    predict.run([model, "--data", test, "--output", str(tmp_path / "predictions.csv")])
-    embed.run([model, "--data", test, "--output", str(tmp_path / "embeddings.parquet")])
+    run_command("tuner.predict", model, "--data", test, "--output", tmp_path / "predictions.csv")
+    run_command("tuner.embed", model, "--data", test, "--output", tmp_path / "embeddings.parquet")
     assert {path.name for path in tmp_path.iterdir()} == {"predictions.csv", "embeddings.parquet"}
 
 
@@ -171,7 +171,7 @@ def test_an_incomplete_export_is_not_loaded(s3: str, exported: Path, tmp_path: P
         (staging / layout.WEIGHTS).unlink()
         (staging / layout.WEIGHTS).symlink_to(tmp_path / "gone")
     assert (folder / layout.CONFIG).exists() and not (folder / layout.CHECKSUMS).exists()
-    with pytest.raises(ModelFolderError, match=f"{s3}/model/SHA256SUMS: missing"):
+    with pytest.raises(ModelFolderError, match=f"{s3}/model/SHA256SUMS: is missing"):
         load_model(folder, torch.device("cpu"))
 
 
@@ -190,7 +190,7 @@ def test_a_missing_bucket_is_an_error_before_anything_runs(s3: str, workplace: W
         code, printed = workplace.run("--storage", f"{s3}-missing/x", *command)
         assert code == 2 and printed == f"--storage {s3}-missing/x: The specified bucket does not exist\n"
     evaluated = workplace.python("-m", "tuner.evaluate", f"{s3}/nothing", "--data", "x")
-    assert evaluated.returncode == 2 and f"{s3}/nothing: no exported model" in evaluated.stderr
+    assert evaluated.returncode == 2 and f"{s3}/nothing: is not an exported model" in evaluated.stderr
 
 
 def test_a_store_that_does_not_answer_is_an_error(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,14 +16,16 @@ from data.schema import Schema
 from models.losses.losses import LossConfig
 from models.metrics.metrics import Accumulator
 from models.ragged import cells_of
+from tests.support.commands import run_command
 from tests.support.finished import FinishedSearch, make_finished_search
-from tuner import evaluate, predict, train
+from tuner import train
 from tuner.errors import ModelFolderError
 from tuner.export import ensemble
 from tuner.export.layout import PROGRAM
 from tuner.export.loader import load_model
 from tuner.export.writer import export_model
 from tuner.inference import segments
+from tuner.inference.embed import encoder_of
 from tuner.training import evaluation
 from tuner.training.checkpoint import WEIGHTS
 from tuner.training.evaluation import BATCH_SIZE, batch_size_of
@@ -97,7 +99,7 @@ def test_padding_has_no_say(search: FinishedSearch) -> None:
 
 def test_predictions_are_the_models_on_every_example(search: FinishedSearch, folder: Path) -> None:
     output = search.folder / "predictions.csv"
-    predict.run([str(folder), "--data", search.validate, "--output", str(output), "--batch-size", "7"])
+    run_command("tuner.predict", folder, "--data", search.validate, "--output", output, "--batch-size", "7")
     with output.open() as file:
         rows = list(csv.DictReader(file))
     loaded = load_model(folder, CPU)
@@ -116,7 +118,7 @@ def test_segments_are_ranked_by_class_whatever_frames_it_was_trained_on(search: 
     (search.folder / "ids.csv").write_text("Index\n7\n3\n")
     output, classes = search.folder / "segments.csv", str(search.folder / "ids.csv")
     command = [str(folder), "--data", search.validate, "--output", str(output), "--segments", "--batch-size", "7"]
-    predict.run([*command, "--classes", classes, "--per-class", "4"])
+    run_command("tuner.predict", *command, "--classes", classes, "--per-class", "4")
     loaded = load_model(folder, CPU)
     of_segments = replace(loaded, schema=replace(loaded.schema, level="segment"))
     cache = of_segments.open(search.validate, require_labels=False)
@@ -134,9 +136,9 @@ def test_ranked_segments_have_a_map(search: FinishedSearch, folder: Path, capsys
     if search.experiment.data.level != "segment":
         pytest.skip("its shards have no ratings")
     output = search.folder / "all.csv.gz"
-    predict.run([str(folder), "--data", search.validate, "--output", str(output), "--segments"])
+    run_command("tuner.predict", folder, "--data", search.validate, "--output", output, "--segments")
     capsys.readouterr()
-    evaluate.run(["--data", search.validate, "--predictions", str(output)])
+    run_command("tuner.evaluate", "--data", search.validate, "--predictions", output)
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert 0.2 < found["map_at_k"] <= 1 and found["num_positives"] > 0
 
@@ -196,8 +198,6 @@ def test_a_class_is_as_frequent_as_among_the_segments_rated_for_it(search: Finis
 
 
 def test_there_is_no_encoder_to_embed_with(search: FinishedSearch, folder: Path) -> None:
-    from tuner.embed import encoder_of
-
     with pytest.raises(ModelFolderError, match="has no encoder"):
         encoder_of(load_model(folder, CPU))
 

@@ -14,9 +14,9 @@ import torch
 from data.cache import store as data_cache
 from data.cache.store import Cache
 from data.errors import DataError
+from tests.support.commands import exit_code_of
 from tests.support.finished import FinishedSearch
 from tests.support.workplace import PROJECT
-from tuner import evaluate
 from tuner.cli import main
 from tuner.config import experiment as config
 from tuner.errors import CheckpointError, ModelFolderError, SearchError
@@ -97,8 +97,8 @@ def test_an_export(
     if name != "SHA256SUMS":  # whoever plants it makes the checksums fit
         sums = {path.name: sha256(path) for path in folder.iterdir() if path.name != "SHA256SUMS"}
         (folder / "SHA256SUMS").write_text("".join(f"{digest}  {file}\n" for file, digest in sums.items()))
-    arguments = [str(folder), "--data", finished_search.validate, "--device", "cpu"]
-    assert main(lambda: evaluate.run(arguments)) == code
+    arguments = (folder, "--data", finished_search.validate, "--device", "cpu")
+    assert exit_code_of("tuner.evaluate", *arguments) == code
     assert code == 0 or told_in_one_sentence(capsys)
     assert not trace.exists()
 

@@ -1,6 +1,5 @@
 """A teacher's predictions: from shards into a file, and back by video id."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,8 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from tests.support.commands import exit_code_of, run_command
 from tests.support.finished import FinishedSearch
-from tuner import predict
-from tuner.cli import main
 from tuner.errors import ConfigError
 from tuner.export.loader import load_model
 from tuner.training import teacher
@@ -66,7 +64,9 @@ def test_the_command_writes_what_the_model_says(
     finished_search: FinishedSearch, exported: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "teacher.safetensors"
-    predict.run([str(exported), "--data", finished_search.validate, "--output", str(output), "--device", "cpu"])
+    run_command(
+        "tuner.predict", str(exported), "--data", finished_search.validate, "--output", str(output), "--device", "cpu"
+    )
     read, cache = teacher.read(output, 12), finished_search.data.validate
     rows = read.rows(np.asarray(cache.ids))
     assert (rows >= 0).all() and read.classes_NK.shape == (150, 12)  # of 12 classes 50 are all
@@ -82,7 +82,9 @@ def test_fewer_classes_are_kept_where_that_is_asked(
     finished_search: FinishedSearch, exported: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "teacher.safetensors"
-    predict.run([str(exported), "--data", finished_search.validate, "--output", str(output), "--top-k", "3"])
+    run_command(
+        "tuner.predict", str(exported), "--data", finished_search.validate, "--output", str(output), "--top-k", "3"
+    )
     assert teacher.read(output, 12).classes_NK.shape == (150, 3)
     (tmp_path / "other").touch()
     assert output.stat().st_mode == (tmp_path / "other").stat().st_mode  # others may read it
@@ -119,6 +121,5 @@ def test_what_is_no_such_file_is_told_in_one_sentence(tmp_path: Path) -> None:
 def test_an_unfinished_file_is_not_left(exported: Path, tmp_path: Path) -> None:
     (tmp_path / "a.tfrecord").write_bytes(b"damaged")
     output = tmp_path / "teacher.safetensors"
-    command = partial(predict.run, [str(exported), "--data", str(tmp_path / "a.tfrecord"), "--output", str(output)])
-    assert main(command) == 2
+    assert exit_code_of("tuner.predict", exported, "--data", tmp_path / "a.tfrecord", "--output", output) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["a.tfrecord"]

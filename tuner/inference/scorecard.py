@@ -1,10 +1,10 @@
-"""What a model is worth on the whole of a split, once it is trained: more metrics than an epoch has, and its classes.
+"""Score a trained model on a whole split: more metrics than those of an epoch, and a table of the classes.
 
     metrics, classes = score(model, cache, precision, device)
     path.write_text(as_csv(classes, class_names))
 
-The table has a row for each class: its index and name, for how many videos it is rated, how many of them carry it, its
-average precision over all of them (empty without a positive), and the mean probability that the model gives it.
+The table has a row for each class: its index and name, the number of videos for which it is rated, the number of these
+that carry it, its average precision over them (empty if no video carries it), and its mean probability.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from tuner.training.evaluation import batch_size_of, evaluate
 from tuner.training.precision import Precision
 
 COLUMNS = ("class", "name", "rated", "positives", "average_precision", "mean_probability")
-# Predictions a video that GAP is given for, beside the published 20.
+# Numbers of predictions of a video, besides the 20 of the competition, for which GAP is computed.
 GAP_AT = (1, 5, 10)
-# One sample of the videos of a split too large to keep all scores of.
+# Draws the videos whose scores are kept by class, if a split is too large to keep all scores.
 SAMPLE_SEED = 0
 
 
@@ -56,7 +56,7 @@ def score(
 
 
 def as_csv(classes: ClassScores, names: Sequence[str] | None) -> str:
-    """The table as the text of a csv; without `names` they are empty."""
+    """Write the table as the text of a csv; without `names`, the column of names is empty."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(COLUMNS)

@@ -1,21 +1,22 @@
-"""The best segments of every class, in Kaggle's format of 2019: ranked as they come, written, and read back.
+"""Rank the segments of videos for every class, and write and read the ranking in Kaggle's format of 2019.
 
     Class,Segments
     3,u93s:15 2vab:0 u93s:20
 
-A segment is five seconds of a video, named by its id and the second where they begin. A class lists its best segments,
-best first. Memory is bounded however many come: 8 bytes for each of a class's best, with room for a quarter more, so
-1 GB for 1,000 classes of 100,000; beside these, 8 bytes a segment and the videos' ids.
+A segment is five seconds of a video. Its name is the video's id and the second where it begins. Each class lists its
+best segments, best first. The memory for the ranking does not depend on the number of videos: 8 bytes for each segment
+that a class keeps, and a quarter more, so 1 GB for 1,000 classes with 100,000 segments each. In addition, every segment
+takes 8 bytes, and every video its id.
 
 Shapes   S segments of a batch   C classes of the model   K classes that are listed
 """
 
 from __future__ import annotations
 
-import csv
 from array import array
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
@@ -23,16 +24,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.schema import RATINGS
-from tuner.errors import ConfigError
-from tuner.inference.streaming import open_text, refused, sortable
+from tuner.errors import ConfigError, ModelFolderError
+from tuner.inference.ranking import sort_keys
+from tuner.inference.streaming import BATCH_SIZE, batches_of, decoded_shards
+from tuner.inference.text_files import open_text, reading
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # `--help` needs no torch
+    import torch
     from torch import Tensor
 
+    from tuner.export.loader import ExportedModel
+
 HEADER = ("Class", "Segments")
-INDEX = "Index"  # the column of a list of classes
-MOST = 100_000  # segments of a class, as Kaggle took
-SPARE = 1024  # room for segments beside the best, at least
+PER_CLASS = 100_000  # segments that a class keeps, as in Kaggle's competition
+MIN_SPARE = 1024  # smallest number of segments that a class holds besides those that it keeps
 
 
 class Segment(NamedTuple):
@@ -43,50 +48,52 @@ class Segment(NamedTuple):
 
     @classmethod
     def of(cls, name: bytes) -> Segment:
-        """The segment of that name: `u93s:15`.
+        """Parse the name of a segment, such as `u93s:15`.
 
         Raises:
-            ValueError: it is no such name.
+            ValueError: `name` is not the name of a segment.
         """
         video, _, start = name.rpartition(b":")
         if not video or not start.isdigit():
-            raise ValueError(f"a segment is video:start, as in u93s:15, but got {name.decode(errors='replace')!r:.80}")
+            raise ValueError(
+                f"a segment must be video:start, as in u93s:15, but got {name.decode(errors='replace')!r:.80}"
+            )
         return cls(video, int(start))
 
     def __str__(self) -> str:
-        """As in the csv: text, not b'...'."""
+        """The name of the segment, as text."""
         return f"{self.video.decode(errors='surrogateescape')}:{self.start}"
 
 
 class Ranking:
     """The best segments of each class among all that were added; of equal ones, those that were added first."""
 
-    def __init__(self, classes: Sequence[int], most: int = MOST) -> None:
-        """Starts empty.
+    def __init__(self, classes: Sequence[int], per_class: int = PER_CLASS) -> None:
+        """Create a ranking without segments.
 
         Args:
-            classes: those to list, in the order of the file.
-            most: segments kept of each class.
+            classes: the classes to rank segments for, in the order of the file.
+            per_class: number of segments that each class keeps.
         """
-        self._classes, self._most = list(classes), most
-        # One integer for both: a score's order, upside down, above the segment's number. The smallest are the best.
-        # What is not filled takes no memory yet.
-        self._keys_KN = np.empty((len(classes), most + max(most // 4, SPARE)), np.int64)
-        self._held = 0
+        self._classes, self._per_class = list(classes), per_class
+        # One integer holds both: the reversed order of the score, and below it the number of the segment. The smallest
+        # keys are the best. Pages of the array that are not used yet take no memory.
+        self._keys_KN = np.empty((len(classes), per_class + max(per_class // 4, MIN_SPARE)), np.int64)
+        self._num_held = 0
         self._videos: list[bytes] = []
         self._video_of = array("i")  # of each segment: the number of its video
         self._starts = array("i")
 
     def add(self, segments: Sequence[Segment], logits_SC: Tensor) -> None:
-        """Adds segments; logits or probabilities, which rank alike.
+        """Add segments with their scores.
 
         Args:
-            segments: those of one video behind each other, or its id is kept twice.
-            logits_SC: [S, C] for all classes of the model, on any device.
+            segments: segments of one video should follow each other; otherwise the id of the video is stored twice.
+            logits_SC: scores [S, C] for all classes of the model, on any device; probabilities give the same ranking.
         """
         import torch
 
-        ordered_SK = sortable(logits_SC[:, self._classes].cpu())
+        ordered_SK = sort_keys(logits_SC[:, self._classes].cpu())
         numbers_S = torch.arange(len(self._starts), len(self._starts) + len(segments))
         keys_SK = (~ordered_SK << 32) + numbers_S[:, None]
         for segment in segments:
@@ -94,26 +101,63 @@ class Ranking:
                 self._videos.append(segment.video)
             self._video_of.append(len(self._videos) - 1)
             self._starts.append(segment.start)
-        room = self._keys_KN.shape[1] - self._most
-        for first in range(0, len(segments), room):
-            self._keep(keys_SK[first : first + room].numpy().T)
+        step = self._keys_KN.shape[1] - self._per_class
+        for first in range(0, len(segments), step):
+            self._keep(keys_SK[first : first + step].numpy().T)
 
     def _keep(self, keys_KS: NDArray[np.int64]) -> None:
-        if self._held + keys_KS.shape[1] > self._keys_KN.shape[1]:
-            self._keys_KN[:, : self._held].partition(self._most - 1, axis=1)  # in place: the best come first
-            self._held = self._most
-        self._keys_KN[:, self._held : self._held + keys_KS.shape[1]] = keys_KS
-        self._held += keys_KS.shape[1]
+        if self._num_held + keys_KS.shape[1] > self._keys_KN.shape[1]:
+            self._keys_KN[:, : self._num_held].partition(self._per_class - 1, axis=1)  # in place: the best come first
+            self._num_held = self._per_class
+        self._keys_KN[:, self._num_held : self._num_held + keys_KS.shape[1]] = keys_KS
+        self._num_held += keys_KS.shape[1]
 
     def rows(self) -> Iterator[tuple[int, list[Segment]]]:
-        """Every class with its segments, best first."""
+        """Yield every class with its segments, best first."""
         for label, keys_N in zip(self._classes, self._keys_KN, strict=True):
-            numbers = (np.sort(keys_N[: self._held])[: self._most] & 0xFFFF_FFFF).tolist()
+            numbers = (np.sort(keys_N[: self._num_held])[: self._per_class] & 0xFFFF_FFFF).tolist()
             yield label, [Segment(self._videos[self._video_of[n]], self._starts[n]) for n in numbers]
 
 
+def rank_segments(
+    exported: ExportedModel,
+    shards: Sequence[str],
+    ranking: Ranking,
+    *,
+    device: torch.device,
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[int]:
+    """Add all whole segments of every video to `ranking`: those that begin at 0, 5, 10, ... seconds.
+
+    Args:
+        exported: a model of frames, on `device`.
+        shards: paths or URLs of the shards.
+        ranking: gets the segments.
+        device: where the segments are scored.
+        batch_size: number of segments that are scored at once.
+
+    Yields:
+        The number of segments of each shard.
+
+    Raises:
+        ModelFolderError: the model takes features of whole videos.
+        ShardError: a shard is damaged or does not fit the model.
+    """
+    if exported.schema.level == "video":
+        raise ModelFolderError(
+            "--segments: the model takes features of whole videos, which have no segments: "
+            "give a model that was trained with data.level frame or segment"
+        )
+    of_segments = replace(exported, schema=replace(exported.schema, level="segment"))
+    for shard in decoded_shards(shards, of_segments):
+        for batch in batches_of(shard, of_segments, batch_size, device).epoch(0):
+            names = shard.ids[batch.rows.cpu().numpy()].tolist()
+            ranking.add([Segment.of(name) for name in names], exported.logits(batch))
+        yield len(shard.ids)
+
+
 def write(path: Path, ranking: Ranking) -> None:
-    """Write the csv, plain or .gz."""
+    """Write a ranking to a csv, plain or .gz."""
     with open_text(path, "wt") as file:
         file.write(",".join(HEADER) + "\n")
         for label, segments in ranking.rows():
@@ -121,10 +165,13 @@ def write(path: Path, ranking: Ranking) -> None:
 
 
 def read(path: Path) -> dict[int, list[Segment]]:
-    """The segments of every class of a csv, best first.
+    """Read the ranking of a csv, plain or .gz.
+
+    Returns:
+        The segments of every class, best first.
 
     Raises:
-        ConfigError: it cannot be read, or a line is not `class,video:start video:start ...`.
+        ConfigError: the file cannot be read, or a line is not `class,video:start video:start ...`.
     """
     found: dict[int, list[Segment]] = {}
     with _reading(path) as file:
@@ -142,8 +189,8 @@ def read(path: Path) -> dict[int, list[Segment]]:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[TextIO]:
-    # Not by the csv module, which takes no field this long; a line ends with a newline and nothing else.
-    with refused(f"{path}: cannot be read as ranked segments"), open_text(path, "rt", newline="\n") as file:
+    # Without the csv module, whose fields cannot be this long. Only a newline ends a line.
+    with reading(f"{path}: cannot be read as ranked segments"), open_text(path, "rt", newline="\n") as file:
         yield file
 
 
@@ -155,23 +202,26 @@ def _segment(word: str, path: Path, line: int) -> Segment:
 
 
 def is_segments(path: Path) -> bool:
-    """Whether a file that can be read begins as ranked segments do."""
+    """Whether a file has the header of ranked segments."""
     try:
         with _reading(path) as file:
             return file.readline().strip() == ",".join(HEADER)
     except ConfigError:
-        return False  # who reads it will say why
+        return False  # the function that reads the file reports the error
 
 
 def ratings_of(shards: Sequence[str]) -> dict[int, dict[Hashable, bool]]:
-    """By class, which segments were rated, and whether they have it: a score of at least a half.
+    """Read the ratings of the segments in shards.
+
+    Returns:
+        By class and rated segment: whether the segment has the class, which is a score of at least 0.5.
 
     Raises:
-        ShardError: a shard is damaged, or its ratings are missing or not equally many starts, classes and scores.
+        ShardError: a shard is damaged, or a record has no ratings, or its numbers of starts, classes and scores differ.
     """
     from data.tfrecord import read_examples
 
-    ratings: dict[int, dict[Hashable, bool]] = {}  # by segments, which metrics take for names
+    ratings: dict[int, dict[Hashable, bool]] = {}  # the metrics take any hashable name
     for shard in shards:
         for example in read_examples(shard):
             for key in RATINGS:
@@ -187,26 +237,18 @@ def ratings_of(shards: Sequence[str]) -> dict[int, dict[Hashable, bool]]:
     return ratings
 
 
-def read_classes(path: str, num_classes: int) -> list[int]:
-    """The classes to list: the column Index of a csv, such as segment_label_ids.csv.
+def score(ranked: Mapping[int, Sequence[Segment]], ratings: Mapping[int, Mapping[Hashable, bool]]) -> dict[str, float]:
+    """Score a ranking by the ratings of `ratings_of`.
 
-    Raises:
-        ConfigError: it is a URL or cannot be read, or a line is no class of the model, or one that was there already.
+    Returns:
+        map_at_k (MAP at 100,000), num_classes (with a positive rating), num_positives and num_rated.
     """
-    if "://" in path:
-        raise ConfigError(f"--classes {path}: must be a file of this machine, no URL: fetch it first")
-    classes: dict[int, None] = {}
-    with refused(f"--classes {path}: cannot be read"), open(path, encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file)
-        if INDEX not in (rows.fieldnames or ()):
-            got = ", ".join(rows.fieldnames or ["none"])
-            raise ConfigError(f"--classes {path}: must have a column {INDEX}, but got {got}")
-        for row in rows:
-            index = row[INDEX] or ""
-            if not (index.isdecimal() and int(index) < num_classes) or int(index) in classes:
-                rule = f"must name each class once, all in [0, {num_classes})"
-                raise ConfigError(f"--classes {path}:{rows.line_num}: {rule}, but got {index!r}")
-            classes[int(index)] = None
-    if not classes:
-        raise ConfigError(f"--classes {path}: names no class")
-    return list(classes)
+    from models.metrics.segments import map_at_k
+
+    positives = [sum(rated.values()) for rated in ratings.values()]
+    return {
+        "map_at_k": map_at_k(ranked, ratings, PER_CLASS),
+        "num_classes": float(sum(count > 0 for count in positives)),
+        "num_positives": float(sum(positives)),
+        "num_rated": float(sum(map(len, ratings.values()))),
+    }

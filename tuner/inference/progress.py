@@ -1,0 +1,46 @@
+"""How far a command is with its shards: a bar on a terminal, and a last line with the speed."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def shard_bar() -> Progress:
+    """A bar on stderr that counts shards; it is shown only on a terminal."""
+    stderr = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal)
+
+
+class WrittenShards:
+    """Counts the shards whose rows were written to `output`."""
+
+    def __init__(self, output: Path, num_shards: int) -> None:
+        """Start the clock."""
+        self._output, self._start, self._num_rows = output, time.monotonic(), 0
+        self._bar = shard_bar()
+        self._task = self._bar.add_task("shards", total=num_shards)
+
+    def __enter__(self) -> WrittenShards:
+        """Show the bar."""
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Remove the bar."""
+        self._bar.stop()
+
+    def add(self, num_rows: int) -> None:
+        """Count one shard with so many rows."""
+        self._num_rows += num_rows
+        self._bar.update(self._task, advance=1, description=f"{self._num_rows:,} videos, shards")
+
+    def print_speed(self, rows: str = "videos") -> None:
+        """Print the number of rows and the speed; `rows` is their name."""
+        seconds = time.monotonic() - self._start
+        rate = self._num_rows / max(seconds, 1e-9)
+        print(f"{self._output}: {self._num_rows:,} {rows} in {seconds:.1f} s ({rate:,.0f} {rows}/s)")
