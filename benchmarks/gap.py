@@ -28,7 +28,7 @@ from card import show
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.metrics.metrics import Accumulator
+from models.metrics import Accumulator
 
 AIM = 20
 NUM_CLASSES, BATCH, TOP_K = 3862, 1024, 20

@@ -35,9 +35,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from data.batches import Batches
-from models.contrastive.moco import Queue
+from models.contrastive.queue import Queue
 from models.contrastive.views import ViewsConfig
-from models.optim.optimizers import OptimizerConfig
+from models.optim import OptimizerConfig
 from models.video.fused_mlp import FusedMLPConfig
 from tuner.training.config import ContrastiveConfig, PretrainConfig, ProbeConfig
 from tuner.training.contrastive import pretrain

@@ -29,10 +29,10 @@ from torch.utils.data import DataLoader
 
 import models
 from data.schema import NUM_CLASSES
-from models.losses.losses import LossConfig
+from models.losses import LossConfig
 from models.losses.weights import positive_weights
-from models.optim.optimizers import OptimizerConfig
-from models.optim.optimizers import build as build_optimizer
+from models.optim import OptimizerConfig
+from models.optim import build as build_optimizer
 from models.video.fused_mlp import FusedMLPConfig
 from tuner.training.config import TrainingConfig, TrialConfig
 from tuner.training.dataset import DataConfig, Dataset, SampleConfig, open_dataset

@@ -13,18 +13,19 @@ from torch import Tensor, nn
 
 
 class Ensemble(nn.Module):
-    """Its members side by side, each with its own normalisation; all take the same inputs.
+    """Members with a shared input, each with its own normalisation.
 
-    No experiment can name it: it is made of models that have been trained (tuner/export/ensemble.py).
+    It has no entry in models/registry.py: tuner/export/ensemble.py makes it of trained models.
     """
 
     log_weights_M: Tensor
 
     def __init__(self, members: Sequence[nn.Module], weights: Sequence[float]) -> None:
-        """Takes members that give logits_BC, and a weight for each.
+        """Takes members, models that give logits_BC, and the weight of each.
 
         Raises:
-            ValueError: no member, not one weight a member, or weights that are not positive or do not sum to 1.
+            ValueError: there is no member, the numbers of members and weights differ, or the weights are not positive
+                with the sum 1.
         """
         super().__init__()
         if not members or len(weights) != len(members):
@@ -36,11 +37,11 @@ class Ensemble(nn.Module):
 
     @property
     def regularized(self) -> list[Tensor]:
-        """The weight matrices of all members."""
+        """The weight matrices of all members, to which l1 and l2 apply."""
         return [matrix for member in self.members for matrix in member.regularized]  # type: ignore[union-attr]
 
     def forward(self, features: Tensor, mask_BT: Tensor | None = None) -> Tensor:
-        """What the members take -> logits_BC, the log-odds of sum_m w_m sigmoid(z_m)."""
+        """The inputs of the members -> logits_BC, the log-odds of sum_m w_m sigmoid(z_m)."""
         inputs = (features,) if mask_BT is None else (features, mask_BT)
         return mean_log_odds([member(*inputs) for member in self.members], self.log_weights_M)
 
@@ -48,7 +49,14 @@ class Ensemble(nn.Module):
 def mean_log_odds(logits_MBC: Sequence[Tensor], log_weights_M: Tensor) -> Tensor:
     """Log-odds log(p / (1 - p)) of p = sum_m w_m sigmoid(z_m), in float32.
 
-    p and 1 - p are both summed in log space: p itself is 1, or 0, in float32 for logits that are still told apart.
+    p and 1 - p are both summed in log space: in float32, p itself is rounded to 1 or 0 while logits still differ.
+
+    Args:
+        logits_MBC: of each member, any float dtype.
+        log_weights_M: log w_m.
+
+    Returns:
+        [B, C] float32.
     """
     stacked_MBC = torch.stack(tuple(logits_MBC)).float()
     weights_M11 = log_weights_M[:, None, None]

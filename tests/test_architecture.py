@@ -101,8 +101,6 @@ STILL: set[tuple[str, str]] = {
     ("data/cache/build.py", "lines"),
     ("data/cache/store.py", "lines"),
     ("data/tfrecord/shards.py", "lines"),
-    ("models/contrastive/moco.py", "lines"),
-    ("models/frame", "files"),
     ("tuner/config/experiment.py", "lines"),
     ("tuner/train.py", "help"),
     ("tuner/training/contrastive/linear.py", "tuner/evaluate.py"),

@@ -1,120 +1,21 @@
-"""Sigmoid cross-entropy of logits over sparse labels: the loss that most trials have, with a backward of its own.
+"""Cross-entropy of probabilities, with a small number inside the logarithm.
 
-Shapes   B videos in the batch   C classes   L labels of the batch   R rated cells of the batch
-Labels are sparse: those of video b are `label_indices[label_offsets[b]:label_offsets[b + 1]]`, each class at most once.
-So are the rated classes (2019's segments are rated for a few of the classes); without them all classes are rated.
-Nothing here makes CUDA wait for the host or the host for CUDA.
+Source   google/youtube-8m, losses.py, CrossEntropyLoss
 """
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from models.ragged import rows_of
-
-
-def sigmoid_cross_entropy(
-    logits_BC: Tensor,
-    label_offsets: Tensor,
-    label_indices: Tensor,
-    *,
-    rated_offsets: Tensor | None = None,
-    rated_indices: Tensor | None = None,
-    pos_weights_C: Tensor | None = None,
-    example_weights_B: Tensor | None = None,
-) -> Tensor:
-    """mean_b e_b sum_c [w_c y softplus(-z) + (1 - y) softplus(z)]: -log p of the labels, summed over rated classes.
-
-    With y in {0, 1} that is sum_c softplus(z_c) plus a correction at the labels alone, so no dense target is made.
-    Computed in float32 from half-precision logits (in float64 from float64); the gradient has the logits' dtype.
-
-    Args:
-        logits_BC: [B, C], B >= 1.
-        label_offsets: [B + 1] int64.
-        label_indices: [L] int64, among the rated classes.
-        rated_offsets: [B + 1] int64; None: every class of every video is rated.
-        rated_indices: [R] int64; a cell that is not rated costs nothing and has no gradient.
-        pos_weights_C: w_c, weights of the positives; None weighs them 1.
-        example_weights_B: e_b, for instance how often the bootstrap drew the video. The sum is divided by B all the
-            same, not by the weights' sum, as published.
-
-    Returns:
-        A scalar in float32 (float64 for float64 logits).
-    """
-    loss: Tensor = _SigmoidCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        logits_BC, label_offsets, label_indices, rated_offsets, rated_indices, pos_weights_C, example_weights_B
-    )
-    return loss
+from models.losses.cells import Loss, sum_of_cells
 
 
-class _SigmoidCrossEntropy(torch.autograd.Function):
-    """Keeps the logits, which the model's last layer holds anyway, and makes one [B, C] buffer in backward."""
+def cross_entropy(*, epsilon: float) -> Loss:
+    """A cell costs -log(p + epsilon) where the video has the label, else -log(1 - p + epsilon); p = sigmoid(z)."""
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        logits_BC: Tensor,
-        label_offsets: Tensor,
-        label_indices: Tensor,
-        rated_offsets: Tensor | None,
-        rated_indices: Tensor | None,
-        pos_weights_C: Tensor | None,
-        example_weights_B: Tensor | None,
-    ) -> Tensor:
-        rows = rows_of(label_offsets, label_indices)
-        dtype = torch.promote_types(logits_BC.dtype, torch.float32)
-        logits_L = logits_BC[rows, label_indices].to(dtype)
-        if pos_weights_C is None:
-            corrections_L = -logits_L  # softplus(-z) - softplus(z)
-        else:
-            corrections_L = pos_weights_C.to(dtype)[label_indices] * softplus(-logits_L) - softplus(logits_L)
-        rated_rows = None
-        if rated_offsets is None or rated_indices is None:
-            losses_B = softplus_sums(logits_BC, dtype)
-        else:
-            rated_rows = rows_of(rated_offsets, rated_indices)
-            losses_R = softplus(logits_BC[rated_rows, rated_indices].to(dtype))
-            losses_B = losses_R.new_zeros(len(logits_BC)).index_add_(0, rated_rows, losses_R)
-        losses_B.index_add_(0, rows, corrections_L)
-        ctx.save_for_backward(
-            logits_BC, rows, label_indices, rated_rows, rated_indices, pos_weights_C, example_weights_B
-        )
-        if example_weights_B is not None:
-            losses_B *= example_weights_B
-        return losses_B.mean()
+    def positive(logits: Tensor) -> Tensor:
+        return -(logits.sigmoid() + epsilon).log()
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None, None, None, None, None]:
-        logits_BC, rows, label_indices, rated_rows, rated_indices, pos_weights_C, example_weights_B = ctx.saved_tensors
-        scale_B = (grad_loss / len(logits_BC)).expand(len(logits_BC))
-        if example_weights_B is not None:
-            scale_B = scale_B * example_weights_B
-        residuals_L = -(-logits_BC[rows, label_indices].to(grad_loss.dtype)).sigmoid_()  # p - 1, without cancellation
-        if pos_weights_C is not None:
-            residuals_L *= pos_weights_C[label_indices]
-        if rated_rows is None:
-            grad_BC = logits_BC.to(grad_loss.dtype, copy=True).sigmoid_().mul_(scale_B[:, None])
-        else:
-            grad_BC = torch.zeros_like(logits_BC, dtype=grad_loss.dtype)
-            probabilities_R = logits_BC[rated_rows, rated_indices].to(grad_loss.dtype).sigmoid_()
-            grad_BC[rated_rows, rated_indices] = probabilities_R * scale_B[rated_rows]
-        grad_BC[rows, label_indices] = residuals_L * scale_B[rows]
-        return grad_BC.to(logits_BC.dtype), None, None, None, None, None, None
-
-
-def softplus(x: Tensor) -> Tensor:
-    """log(1 + exp(x)), exact to rounding; torch's own default cuts over to x at 20, which float64 can tell."""
-    return F.softplus(x, threshold=40)
-
-
-def softplus_sums(logits_BC: Tensor, dtype: torch.dtype) -> Tensor:
-    """[B] sum_c softplus(z_c): the cross-entropy of a video without labels, computed in `dtype`."""
-    # A CPU takes piece by piece, so that the intermediate stays in its cache instead of in fresh pages.
-    parts = [logits_BC] if logits_BC.is_cuda else torch.split(logits_BC, 64)
-    return torch.cat([softplus(part.to(dtype)).sum(dim=1) for part in parts])
+    return partial(sum_of_cells, positive, lambda z: positive(-z))

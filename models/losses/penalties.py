@@ -1,4 +1,4 @@
-"""l1 and l2 on weight matrices, for the whole model or layer by layer; their gradients are added without a graph."""
+"""l1 and l2 penalties on weight matrices, for the whole model or for single layers, with gradients in closed form."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Convention = Literal["mean", "sum"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerPenalty:
-    """What the weight matrices of one layer pay, in place of the whole model's l1 and l2."""
+    """The l1 and l2 of one layer, which replace those of the whole model there."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
@@ -29,7 +29,7 @@ class LayerPenalty:
 
 
 class Penalised(NamedTuple):
-    """A weight matrix and what it pays."""
+    """A weight matrix and its penalty factors."""
 
     matrix: Tensor
     l1: float
@@ -39,14 +39,14 @@ class Penalised(NamedTuple):
 def penalised(
     model: nn.Module, l1: float = 0.0, l2: float = 0.0, layers: Mapping[str, LayerPenalty] | None = None
 ) -> list[Penalised]:
-    """The matrices that pay.
+    """The weight matrices with a penalty.
 
     Args:
-        model: has `regularized`, the matrices under l1 and l2.
-        l1: of these.
-        l2: of these.
-        layers: penalties by layer, a prefix of its parameters' names: `head`, `encoder.joint.0`. All matrices below it
-            (and larger tensors) pay this, biases and gains nothing; of two prefixes the longer one counts.
+        model: has `regularized`, the matrices to which l1 and l2 apply.
+        l1: factor of these matrices.
+        l2: factor of these matrices.
+        layers: penalties by layer, named by a prefix of its parameters' names: `head`, `encoder.joint.0`. They apply to
+            all parameters of the layer with two or more dimensions. Where two prefixes match, the longer one applies.
 
     Raises:
         ValueError: the model has no such layer.
@@ -73,13 +73,13 @@ def _below(name: str, layer: str) -> bool:
 
 
 def penalty(entries: Iterable[Penalised], convention: Convention = "mean") -> Tensor:
-    """sum_W l1 mean|W| + l2 mean(W^2) / 2; with the convention `sum`, sums in place of the means.
+    """sum_W l1 mean|W| + l2 mean(W^2) / 2; with the convention `sum`, sums instead of the means.
 
-    Published: [lidalei]'s MLP takes the mean, slim's l2_regularizer the sum with the half. What takes the sum without
-    it ([lidalei]'s logistic regression, Keras) is twice the l2 of ours.
+    The MLP of lidalei/youtube-8m has the mean, slim's l2_regularizer the sum with the factor 1/2. The logistic
+    regression of lidalei and Keras have the sum without it: their l2 is half of ours.
 
     Returns:
-        A scalar. For training, add_penalty_gradients is several times faster than the backward of this.
+        A scalar. In training, add_penalty_gradients is several times faster than the backward of this.
     """
     total = torch.zeros(())
     for matrix, l1, l2 in entries:
@@ -93,9 +93,12 @@ def penalty(entries: Iterable[Penalised], convention: Convention = "mean") -> Te
 
 @torch.no_grad()
 def add_penalty_gradients(entries: Iterable[Penalised], convention: Convention = "mean") -> None:
-    """Adds the gradient of `penalty` to every matrix's .grad in place: l1 sign(W) + l2 W, over W's size for `mean`.
+    """Adds the gradient of `penalty` to every matrix's .grad in place: l1 sign(W) + l2 W, for `mean` over W's size.
 
-    To be called between backward and clipping.
+    Call it between backward and clipping.
+
+    Raises:
+        ValueError: a matrix has no gradient.
     """
     for matrix, l1, l2 in entries:
         share = 1 / matrix.numel() if convention == "mean" else 1.0

@@ -1,5 +1,6 @@
-"""Metrics of rankings, each with its definition."""
+"""Metrics of rankings: one accumulator for all of them, and functions of a whole matrix of scores."""
 
-from models.metrics.metrics import gap, hit_at_1, mean_average_precision, perr
+from models.metrics.accumulator import Accumulator
+from models.metrics.dense import gap, hit_at_1, mean_average_precision, perr
 
-__all__ = ["gap", "hit_at_1", "mean_average_precision", "perr"]
+__all__ = ["Accumulator", "gap", "hit_at_1", "mean_average_precision", "perr"]

@@ -1,7 +1,9 @@
-"""Every class for itself: its average precision over all videos, and what the model thinks of it on average.
+"""Metrics of each class: its average precision over all videos, and its mean probability.
 
-`Accumulator`'s mAP ranks a class, as published, among the videos whose top 20 it is in. Here it is ranked among all
-videos for which it is rated, which needs every score: 7 bytes a cell (video, class), see CELLS.
+The mAP of `Accumulator` ranks a class, as google/youtube-8m does, among the videos whose top 20 it is in. Here it is
+ranked among all videos for which it is rated. This needs every score: 7 bytes for each cell (video, class), see CELLS.
+
+Shapes   B videos in the batch   C classes
 """
 
 from __future__ import annotations
@@ -13,34 +15,34 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.metrics.metrics import average_precision, descending
+from models.metrics.ranking import average_precision, descending
 from models.ragged import cells_of
 
-# As many cells as one should keep: 1.9 GB, or 69,000 videos of 3,862 classes. Of more videos take a sample.
+# The most cells to keep: 1.9 GB, or 69,000 videos of 3,862 classes. Of more videos, take a sample.
 CELLS = 1 << 28
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassScores:
-    """A number for each class."""
+    """The metrics of each class."""
 
-    rated_C: NDArray[np.int64]  # videos for which it is rated
-    positives_C: NDArray[np.int64]  # those that carry it
+    rated_C: NDArray[np.int64]  # number of videos for which the class is rated
+    positives_C: NDArray[np.int64]  # number of videos with the class as a label
     average_precision_C: NDArray[np.float64]  # NaN for a class without positives
-    mean_probability_C: NDArray[np.float64]  # over the videos for which it is rated; NaN where there are none
+    mean_probability_C: NDArray[np.float64]  # over the videos for which it is rated; NaN without any
 
     @property
     def mean_average_precision(self) -> float:
-        """Mean over the classes with a positive; 0 without any."""
-        seen = self.positives_C > 0
-        return float(self.average_precision_C[seen].mean()) if seen.any() else 0.0
+        """The mean average precision over the classes with a positive; 0 without any."""
+        labelled = self.positives_C > 0
+        return float(self.average_precision_C[labelled].mean()) if labelled.any() else 0.0
 
 
 class PerClass:
-    """Keeps every rated score, on the host. Mergeable; ties are ranked in the order in which videos were seen."""
+    """Keeps the score of every rated cell, on the host; ties are ranked in the order in which the videos were seen."""
 
     def __init__(self, num_classes: int) -> None:
-        """Starts empty, for at most 32,767 classes."""
+        """Starts without videos; num_classes is at most 32,767."""
         self.num_classes = num_classes
         self._classes: list[NDArray[np.int16]] = []
         self._scores: list[NDArray[np.float32]] = []
@@ -55,7 +57,7 @@ class PerClass:
         rated_offsets: Tensor | None = None,
         rated_indices: Tensor | None = None,
     ) -> None:
-        """Adds a batch; arguments as `Accumulator.update` has them. Waits for the device."""
+        """Adds a batch, and waits for the device; the arguments are those of `Accumulator.update`."""
         truth_BC = cells_of(label_offsets, label_indices, self.num_classes)
         if rated_offsets is None or rated_indices is None:
             rated_BC = torch.ones_like(truth_BC)
@@ -66,18 +68,18 @@ class PerClass:
         self._hits.append(truth_BC[rated_BC].cpu().numpy())
 
     def merge(self, other: PerClass) -> None:
-        """Adds another's videos, after those seen so far."""
+        """Adds the videos of another `PerClass`, ranked after those seen so far in case of ties."""
         self._classes += other._classes
         self._scores += other._scores
         self._hits += other._hits
 
     def compute(self) -> ClassScores:
-        """The classes' numbers over all videos seen."""
+        """The metrics of each class over all videos seen."""
         classes, scores = np.concatenate(self._classes), np.concatenate(self._scores)
         hits = np.concatenate(self._hits)
         rated_C = np.bincount(classes, minlength=self.num_classes)
         positives_C = np.bincount(classes[hits], minlength=self.num_classes)
-        by_class = np.argsort(classes, kind="stable")  # of 16 bits: a radix sort
+        by_class = np.argsort(classes, kind="stable")  # 16 bits: a radix sort
         scores, hits = scores[by_class], hits[by_class]
         precision_C, probability_C = np.full((2, self.num_classes), np.nan)
         ends_C = np.cumsum(rated_C)

@@ -1,7 +1,7 @@
 """MAP@K, the metric of the 2019 challenge: segments ranked for each class, of which only the rated ones count.
 
-Published (google/youtube-8m, segment_eval_inference.py), it cannot read the header that its own inference writes, stops
-at a class without positives, and takes the last segment of a line with its newline for one that nobody rated.
+Source: google/youtube-8m, segment_eval_inference.py. That program cannot read the header that its own inference writes,
+stops at a class without positives, and treats the last segment of a line, with its newline, as one that is not rated.
 """
 
 from __future__ import annotations
@@ -10,23 +10,22 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
-from models.metrics.metrics import average_precision
+from models.metrics.ranking import average_precision
 
 
 def map_at_k(
     ranked: Mapping[int, Sequence[Hashable]], rated: Mapping[int, Mapping[Hashable, bool]], k: int = 100_000
 ) -> float:
-    """Mean over the classes with a positive of the average precision of the first K segments submitted for it.
+    """The mean over the classes with a positive of the average precision of the first K segments submitted for it.
 
-    Of these, segments that are not rated for the class are passed over, and one that is listed twice counts once. The
-    sum of precisions is divided by all of the class's positives, whether they were submitted or not.
+    Segments that are not rated for the class are skipped, and a segment that is listed twice counts once. The sum of
+    precisions is divided by all positives of the class, also those that were not submitted.
 
     Args:
-        ranked: by class, the segments submitted, best first, as tuner/inference/segments.py reads them. A class
-            without any has
-            precision 0.
-        rated: by class, whether each rated segment has it.
-        k: how many of a class's list are looked at.
+        ranked: by class, the segments submitted, best first, as tuner/inference/segments.py reads them. A class without
+            segments has the average precision 0.
+        rated: by class, whether each rated segment has the class.
+        k: the number of segments of a class that count.
 
     Returns:
         The mean; 0 where no class has a positive.

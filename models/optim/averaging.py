@@ -1,12 +1,15 @@
-"""An exponential average of a model's weights over the steps of its training: what is validated and exported.
+"""An exponential average of a model's weights over the steps of its training, for validation and export.
 
     average_t = sum_i decay ** (t - i) weights_i / sum_i decay ** (t - i)        i = 1 ... t, after each step
 
-The division makes it a mean of the weights seen so far from the first step on; without it, an average that starts at
-the first weights (as the 2018 winner's does) remembers these for thousands of steps.
+The division makes it a mean of the weights after every step, from the first on. Without it, an average that starts at
+the initial weights, like that of the winner of 2018, depends on them for thousands of steps.
 
-BatchNorm's running statistics are averaged by the same rule. To estimate them anew for the averaged weights would take
-another pass over the data after every epoch; averaged alike they belong to the same steps as the weights do.
+BatchNorm's running statistics are averaged by the same rule, so that they belong to the same steps as the weights. To
+estimate them again for the averaged weights would need another pass over the data after every epoch.
+
+NOTE: torch.optim.swa_utils.AveragedModel cannot replace this class bit for bit: it keeps its count of steps in a tensor
+that is part of the state, copies or averages all buffers by one rule, and prefixes the names of the weights.
 """
 
 from __future__ import annotations
@@ -21,18 +24,18 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AverageConfig:
-    """How long the average remembers: one of the two."""
+    """How fast old weights lose their share in the average: give one of the two."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    decay: float | None = None  # what the steps so far weigh after another one
-    half_life: float | None = None  # steps after which a step weighs half: decay = 2 ** (-1 / half_life)
+    decay: float | None = None  # factor by which each further step reduces the weight of all earlier ones
+    half_life: float | None = None  # number of steps that halve the weight of a step: decay = 2 ** (-1 / half_life)
 
     def __post_init__(self) -> None:
         """Checks the ranges.
 
-        NOTE: the 2018 winner calls h in decay = 1 - 1/h its half-life (2000 to 3000); steps really weigh half after
-        h ln 2. Give that decay here, or the real half-life.
+        NOTE: the winner of 2018 calls h in decay = 1 - 1/h its half-life (2000 to 3000 steps). The weight of a step is
+        really halved after h ln 2 steps: give that decay here, or the real half-life.
         """
         if (self.decay is None) == (self.half_life is None):
             raise ValueError(f"give either decay or half_life, but got {self.decay} and {self.half_life}")
@@ -43,28 +46,28 @@ class AverageConfig:
 
     @property
     def rate(self) -> float:
-        """The decay, however it was given."""
+        """The decay, given as such or by its half-life."""
         return self.decay if self.decay is not None else float(2 ** (-1 / (self.half_life or 1.0)))
 
 
 class Average:
-    """The averaged model and how many steps are in it. To be updated after every step of the optimizer."""
+    """The averaged model and the number of steps in it; call `update` after every step of the optimizer."""
 
     def __init__(self, model: nn.Module, config: AverageConfig) -> None:
-        """Starts as a copy of the model, which no step is in yet."""
+        """Starts as a copy of the model, with no step in the average."""
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
         self.decay, self.steps = config.rate, 0
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Takes in the weights and buffers that the model has now."""
+        """Adds the current weights and buffers of the model to the average."""
         self.steps += 1
         share = (1 - self.decay) / (1 - self.decay**self.steps)  # of the newest weights; 1 for the first
         averaged, live = self._pairs(model)
         torch._foreach_lerp_(averaged, live, share)
 
     def _pairs(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-        """The averaged numbers and the live ones; counters, which have no mean, are copied."""
+        """The averaged and the current floating-point tensors; counters, which have no mean, are copied instead."""
         averaged, live = [], []
         theirs = model.state_dict()
         for name, tensor in self.model.state_dict().items():

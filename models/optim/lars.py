@@ -1,4 +1,4 @@
-"""LARS, as MoCo v3 has it: SGD with momentum, whose step is scaled to each weight matrix."""
+"""LARS as in MoCo v3: SGD with momentum whose step is scaled to the norm of each weight matrix."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch.optim import Optimizer
 class LARS(Optimizer):
     """Layer-wise adaptive rate scaling (You et al., 2017, arXiv 1708.03888).
 
-    gradient = gradient + weight_decay * weight                          of matrices alone
-    gradient = gradient * trust * ||weight|| / ||gradient||              likewise, where neither norm is 0
+    gradient = gradient + weight_decay * weight                          of matrices only
+    gradient = gradient * trust * ||weight|| / ||gradient||              of matrices only, where neither norm is 0
     moved    = momentum * moved + gradient
     weight   = weight - lr * moved
 
-    Biases and gains (one dimension) take the plain gradient: no decay, no scaling.
+    For biases and gains (one dimension) the gradient is used unchanged: no decay, no scaling.
     """
 
     def __init__(
@@ -30,13 +30,13 @@ class LARS(Optimizer):
         trust: float = 0.001,
         weight_decay: float = 1e-6,
     ) -> None:
-        """Keeps what was moved last, from zero.
+        """Starts with a last movement of zero for every parameter.
 
         Args:
             parameters: on their device.
             lr: learning rate.
             momentum: of the movement.
-            trust: length of a step at a rate of 1, as a share of the weights' norm.
+            trust: length of a step at a learning rate of 1, as a share of the matrix's norm.
             weight_decay: added to the gradient before it is scaled.
         """
         defaults = {"lr": lr, "momentum": momentum, "trust": trust, "weight_decay": weight_decay}
@@ -47,7 +47,7 @@ class LARS(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step; where the attribute `found_inf` (set by `models.optimizers.step`) is 1, nothing."""
+        """Takes a step, or none where the attribute `found_inf` (set by models.optim.optimizers.step) is 1."""
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -55,7 +55,7 @@ class LARS(Optimizer):
                     self._step_one(group, parameter, parameter.grad, found_inf)
 
     def _step_one(self, group: dict[str, Any], weight: Tensor, gradient: Tensor, found_inf: Tensor | None) -> None:
-        """Without a look at any value, for CUDA's sake."""
+        """Updates one parameter without reading a value on the host, so that CUDA is not waited for."""
         if weight.ndim > 1:
             gradient = gradient.add(weight, alpha=group["weight_decay"])
             norms = torch.linalg.vector_norm(weight), torch.linalg.vector_norm(gradient)

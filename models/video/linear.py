@@ -1,7 +1,7 @@
 """The linear classifier that is fitted in closed form, by ridge regression in one pass over the training videos.
 
 It has the layers of a logistic regression. No optimizer trains it: tuner/training/linear.py computes its
-weights with models/contrastive/ridge.py.
+weights with models/ridge.py.
 
 Source   lidalei/youtube-8m, LinearClassifier
 """

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import ShardError
-from models.losses.losses import DistillConfig, LossConfig
+from models.losses import DistillConfig, LossConfig
 from models.video.fused_mlp import FusedMLPConfig
 from tuner import errors
 from tuner.cli import main

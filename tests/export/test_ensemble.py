@@ -113,7 +113,7 @@ def noisy_members(deviations: Sequence[float], num_videos: int = 300) -> MemberP
 
 
 def test_the_gap_is_the_metric_s_own() -> None:
-    from models.metrics import metrics
+    from models import metrics
 
     random = np.random.default_rng(1)
     scores, labels = random.random((2, 50, 40)), random.random((50, 40)) < 0.1

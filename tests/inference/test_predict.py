@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 
 from data.cache.store import find_shards
 from data.tfrecord.shards import decode_shard
-from models.metrics import metrics
+from models import metrics
 from tests.support.commands import exit_code_of, refusal_of, run_command
 from tests.support.finished import FinishedSearch, videos, write_shard
 from tuner.export.loader import load_model

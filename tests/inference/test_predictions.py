@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.metrics import metrics
+from models import metrics
 from tests.support.commands import exit_code_of, refusal_of, run_command
 from tests.support.finished import FinishedSearch
 from tuner.errors import ConfigError

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.optim.averaging import Average, AverageConfig
+from models.optim import Average, AverageConfig
 
 
 def model():

@@ -9,10 +9,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.losses import losses
+from models import losses
+from models.losses import LossConfig, sigmoid_cross_entropy
 from models.losses import weights as loss_weights
-from models.losses.cross_entropy import sigmoid_cross_entropy
-from models.losses.losses import LossConfig
 
 # reference/systems.md, section C
 P = torch.tensor(
@@ -178,7 +177,7 @@ def defined(kind, logits, y, pos=None, example=None, rated=None, class_weights=N
     if config.kind == "cross_entropy":
         cells = -torch.where(y > 0, (p + 1e-5).log(), (1 - p + 1e-5).log())
     elif config.kind == "hinge":
-        cells = (config.setting("margin") - (2 * y - 1) * s).clamp(min=0)
+        cells = (config.settings["margin"] - (2 * y - 1) * s).clamp(min=0)
     elif config.kind == "softmax":
         shares = y / y.sum(1, keepdim=True).clamp(min=1e-7)
         total = torch.stack([row[kept > 0].exp().sum().log() for row, kept in zip(s, mask, strict=True)])

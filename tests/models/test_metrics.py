@@ -9,8 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.metrics import metrics
-from models.metrics.metrics import Accumulator
+from models import metrics
+from models.metrics import Accumulator, calibration
+from models.metrics.ranking import descending
+from models.metrics.top_classes import rank_by_candidates, rank_by_sorting, top_classes
 
 # reference/systems.md, sections C and E
 SCORES = np.array([[0.9, 0.8, 0.1, 0.2, 0.05], [0.3, 0.7, 0.6, 0.4, 0.02], [0.55, 0.15, 0.25, 0.35, 0.95]])
@@ -186,7 +188,7 @@ def test_both_ways_of_ranking_agree(problem):
     logits, labels, top_k = problem
     top_k = min(top_k, logits.shape[1])
     arguments = torch.tensor(logits), torch.tensor(labels > 0), torch.tensor(labels.sum(1)), top_k
-    pairs = zip(metrics._rank_by_sorting(*arguments), metrics._rank_by_candidates(*arguments), strict=True)
+    pairs = zip(rank_by_sorting(*arguments), rank_by_candidates(*arguments), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
@@ -245,7 +247,7 @@ def test_calibration_error_of_an_example():
     hits = np.array([[True, False, False], [False, False, False]])
     with np.errstate(divide="ignore"):
         logits = np.log(probabilities / (1 - probabilities))
-    assert metrics.calibration_error(logits, hits) == pytest.approx((abs(0.72 + 0.68 - 1) + 0.08) / 4)
+    assert calibration.calibration_error(logits, hits) == pytest.approx((abs(0.72 + 0.68 - 1) + 0.08) / 4)
 
 
 def test_gap_at_several_k_from_one_accumulator():
@@ -346,7 +348,7 @@ def test_ties_fall_to_the_earlier_video_then_to_the_lower_class():
 def test_equal_logits_everywhere_rank_the_lowest_classes():
     """As an untrained model without biases gives; far more candidates than top_k."""
     logits = torch.zeros(3, 500)
-    assert metrics._top_classes(logits, 20).tolist() == [list(range(20))] * 3
+    assert top_classes(logits, 20).tolist() == [list(range(20))] * 3
 
 
 def test_no_positive_at_all_gives_zeros():
@@ -376,7 +378,7 @@ def test_a_nan_is_found_in_any_class(where):
 
 def test_a_nan_that_only_compute_can_see_is_refused_there(monkeypatch):
     """On CUDA an update looks at no value."""
-    monkeypatch.setattr(metrics, "_rank_by_candidates", metrics._rank_by_sorting)
+    monkeypatch.setattr(metrics, "_rank_by_candidates", rank_by_sorting)
     logits = LOGITS.copy()
     logits[1, 3] = np.nan
     accumulator = accumulate(logits, LABELS)
@@ -446,4 +448,4 @@ def test_without_the_loss_the_rest_is_the_same():
 @given(st.lists(st.sampled_from([0.0, -0.0, 1.5, -1.5, 3e38, -3e38, 1e-45, -1e-45, np.inf, -np.inf])))
 def test_the_pool_is_ranked_as_a_stable_sort_ranks_it(scores):
     scores = np.array(scores, np.float32)
-    assert metrics.descending(scores).tolist() == np.argsort(-scores, kind="stable").tolist()
+    assert descending(scores).tolist() == np.argsort(-scores, kind="stable").tolist()

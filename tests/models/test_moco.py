@@ -14,20 +14,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from models import FeatureStatistics, FusedEncoder, FusedMLPConfig, Sizes
-from models.contrastive import moco
-from models.contrastive.moco import (
-    METHODS,
-    Contrast,
-    CrossModalConfig,
-    MocoV1Config,
-    MocoV2Config,
-    MocoV3Config,
-    Queue,
-    ema_,
-    info_nce,
-    momentum_at,
-    spread,
-)
+from models.contrastive import contrast as module
+from models.contrastive.contrast import Contrast, CrossModalConfig
+from models.contrastive.info_nce import info_nce, spread
+from models.contrastive.methods import METHODS, MocoV1Config, MocoV2Config, MocoV3Config
+from models.contrastive.momentum import ema_, momentum_at
+from models.contrastive.queue import Queue
 from models.contrastive.views import ViewsConfig, mix, view
 from models.layers import BatchNorm
 
@@ -428,7 +420,7 @@ def test_the_two_views_of_v3_are_two():
     contrast = apart(build("moco_v3")).eval()
     calls = []
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(moco, "info_nce", lambda *given: calls.append(given) or info_nce(*given))
+        patch.setattr(module, "info_nce", lambda *given: calls.append(given) or info_nce(*given))
         contrast(features(), 0.0, drawn())
     (q1, k2, *_), (q2, k1, *_) = calls
     losses = [info_nce(q, k, None, 0.2)[0].item() for q, k in ((q1, k2), (q2, k1), (q1, k1), (q2, k2))]
@@ -464,7 +456,7 @@ def test_three_features_are_contrasted_in_all_six_directions():
     contrast = build("moco_v2", cross=CrossModalConfig(), widths=FEATURES | {"text": 4})
     calls = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(moco, "info_nce", lambda *given: calls.append(given) or info_nce(*given))
+        patch.setattr(module, "info_nce", lambda *given: calls.append(given) or info_nce(*given))
         contrast(features(widths=FEATURES | {"text": 4}), 0.0, drawn())
     pairs = {(queries.sum().item(), keys.sum().item()) for queries, keys, *_ in calls[1:]}
     assert len(calls) == 1 + 6 and len(pairs) == 6 and len({keys for _, keys in pairs}) == 3
@@ -486,7 +478,7 @@ def moved_by(contrast, row, num_videos):
         x, calls = features(num_videos), []
         x[row] += change * torch.randn(x.shape[1], generator=drawn(11))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(moco, "info_nce", lambda *given, calls=calls: calls.append(given) or info_nce(*given))
+            patch.setattr(module, "info_nce", lambda *given, calls=calls: calls.append(given) or info_nce(*given))
             contrast(x, 0.0, drawn())
         runs.append(calls)
     return [

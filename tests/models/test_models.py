@@ -22,7 +22,7 @@ from models.frame.nextvlad import NeXtVladConfig
 from models.frame.parts.heads import HeadConfig
 from models.frame.soft_dbof import SoftDbofConfig
 from models.layers import BatchNorm, Dropout, Normalize, linear, prior_log_odds
-from models.losses.cross_entropy import sigmoid_cross_entropy
+from models.losses import sigmoid_cross_entropy
 from models.video.mixture_of_experts import MixtureOfExpertsConfig
 
 SIZES = Sizes(features={"mean_rgb": 24, "mean_audio": 8}, num_classes=11)

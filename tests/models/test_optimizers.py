@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.optim import optimizers
-from models.optim.optimizers import ClipConfig, OptimizerConfig, RMSpropTF, ScheduleConfig, learning_rate_at
+from models import optim
+from models.optim import ClipConfig, OptimizerConfig, ScheduleConfig, learning_rate_at
+from models.optim.rmsprop_tf import RMSpropTF
 
 KINDS = {
     "rmsprop_tf": OptimizerConfig(kind="rmsprop_tf", learning_rate=0.01),
@@ -86,9 +87,9 @@ def test_rmsprop_follows_its_formula(momentum, foreach):
         square = 0.8 * square + 0.2 * g**2
         moved = momentum * moved + lr * g / np.sqrt(square + 1e-3)
         w = w - moved
-        optimizers.set_learning_rate(optimizer, lr)
+        optim.set_learning_rate(optimizer, lr)
         weight.grad = torch.tensor(g)
-        optimizers.step(optimizer)
+        optim.step(optimizer)
         assert weight.tolist() == pytest.approx(w.tolist(), rel=1e-12)
 
 
@@ -98,7 +99,7 @@ def test_rmsprop_follows_its_formula(momentum, foreach):
 def test_adam_follows_its_formula():
     weight = torch.nn.Parameter(torch.ones(6, dtype=torch.float64))
     config = OptimizerConfig(kind="adam", learning_rate=0.1, beta1=0.8, beta2=0.95, epsilon=1e-4)
-    optimizer = optimizers.build(config, [weight])
+    optimizer = optim.build(config, [weight])
     w, mean, square = np.ones(6), np.zeros(6), np.zeros(6)
     rng = np.random.default_rng(0)
     for t in range(1, 5):
@@ -106,7 +107,7 @@ def test_adam_follows_its_formula():
         mean, square = 0.8 * mean + 0.2 * g, 0.95 * square + 0.05 * g**2
         w = w - 0.1 * (mean / (1 - 0.8**t)) / (np.sqrt(square / (1 - 0.95**t)) + 1e-4)
         weight.grad = torch.tensor(g)
-        optimizers.step(optimizer)
+        optim.step(optimizer)
         assert weight.tolist() == pytest.approx(w.tolist(), rel=1e-9)
 
 
@@ -114,7 +115,7 @@ def test_adam_follows_its_formula():
 def test_sgd_follows_its_formula(momentum, nesterov):
     weight = torch.nn.Parameter(torch.ones(6, dtype=torch.float64))
     config = OptimizerConfig(kind="sgd", learning_rate=0.1, momentum=momentum, nesterov=nesterov)
-    optimizer = optimizers.build(config, [weight])
+    optimizer = optim.build(config, [weight])
     w, moved, m = np.ones(6), np.zeros(6), momentum or 0.0
     rng = np.random.default_rng(0)
     for _ in range(4):
@@ -122,7 +123,7 @@ def test_sgd_follows_its_formula(momentum, nesterov):
         moved = m * moved + g
         w = w - 0.1 * (g + m * moved if nesterov else moved)
         weight.grad = torch.tensor(g)
-        optimizers.step(optimizer)
+        optim.step(optimizer)
         assert weight.tolist() == pytest.approx(w.tolist(), rel=1e-12)
 
 
@@ -132,7 +133,7 @@ def test_lars_follows_its_formula(kind):
     shape = (2, 3) if kind == "matrix" else (6,)
     weight = torch.nn.Parameter(torch.ones(shape, dtype=torch.float64))
     config = OptimizerConfig(kind="lars", learning_rate=0.6, weight_decay=0.1, momentum=0.8, trust=0.02)
-    optimizer = optimizers.build(config, [weight])
+    optimizer = optim.build(config, [weight])
     w, moved = np.ones(shape), np.zeros(shape)
     rng = np.random.default_rng(0)
     for lr in (0.6, 0.6, 0.3):
@@ -143,36 +144,36 @@ def test_lars_follows_its_formula(kind):
             scaled = scaled * 0.02 * np.linalg.norm(w) / np.linalg.norm(scaled)
         moved = 0.8 * moved + scaled
         w = w - lr * moved
-        optimizers.set_learning_rate(optimizer, lr)
+        optim.set_learning_rate(optimizer, lr)
         weight.grad = torch.tensor(g)
-        optimizers.step(optimizer)
+        optim.step(optimizer)
         assert weight.detach().numpy() == pytest.approx(w, rel=1e-12)
 
 
 def test_lars_steps_where_a_norm_is_zero():
     """A matrix that starts at zero, or has no gradient, is not scaled by 0 or infinity."""
     zero, still = torch.nn.Parameter(torch.zeros(2, 2)), torch.nn.Parameter(torch.ones(2, 2))
-    optimizer = optimizers.build(OptimizerConfig(kind="lars", learning_rate=1.0, weight_decay=0.0), [zero, still])
+    optimizer = optim.build(OptimizerConfig(kind="lars", learning_rate=1.0, weight_decay=0.0), [zero, still])
     zero.grad, still.grad = torch.ones(2, 2), torch.zeros(2, 2)
-    optimizers.step(optimizer)
+    optim.step(optimizer)
     assert torch.equal(zero.detach(), -torch.ones(2, 2)) and torch.equal(still.detach(), torch.ones(2, 2))
 
 
 def test_the_kinds_defaults_are_the_published_ones():
-    rmsprop = optimizers.build(OptimizerConfig(kind="rmsprop_tf", learning_rate=1e-3), weights()).param_groups[0]
+    rmsprop = optim.build(OptimizerConfig(kind="rmsprop_tf", learning_rate=1e-3), weights()).param_groups[0]
     assert (rmsprop["decay"], rmsprop["momentum"], rmsprop["epsilon"]) == (0.9, 0.0, 1e-10)
-    adam = optimizers.build(OptimizerConfig(kind="adam", learning_rate=1e-3), weights()).param_groups[0]
+    adam = optim.build(OptimizerConfig(kind="adam", learning_rate=1e-3), weights()).param_groups[0]
     assert (adam["betas"], adam["eps"]) == ((0.9, 0.999), 1e-8)
-    sgd = optimizers.build(OptimizerConfig(kind="sgd", learning_rate=1e-3), weights()).param_groups[0]
+    sgd = optim.build(OptimizerConfig(kind="sgd", learning_rate=1e-3), weights()).param_groups[0]
     assert (sgd["momentum"], sgd["nesterov"]) == (0.0, False)
-    lars = optimizers.build(OptimizerConfig(kind="lars", learning_rate=0.6), weights()).param_groups[0]
+    lars = optim.build(OptimizerConfig(kind="lars", learning_rate=0.6), weights()).param_groups[0]
     assert (lars["momentum"], lars["trust"], lars["weight_decay"]) == (0.9, 0.001, 1e-6)
 
 
 @every_kind
 def test_every_kind_lowers_a_parabola(config):
     parameters = weights()
-    optimizer = optimizers.build(config, parameters)
+    optimizer = optim.build(config, parameters)
 
     def height():
         return sum((p**2).sum() for p in parameters)
@@ -181,23 +182,23 @@ def test_every_kind_lowers_a_parabola(config):
     for _ in range(20):
         optimizer.zero_grad()
         height().backward()
-        optimizers.step(optimizer)
+        optim.step(optimizer)
     assert height().item() < before
 
 
 @every_kind
 def test_an_optimizers_state_survives_save_and_load(config):
     ours, theirs = weights(), weights()
-    first, second = optimizers.build(config, ours), optimizers.build(config, theirs)
+    first, second = optim.build(config, ours), optim.build(config, theirs)
     for seed in range(3):
         give_gradients(ours, seed)
-        optimizers.step(first)
+        optim.step(first)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     for a, b in zip(ours, theirs, strict=True):
         b.data.copy_(a.data)
     for parameters, optimizer in ((ours, first), (theirs, second)):
         give_gradients(parameters, 9)
-        optimizers.step(optimizer)
+        optim.step(optimizer)
     assert_bitwise_equal(snapshot(ours, first), snapshot(theirs, second))
 
 
@@ -209,16 +210,16 @@ def test_an_optimizers_state_survives_save_and_load(config):
 @every_kind
 def test_a_skipped_step_leaves_weights_and_state_bit_for_bit(config, steps_before, foreach):
     parameters = weights()
-    optimizer = optimizers.build(config, parameters)
+    optimizer = optim.build(config, parameters)
     if isinstance(optimizer, RMSpropTF):
         optimizer.foreach = foreach  # what CUDA does, and what a CPU does
     for seed in range(steps_before):
         give_gradients(parameters, seed)
-        optimizers.step(optimizer, skip=torch.tensor(False))
+        optim.step(optimizer, skip=torch.tensor(False))
     before = snapshot(parameters, optimizer)
     for parameter in parameters:
         parameter.grad = torch.full_like(parameter, torch.nan)
-    optimizers.step(optimizer, skip=torch.tensor(True))
+    optim.step(optimizer, skip=torch.tensor(True))
     assert_bitwise_equal(snapshot(parameters, optimizer), before)
 
 
@@ -226,16 +227,16 @@ def test_a_skipped_step_leaves_weights_and_state_bit_for_bit(config, steps_befor
 @every_kind
 def test_a_skipped_first_step_leaves_no_trace_in_the_second(config, foreach):
     ours, theirs = weights(), weights()
-    first, second = optimizers.build(config, ours), optimizers.build(config, theirs)
+    first, second = optim.build(config, ours), optim.build(config, theirs)
     for optimizer in (first, second):
         if isinstance(optimizer, RMSpropTF):
             optimizer.foreach = foreach
     for parameter in ours:
         parameter.grad = torch.full_like(parameter, torch.inf)
-    optimizers.step(first, skip=torch.tensor(True))
+    optim.step(first, skip=torch.tensor(True))
     for parameters, optimizer in ((ours, first), (theirs, second)):
         give_gradients(parameters, 5)
-        optimizers.step(optimizer)
+        optim.step(optimizer)
     assert_bitwise_equal(snapshot(ours, first), snapshot(theirs, second))
 
 
@@ -243,19 +244,23 @@ def test_a_skipped_first_step_leaves_no_trace_in_the_second(config, foreach):
 @every_kind
 def test_a_step_that_is_not_skipped_is_a_plain_step(config, foreach):
     ours, theirs = weights(), weights()
-    first, second = optimizers.build(config, ours), optimizers.build(config, theirs)
+    first, second = optim.build(config, ours), optim.build(config, theirs)
     for optimizer in (first, second):
         if isinstance(optimizer, RMSpropTF):
             optimizer.foreach = foreach
     for seed in range(3):
         give_gradients(ours, seed)
         give_gradients(theirs, seed)
-        optimizers.step(first, skip=torch.tensor(False))
-        optimizers.step(second)
+        optim.step(first, skip=torch.tensor(False))
+        optim.step(second)
     assert_bitwise_equal(snapshot(ours, first), snapshot(theirs, second))
 
 
 # Schedules
+
+
+def rate_at(config, examples_seen, total_examples):
+    return learning_rate_at(config.schedule, config.learning_rate, examples_seen, total_examples)
 
 
 def config_with(learning_rate=0.01, **schedule):
@@ -268,36 +273,36 @@ def config_with(learning_rate=0.01, **schedule):
 def test_the_staircase_falls_at_the_published_steps(step, expected):
     """Decay 0.95 every 4,000,000 examples, batches of 1024."""
     config = config_with(kind="staircase", decay=0.95, decay_examples=4_000_000)
-    assert learning_rate_at(config, step * 1024, 10**8) == pytest.approx(expected, rel=1e-12)
+    assert rate_at(config, step * 1024, 10**8) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize(
     ("epoch", "expected"), [(0, 0.03), (50, 0.0256066), (100, 0.015), (150, 0.0043934), (200, 0.0)]
 )
 def test_cosine_is_mocos(epoch, expected):
-    assert learning_rate_at(config_with(0.03, kind="cosine"), epoch, 200) == pytest.approx(expected, abs=1e-7)
+    assert rate_at(config_with(0.03, kind="cosine"), epoch, 200) == pytest.approx(expected, abs=1e-7)
 
 
 def test_cosine_ends_at_its_final_fraction_and_stays_there():
     config = config_with(kind="cosine", final=0.1)
-    assert learning_rate_at(config, 1000, 1000) == learning_rate_at(config, 1500, 1000) == pytest.approx(0.001)
+    assert rate_at(config, 1000, 1000) == learning_rate_at(config, 1500, 1000) == pytest.approx(0.001)
 
 
 @pytest.mark.parametrize("kind", ["constant", "staircase", "cosine"])
 def test_warm_up_rises_linearly_from_zero_to_the_peak(kind):
     config = config_with(kind=kind, warmup=0.2)
-    rates = [learning_rate_at(config, seen, 1000) for seen in (0, 50, 100, 200)]
+    rates = [rate_at(config, seen, 1000) for seen in (0, 50, 100, 200)]
     assert rates == pytest.approx([0.0, 0.0025, 0.005, 0.01])
 
 
 def test_cosine_spans_what_the_warm_up_leaves():
     config = config_with(kind="cosine", warmup=0.2)
-    assert learning_rate_at(config, 600, 1000) == pytest.approx(0.005)
-    assert learning_rate_at(config, 1000, 1000) == pytest.approx(0.0)
+    assert rate_at(config, 600, 1000) == pytest.approx(0.005)
+    assert rate_at(config, 1000, 1000) == pytest.approx(0.0)
 
 
 def test_the_constant_schedule_is_constant():
-    assert {learning_rate_at(config_with(), seen, 10) for seen in (0, 5, 10, 99)} == {0.01}
+    assert {rate_at(config_with(), seen, 10) for seen in (0, 5, 10, 99)} == {0.01}
 
 
 # Clipping
@@ -307,7 +312,7 @@ def clipped(config, *gradients):
     parameters = [torch.nn.Parameter(torch.zeros(len(g))) for g in gradients]
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = torch.tensor(gradient)
-    optimizers.clip(parameters, config)
+    optim.clip(parameters, config)
     return [p.grad.tolist() for p in parameters]
 
 
@@ -330,7 +335,7 @@ def test_clipping_leaves_small_and_zero_gradients_alone(kind):
 
 
 def test_clipping_passes_over_parameters_without_a_gradient():
-    optimizers.clip([torch.nn.Parameter(torch.zeros(2))], ClipConfig(kind="global"))
+    optim.clip([torch.nn.Parameter(torch.zeros(2))], ClipConfig(kind="global"))
 
 
 # Configuration
@@ -377,7 +382,7 @@ def test_schedules_and_clipping_out_of_range_are_refused(config, settings):
 
 def test_a_schedule_needs_examples():
     with pytest.raises(ValueError, match="total_examples >= 1, but got 0 and 0"):
-        learning_rate_at(config_with(), 0, 0)
+        rate_at(config_with(), 0, 0)
 
 
 @every_kind

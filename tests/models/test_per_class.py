@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from models.metrics.metrics import mean_average_precision
+from models.metrics import mean_average_precision
 from models.metrics.per_class import PerClass
 from models.metrics.segments import map_at_k
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge as SklearnRidge
 
-from models.contrastive.ridge import NormalEquations, logistic_scale
-from models.metrics.metrics import gap
+from models.metrics import gap
+from models.ridge import NormalEquations, logistic_scale
 
 N, H, C = 160, 24, 9
 

@@ -13,10 +13,10 @@ WIDTHS = list(FEATURES.values())
 ALL = ViewsConfig(corruption={"rgb": 0.2, "audio": 0.5, "text": 0.0}, drop=0.3, noise=0.1)
 
 VIEWS = {
-    "corrupt": lambda x, generator: corrupt(x, WIDTHS, 0.4, generator),
-    "corrupt by feature": lambda x, generator: corrupt(x, WIDTHS, [0.1, 0.5, 0.9], generator),
-    "drop": lambda x, generator: drop(x, WIDTHS, 0.6, generator),
-    "noise": lambda x, generator: noise(x, 0.2, generator),
+    "corrupt": lambda x, generator: corrupt(x, FEATURES, 0.4, generator),
+    "corrupt by feature": lambda x, generator: corrupt(x, FEATURES, {"rgb": 0.1, "audio": 0.5, "text": 0.9}, generator),
+    "drop": lambda x, generator: drop(x, FEATURES, 0.6, generator),
+    "noise": lambda x, generator: noise(x, FEATURES, 0.2, generator),
     "mix": lambda x, generator: mix(x, 0.7, generator),
     "view": lambda x, generator: view(x, FEATURES, ALL, generator),
 }
@@ -78,20 +78,20 @@ class TestEveryView:
 def test_the_share_of_corrupted_values_is_the_rate(num_videos, width, rate):
     """Of two videos too: a value that is replaced by itself would be missed."""
     x = numbered(num_videos, width)
-    share = (corrupt(x, [width], rate, drawn()) != x).double().mean().item()
+    share = (corrupt(x, {"a": width}, rate, drawn()) != x).double().mean().item()
     assert share == pytest.approx(rate, abs=5 * math.sqrt(rate * (1 - rate) / x.numel()))
 
 
 def test_every_feature_has_its_own_rate():
-    x, rates = numbered(1000, sum(WIDTHS)), [0.1, 0.5, 0.0]
-    changed = (corrupt(x, WIDTHS, rates, drawn()) != x).double()
-    for part, rate in zip(changed.split(WIDTHS, dim=1), rates, strict=True):
+    x, rates = numbered(1000, sum(WIDTHS)), dict(zip(FEATURES, [0.1, 0.5, 0.0], strict=True))
+    changed = (corrupt(x, FEATURES, rates, drawn()) != x).double()
+    for part, rate in zip(changed.split(WIDTHS, dim=1), rates.values(), strict=True):
         assert part.mean().item() == pytest.approx(rate, abs=5 * math.sqrt(rate * (1 - rate) / part.numel()))
 
 
 @pytest.mark.parametrize("num_videos", [2, 3, 50])
 def test_a_corrupted_value_is_that_of_the_same_column_of_another_video(num_videos):
-    y = corrupt(numbered(num_videos, 41), [30, 11], 0.5, drawn()).long()
+    y = corrupt(numbered(num_videos, 41), {"a": 30, "b": 11}, 0.5, drawn()).long()
     rows, columns = y // 41, y % 41
     assert torch.equal(columns, torch.arange(41).expand(num_videos, 41))
     assert rows.min() >= 0 and rows.max() < num_videos
@@ -99,14 +99,14 @@ def test_a_corrupted_value_is_that_of_the_same_column_of_another_video(num_video
 
 
 def test_the_corrupted_values_of_a_video_come_from_many_others():
-    y = corrupt(numbered(50, 200), [200], 0.5, drawn()).long()
+    y = corrupt(numbered(50, 200), {"a": 200}, 0.5, drawn()).long()
     for row in range(50):
         assert len({source for source in (y[row] // 200).tolist() if source != row}) > 30
 
 
 def test_every_other_video_is_as_likely_a_source():
     """100,000 columns of 5 videos: row 0 is replaced by each of the others a quarter of the times."""
-    sources = corrupt(numbered(5, 100_000).double(), [100_000], 0.5, drawn())[0].long() // 100_000
+    sources = corrupt(numbered(5, 100_000).double(), {"a": 100_000}, 0.5, drawn())[0].long() // 100_000
     counts = torch.bincount(sources, minlength=5)[1:].double()
     expected = counts.sum() / 4
     assert ((counts - expected).abs() < 5 * expected.sqrt()).all()
@@ -114,21 +114,21 @@ def test_every_other_video_is_as_likely_a_source():
 
 def test_corruption_keeps_every_columns_distribution():
     x = features(4000) * torch.arange(1, 21) + torch.arange(20)
-    y = corrupt(x, WIDTHS, 0.6, drawn())
+    y = corrupt(x, FEATURES, 0.6, drawn())
     torch.testing.assert_close(y.mean(dim=0), x.mean(dim=0), rtol=0.1, atol=1.0)
     torch.testing.assert_close(y.std(dim=0), x.std(dim=0), rtol=0.1, atol=0)
 
 
 def test_corruption_of_the_columns_is_independent():
     """That one column of a video is corrupted says nothing of another: the mask's correlations are those of chance."""
-    changed = (corrupt(numbered(20_000, 8), [8], 0.3, drawn()) != numbered(20_000, 8)).double()
+    changed = (corrupt(numbered(20_000, 8), {"a": 8}, 0.3, drawn()) != numbered(20_000, 8)).double()
     correlations = torch.corrcoef(changed.T) - torch.eye(8)
     assert correlations.abs().max() < 5 / math.sqrt(20_000)
 
 
 def test_a_single_video_cannot_be_corrupted():
     with pytest.raises(ValueError, match="at least 2 videos, but got 1"):
-        corrupt(features(1), WIDTHS, 0.2, drawn())
+        corrupt(features(1), FEATURES, 0.2, drawn())
 
 
 # Dropped features
@@ -141,7 +141,7 @@ def dropped(y):
 
 @pytest.mark.parametrize("probability", [0.2, 1.0])
 def test_each_feature_is_dropped_in_its_share_of_the_videos_and_never_two(probability):
-    gone = dropped(drop(features(3000), WIDTHS, probability, drawn()))
+    gone = dropped(drop(features(3000), FEATURES, probability, drawn()))
     assert gone.sum(dim=1).max() == 1
     share = probability / 3
     for feature in range(3):
@@ -152,14 +152,14 @@ def test_each_feature_is_dropped_in_its_share_of_the_videos_and_never_two(probab
 
 def test_what_is_not_dropped_stays_as_it_was():
     x = features(300)
-    y = drop(x, WIDTHS, 0.5, drawn())
+    y = drop(x, FEATURES, 0.5, drawn())
     kept = ~dropped(y).repeat_interleave(torch.tensor(WIDTHS), dim=1)
     assert torch.equal(y[kept], x[kept]) and not kept.all()
 
 
 def test_the_only_feature_cannot_be_dropped():
     with pytest.raises(ValueError, match="at least 2 features to drop one, but got 1"):
-        drop(features(width=4), [4], 0.5, drawn())
+        drop(features(width=4), {"a": 4}, 0.5, drawn())
 
 
 # Noise and mixing
@@ -168,7 +168,7 @@ def test_the_only_feature_cannot_be_dropped():
 @pytest.mark.parametrize("sigma", [0.1, 2.0])
 def test_noise_has_its_standard_deviation_and_no_mean(sigma):
     x = features(2000)
-    difference = (noise(x, sigma, drawn()) - x).double()
+    difference = (noise(x, {}, sigma, drawn()) - x).double()
     assert difference.std().item() == pytest.approx(sigma, rel=5 / math.sqrt(2 * x.numel()))
     assert abs(difference.mean().item()) < 5 * sigma / math.sqrt(x.numel())
 
@@ -206,9 +206,9 @@ def test_the_share_is_of_the_beta_distribution(alpha, variance):
 def test_a_view_corrupts_then_drops_then_adds_noise():
     x = features()
     generator = drawn()
-    expected = corrupt(x, WIDTHS, list(ALL.corruption.values()), generator)
-    expected = drop(expected, WIDTHS, ALL.drop, generator)
-    expected = noise(expected, ALL.noise, generator)
+    expected = corrupt(x, FEATURES, ALL.corruption, generator)
+    expected = drop(expected, FEATURES, ALL.drop, generator)
+    expected = noise(expected, FEATURES, ALL.noise, generator)
     assert torch.equal(view(x, FEATURES, ALL, drawn()), expected)
 
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from data.batches import Batches
 from data.sample import write_shards
 from data.schema import Schema
-from models.losses.losses import LossConfig
-from models.metrics.metrics import Accumulator
+from models.losses import LossConfig
+from models.metrics import Accumulator
 from models.ragged import cells_of
 from tests.support.commands import run_command
 from tests.support.finished import FinishedSearch, make_finished_search

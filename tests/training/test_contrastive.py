@@ -1,6 +1,7 @@
 """A contrastive trial: one count of epochs over both phases, a resume anywhere, a shared encoder."""
 
 import copy
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ import models
 from data.errors import DataError
 from data.sample import write_splits
 from models import FusedMLP, FusedMLPConfig
-from models.contrastive.moco import CrossModalConfig
+from models.contrastive.contrast import CrossModalConfig
 from models.contrastive.views import ViewsConfig
-from models.losses.losses import LossConfig
-from models.optim.optimizers import OptimizerConfig, ScheduleConfig
+from models.losses import LossConfig
+from models.optim import OptimizerConfig, ScheduleConfig
 from tuner.errors import TrialCollapsed, TrialDiverged, TunerError
 from tuner.training import checkpoint
 from tuner.training.config import ContrastiveConfig, PhasesConfig, PretrainConfig, ProbeConfig
@@ -300,11 +301,19 @@ class TestEncoderStore:
         assert len({key(), key(seed=2), key(data=swapped), *map(key, others)}) == 3 + len(others)
 
     def test_the_key_follows_the_source(self, data: Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """Of a module, and of a file in a package."""
         before = encoders.key(encoders.shaped_by(trial(), data, 1))
-        edited = tmp_path / "moco.py"
-        edited.write_text(Path(models.contrastive.moco.__file__).read_text() + "\n# edited\n")
-        monkeypatch.setattr(models.contrastive.moco, "__file__", str(edited))
-        assert encoders.key(encoders.shaped_by(trial(), data, 1)) != before
+        module = shutil.copy(models.video.fused_mlp.__file__, tmp_path)
+        package = shutil.copytree(Path(models.contrastive.__file__).parent, tmp_path / "contrastive")
+        for shaping, copied, edited in (
+            (models.video.fused_mlp, module, Path(module)),
+            (models.contrastive, package / "__init__.py", package / "queue.py"),
+        ):
+            with monkeypatch.context() as patch:
+                patch.setattr(shaping, "__file__", str(copied))
+                assert encoders.key(encoders.shaped_by(trial(), data, 1)) == before
+                edited.write_text(edited.read_text() + "\n# edited\n")
+                assert encoders.key(encoders.shaped_by(trial(), data, 1)) != before
 
 
 def test_embeddings_in_a_file_are_those_in_memory(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,8 @@ import torch
 
 from data.sample import write_splits
 from models import LinearConfig, LogisticConfig
-from models.losses.losses import LossConfig
-from models.optim.optimizers import OptimizerConfig
+from models.losses import LossConfig
+from models.optim import OptimizerConfig
 from tuner.errors import ConfigError
 from tuner.training.config import TrialConfig
 from tuner.training.dataset import DataConfig, Dataset, open_dataset

@@ -13,9 +13,8 @@ from torch import Tensor
 
 import tests.support.ranked as ranked
 from models.layers import BatchNorm, Normalize
-from models.losses.losses import LossConfig
-from models.optim.averaging import AverageConfig
-from models.optim.optimizers import ClipConfig, OptimizerConfig, ScheduleConfig
+from models.losses import LossConfig
+from models.optim import AverageConfig, ClipConfig, OptimizerConfig, ScheduleConfig
 from models.video.fused_mlp import FusedMLPConfig
 from tests.support.finished import FAST, FinishedSearch
 from tests.support.ranked import Group

@@ -18,11 +18,10 @@ import models
 from data.batches import Batches
 from data.errors import DataError
 from data.sample import write_splits
-from models.losses import losses
+from models import losses
+from models.losses import DistillConfig, LossConfig
 from models.losses import weights as loss_weights
-from models.losses.losses import DistillConfig, LossConfig
-from models.optim.averaging import AverageConfig
-from models.optim.optimizers import ClipConfig, OptimizerConfig, ScheduleConfig, learning_rate_at
+from models.optim import AverageConfig, ClipConfig, OptimizerConfig, ScheduleConfig, learning_rate_at
 from models.video.fused_mlp import FusedMLPConfig
 from tests.support.finished import FinishedSearch
 from tests.support.workplace import PROJECT, Workplace
@@ -116,14 +115,19 @@ def run(config: TrialConfig, data: Dataset, **arguments: Any) -> tuple[list[dict
 def losses_of_steps(config: TrialConfig, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The training loss of every step, the data term."""
     seen: list[float] = []
-    original = losses.sigmoid_cross_entropy
+    original = losses.build
 
-    def spy(*arguments: Any, **options: Any) -> Tensor:
-        loss = original(*arguments, **options)
-        seen.append(loss.item())
-        return loss
+    def build(*settings: Any) -> Any:
+        loss_of = original(*settings)
 
-    monkeypatch.setattr(losses, "sigmoid_cross_entropy", spy)
+        def spy(*arguments: Any, **options: Any) -> Tensor:
+            loss = loss_of(*arguments, **options)
+            seen.append(loss.item())
+            return loss
+
+        return spy
+
+    monkeypatch.setattr(losses, "build", build)
     run(config, data)
     return seen
 
@@ -394,7 +398,7 @@ def test_the_schedule_reaches_its_end_with_the_last_step(data: Dataset, kind: An
     epochs, _ = run(trial(optimizer, epochs=4), data)
     in_all = 4 * 4 * 64  # four epochs of four whole batches
     for epoch, metrics in enumerate(epochs, start=1):
-        expected = learning_rate_at(optimizer, epoch * in_all // 4 - 64, in_all)
+        expected = learning_rate_at(schedule, 0.01, epoch * in_all // 4 - 64, in_all)
         assert metrics["learning_rate"] == pytest.approx(expected)
     end = {"cosine": 0.1, "staircase": 0.125, "constant": 1.0}[kind]
     assert epochs[-1]["learning_rate"] == pytest.approx(0.01 * end, rel=0.12)  # the last step is one before the end

@@ -178,7 +178,7 @@ def score(stored: StoredPredictions, truth: Truth) -> dict[str, float]:
     """
     import torch
 
-    from models.metrics.metrics import Accumulator
+    from models.metrics import Accumulator
 
     num_labels_N = np.diff(truth.label_offsets)
     rated = () if truth.rated_indices is None else truth.rated_indices

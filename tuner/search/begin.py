@@ -8,7 +8,7 @@ import torch
 
 from data.batches import Batches
 from models.inputs import rated_counts
-from models.metrics.metrics import Accumulator
+from models.metrics import Accumulator
 from tuner.config import experiment as config
 from tuner.config.experiment import Experiment
 from tuner.console import Console

@@ -12,12 +12,12 @@ from typing import Any, ClassVar, Literal
 
 from data.sampling import FramesConfig
 from models import FusedMLPConfig, LinearConfig, LogisticConfig, ModelConfig
-from models.contrastive.moco import METHODS, CrossModalConfig, MethodConfig, leaks
+from models.contrastive.contrast import CrossModalConfig
+from models.contrastive.methods import METHODS, MethodConfig, leaks
 from models.contrastive.views import ViewsConfig
 from models.contrastive.views import check as check_views
-from models.losses.losses import LossConfig
-from models.optim.averaging import AverageConfig
-from models.optim.optimizers import OptimizerConfig, ScheduleConfig
+from models.losses import LossConfig
+from models.optim import AverageConfig, OptimizerConfig, ScheduleConfig
 from tuner.training.precision import Precision
 
 Seed = int | Literal["per_trial"]
@@ -80,7 +80,7 @@ class TrialConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PretrainConfig:
-    """The first phase of a contrastive trial. None: as in the method's paper (models/contrastive/moco.py)."""
+    """The first phase of a contrastive trial. None: as in the method's paper (models/contrastive/methods.py)."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 

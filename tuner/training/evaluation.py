@@ -7,7 +7,7 @@ from torch import nn
 
 from data.batches import Batches
 from data.schema import Schema
-from models.metrics.metrics import Accumulator
+from models.metrics import Accumulator
 from models.metrics.per_class import PerClass
 from tuner.training.precision import Precision, forward
 from tuner.training.ranks import ALONE, Ranks

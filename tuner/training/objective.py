@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models import losses
 from models.inputs import rated_counts
-from models.losses import losses
+from models.losses import LossConfig
 from models.losses import weights as loss_weights
-from models.losses.losses import LossConfig
 from tuner.errors import ConfigError
 from tuner.training import teacher, vocabulary
 from tuner.training.dataset import TrainingData
@@ -55,7 +55,7 @@ class Objective:
             if data.vocabulary is None:
                 raise ConfigError("loss.kind: weighted_hamming needs the counts of data.vocabulary, which is not set")
             counts = vocabulary.video_counts(data.vocabulary, data.sizes.num_classes)
-            class_weights_C = loss_weights.class_weights(counts, config.setting("class_weight_power")).to(device)
+            class_weights_C = loss_weights.class_weights(counts, config.settings["class_weight_power"]).to(device)
         self.loss = losses.build(config, class_weights_C)
         self.pos_weights_C: Tensor | None = None
         if config.pos_weight_power:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from models.optim.averaging import Average
+from models.optim import Average
 from tuner.errors import CheckpointError
 from tuner.training import checkpoint
 from tuner.training.config import TrialConfig

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.optim import optimizers
-from models.optim.optimizers import OptimizerConfig
+from models import optim
+from models.optim import OptimizerConfig
 from tuner.errors import TrialDiverged
 from tuner.training.ranks import ALONE, Ranks
 
@@ -91,8 +91,10 @@ class StepLoop:
         for first in batches:
             parts = chain([first], islice(batches, self.accumulate - 1))
             examples_seen = epoch * self.examples_per_epoch + steps * self.batch_size
-            self.learning_rate = optimizers.learning_rate_at(self.config, examples_seen, self.examples_in_all)
-            optimizers.set_learning_rate(self.optimizer, self.learning_rate)
+            self.learning_rate = optim.learning_rate_at(
+                self.config.schedule, self.config.learning_rate, examples_seen, self.examples_in_all
+            )
+            optim.set_learning_rate(self.optimizer, self.learning_rate)
             loss = self._backward(parts, loss_of, examples_seen / self.examples_in_all)
             self._update(~torch.isfinite(loss), add_gradients)
             if stepped is not None:
@@ -126,5 +128,5 @@ class StepLoop:
         """Update the weights once; the device skips it where the loss is not finite, and the host does not wait."""
         if add_gradients is not None:
             add_gradients()
-        optimizers.clip(self.parameters, self.config.clip)
-        optimizers.step(self.optimizer, skip=skip)
+        optim.clip(self.parameters, self.config.clip)
+        optim.step(self.optimizer, skip=skip)

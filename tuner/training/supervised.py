@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 import models
 from data.errors import DataError
+from models import optim
 from models.losses import penalties
-from models.optim import optimizers
-from models.optim.averaging import Average
+from models.optim import Average
 from tuner.training.config import TrialConfig
 from tuner.training.dataset import Dataset, TrainingData
 from tuner.training.evaluation import batch_size_of, evaluate
@@ -67,7 +67,7 @@ def begin(trial: TrialConfig, data: TrainingData, *, device: torch.device, seed:
     return TrainingState(
         model=model,
         average=Average(model, trial.training.average) if trial.training.average else None,
-        optimizer=None if trial.optimizer is None else optimizers.build(trial.optimizer, model.parameters()),
+        optimizer=None if trial.optimizer is None else optim.build(trial.optimizer, model.parameters()),
         bootstrap=torch.Generator(device=device).manual_seed(seed),
     )
 

@@ -18,14 +18,11 @@ from torch import Tensor
 
 import data.batches
 import models.config
-import models.contrastive.moco
-import models.contrastive.views
+import models.contrastive
 import models.inputs
-import models.layers.batch_norm
-import models.layers.dropout
-import models.layers.initialisation
-import models.layers.normalize
-import models.optim.optimizers
+import models.layers
+import models.losses.sparse_cross_entropy
+import models.optim
 import models.tensors
 import models.video.fused_mlp
 import tuner.training.contrastive.pretrain
@@ -40,22 +37,19 @@ from tuner.training.config import ContrastiveConfig
 from tuner.training.dataset import Dataset
 
 FOLDER = ".encoders"  # in the storage; an experiment cannot have this name
-# The modules whose code the weights of an encoder depend on.
+# The modules and packages on whose code the weights of an encoder depend.
 SHAPING = (
     data.batches,
-    models.video.fused_mlp,
     models.config,
+    models.contrastive,
     models.inputs,
-    models.layers.batch_norm,
-    models.layers.dropout,
-    models.layers.initialisation,
-    models.layers.normalize,
+    models.layers,
+    models.losses.sparse_cross_entropy,
+    models.optim,
     models.tensors,
-    models.contrastive.moco,
-    models.optim.optimizers,
-    models.contrastive.views,
-    tuner.training.precision,
+    models.video.fused_mlp,
     tuner.training.contrastive.pretrain,
+    tuner.training.precision,
     tuner.training.steps,
 )
 
@@ -116,5 +110,8 @@ def _source() -> str:
     digest = hashlib.sha256()
     for module in SHAPING:
         assert module.__file__ is not None
-        digest.update(module.__name__.encode() + Path(module.__file__).read_bytes())
+        file = Path(module.__file__)
+        files = sorted(file.parent.glob("*.py")) if file.name == "__init__.py" else [file]
+        for path in files:
+            digest.update(f"{module.__name__} {path.name} ".encode() + path.read_bytes())
     return digest.hexdigest()

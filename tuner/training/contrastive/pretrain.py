@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from data.batches import Batch, Batches
-from models import FusedEncoder
-from models.contrastive.moco import Contrast, Step
-from models.optim import optimizers
+from models import FusedEncoder, optim
+from models.contrastive.contrast import Contrast, ContrastiveResult
 from tuner.errors import TrialCollapsed
 from tuner.training.config import ContrastiveConfig
 from tuner.training.dataset import Dataset
@@ -75,7 +74,7 @@ def begin(trial: ContrastiveConfig, data: Dataset, *, device: torch.device, seed
     ).to(device)
     return Pretraining(
         contrast=contrast,
-        optimizer=optimizers.build(pretrain.chosen_optimizer, [p for p in contrast.parameters() if p.requires_grad]),
+        optimizer=optim.build(pretrain.chosen_optimizer, [p for p in contrast.parameters() if p.requires_grad]),
         generator=torch.Generator(device=device).manual_seed(seed),
     )
 
@@ -112,7 +111,7 @@ def _epoch(trial: ContrastiveConfig, state: Pretraining, steps: StepLoop, batche
 
     def loss_of(batch: Batch, progress: float) -> Tensor:
         with autocast(steps.device, trial.training.precision):
-            result: Step = state.contrast(batch.features_BD, progress, state.generator)
+            result: ContrastiveResult = state.contrast(batch.features_BD, progress, state.generator)
         correct_sum.add_(result.correct)
         last_spread.copy_(result.spread)
         return result.loss

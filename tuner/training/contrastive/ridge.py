@@ -1,6 +1,6 @@
 """The closed-form probe: it measures an encoder in seconds, without training.
 
-It is a ridge regression of the labels on the embeddings (models/contrastive/ridge.py). Its penalty is the one of a few
+It is a ridge regression of the labels on the embeddings (models/ridge.py). Its penalty is the one of a few
 whose leave-one-out scores have the best GAP, so the validation videos are not used.
 
 Shapes   H units of the embedding   C classes   S labelled videos in the sample
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.contrastive.ridge import NormalEquations, Ridge, logistic_scale
-from models.metrics.metrics import Accumulator
+from models.metrics import Accumulator
+from models.ridge import NormalEquations, Ridge, logistic_scale
 from tuner.training.contrastive.embeddings import BATCH_SIZE, embedded
 from tuner.training.dataset import Dataset
 from tuner.training.evaluation import batch_size_of

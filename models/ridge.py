@@ -1,13 +1,13 @@
-"""Ridge regression of the labels on embeddings, in closed form: the probe that needs no training.
+"""Ridge regression of the labels on features or embeddings, in closed form.
 
     equations = NormalEquations(width, num_classes)
     for batch in ...: equations.update(embeddings_BH, label_offsets, label_indices)
     ridge = equations.decompose()
     weight_CH, bias_C = ridge.solve(penalty)                  # scores = embeddings @ weight.T + bias
 
-The sums of the normal equations are all that is kept of the videos: H^2 + H C numbers, however many there are.
+Of the videos, only the sums of the normal equations are kept: H^2 + H C numbers for any number of videos.
 
-Shapes   N videos   B videos of a batch   S videos of a sample   H units of the embedding   C classes
+Shapes   N videos   B videos in the batch   S videos in a sample   H columns of the embedding   C classes
 Source   lidalei/youtube-8m, LinearClassifier; leave-one-out: Allen (1974), "The relationship between variable
          selection and data augmentation", PRESS
 """
@@ -22,14 +22,14 @@ from torch import Tensor
 
 from models.ragged import rows_of
 
-NEWTON_STEPS = 50  # of `logistic_scale`; it is over after five or six
+NEWTON_STEPS = 50  # the most steps of `logistic_scale`, which needs five or six
 
 
 class NormalEquations:
-    """Running sums of X'X, X'Y, x and y over batches; Y is 1 where a video carries the class, else 0."""
+    """Running sums of X'X, X'Y, x and y over batches; Y is 1 where the video has the label, else 0."""
 
     def __init__(self, width: int, num_classes: int, device: torch.device | str = "cpu") -> None:
-        """Start without videos."""
+        """Starts without videos."""
         self.num_videos = 0
         self._xx_HH = torch.zeros(width, width, dtype=torch.float64, device=device)
         self._yx_CH = torch.zeros(num_classes, width, dtype=torch.float64, device=device)
@@ -37,12 +37,12 @@ class NormalEquations:
         self._y_C = torch.zeros(num_classes, dtype=torch.float64, device=device)
 
     def update(self, embeddings_BH: Tensor, label_offsets: Tensor, label_indices: Tensor) -> None:
-        """Add a batch; products in float32, sums over batches in float64.
+        """Adds a batch; products are in float32, sums over batches in float64.
 
         Args:
             embeddings_BH: any float dtype.
             label_offsets: [B + 1] int64.
-            label_indices: [labels of the batch] int64; those of video b lie between its two offsets.
+            label_indices: int64; the labels of video b lie between its two offsets.
         """
         x_BH = embeddings_BH.float()
         self.num_videos += len(x_BH)
@@ -52,7 +52,7 @@ class NormalEquations:
         self._y_C += torch.bincount(label_indices, minlength=len(self._y_C))
 
     def decompose(self) -> Ridge:
-        """Centre the sums and find the axes in which every penalty is solved by a division.
+        """Centres the sums and finds the axes in which a division gives the solution for any penalty.
 
         Raises:
             ValueError: there are fewer than two videos.
@@ -75,7 +75,7 @@ class NormalEquations:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Ridge:
-    """Solutions of min_W ||Y - XW - b||^2 + penalty ||W||^2 for any penalty; the bias is not penalised."""
+    """Solutions of min_W ||Y - XW - b||^2 + penalty ||W||^2 for any penalty, which does not apply to the bias b."""
 
     num_videos: int
     eigenvalues_H: Tensor  # of the centred X'X, ascending, float64
@@ -86,11 +86,11 @@ class Ridge:
 
     @property
     def scale(self) -> float:
-        """The mean eigenvalue: a penalty in units of it suits embeddings of any width, size and number of videos."""
+        """The mean eigenvalue, a unit for penalties that suits embeddings of any width, scale and number of videos."""
         return float(self.eigenvalues_H.mean())
 
     def solve(self, penalty: float) -> tuple[Tensor, Tensor]:
-        """The weights [C, H] and biases [C], float32.
+        """The weights [C, H] and biases [C] for a penalty, float32.
 
         Raises:
             ValueError: the penalty is not positive.
@@ -101,18 +101,21 @@ class Ridge:
     def leave_one_out(
         self, embeddings_SH: Tensor, label_offsets: Tensor, label_indices: Tensor, penalty: float
     ) -> Tensor:
-        """The score that each of these videos would have got from a solution without it.
+        """The scores of videos by the solution without that video, for each video.
 
             y - (y - score) / (1 - 1/N - x' (X'X + penalty)^-1 x),   x centred
 
         Args:
-            embeddings_SH: of videos that are among those that were summed.
+            embeddings_SH: of videos that `update` has added.
             label_offsets: [S + 1] int64.
-            label_indices: their labels, as in `update`.
+            label_indices: int64, their labels, ragged as in `update`.
             penalty: positive.
 
         Returns:
             scores_SC float32.
+
+        Raises:
+            ValueError: the penalty is not positive.
         """
         damped_H = self._damped(penalty)
         turned_SH = (embeddings_SH.double() - self.mean_H) @ self.axes_HH
@@ -131,18 +134,21 @@ class Ridge:
 
 
 def logistic_scale(scores_SC: Tensor, label_offsets: Tensor, label_indices: Tensor) -> tuple[float, float]:
-    """The two numbers that make logits of scores: slope * score + shift, with the least sigmoid cross-entropy.
+    """Fits logits = slope * score + shift to the labels by the least sigmoid cross-entropy.
 
-    One slope for all classes keeps the order of all scores, so GAP stays what it was (Platt, 1999, "Probabilistic
-    outputs for support vector machines"). Newton's method, halving steps that do not descend.
+    All classes have one slope, which keeps the order of all scores and so the GAP. The method is Newton's; a step that
+    does not descend is halved.
+
+    Source: Platt, 1999, "Probabilistic outputs for support vector machines".
 
     Args:
-        scores_SC: scores of videos that had no part in them, such as `leave_one_out`.
+        scores_SC: scores of videos by a solution without them, such as `Ridge.leave_one_out`.
         label_offsets: [S + 1] int64.
-        label_indices: their labels.
+        label_indices: int64, their labels, ragged as in `NormalEquations.update`.
 
     Returns:
-        (slope, shift); slope is positive. Without a positive, or where higher scores are no better, (1, log-odds).
+        (slope, shift); the slope is positive. Without a positive, or where higher scores do not predict the labels,
+        (1, log-odds of a label).
     """
     scores = scores_SC.double()
     positives = scores[rows_of(label_offsets, label_indices), label_indices]

@@ -1,0 +1,68 @@
+"""Learning rates as a function of the examples seen."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleConfig:
+    """How the learning rate changes with the examples seen."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    kind: Literal["constant", "staircase", "cosine", "step"] = "constant"
+    decay: float = 0.95  # staircase: factor of every step
+    decay_examples: int = 4_000_000  # staircase: examples between two steps
+    milestones: tuple[float, ...] = (0.6, 0.8)  # step: fractions of all examples at which the rate falls; MoCo v1's
+    factor: float = 0.1  # step: the rate is multiplied by it at every milestone
+    final: float = 0.0  # cosine: the rate at the end, as a fraction of the peak
+    warmup: float = 0.0  # fraction of all examples over which the rate rises linearly from 0
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        if not 0 < self.decay <= 1:
+            raise ValueError(f"decay must be in (0, 1], but got {self.decay}")
+        if self.decay_examples < 1:
+            raise ValueError(f"decay_examples must be at least 1, but got {self.decay_examples}")
+        if any(not 0 < milestone < 1 for milestone in self.milestones):
+            raise ValueError(f"milestones must be in (0, 1), but got {', '.join(map(str, self.milestones))}")
+        if not 0 < self.factor <= 1:
+            raise ValueError(f"factor must be in (0, 1], but got {self.factor}")
+        if not 0 <= self.final <= 1:
+            raise ValueError(f"final must be in [0, 1], but got {self.final}")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup must be in [0, 1), but got {self.warmup}")
+
+
+def learning_rate_at(schedule: ScheduleConfig, peak: float, examples_seen: int, total_examples: int) -> float:
+    """The learning rate of the step that follows the first `examples_seen` of `total_examples` examples.
+
+    constant:   peak
+    staircase:  peak * decay ** floor(examples_seen / decay_examples)
+    cosine:     peak * (final + (1 - final) * (1 + cos(pi t)) / 2), t = progress from 0 to 1 after the warm-up
+    step:       peak * factor ** (number of milestones passed)
+
+    During the warm-up, the rate is multiplied by examples_seen / (warmup * total_examples). Past the end, a cosine or
+    step schedule keeps its last rate.
+
+    Raises:
+        ValueError: examples_seen is negative, or total_examples is below 1.
+    """
+    if examples_seen < 0 or total_examples < 1:
+        raise ValueError(
+            f"examples_seen must be >= 0 and total_examples >= 1, but got {examples_seen} and {total_examples}"
+        )
+    warmup_examples = schedule.warmup * total_examples
+    rate = peak
+    if schedule.kind == "staircase":
+        rate *= schedule.decay ** (examples_seen // schedule.decay_examples)
+    elif schedule.kind == "cosine":
+        progress = (examples_seen - warmup_examples) / (total_examples - warmup_examples)
+        half_wave = (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0))) / 2
+        rate *= schedule.final + (1 - schedule.final) * half_wave
+    elif schedule.kind == "step":
+        rate *= schedule.factor ** sum(examples_seen >= m * total_examples for m in schedule.milestones)
+    return rate * min(examples_seen / warmup_examples, 1.0) if warmup_examples else rate
