@@ -9,9 +9,10 @@ Source   google/youtube-8m and WILLOW (2017), LstmModel
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,10 @@ class LstmLayer(nn.Module):
         else:  # cuDNN has two biases for each gate; the second is 0
             weights = [weight, self.recurrent, self.bias, torch.zeros_like(self.bias)]
             start = [start_BH[None], start_BH[None]]
-            outputs_BTH, _, (cells_BH,) = torch.lstm(x_BTD, start, weights, True, 1, 0.0, self.training, False, True)
+            with _float32_where_needed(x_BTD):
+                outputs_BTH, _, (cells_BH,) = torch.lstm(
+                    x_BTD, start, weights, True, 1, 0.0, self.training, False, True
+                )
         return outputs_BTH, torch.cat([cells_BH, last_outputs(outputs_BTH, mask_BT)], dim=1)
 
     def _cell(self, state_BS: Tensor, gates_BG: Tensor) -> Tensor:
@@ -63,6 +67,12 @@ class LstmLayer(nn.Module):
         enter, keep, new, leave = (gates_BG + hidden_BH @ self.recurrent.T).chunk(4, dim=1)
         cells_BH = torch.sigmoid(keep) * cells_BH + torch.sigmoid(enter) * torch.tanh(new)
         return torch.cat([torch.sigmoid(leave) * torch.tanh(cells_BH), cells_BH], dim=1)
+
+
+def _float32_where_needed(x_BTD: Tensor) -> AbstractContextManager[Any]:
+    """Disables autocast on a CPU without AVX-512, for which oneDNN has no bfloat16 LSTM and raises a RuntimeError."""
+    missing = x_BTD.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
+    return torch.autocast("cpu", enabled=False) if missing else nullcontext()
 
 
 class Lstm(Recurrent):
