@@ -378,7 +378,7 @@ def test_a_nan_is_found_in_any_class(where):
 
 def test_a_nan_that_only_compute_can_see_is_refused_there(monkeypatch):
     """On CUDA an update looks at no value."""
-    monkeypatch.setattr(metrics, "_rank_by_candidates", rank_by_sorting)
+    monkeypatch.setattr("models.metrics.accumulator.rank_by_candidates", rank_by_sorting)
     logits = LOGITS.copy()
     logits[1, 3] = np.nan
     accumulator = accumulate(logits, LABELS)

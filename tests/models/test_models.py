@@ -1,9 +1,8 @@
-"""What every model promises, and what the fused MLP is."""
+"""What every model guarantees."""
 
 import dataclasses
 import io
 
-import numpy as np
 import pytest
 import torch
 
@@ -21,13 +20,11 @@ from models.frame.netvlad import NetVladConfig
 from models.frame.nextvlad import NeXtVladConfig
 from models.frame.parts.heads import HeadConfig
 from models.frame.soft_dbof import SoftDbofConfig
-from models.layers import BatchNorm, Dropout, Normalize, linear, prior_log_odds
 from models.losses import sigmoid_cross_entropy
 from models.video.mixture_of_experts import MixtureOfExpertsConfig
+from tests.support.video_features import SIZES, features, statistics
 
-SIZES = Sizes(features={"mean_rgb": 24, "mean_audio": 8}, num_classes=11)
 FRAMES = Sizes(features={"rgb": 24, "audio": 8}, num_classes=11, level="frame")
-YT8M = Sizes(features={"mean_rgb": 1024, "mean_audio": 128}, num_classes=3862)
 CLUSTERS = {"rgb": 5, "audio": 3}
 SMALL = {  # one small configuration of every kind
     "fused_mlp": FusedMLPConfig(towers={"mean_rgb": 16, "mean_audio": 6}, hidden=10, dropout=0.3),
@@ -48,37 +45,12 @@ SMALL = {  # one small configuration of every kind
 }
 
 
-def statistics(sizes=SIZES):
-    generator = torch.Generator().manual_seed(7)
-    return FeatureStatistics(
-        num_videos=100,
-        mean_D=torch.randn(sizes.width, generator=generator),
-        variance_D=torch.rand(sizes.width, generator=generator) + 0.1,
-        label_counts_C=torch.randint(0, 101, (sizes.num_classes,), generator=generator),
-    )
-
-
-def counted(labels, *, num_videos, rated=None):
-    """Statistics of two columns, by their counts."""
-    return FeatureStatistics(
-        num_videos=num_videos,
-        mean_D=torch.zeros(2),
-        variance_D=torch.ones(2),
-        label_counts_C=torch.tensor(labels),
-        rated_counts_C=None if rated is None else torch.tensor(rated),
-    )
-
-
 def build(kind, seed=0):
     return models.build(SMALL[kind], sizes_of(kind), statistics(), torch.Generator().manual_seed(seed))
 
 
 def sizes_of(kind):
     return {"video": SIZES, "frame": FRAMES}[models.CONFIGS[kind].level]
-
-
-def features(num_videos=6, seed=3):
-    return torch.randn(num_videos, SIZES.width, generator=torch.Generator().manual_seed(seed))
 
 
 def frames(num_videos=6, num_frames=7, seed=3):
@@ -286,265 +258,3 @@ def test_a_video_level_model_takes_the_mean_of_frames(kind):
     expected = build(kind).eval()(torch.stack(means).float())
     torch.testing.assert_close(model(frames_BTD, mask_BT), expected, rtol=1e-4, atol=1e-5)
     assert [w.shape for w in model.regularized] == [w.shape for w in build(kind).regularized]
-
-
-# The fused MLP
-
-
-def published(num_classes=3862, **settings):
-    sizes = dataclasses.replace(YT8M, num_classes=num_classes)
-    config = FusedMLPConfig(towers={"mean_rgb": 2048, "mean_audio": 256}, **settings)
-    return models.build(config, sizes, statistics(sizes), torch.Generator().manual_seed(0))
-
-
-@pytest.mark.parametrize(("num_classes", "expected"), [(3862, 9_543_494), (4716, 10_569_148)])
-def test_fused_mlp_has_the_published_number_of_parameters(num_classes, expected):
-    assert sum(p.numel() for p in published(num_classes).parameters()) == expected
-
-
-def test_fused_mlp_starts_as_published():
-    model = published(prior_bias=False)
-    assert [tuple(w.shape) for w in model.regularized] == [(2048, 1024), (256, 128), (1200, 2304), (3862, 1200)]
-    for weight in model.regularized:
-        std = weight.shape[1] ** -0.5
-        assert weight.abs().max() <= 2 * std
-        assert weight.std().item() == pytest.approx(0.8796 * std, rel=0.01)  # of a normal cut at 2 std
-        assert abs(weight.mean().item()) < 0.02 * std
-    biases = [p for name, p in model.named_parameters() if name.endswith("bias")]
-    gammas = [m.weight for m in model.modules() if isinstance(m, torch.nn.BatchNorm1d)]
-    assert len(biases) == 4 + 3 and not any(bias.any() for bias in biases)
-    assert len(gammas) == 3 and all((gamma == 1).all() for gamma in gammas)
-
-
-def test_values_beyond_two_standard_deviations_are_drawn_again_not_cut():
-    weight = linear(100, 10_000, torch.Generator().manual_seed(0)).weight
-    assert (weight.abs() > 0.1999).float().mean() < 1e-3  # cutting would heap 5 % there
-
-
-def test_fused_mlp_starts_at_the_label_prior():
-    model = build("fused_mlp")
-    assert torch.equal(model.head.bias, prior_log_odds(statistics()))
-
-
-def test_fused_mlp_is_what_its_docstring_says():
-    """By hand, in evaluation, in float64 arithmetic."""
-    model = build("fused_mlp")
-    model(3 * features(32))  # running statistics that are not trivial
-    model.eval()
-    state = {name: tensor.double() for name, tensor in model.state_dict().items()}
-
-    def block(prefix, x):
-        x = x @ state[f"{prefix}.linear.weight"].T + state[f"{prefix}.linear.bias"]
-        mean, variance = state[f"{prefix}.norm.running_mean"], state[f"{prefix}.norm.running_var"]
-        return torch.tanh((x - mean) / (variance + 1e-5).sqrt() * state[f"{prefix}.norm.weight"])
-
-    stats = statistics()
-    x = (features().double() - stats.mean_D) / stats.variance_D.double().sqrt()
-    towers = torch.cat([block("encoder.towers.0", x[:, :24]), block("encoder.towers.1", x[:, 24:])], dim=1)
-    expected = block("encoder.joint", towers) @ state["head.weight"].T + state["head.bias"]
-    torch.testing.assert_close(model(features()).double(), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_towers_follow_the_order_of_the_data_not_of_the_configuration():
-    swapped = FusedMLPConfig(towers={"mean_audio": 6, "mean_rgb": 16}, hidden=10, dropout=0.3)
-    model = models.build(swapped, SIZES, statistics(), torch.Generator().manual_seed(0))
-    assert torch.equal(model.eval()(features()), build("fused_mlp").eval()(features()))
-
-
-@pytest.mark.parametrize(
-    ("towers", "message"),
-    [
-        ({"mean_rgb": 4}, r"\(mean_rgb, mean_audio\), but mean_audio is missing"),
-        ({"mean_rgb": 4, "mean_audio": 4, "rgb": 4}, "but rgb is not a feature"),
-        ({"mean_rgb": 4, "audio": 4}, "but mean_audio is missing and audio is not a feature"),
-    ],
-)
-def test_towers_that_are_not_the_datas_features_are_refused(towers, message):
-    with pytest.raises(ValueError, match=message):
-        models.build(FusedMLPConfig(towers=towers), SIZES, statistics())
-
-
-def test_batch_norm_settings_reach_every_layer():
-    model = models.build(
-        FusedMLPConfig(towers=SMALL["fused_mlp"].towers, batch_norm_momentum=0.001, batch_norm_epsilon=1e-3),
-        SIZES,
-        statistics(),
-    )
-    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm1d)]
-    assert [(norm.momentum, norm.eps) for norm in norms] == [(0.001, 1e-3)] * 3
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), but got 1.0"),
-        ({"hidden": 0}, "hidden must be at least 1, but got 0"),
-        ({"batch_norm_momentum": 0.0}, r"batch_norm_momentum must be in \(0, 1\], but got 0.0"),
-        ({"batch_norm_epsilon": 0.0}, "batch_norm_epsilon must be positive, but got 0.0"),
-        ({"towers": {"mean_rgb": 0}}, "towers.mean_rgb must be at least 1, but got 0"),
-    ],
-)
-def test_settings_out_of_range_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        FusedMLPConfig(**{"towers": {"mean_rgb": 1}} | settings)
-
-
-@pytest.mark.parametrize(("widths", "num_classes"), [({}, 3), ({"a": 0}, 3), ({"a": 1}, 0)])
-def test_sizes_without_features_or_classes_are_refused(widths, num_classes):
-    with pytest.raises(ValueError, match="but got"):
-        Sizes(features=widths, num_classes=num_classes)
-
-
-# Layers
-
-
-def test_normalized_features_have_mean_zero_and_variance_one():
-    x = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.1, 1.0, 30.0]) + 5
-    y = Normalize(x.mean(dim=0), x.var(dim=0, correction=0))(x)
-    torch.testing.assert_close(y.mean(dim=0), torch.zeros(3), rtol=0, atol=1e-4)
-    torch.testing.assert_close(y.var(dim=0, correction=0), torch.ones(3), rtol=1e-4, atol=0)
-
-
-def test_a_feature_without_variance_is_only_centred():
-    y = Normalize(np.array([2.0, 0.0]), np.array([0.0, 4.0]))(torch.tensor([[2.0, 2.0], [3.0, -2.0]]))
-    assert y.tolist() == [[0.0, 1.0], [1.0, -1.0]]
-
-
-def test_half_precision_features_are_centred_in_float32():
-    """2048 and 2049 are one number in float16; so would be their distance from a mean of 2048.5."""
-    y = Normalize(torch.tensor([2047.9]), torch.tensor([1.0]))(torch.tensor([[2048.0]], dtype=torch.float16))
-    assert y.dtype == torch.float32 and y.item() == pytest.approx(0.1, abs=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("mean", "variance"), [([0.0, 0.0], [1.0]), ([np.nan], [1.0]), ([0.0], [-1.0]), ([0.0], [np.inf])]
-)
-def test_statistics_that_cannot_be_are_refused(mean, variance):
-    with pytest.raises(ValueError, match="mean and variance must be"):
-        Normalize(np.array(mean), np.array(variance))
-
-
-def test_prior_log_odds_are_finite_for_classes_without_positives_or_negatives():
-    odds = prior_log_odds(counted([0, 50, 100], num_videos=100))
-    expected = [np.log(0.5 / 100.5), 0.0, np.log(100.5 / 0.5)]
-    assert odds.dtype == torch.float32 and odds.tolist() == pytest.approx(expected)
-
-
-def test_more_positives_than_videos_are_refused():
-    with pytest.raises(ValueError, match="class 1 is a label of 11 videos, of 10 that could have it"):
-        prior_log_odds(counted([3, 11], num_videos=10))
-    with pytest.raises(ValueError, match="class 0 is a label of 3 videos, of 2 that could have it"):
-        prior_log_odds(counted([3, 1], num_videos=10, rated=[2, 1]))
-
-
-def test_the_prior_of_a_class_is_that_of_the_videos_it_is_rated_for():
-    """2 of 4 are even odds, 0 of 2 are not; a class that nobody rated is below both, as 0 of all 10."""
-    statistics = counted([2, 0, 0], num_videos=10, rated=[4, 2, 0])
-    expected = torch.tensor([0, np.log(0.5 / 2.5), np.log(0.5 / 10.5)], dtype=torch.float32)
-    torch.testing.assert_close(prior_log_odds(statistics), expected)
-    sizes = Sizes(features={"a": 2}, num_classes=3)
-    torch.testing.assert_close(models.build(LogisticConfig(), sizes, statistics).head.bias.detach(), expected)
-    mixture = models.build(MixtureOfExpertsConfig(), sizes, statistics).eval()
-    torch.testing.assert_close(mixture(torch.zeros(1, 2))[0].detach(), expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_dropout_zeroes_its_share_and_keeps_the_mean(p, dtype):
-    torch.manual_seed(0)
-    x = torch.ones(301, 333, dtype=dtype, requires_grad=True)
-    y = Dropout(p)(x)
-    assert (y == 0).float().mean().item() == pytest.approx(p, abs=0.01)
-    assert y.float().mean().item() == pytest.approx(1, abs=0.03)
-    y.float().sum().backward()
-    assert torch.equal(x.grad, y)  # the same units, the same scale
-
-
-def test_dropout_follows_the_global_seed_and_is_off_in_evaluation():
-    x = torch.ones(10, 10)
-    dropout = Dropout(0.5)
-    torch.manual_seed(1)
-    first = dropout(x)
-    torch.manual_seed(1)
-    assert torch.equal(dropout(x), first) and not torch.equal(dropout(x), first)
-    assert torch.equal(dropout.eval()(x), x)
-
-
-class TestVariancePower:
-    def encoder(self, power):
-        config = FusedMLPConfig(towers={"mean_rgb": 16, "mean_audio": 6}, hidden=10, variance_power=power)
-        return models.build(config, SIZES, statistics(), torch.Generator().manual_seed(0)).encoder
-
-    def test_zero_leaves_every_column_as_it_is(self):
-        assert torch.equal(self.encoder(0.0).emphasis_D, torch.ones(32))
-
-    def test_columns_count_by_their_deviation_to_the_power(self):
-        deviation = statistics().variance_D.double().sqrt()
-        for part in (slice(0, 24), slice(24, 32)):
-            expected = deviation[part] ** 1.5
-            expected /= (expected**2).mean().sqrt()
-            torch.testing.assert_close(self.encoder(1.5).emphasis_D[part].double(), expected, rtol=1e-5, atol=0)
-
-    def test_power_one_is_centring_but_for_a_factor_for_each_feature(self):
-        encoder, stats = self.encoder(1.0), statistics()
-        seen = encoder.normalize(features()) * encoder.emphasis_D
-        centred = features() - stats.mean_D
-        for part in (slice(0, 24), slice(24, 32)):
-            ratio = seen[:, part] / centred[:, part]
-            torch.testing.assert_close(ratio, ratio[0, 0].expand_as(ratio), rtol=1e-4, atol=0)
-
-    def test_a_negative_one_is_refused(self):
-        with pytest.raises(ValueError, match="variance_power must be finite and not negative, but got -1"):
-            FusedMLPConfig(towers={"mean_rgb": 16}, variance_power=-1)
-
-
-class TestGroupedBatchNorm:
-    def test_each_group_has_statistics_of_its_own(self):
-        norm = BatchNorm(5)
-        norm.groups = 4
-        x = torch.randn(24, 5, generator=torch.Generator().manual_seed(1)) * 3 + 1
-        found = norm(x)
-        for group in range(4):
-            rows = x[group::4]
-            expected = (rows - rows.mean(dim=0)) / (rows.var(dim=0, correction=0) + norm.eps).sqrt()
-            torch.testing.assert_close(found[group::4], expected)
-
-    def test_running_statistics_move_once_by_the_mean_over_the_groups(self):
-        norm = BatchNorm(5)
-        norm.groups = 4
-        x = torch.randn(24, 5, generator=torch.Generator().manual_seed(1)) * 3 + 1
-        norm(x)
-        means = torch.stack([x[group::4].mean(dim=0) for group in range(4)])
-        variances = torch.stack([x[group::4].var(dim=0) for group in range(4)])
-        torch.testing.assert_close(norm.running_mean, 0.1 * means.mean(dim=0))
-        torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * variances.mean(dim=0))
-        assert norm.num_batches_tracked == 1
-
-    def test_without_groups_it_is_torchs(self):
-        ours, theirs = BatchNorm(5), torch.nn.BatchNorm1d(5)
-        x = torch.randn(24, 5, generator=torch.Generator().manual_seed(1))
-        assert torch.equal(ours(x), theirs(x)) and torch.equal(ours.running_var, theirs.running_var)
-
-    def test_in_evaluation_there_are_no_groups(self):
-        norm = BatchNorm(5).eval()
-        norm.groups = 4
-        assert norm(torch.randn(3, 5)).shape == (3, 5)
-
-    @pytest.mark.parametrize("batch", [22, 4])
-    def test_a_batch_without_equal_groups_is_refused(self, batch):
-        norm = BatchNorm(5)
-        norm.groups = 4
-        with pytest.raises(ValueError, match=f"a batch of {batch} rows has no 4 equal groups"):
-            norm(torch.randn(batch, 5))
-
-
-def test_logistic_is_one_linear_layer_on_raw_features():
-    model = build("logistic")
-    weight, bias = model.folded()
-    torch.testing.assert_close(model(features()), features() @ weight.T + bias, rtol=1e-4, atol=1e-4)
-
-
-def test_logistic_takes_the_weights_that_it_folds_to():
-    model, other = build("logistic"), build("logistic", seed=1)
-    other.unfold(*model.folded())
-    torch.testing.assert_close(other(features()), model(features()), rtol=1e-4, atol=1e-4)

@@ -285,7 +285,7 @@ def test_cosine_is_mocos(epoch, expected):
 
 def test_cosine_ends_at_its_final_fraction_and_stays_there():
     config = config_with(kind="cosine", final=0.1)
-    assert rate_at(config, 1000, 1000) == learning_rate_at(config, 1500, 1000) == pytest.approx(0.001)
+    assert rate_at(config, 1000, 1000) == rate_at(config, 1500, 1000) == pytest.approx(0.001)
 
 
 @pytest.mark.parametrize("kind", ["constant", "staircase", "cosine"])

@@ -1,25 +1,20 @@
-"""MoCo v1, v2, v3: the loss against its definition, the queue, the twins, and what BatchNorm must not tell."""
+"""MoCo v1, v2, v3: the loss against its definition, the momentum encoder, and what BatchNorm must not reveal."""
 
 import dataclasses
 import io
-import itertools
 import math
-from collections import deque
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 from models import FeatureStatistics, FusedEncoder, FusedMLPConfig, Sizes
 from models.contrastive import contrast as module
 from models.contrastive.contrast import Contrast, CrossModalConfig
-from models.contrastive.info_nce import info_nce, spread
+from models.contrastive.info_nce import info_nce
 from models.contrastive.methods import METHODS, MocoV1Config, MocoV2Config, MocoV3Config
 from models.contrastive.momentum import ema_, momentum_at
-from models.contrastive.queue import Queue
 from models.contrastive.views import ViewsConfig, mix, view
 from models.layers import BatchNorm
 
@@ -64,7 +59,7 @@ def features(num_videos=16, seed=3, widths=FEATURES):
 
 
 def apart(contrast):
-    """Twins that are not what they are twins of."""
+    """The contrast with a momentum encoder and heads that differ from the trained ones."""
     generator = drawn(99)
     with torch.no_grad():
         for parameter in [*contrast.key_encoder.parameters(), *contrast.key_projectors.parameters()]:
@@ -73,28 +68,21 @@ def apart(contrast):
 
 
 def train(contrast, steps, generator, learning_rate=0.1):
-    """Trains by SGD on batches that the generator draws; gives the steps' losses."""
+    """Trains by SGD on batches that the generator draws; returns the loss of each step."""
     parameters = [parameter for parameter in contrast.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=learning_rate)
     history = []
     for number in range(steps):
         optimizer.zero_grad()
-        step = contrast(torch.randn(16, 32, generator=generator), number / steps, generator)
-        step.loss.backward()
+        result = contrast(torch.randn(16, 32, generator=generator), number / steps, generator)
+        result.loss.backward()
         optimizer.step()
-        history.append(step.loss.item())
+        history.append(result.loss.item())
     return history
 
 
 def snapshot(module):
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
-
-
-def unit(*shape, seed=0):
-    return F.normalize(torch.randn(*shape, generator=drawn(seed)), dim=1)
-
-
-# The loss
 
 
 def nce(query, key, others, temperature):
@@ -104,119 +92,7 @@ def nce(query, key, others, temperature):
     return -math.log(own / (own + rest))
 
 
-@pytest.mark.parametrize(("temperature", "expected"), [(0.07, 0.0558542), (0.2, 0.3266517)])
-def test_info_nce_is_that_of_the_published_vectors(temperature, expected):
-    queue = torch.tensor([[0.0, 1.0], [-1.0, 0.0], [0.6, 0.8]])
-    loss, _ = info_nce(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.8, 0.6]]), queue, temperature)
-    assert loss.item() == pytest.approx(expected, abs=1e-7)
-
-
-@pytest.mark.parametrize("num_keys", [1, 7, 4096])
-def test_info_nce_is_log_of_one_plus_queue_when_every_key_is_equally_near(num_keys):
-    same = unit(1, 8)
-    loss, correct = info_nce(unit(5, 8, seed=1), same.expand(5, 8), same.expand(num_keys, 8), 0.07)
-    assert loss.item() == pytest.approx(math.log(1 + num_keys), rel=1e-5)
-    assert correct == 0  # a tie is an error
-
-
-@settings(deadline=None, max_examples=40)
-@given(st.integers(1, 6), st.integers(1, 9), st.integers(1, 5), st.floats(0.05, 2), st.integers(0, 1000))
-def test_info_nce_equals_the_definition(num_videos, num_keys, dimension, temperature, seed):
-    queries, keys, queue = (
-        unit(rows, dimension, seed=seed + number) for number, rows in enumerate((num_videos, num_videos, num_keys))
-    )
-    loss, correct = info_nce(queries, keys, queue, temperature)
-    q, k, n = queries.double().tolist(), keys.double().tolist(), queue.double().tolist()
-    expected = sum(nce(query, key, n, temperature) for query, key in zip(q, k, strict=True)) / num_videos
-    assert loss.item() == pytest.approx(expected, rel=1e-3, abs=1e-5)
-    nearer = (queries.double() * keys).sum(dim=1)[:, None] - queries.double() @ queue.double().T > 1e-6
-    assert correct.item() == pytest.approx(nearer.all(dim=1).double().mean().item())
-
-
-@settings(deadline=None, max_examples=40)
-@given(st.integers(2, 7), st.integers(2, 5), st.floats(0.05, 2), st.integers(0, 1000))
-def test_without_a_queue_the_negatives_are_the_keys_of_the_other_videos(num_videos, dimension, temperature, seed):
-    queries, keys = unit(num_videos, dimension, seed=seed), unit(num_videos, dimension, seed=seed + 1)
-    loss, correct = info_nce(queries, keys, None, temperature)
-    q, k = queries.double().tolist(), keys.double().tolist()
-    expected = [nce(q[b], k[b], k[:b] + k[b + 1 :], temperature) for b in range(num_videos)]
-    assert loss.item() == pytest.approx(sum(expected) / num_videos, rel=1e-3, abs=1e-5)
-    nearest = (queries @ keys.T).argmax(dim=1) == torch.arange(num_videos)
-    assert correct.item() == pytest.approx(nearest.double().mean().item())
-
-
-@pytest.mark.parametrize("queue", [unit(6, 4, seed=3), None])
-def test_the_gradient_of_info_nce_is_that_of_cross_entropy(queue):
-    queries, keys = unit(5, 4).requires_grad_(), unit(5, 4, seed=1)
-    if queue is None:
-        logits, own = queries @ keys.T / 0.3, torch.arange(5)
-    else:
-        logits = torch.cat([(queries * keys).sum(dim=1, keepdim=True), queries @ queue.T], dim=1) / 0.3
-        own = torch.zeros(5, dtype=torch.long)
-    (expected,) = torch.autograd.grad(F.cross_entropy(logits, own), queries)
-    (gradient,) = torch.autograd.grad(info_nce(queries, keys, queue, 0.3)[0], queries)
-    torch.testing.assert_close(gradient, expected)
-
-
-@pytest.mark.parametrize("queue", [unit(500, 64, seed=3), None])
-def test_under_bf16_autocast_the_loss_is_computed_in_float32(queue):
-    queries, keys = unit(300, 64), unit(300, 64, seed=1)
-    with torch.autocast("cpu", torch.bfloat16):
-        loss, _ = info_nce(queries, keys, queue, 0.07)
-    assert loss.dtype == torch.float32 and loss == info_nce(queries, keys, queue, 0.07)[0]
-
-
-def test_a_single_video_without_a_queue_is_refused():
-    with pytest.raises(ValueError, match="at least 2 videos, but got 1"):
-        info_nce(unit(1, 4), unit(1, 4), None, 0.1)
-
-
-def test_spread_is_near_1_on_the_whole_sphere_and_0_at_a_point():
-    assert spread(unit(5000, 64)).item() == pytest.approx(1, abs=0.01)
-    assert spread(unit(1, 64).expand(50, 64)).item() == pytest.approx(0, abs=1e-6)
-
-
-def test_spread_equals_its_definition():
-    embeddings = unit(7, 3).tolist()
-    stds = []
-    for column in zip(*embeddings, strict=True):
-        mean = sum(column) / 7
-        stds.append(math.sqrt(sum((value - mean) ** 2 for value in column) / 7))
-    assert spread(torch.tensor(embeddings)).item() == pytest.approx(math.sqrt(3) * sum(stds) / 3, rel=1e-5)
-
-
-# The queue
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.integers(1, 12), st.lists(st.integers(0, 30), max_size=12))
-def test_the_queue_holds_the_last_keys_oldest_first_for_batches_of_any_size(size, batches):
-    queue = Queue(size, 2, drawn())
-    expected, number = deque(queue.keys.tolist(), maxlen=size), itertools.count()
-    for batch in batches:
-        keys = [[float(next(number)), -1.0] for _ in range(batch)]
-        queue.push(torch.tensor(keys).view(-1, 2))
-        expected.extend(keys)
-        assert queue.keys.roll(-int(queue.head), dims=0).tolist() == list(expected)
-
-
-def test_the_queue_starts_with_random_directions_of_its_seed():
-    keys = Queue(500, 16, drawn()).keys
-    torch.testing.assert_close(keys.norm(dim=1), torch.ones(500))
-    assert spread(keys).item() == pytest.approx(1, abs=0.03)
-    assert torch.equal(keys, Queue(500, 16, drawn()).keys) and not torch.equal(keys, Queue(500, 16, drawn(1)).keys)
-
-
-def test_the_queue_goes_on_where_it_was_saved():
-    queue, other = Queue(5, 2, drawn()), Queue(5, 2, drawn(1))
-    queue.push(unit(3, 2))
-    other.load_state_dict(queue.state_dict())
-    for one in (queue, other):
-        one.push(unit(4, 2, seed=2))
-    assert torch.equal(queue.keys, other.keys) and torch.equal(queue.head, other.head) and queue.head == 2
-
-
-# The twins
+# The momentum encoder
 
 
 @pytest.mark.parametrize(("progress", "expected"), [(0.0, 0.99), (0.5, 0.995), (1.0, 1.0), (1.5, 1.0), (-1.0, 0.99)])
@@ -236,8 +112,8 @@ def test_the_moving_average_is_over_parameters_alone():
     assert not torch.equal(before["joint.norm.running_mean"], towards["joint.norm.running_mean"])
 
 
-def test_the_twins_move_before_they_give_their_keys():
-    """With momentum 0 a key is what the query encoder of this very step makes of the video."""
+def test_the_momentum_encoder_moves_before_it_computes_keys():
+    """With momentum 0, a key is the output of the trained encoder at this step."""
     contrast = apart(build("moco_v1", views=PLAIN, momentum=0.0))
     queries = F.normalize(contrast.projectors[0](contrast.encoder(features())), dim=1)
     contrast(features(), 0.0, drawn())
@@ -246,7 +122,7 @@ def test_the_twins_move_before_they_give_their_keys():
 
 @pytest.mark.parametrize(("progress", "moved"), [(0.0, 0.1), (0.5, 0.05), (1.0, 0.0)])
 @pytest.mark.parametrize("part", ["encoder", "projectors"])
-def test_the_twins_of_v3_come_to_rest(progress, moved, part):
+def test_the_momentum_encoder_of_v3_comes_to_rest(progress, moved, part):
     contrast = apart(build("moco_v3", cross=CROSS["cross_modal"], momentum=0.9))
     before, towards = snapshot(getattr(contrast, f"key_{part}")), snapshot(getattr(contrast, part))
     contrast(features(), progress, drawn())
@@ -255,7 +131,7 @@ def test_the_twins_of_v3_come_to_rest(progress, moved, part):
 
 
 @pytest.mark.parametrize("kind", ["moco_v1", "moco_v2"])
-def test_the_twins_of_v1_and_v2_move_alike_throughout(kind):
+def test_the_momentum_encoder_of_v1_and_v2_moves_alike_throughout(kind):
     contrasts = [apart(build(kind, momentum=0.9)) for _ in range(2)]
     for contrast, progress in zip(contrasts, (0.0, 1.0), strict=True):
         contrast(features(), progress, drawn())
@@ -279,7 +155,7 @@ class TestEveryMethod:
             assert (parameter.grad is not None) == parameter.requires_grad, name
             assert parameter.grad is None or parameter.grad.any(), f"no gradient for {name}"
 
-    def test_going_on_from_a_saved_state_is_going_on_bit_for_bit(self, kind, norm, cross):
+    def test_training_from_a_saved_state_continues_bit_for_bit(self, kind, norm, cross):
         contrast, other = (build(kind, norm, CROSS[cross], dropout=0.3, seed=seed) for seed in (0, 1))
         generator = drawn()
         train(contrast, 2, generator)
@@ -302,12 +178,12 @@ class TestEveryMethod:
         assert first == same != other
         assert torch.equal(torch.random.get_rng_state(), before)
 
-    def test_the_encoder_is_given_back_without_groups(self, kind, norm, cross):
+    def test_the_encoder_has_no_groups_after_a_batch(self, kind, norm, cross):
         contrast = build(kind, norm, CROSS[cross])
         contrast(features(), 0.0, drawn())
         assert all(part.groups == 1 for part in contrast.modules() if isinstance(part, BatchNorm))
 
-    def test_in_evaluation_nothing_moves(self, kind, norm, cross):
+    def test_evaluation_changes_no_state(self, kind, norm, cross):
         contrast = apart(build(kind, norm, CROSS[cross])).eval()
         before = snapshot(contrast)
         contrast(features(), 0.0, drawn())
@@ -319,44 +195,44 @@ class TestEveryMethod:
         contrast = build(kind, norm, CROSS[cross])
         expected = contrast.eval()(features().to(dtype), 0.0, drawn()).loss
         with torch.autocast("cpu", torch.bfloat16):
-            step = contrast(features().to(dtype), 0.0, drawn())
+            result = contrast(features().to(dtype), 0.0, drawn())
         contrast.train()
         with torch.autocast("cpu", torch.bfloat16):
             contrast(features().to(dtype), 0.0, drawn()).loss.backward()
-        torch.testing.assert_close(step.loss, expected, rtol=0.1, atol=0.1)
-        assert step.loss.dtype == torch.float32
+        torch.testing.assert_close(result.loss, expected, rtol=0.1, atol=0.1)
+        assert result.loss.dtype == torch.float32
 
-    def test_a_step_says_its_numbers_as_scalars(self, kind, norm, cross):
-        step = build(kind, norm, CROSS[cross])(features(), 0.0, drawn())
-        assert all(value.shape == () and value.isfinite() for value in (step.loss, step.correct, step.spread))
-        assert 0 <= step.correct <= 1 and 0 < step.spread <= 1
-        assert not step.correct.requires_grad and not step.spread.requires_grad
+    def test_the_result_of_a_batch_holds_scalars(self, kind, norm, cross):
+        result = build(kind, norm, CROSS[cross])(features(), 0.0, drawn())
+        assert all(value.shape == () and value.isfinite() for value in (result.loss, result.correct, result.spread))
+        assert 0 <= result.correct <= 1 and 0 < result.spread <= 1
+        assert not result.correct.requires_grad and not result.spread.requires_grad
 
     def test_learns_to_tell_videos_apart(self, kind, norm, cross):
-        """New videos at every step: what is learned is not these videos. The queue's first keys are no videos yet."""
+        """Every step has new videos, so it does not learn them by heart. The first keys of the queue are not videos."""
         contrast = build(kind, norm, CROSS[cross], momentum=0.9)
         optimizer = torch.optim.Adam([p for p in contrast.parameters() if p.requires_grad], lr=0.01)
         generator, basis, history = drawn(), torch.randn(4, 32, generator=drawn(1)), []
         for _ in range(44):
             optimizer.zero_grad()
-            step = contrast(torch.randn(16, 4, generator=generator) @ basis, 0.0, generator)
-            step.loss.backward()
+            result = contrast(torch.randn(16, 4, generator=generator) @ basis, 0.0, generator)
+            result.loss.backward()
             optimizer.step()
-            history.append(step.loss.item())
+            history.append(result.loss.item())
         assert sum(history[-8:]) < 0.95 * sum(history[4:12])
 
     @pytest.mark.gpu
-    def test_on_a_gpu_nobody_waits(self, kind, norm, cross):
+    def test_on_a_gpu_the_host_does_not_wait(self, kind, norm, cross):
         contrast = build(kind, norm, CROSS[cross]).cuda()
         x, generator = features().cuda(), torch.Generator("cuda").manual_seed(0)
         contrast(x, 0.0, generator).loss.backward()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            step = contrast(x, 0.0, generator)
-            step.loss.backward()
+            result = contrast(x, 0.0, generator)
+            result.loss.backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        assert step.loss.isfinite() and step.loss.is_cuda
+        assert result.loss.isfinite() and result.loss.is_cuda
 
 
 def test_every_kind_has_a_configuration_that_is_tested():
@@ -364,23 +240,23 @@ def test_every_kind_has_a_configuration_that_is_tested():
     assert all(type(config) is METHODS[kind] and config.kind == kind for kind, config in SMALL.items())
 
 
-# The step against its definition
+# The loss of a batch against its definition
 
 
 def expected_loss(contrast, x, seed, cross):
-    """By hand: the same draws, every video by itself, the definition in Python. For LayerNorm and evaluation."""
+    """The definition in Python, each video separately, with the same draws; for LayerNorm and evaluation."""
     v3, temperature = isinstance(contrast.config, MocoV3Config), contrast.config.temperature
     generator = drawn(seed)
     normalized = contrast.encoder.normalize(x)
     torch.randperm(len(x), generator=generator)
     one, other = (view(normalized, FEATURES, contrast.views, generator) for _ in range(2))
 
-    def query(number, trunk, rows):
+    def query(number, backbone, rows):
         head = nn.Sequential(contrast.projectors[number], contrast.predictors[number])
-        return [F.normalize(head(trunk(row[None])), dim=1)[0].tolist() for row in rows]
+        return [F.normalize(head(backbone(row[None])), dim=1)[0].tolist() for row in rows]
 
-    def key(number, trunk, rows):
-        return [F.normalize(contrast.key_projectors[number](trunk(row[None])), dim=1)[0].tolist() for row in rows]
+    def key(number, backbone, rows):
+        return [F.normalize(contrast.key_projectors[number](backbone(row[None])), dim=1)[0].tolist() for row in rows]
 
     def mean(number, queries, keys):
         total = 0.0
@@ -389,20 +265,20 @@ def expected_loss(contrast, x, seed, cross):
             total += nce(queries[b], keys[b], others, temperature)
         return total / len(queries)
 
-    trunk, twin = contrast.encoder.encode, contrast.key_encoder.encode
+    backbone, momentum_backbone = contrast.encoder.encode, contrast.key_encoder.encode
     if v3:  # ctr(q1, k2) + ctr(q2, k1), each times 2 T
-        intra = 2 * temperature * mean(0, query(0, trunk, one), key(0, twin, other))
-        intra += 2 * temperature * mean(0, query(0, trunk, other), key(0, twin, one))
+        intra = 2 * temperature * mean(0, query(0, backbone, one), key(0, momentum_backbone, other))
+        intra += 2 * temperature * mean(0, query(0, backbone, other), key(0, momentum_backbone, one))
     else:
-        intra = mean(0, query(0, trunk, one), key(0, twin, other))
+        intra = mean(0, query(0, backbone, one), key(0, momentum_backbone, other))
     if cross is None:
         return intra
     mixed = mix(normalized, cross.mix, generator) if cross.mix else normalized
     rgb, audio = mixed[:, :24], mixed[:, 24:]
-    towers, twins = contrast.encoder.towers, contrast.key_encoder.towers
-    between = mean(2, query(1, towers[0], rgb), key(2, twins[1], audio))
-    between += mean(1, query(2, towers[1], audio), key(1, twins[0], rgb))
-    scale = 4 * temperature if v3 else 1  # of v3, both directions times 2 T here as there
+    towers, momentum_towers = contrast.encoder.towers, contrast.key_encoder.towers
+    between = mean(2, query(1, towers[0], rgb), key(2, momentum_towers[1], audio))
+    between += mean(1, query(2, towers[1], audio), key(1, momentum_towers[0], rgb))
+    scale = 4 * temperature if v3 else 1  # v3: two directions, each times 2 T, here too
     return (1 - cross.weight) * intra + cross.weight * scale * between / 2
 
 
@@ -416,7 +292,7 @@ def test_the_loss_of_a_batch_equals_the_definition(kind, cross):
 
 
 def test_the_two_views_of_v3_are_two():
-    """The definition above would not tell one direction from the other if they were one."""
+    """If the two views were equal, the definition above could not show that both directions are used."""
     contrast = apart(build("moco_v3")).eval()
     calls = []
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
@@ -430,12 +306,12 @@ def test_the_two_views_of_v3_are_two():
 @pytest.mark.parametrize("cross", CROSS)
 @pytest.mark.parametrize("kind", ["moco_v1", "moco_v2"])
 def test_a_batchs_keys_are_enqueued_after_its_loss(kind, cross):
-    """Twins that still are equal do not move, so training differs from evaluation in the queue alone."""
+    """A momentum encoder that equals the encoder does not move, so only the queue differs from evaluation."""
     contrasts = [build(kind, cross=CROSS[cross]).train(mode) for mode in (True, False)]
-    steps = [contrast(features(), 0.0, drawn()) for contrast in contrasts]
-    for step in steps:
-        step.loss.backward()
-    assert steps[0].loss == steps[1].loss
+    results = [contrast(features(), 0.0, drawn()) for contrast in contrasts]
+    for result in results:
+        result.loss.backward()
+    assert results[0].loss == results[1].loss
     for one, other in zip(*(contrast.parameters() for contrast in contrasts), strict=True):
         assert one.grad is None or torch.equal(one.grad, other.grad)
     for number in range(len(contrasts[0].queues)):
@@ -468,11 +344,11 @@ def test_without_weight_the_features_are_not_contrasted():
     assert without(features(), 0.0, drawn()).loss == with_none(features(), 0.0, drawn()).loss
 
 
-# What BatchNorm must not tell
+# What BatchNorm must not reveal
 
 
 def moved_by(contrast, row, num_videos):
-    """For each contrast of a step: the rows whose query, and those whose key, moves with this video."""
+    """For each contrast of a batch: the rows whose query changes with this video, and those whose key does."""
     runs = []
     for change in (0.0, 1.0):
         x, calls = features(num_videos), []
@@ -499,7 +375,7 @@ def test_statistics_of_the_whole_batch_tie_a_key_to_the_rows_of_its_query(kind):
 
 
 @pytest.mark.parametrize("kind", METHODS)
-def test_in_groups_of_a_shuffled_batch_a_key_has_other_company_than_its_query(kind):
+def test_in_groups_of_a_shuffled_batch_a_key_shares_its_statistics_with_other_rows_than_its_query(kind):
     contrast = build(kind, "batch_norm", CrossModalConfig(), views=PLAIN, batch_norm_groups=8)
     same, shared = 0, 0
     for row in range(32):
@@ -513,7 +389,7 @@ def test_in_groups_of_a_shuffled_batch_a_key_has_other_company_than_its_query(ki
     assert shared / calls < 0.6  # of 3 companions; by chance 3 * 3 / 31 = 0.29
 
 
-def test_without_the_shuffle_a_key_would_have_the_company_of_its_query(monkeypatch):
+def test_without_the_shuffle_a_key_would_share_its_statistics_with_the_rows_of_its_query(monkeypatch):
     monkeypatch.setattr(torch, "randperm", lambda n, **_: torch.arange(n))
     contrast = build("moco_v1", "batch_norm", views=PLAIN, batch_norm_groups=8)
     for queries, keys in moved_by(contrast, 3, 32):
@@ -635,7 +511,7 @@ def test_settings_between_features_out_of_range_are_refused(changes, message):
 
 @pytest.mark.parametrize("kind", ["moco_v1", "moco_v2"])
 def test_batch_norm_over_the_whole_batch_is_refused(kind):
-    with pytest.raises(ValueError, match=f"batch_norm_groups must be at least 2 for {kind} .* leak"):
+    with pytest.raises(ValueError, match=f"batch_norm_groups must be at least 2 for {kind} .* reveal"):
         build(kind, "batch_norm", batch_norm_groups=1)
 
 
