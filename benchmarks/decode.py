@@ -1,13 +1,16 @@
-r"""Decoding shards: ours with every CRC checked, beside the `tfrecord` package's loader, which checks none.
+r"""Decoding shards: ours beside protobuf's parser (upb) alone, and beside the `tfrecord` package's loader.
 
     python benchmarks/decode.py [--data '../shared/data/yt8m/train/*.tfrecord'] [--rounds 7] [--level frame]
     python benchmarks/decode.py --level frame --data '../shared/data/audioset/train/*.tfrecord' --id-key video_id \
         --features audio_embedding=128 --classes 527
 
-Both read the same files (in the page cache), one shard after the other, on one core; ours takes small ones of frames
-together, as the build of a cache does. Ours ends in ids, float32 features [N, D] and labels of each shard, of frames in
-uint8 [frames, D] and their offsets; theirs in the arrays of each record or frame, which a user has yet to stack. Rounds
-alternate between the two; the least CPU time of each counts, all threads included. First the values are compared.
+All three read the same files (in the page cache) on one core; ours takes small shards of frames together, as the build
+of a cache does. Ours ends in ids, features (float32 [N, D], of frames uint8 [frames, D]) and labels of each shard. upb
+parses one record at a time, with every CRC and value checked as ours are, and ends in the arrays of each record. The
+package's loader checks no CRC and ends in the arrays of each record or frame. The readers take turns; the least CPU
+time of each counts, all threads included. Before that, the values are compared.
+
+`ratio` is against the package, `ratio_upb` against upb: what is decoded in lockstep must be more than twice as fast.
 """
 
 import argparse
@@ -27,12 +30,13 @@ from card import show
 from numpy.typing import NDArray
 from tfrecord.reader import tfrecord_loader
 
-from data.cache.build import _together as together
-from data.cache.build import find_shard
-from data.cache.store import _feature as feature
+from data.cache.build import group
+from data.cache.recipe import find_shard
 from data.frames import decode_together
 from data.sample import write_splits
-from data.schema import FEATURES, Schema
+from data.schema import FEATURES, Schema, parse_feature
+from data.tfrecord.examples import example_of
+from data.tfrecord.framing import load_records
 from data.tfrecord.shards import DecodedShard
 
 AIM = 5
@@ -40,7 +44,7 @@ Shard = tuple[list[bytes], NDArray[np.float32], list[list[int]]]  # ids, feature
 
 
 def records(path: str, schema: Schema, id_key: str) -> Iterator[Any]:
-    """Their loader."""
+    """The package's loader."""
     description = {id_key: "byte", "labels": "int"}
     if schema.level == "frame":
         return tfrecord_loader(path, None, description, sequence_description=dict.fromkeys(schema.features, "byte"))
@@ -64,13 +68,33 @@ def theirs(path: str, schema: Schema, id_key: str) -> Shard:
 
 
 def theirs_bare(paths: list[str], schema: Schema, id_key: str) -> int:
-    """Their loader alone: every record's arrays made, and dropped. What the ratio is against."""
+    """The package's loader alone: it makes every record's arrays, which are dropped."""
     return sum(1 for path in paths for _ in records(path, schema, id_key))
 
 
+def upb(paths: list[str], schema: Schema, id_key: str) -> int:
+    """The parser of protobuf alone: it makes every record's arrays, which are dropped."""
+    count = 0
+    for path in paths:
+        loaded = load_records(path)
+        for row in range(len(loaded)):
+            example = example_of(path, loaded, row)
+            assert example.id
+            example.checked_labels(schema.num_classes)
+            for key, width in schema.features.items():
+                if schema.level == "frame":
+                    values = example.frames(key, width)
+                else:
+                    values = example.values(key)
+                    assert np.isfinite(values).all()
+                assert values.shape[-1] == width
+        count += len(loaded)
+    return count
+
+
 def ours(paths: list[str], schema: Schema, id_key: str) -> int:
-    groups = together([find_shard(path) for path in paths], schema)
-    return sum(len(shard.ids) for group in groups for shard in decode_together(group, schema))
+    groups = group([find_shard(path) for path in paths], schema)
+    return sum(len(shard.ids) for together in groups for shard in decode_together(together, schema))
 
 
 def check_same_values(path: str, shard: DecodedShard, schema: Schema, id_key: str) -> None:
@@ -95,7 +119,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="measurements of each, in turns (default: %(default)s)")
     parser.add_argument("--level", choices=("video", "frame"), default="video", help="default: %(default)s")
     parser.add_argument("--frames", type=int, default=200, help="of the longest sample video (default: %(default)s)")
-    parser.add_argument("--features", nargs="+", type=feature, metavar="NAME=WIDTH", help="default: YouTube-8M's")
+    parser.add_argument("--features", nargs="+", type=parse_feature, metavar="NAME=WIDTH", help="default: YouTube-8M's")
     parser.add_argument("--id-key", default="id", help="default: %(default)s")
     parser.add_argument("--classes", type=int, default=3862, help="default: %(default)s")
     arguments = parser.parse_args()
@@ -119,30 +143,33 @@ def main() -> None:
         paths = sorted(glob.glob(pattern))
         if not paths:
             parser.error(f"{pattern} matches no file")
-        for group in together([find_shard(path) for path in paths], schema):
-            for path, shard in zip(group, decode_together(group, schema), strict=True):
+        for together in group([find_shard(path) for path in paths], schema):
+            for path, shard in zip(together, decode_together(together, schema), strict=True):
                 check_same_values(path, shard, schema, arguments.id_key)
         num_videos = ours(paths, schema, arguments.id_key)
         size = sum(Path(path).stat().st_size for path in paths)
         settings = {"schema": schema, "id_key": arguments.id_key}
-        readers = {"ours": partial(ours, **settings), "theirs": partial(theirs_bare, **settings)}
+        readers = {"ours": ours, "upb": upb, "theirs": theirs_bare}
         seconds = {name: float("inf") for name in readers}
         for turn in range(arguments.rounds):
             for name in sorted(readers, reverse=turn % 2 == 1):
-                seconds[name] = min(seconds[name], cpu_seconds(readers[name], paths))
+                seconds[name] = min(seconds[name], cpu_seconds(partial(readers[name], **settings), paths))
 
-    ratio = seconds["theirs"] / seconds["ours"]
+    ratio, ratio_upb = (seconds[peer] / seconds["ours"] for peer in ("theirs", "upb"))
     speeds = {name: num_videos / least for name, least in seconds.items()}
     table = [["one core", "videos/s", "MB/s", "CRCs"]]
     for name, label, crcs in (
         ("theirs", "tfrecord.tfrecord_loader", "none"),
+        ("upb", "protobuf (upb), a record at a time", "both"),
         ("ours", "data.frames.decode_together", "both"),
     ):
         table.append([label, f"{speeds[name]:,.0f}", f"{size / seconds[name] / 1e6:,.0f}", crcs])
     report = {
         "ratio": round(ratio, 2),
         "aim": AIM,
+        "ratio_upb": round(ratio_upb, 2),
         "videos_per_second": round(speeds["ours"]),
+        "upb_videos_per_second": round(speeds["upb"]),
         "tfrecord_videos_per_second": round(speeds["theirs"]),
         "videos": num_videos,
         "level": arguments.level,
@@ -151,7 +178,7 @@ def main() -> None:
         "rounds": arguments.rounds,
     }
     title = f"decoding {num_videos:,} videos in {len(paths)} shards, {size / 1e6:.1f} MB, to the same values"
-    show("decode", title, table, [f"ratio {ratio:.2f} (aim {AIM})"], report)
+    show("decode", title, table, [f"ratio {ratio:.2f} (aim {AIM}), against upb {ratio_upb:.2f}"], report)
 
 
 if __name__ == "__main__":

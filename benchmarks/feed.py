@@ -31,7 +31,8 @@ from torch import Tensor
 from torch.utils.data import ChainDataset, DataLoader
 
 from data.batches import Batches
-from data.cache.store import Cache, find_shards, open_cache
+from data.cache.recipe import find_shards
+from data.cache.store import Cache, open_cache
 from data.errors import DataError
 from data.sample import write_shards
 from data.schema import NUM_CLASSES, Schema

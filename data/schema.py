@@ -1,8 +1,8 @@
 """What a record holds: names, widths and the number of classes of YouTube-8M (2018), at each of its three levels.
 
 video     a tf.train.Example: a list of floats for each feature
-frame     a tf.train.SequenceExample: a list of frames for each feature, each frame one byte a value
-segment   the same, and ratings of some classes for some segments of SEGMENT_FRAMES frames, an example each
+frame     a tf.train.SequenceExample: a list of frames for each feature, one byte for each value of a frame
+segment   as `frame`, with ratings of some classes for some segments of SEGMENT_FRAMES frames; an example is a segment
 """
 
 from collections.abc import Mapping
@@ -20,36 +20,36 @@ FEATURES: Mapping[Level, Mapping[str, int]] = {
     "segment": FRAME_FEATURES,
 }
 NUM_CLASSES = 3862
-MAX_FRAMES = 300  # one a second; what lies behind them is left out
-SEGMENT_FRAMES = 5  # from the second that a segment starts at
+MAX_FRAMES = 300  # of a video, one per second; later frames are left out
+SEGMENT_FRAMES = 5  # of a segment, from the second at which it starts
 
 # A frame's byte q stands for q * DEQUANTISE_SCALE + DEQUANTISE_SHIFT, from -1.992 to 2.008 (google/youtube-8m,
-# utils.Dequantize with max 2 and min -2). The half step of 4/512 is the middle of what a writer that rounds down maps
-# to q; google's own extractor rounds to nearest instead, and comes back 0.0078 too high on average.
+# utils.Dequantize with max 2 and min -2). The shift of 4/512 is half a step: a writer that rounds down maps values to q
+# whose middle it is. Google's own extractor rounds to nearest instead, so its values are 0.0078 too high on average.
 DEQUANTISE_SCALE: Final = 4 / 255
 DEQUANTISE_SHIFT: Final = 4 / 512 - 2
 
-ID_KEYS = ("id", "video_id")  # the 2018 release, and those before it; the first one present counts
+ID_KEYS = ("id", "video_id")  # of the 2018 release, and of older ones; the first that a record has counts
 LABELS_KEY = "labels"
-# The ratings of a video's segments, lists of equal length: the second where one begins, the class it was rated for, and
-# its score in [0, 1].
+# The ratings of a video's segments, three lists of equal length: the second at which the segment starts, the class that
+# was rated, and the score in [0, 1].
 RATINGS = SEGMENT_START, SEGMENT_LABELS, SEGMENT_SCORES = "segment_start_times", "segment_labels", "segment_scores"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schema:
-    """The features of every video, in the order of their columns, and the classes that its labels index."""
+    """The features of every video, in the order of their columns, and the number of classes of its labels."""
 
     features: Mapping[str, int] = field(default_factory=lambda: dict(VIDEO_FEATURES))  # width by name
     num_classes: int = NUM_CLASSES
     level: Level = "video"
-    max_frames: int = MAX_FRAMES  # of a video, at frame and segment level
+    max_frames: int = MAX_FRAMES  # of an example, at frame and segment level
 
     def __post_init__(self) -> None:
         """Checks the names and sizes.
 
         Raises:
-            ValueError: a rule is broken; says which, and the value.
+            ValueError: a name or a size is not allowed.
         """
         if not self.features:
             raise ValueError("features must name at least one feature, but got none")
@@ -72,7 +72,7 @@ class Schema:
 
     @property
     def values_of_largest(self) -> int:
-        """Values that an example has at the most."""
+        """The largest number of values that one example can have."""
         frames = {"video": 1, "frame": self.max_frames, "segment": min(self.max_frames, SEGMENT_FRAMES)}
         return frames[self.level] * self.width
 
@@ -83,3 +83,15 @@ class Schema:
         return {
             name: slice(stop - width, stop) for (name, width), stop in zip(self.features.items(), stops, strict=True)
         }
+
+
+def parse_feature(text: str) -> tuple[str, int]:
+    """Reads a feature as commands take it: NAME=WIDTH.
+
+    Raises:
+        ValueError: the text has another form.
+    """
+    name, equals, width = text.partition("=")
+    if not (name and equals and width.isdecimal()):
+        raise ValueError(f"{text!r} is not NAME=WIDTH, as in mean_rgb=1024")
+    return name, int(width)

@@ -41,7 +41,7 @@ def run(arguments: list[str] | None = None) -> None:
     if options.output.suffix != SUFFIX:
         raise TunerError(f"--output must end in {SUFFIX}, the format of embeddings, but got {options.output}")
 
-    from data.cache.store import find_shards
+    from data.cache.recipe import find_shards
     from tuner.export.loader import load_model
     from tuner.inference.embed import embed, embedding_writer
     from tuner.inference.progress import WrittenShards

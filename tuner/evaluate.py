@@ -68,7 +68,7 @@ def run(arguments: list[str] | None = None) -> int:
 
 def _score_file(options: argparse.Namespace) -> int:
     """Score a file of predictions or of ranked segments, without a model."""
-    from data.cache.store import find_shards
+    from data.cache.recipe import find_shards
     from tuner.inference import predictions, segments
 
     if segments.is_segments(options.predictions):

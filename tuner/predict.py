@@ -81,7 +81,7 @@ def run(arguments: list[str] | None = None) -> None:
         if getattr(options, name) and not options.segments:
             parser.error(f"--{name.replace('_', '-')} needs --segments")
 
-    from data.cache.store import find_shards
+    from data.cache.recipe import find_shards
     from tuner.export.loader import load_model
     from tuner.inference.predict import predict, write_csv, write_teacher
     from tuner.inference.progress import WrittenShards

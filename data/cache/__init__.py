@@ -1,1 +1,1 @@
-"""The decoded cache: shards become memory-mapped columns once per machine."""
+"""The decoded cache: shards become memory-mapped columns, once per machine."""

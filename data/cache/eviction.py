@@ -1,8 +1,9 @@
-"""Which caches make room for a new one: the least recently used, never one that a process has open.
+"""Removes caches to make room for a new one: the least recently used first, never one that a process has open.
 
-Who opens a cache holds a shared lock on its manifest as long as it has the columns, however it ends, and notes the time
-of use there. Between two trials of a search a node may have no process at all, so a cache that was used within the last
-hour is kept as well. The same goes for builds that were killed and that nobody has gone on with.
+A process that opens a cache holds a shared lock on its manifest for as long as it uses the columns; the kernel drops
+the lock when the process ends. Opening also sets the manifest's modification time, the time of last use. Between two
+trials of a search a node may have no process at all, so a cache that was used within the last hour is kept as well. The
+working folders of killed builds are removed by the same rules.
 
 Without $TUNER_CACHE_LIMIT (in GB, for all caches of the folder together) caches are removed only where the disk has no
 room for the new one.
@@ -20,15 +21,15 @@ from typing import IO
 
 from filelock import FileLock, Timeout
 
+from data.cache.columns import BUILDING, JOURNAL, MANIFEST
 from data.errors import CacheError
 
-MANIFEST, BUILDING = "manifest.json", ".building"
 IDLE_SECONDS = 3600.0
 GIGABYTE = 1e9
 
 
 def hold(folder: Path) -> IO[bytes]:
-    """Keep a cache from being removed until the file that this returns, its manifest, is closed.
+    """Opens a cache's manifest and keeps the cache from being removed until the manifest is closed.
 
     Raises:
         FileNotFoundError: there is no cache in the folder.
@@ -38,32 +39,32 @@ def hold(folder: Path) -> IO[bytes]:
         try:
             fcntl.flock(manifest, fcntl.LOCK_SH)
             if os.path.samestat(os.fstat(manifest.fileno()), (folder / MANIFEST).stat()):
-                with suppress(OSError):  # a folder that others may only read
+                with suppress(OSError):  # a folder that this user may only read
                     os.utime(manifest.fileno())
                 return manifest
         except BaseException:
             manifest.close()
             raise
-        manifest.close()  # another one was built in its place meanwhile
+        manifest.close()  # the cache was removed, and perhaps built again, before we had the lock
 
 
 def make_room(directory: Path, need: int, keep: Path) -> list[str]:
-    """Remove caches until there is room for `need` bytes more in `directory`, or nothing is left to remove.
+    """Removes caches until there is room for `need` more bytes in `directory`, or nothing is left to remove.
 
     Args:
         directory: the folder of all caches.
         need: bytes.
-        keep: the cache that the room is for.
+        keep: the folder of the cache that the room is for; it and its working folder stay.
 
     Returns:
-        What was removed, a sentence each.
+        A sentence for each cache that was removed.
     """
     limit = _limit()
     folders = [path for path in directory.iterdir() if path.name.removesuffix(BUILDING) != keep.name and path.is_dir()]
     used = {folder: last_used for folder in folders if (last_used := _last_used(folder)) is not None}
     removed: list[str] = []
     for folder in sorted(used, key=lambda folder: used[folder]):
-        idle = time.time() - used[folder]  # the file system's clock is that of the wall
+        idle = time.time() - used[folder]  # wall-clock time, as in the file system
         if idle < IDLE_SECONDS or _room(directory, limit) >= need:
             break
         size = size_of(folder)
@@ -75,14 +76,14 @@ def make_room(directory: Path, need: int, keep: Path) -> list[str]:
 
 
 def room(directory: Path) -> int:
-    """Bytes that a further cache may take: what is free, and within the limit."""
+    """Returns the bytes that a further cache may take: what is free on the disk, within $TUNER_CACHE_LIMIT."""
     return _room(directory, _limit())
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of all files in it."""
+    """Returns the bytes of all files in a folder."""
     total = 0
-    with suppress(FileNotFoundError):  # one that is just being removed
+    with suppress(FileNotFoundError):  # another process is removing the folder
         total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return total
 
@@ -93,10 +94,10 @@ def _room(directory: Path, limit: float) -> int:
 
 
 def _limit() -> float:
-    """Bytes that all caches may take together.
+    """Returns the bytes that all caches may take together, from $TUNER_CACHE_LIMIT.
 
     Raises:
-        CacheError: the variable is no number above 0.
+        CacheError: the variable is not a number above 0.
     """
     text = os.environ.get("TUNER_CACHE_LIMIT")
     if not text:
@@ -108,20 +109,20 @@ def _limit() -> float:
 
 
 def _last_used(folder: Path) -> float | None:
-    """When; None for a folder that is no cache."""
-    for name in (MANIFEST, "journal.jsonl"):
+    """Returns when a cache was last used, in seconds since the epoch; None for a folder that is no cache."""
+    for name in (MANIFEST, JOURNAL):
         with suppress(OSError):
             return (folder / name).stat().st_mtime
     return None
 
 
 def _remove(folder: Path) -> bool:
-    """Remove a cache, or what a killed build left of one; False where a process builds it or has it open."""
+    """Removes a cache, or the working folder of a killed build; returns False where a process builds or uses it."""
     try:
         with FileLock(folder.with_name(folder.name.removesuffix(BUILDING) + ".lock"), timeout=0):
             with suppress(FileNotFoundError), (folder / MANIFEST).open("rb") as manifest:
                 fcntl.flock(manifest, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                (folder / MANIFEST).unlink()  # who waits for the lock sees that there is no cache any more
+                (folder / MANIFEST).unlink()  # a process that waits for the lock then finds no cache
             shutil.rmtree(folder, ignore_errors=True)
             return True
     except (Timeout, BlockingIOError):

@@ -3,14 +3,19 @@
 Shapes   N videos   F frames of all of them   D features side by side   C classes
 
 Sums run in float64 and two summaries merge exactly as if they had been one (Chan, Golub and LeVeque, 1979,
-"Updating formulae and a pairwise algorithm for computing sample variances"), so neither the chunk size nor
-the order of the shards shows in the result beyond the last bits of a float64.
+"Updating formulae and a pairwise algorithm for computing sample variances"), so the chunk size and
+the order of the shards change at most the last bits of a float64.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+import threading
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol, Self
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +26,7 @@ _ROWS_AT_ONCE = 512  # 512 x 1152 float64 = 4.7 MB: the chunk stays in a core's 
 
 
 class Columns(Protocol):
-    """What is read of a cache; `data.cache.Cache` fits, and so do four arrays of a test."""
+    """The columns of a cache that are read here; `data.cache.store.Cache` has them."""
 
     @property
     def features_ND(self) -> NDArray[Any]:
@@ -41,22 +46,22 @@ class Columns(Protocol):
 
     @property
     def rated_indices(self) -> NDArray[np.int32] | None:
-        """int32 [number of ratings]: the classes rated for each row, of segments; None: all classes of all rows are."""
+        """int32 [number of ratings]: the classes rated for each segment; None: every class is rated in every row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Statistics:
-    """What a model needs to know of its training split before the first step."""
+    """What a model needs to know about its training split before the first step."""
 
     num_videos: int  # N
     mean_D: NDArray[np.float32]
-    variance_D: NDArray[np.float32]  # of the population, sum of squares / N; the corrected one is N / (N - 1) times it
+    variance_D: NDArray[np.float32]  # of the population: sum of squared deviations / N
     label_counts_C: NDArray[np.int64]  # videos that carry the class
-    rated_counts_C: NDArray[np.int64] | None = None  # videos for which the class is rated; None: all
+    rated_counts_C: NDArray[np.int64] | None = None  # videos in which the class is rated; None: all videos
 
 
 def statistics_of(columns: Columns, num_classes: int) -> Statistics:
-    """Of a whole cache, read once from front to back, a few megabytes at a time."""
+    """Computes the statistics of a whole cache, read once from front to back, a few megabytes at a time."""
     if columns.frame_offsets is None:
         return Moments.of_columns(columns, num_classes).statistics()
     mean_D, variance_D = frame_moments(columns.features_ND)
@@ -69,14 +74,51 @@ def statistics_of(columns: Columns, num_classes: int) -> Statistics:
     )
 
 
+def kept_statistics(path: Path, rated: bool) -> Statistics | None:
+    """Reads what `keep_statistics` wrote; None where there is no such file, or a damaged one.
+
+    Args:
+        path: the file.
+        rated: whether the cache has ratings, and so its statistics must have `rated_counts_C`.
+    """
+    try:
+        with np.load(path) as kept:
+            return Statistics(
+                num_videos=int(kept["num_videos"]),
+                mean_D=kept["mean_D"],
+                variance_D=kept["variance_D"],
+                label_counts_C=kept["label_counts_C"],
+                rated_counts_C=kept["rated_counts_C"] if rated else None,
+            )
+    except (OSError, ValueError, KeyError, BadZipFile):
+        return None
+
+
+def keep_statistics(path: Path, statistics: Statistics) -> None:
+    """Writes statistics to a file. On a full or read-only disk it does not, and the next caller computes them again."""
+    temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+    try:
+        with open(temporary, "wb") as file:
+            np.savez(file, **{name: value for name, value in asdict(statistics).items() if value is not None})
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)  # two processes that write at once write the same
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+
+
 def _counts(indices: NDArray[Any], num_classes: int) -> NDArray[np.int64]:
     return np.bincount(indices, minlength=num_classes).astype(np.int64)
 
 
 def frame_moments(frames_FD: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and population variance of every column of dequantised frames; 0 and 0 of no frames.
+    """Computes mean and population variance of every column of dequantised frames; without frames both are 0.
 
-    From the sums of the bytes and of their squares, which are whole numbers and exact: in a float64 up to 1e11 frames.
+    The sums of the bytes and of their squares are whole numbers, exact in a float64 up to 1e11 frames.
+
+    Returns:
+        mean_D and variance_D.
     """
     num_frames, width = frames_FD.shape
     if num_frames == 0:
@@ -86,7 +128,7 @@ def frame_moments(frames_FD: NDArray[np.uint8]) -> tuple[NDArray[np.float64], ND
         chunk_FD = frames_FD[first : first + _ROWS_AT_ONCE].astype(np.float64)
         sum_D += chunk_FD.sum(axis=0)
         squares_D += np.einsum("fd,fd->d", chunk_FD, chunk_FD)
-    # The difference cancels: Python's integers have room for it.
+    # The difference of two large products loses digits in a float64, so Python's integers compute it.
     pairs = [(int(total), int(squares)) for total, squares in zip(sum_D, squares_D, strict=True)]
     spread_D = np.array([(num_frames * squares - total * total) / num_frames**2 for total, squares in pairs])
     return sum_D / num_frames * DEQUANTISE_SCALE + DEQUANTISE_SHIFT, spread_D * DEQUANTISE_SCALE**2
@@ -103,7 +145,7 @@ class Moments:
 
     @classmethod
     def empty(cls, width: int, num_classes: int) -> Self:
-        """The moments of no video at all: what `merge` leaves unchanged."""
+        """Returns the moments of no videos; merging with them changes nothing."""
         return cls(
             num_videos=0,
             mean_D=np.zeros(width),
@@ -113,9 +155,9 @@ class Moments:
 
     @classmethod
     def of(cls, features_ND: NDArray[Any], label_indices: NDArray[Any], num_classes: int) -> Self:
-        """The moments of one chunk in two passes, float16 and float32 columns widened to float64 first.
+        """Computes the moments of one chunk in two passes, in float64.
 
-        A constant column gets the variance 0 exactly: 29 spare bits of a float64 hold the sum of half a billion
+        The variance of a constant column is exactly 0: the 29 extra bits of a float64 hold the sum of half a billion
         equal float32 values without rounding.
         """
         num_videos, width = features_ND.shape
@@ -133,7 +175,7 @@ class Moments:
 
     @classmethod
     def of_columns(cls, columns: Columns, num_classes: int) -> Self:
-        """The moments of a whole cache, read once from front to back, a few megabytes at a time."""
+        """Computes the moments of a whole cache, read once from front to back, a few megabytes at a time."""
         total = cls.empty(columns.features_ND.shape[1], num_classes)
         for first in range(0, len(columns.features_ND), _ROWS_AT_ONCE):
             features_ND = columns.features_ND[first : first + _ROWS_AT_ONCE]
@@ -142,7 +184,7 @@ class Moments:
         return total
 
     def merge(self, other: Self) -> Self:
-        """The moments of both sets of videos together.
+        """Returns the moments of both sets of videos together.
 
         With d = mean_b - mean_a:  mean = mean_a + d n_b / n  and  squares = squares_a + squares_b + d^2 n_a n_b / n.
         """
@@ -159,7 +201,7 @@ class Moments:
         )
 
     def statistics(self) -> Statistics:
-        """Divides once. No videos: mean 0, variance 0."""
+        """Returns mean and variance; without videos both are 0."""
         return Statistics(
             num_videos=self.num_videos,
             mean_D=self.mean_D.astype(np.float32),

@@ -1,9 +1,9 @@
-"""Runs a function over many jobs in other processes, results in the order of the jobs.
+"""Runs a function over many jobs in other processes; results come in the order of the jobs.
 
-Not multiprocessing: its spawn and forkserver import the caller's __main__ again (in a Ray worker that is Ray's own
-script, in a script without a guard the whole program once more), and its fork copies a process full of threads.
-Here a child is a fresh interpreter that imports this module and the function's, and nothing else. It reads jobs from
-its standard input, so it ends by itself when the parent is gone, however the parent died.
+This is not multiprocessing: its spawn and forkserver methods import the caller's __main__ again (in a Ray worker Ray's
+own script, in a script without a guard the whole program), and its fork method copies a process that runs threads. Here
+a child is a fresh interpreter that imports this module and the function's module, and nothing else. It reads jobs from
+its standard input, so it exits when the parent is gone, however the parent died.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ def map_in_order(function: Callable[[Job], Result], jobs: Iterable[Job], num_wor
     """Yields function(job) for every job, in order, computed by `num_workers` processes a few jobs ahead.
 
     Args:
-        function: importable by name (not from __main__); it, the jobs and the results are pickled.
-        jobs: taken from as the work proceeds.
-        num_workers: processes; they are gone when the iterator ends or is closed.
+        function: importable by name (not from __main__). The function, the jobs and the results are pickled.
+        jobs: read as the work proceeds.
+        num_workers: processes; they are killed when the iterator ends or is closed.
 
     Raises:
-        ChildProcessError: a process ended in the middle of a job (killed for memory, a crash in a library).
-        Exception: what `function` raised.
+        ChildProcessError: a process ended in the middle of a job (killed for its memory, or crashed in a library).
+        Exception: the exception that `function` raised.
     """
     processes = [_start(function) for _ in range(num_workers)]
     idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
@@ -56,7 +56,7 @@ def map_in_order(function: Callable[[Job], Result], jobs: Iterable[Job], num_wor
         ahead: deque[Future[Result]] = deque()
         for job in jobs:
             ahead.append(threads.submit(call, job))
-            if len(ahead) > num_workers + 1:  # results not yet taken wait in memory
+            if len(ahead) > num_workers + 1:  # results that are not yet taken stay in memory
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
@@ -74,7 +74,7 @@ def _start(function: Callable[[Any], Any]) -> subprocess.Popen[bytes]:
         [sys.executable, "-P", "-c", _CHILD, json.dumps(sys.path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},  # parallel by processes already
+        env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},  # the processes are parallel already
     )
     _send(process, function)
     return process
@@ -108,15 +108,17 @@ def _close(process: subprocess.Popen[bytes]) -> None:
     process.stdout.close()
     try:
         process.stdin.close()
-    except BrokenPipeError:  # what was still to be flushed to a process that has ended
+    except BrokenPipeError:  # closing flushes to a process that has ended
         return
 
 
 def _serve() -> None:
-    """The child's whole life: a function, then jobs, until the input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal; the parent decides what it means
+    """Runs in the child: reads a function, then jobs, until the input ends; writes an outcome for each job."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches all processes of a terminal; the parent decides what to do
     inlet, outlet = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not land among the results
+    os.dup2(2, 1)  # what a library prints must not get among the results
     function = pickle.load(inlet)
     while True:
         try:

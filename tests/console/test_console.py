@@ -10,7 +10,7 @@ from typing import IO
 
 import pytest
 
-from data.cache.store import BuildProgress
+from data.cache.progress import BuildProgress
 from tests.support.trials import SETTINGS, metrics, search, trial
 from tuner.console import (
     Console,

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from data.cache import build, eviction
-from data.cache.store import Cache, find_cache, find_shards, open_cache
+from data.cache.recipe import find_shards
+from data.cache.store import Cache, find_cache, open_cache
 from data.errors import CacheError
 from data.sample import write_splits
 from data.schema import Schema

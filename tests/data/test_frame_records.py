@@ -9,16 +9,19 @@ from crc32c import crc32c
 from tfrecord.example_pb2 import Example, SequenceExample
 from tfrecord.reader import tfrecord_loader
 
-from data import frames, inspect
+from data import frames
 from data.cache import build
+from data.cache.recipe import find_shards
 from data.cache.statistics import frame_moments
-from data.cache.store import find_shards, open_cache
+from data.cache.store import open_cache
 from data.errors import ShardError
 from data.frames import decode_frames, decode_segments
-from data.sample import quantise, write_shards
+from data.sample import write_shards
+from data.sample.world import quantise
 from data.schema import DEQUANTISE_SCALE, DEQUANTISE_SHIFT, Schema
 from data.tfrecord.examples import varint
 from data.tfrecord.shards import decode_shard
+from tests.support.commands import exit_code_of
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "audioset"
 SMALL = Schema(features={"rgb": 6, "audio": 2}, num_classes=12, level="frame")
@@ -373,6 +376,6 @@ def test_moments_of_frames_are_exact():
 
 
 def test_inspect_shows_a_record_of_frames(tmp_path, capsys):
-    assert inspect.main([str(write(tmp_path / "a", video(3)))]) == 0
+    assert exit_code_of("data.inspect", write(tmp_path / "a", video(3))) == 0
     out = capsys.readouterr().out
     assert "SequenceExample, 4 keys" in out and "rgb[]" in out and "3 x 1" in out

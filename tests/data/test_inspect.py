@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tfrecord.writer import TFRecordWriter
 
-from data import inspect
+from tests.support.commands import exit_code_of
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def sequence(tmp_path) -> Path:
 
 
 def test_an_example_is_shown_by_key_type_count_and_first_values(example, capsys):
-    assert inspect.main([str(example), "--num", "2"]) == 0
+    assert exit_code_of("data.inspect", example, "--num", "2") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[:4] == [
         "record at byte 0: Example, 3 keys",
@@ -44,7 +44,7 @@ def test_an_example_is_shown_by_key_type_count_and_first_values(example, capsys)
 
 
 def test_a_sequence_example_shows_its_steps(sequence, capsys):
-    assert inspect.main([str(sequence)]) == 0
+    assert exit_code_of("data.inspect", sequence) == 0
     assert capsys.readouterr().out.splitlines() == [
         "record at byte 0: SequenceExample, 3 keys",
         "  video_id  bytes      1  'abcd'",
@@ -57,14 +57,14 @@ def test_gzip_is_shown_as_well(example, tmp_path, capsys):
     (tmp_path / "z").write_bytes(gzip.compress(example.read_bytes()))
     outputs = []
     for path in (example, tmp_path / "z"):
-        assert inspect.main([str(path)]) == 0
+        assert exit_code_of("data.inspect", path) == 0
         outputs.append(capsys.readouterr().out)
     assert outputs[0] == outputs[1]
 
 
 def test_an_empty_file_says_so(tmp_path, capsys):
     (tmp_path / "empty").touch()
-    assert inspect.main([str(tmp_path / "empty")]) == 0
+    assert exit_code_of("data.inspect", tmp_path / "empty") == 0
     assert capsys.readouterr().out == "no records: the file is empty\n"
 
 
@@ -73,14 +73,13 @@ def test_a_bad_file_gives_one_sentence_and_code_2(tmp_path, capsys, content):
     path = tmp_path / "bad"
     if content is not None:
         path.write_bytes(content)
-    assert inspect.main([str(path)]) == 2
+    assert exit_code_of("data.inspect", path) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith(f"error: {path}: ") and captured.err.count("\n") == 1 and not captured.out
 
 
 def test_a_number_below_one_is_refused(example):
-    with pytest.raises(SystemExit, match="2"):
-        inspect.main([str(example), "--num", "0"])
+    assert exit_code_of("data.inspect", example, "--num", "0") == 2
 
 
 def test_the_command_runs_without_torch(example):

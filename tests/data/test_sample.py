@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from tfrecord.reader import tfrecord_loader
 
-from data import sample
 from data.errors import DataError
-from data.sample import MARKER, write_shards, write_splits
+from data.sample import MARKER, write_shards, write_splits, writer
 from data.schema import Schema
 from data.tfrecord.framing import count_records
 from data.tfrecord.shards import decode_shard
+from tests.support.commands import exit_code_of
 
 SMALL = {"mean_rgb": 24, "mean_audio": 8}
 SPLITS = {"train": 40, "validate": 10}
@@ -83,7 +83,7 @@ def test_another_sample_replaces_the_first_and_leaves_none_of_its_shards(tmp_pat
 
 def test_a_writer_that_was_killed_half_way_is_made_good(tmp_path, monkeypatch):
     write(tmp_path)
-    replace = sample.os.replace
+    replace = writer.os.replace
 
     def killed(source, target):
         if str(target).endswith("train0001.tfrecord"):
@@ -91,7 +91,7 @@ def test_a_writer_that_was_killed_half_way_is_made_good(tmp_path, monkeypatch):
         replace(source, target)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(sample.os, "replace", killed)
+        patch.setattr(writer.os, "replace", killed)
         write(tmp_path, seed=4)
     assert json.loads((tmp_path / MARKER).read_text())["settings"] is None
     write(tmp_path, seed=4)
@@ -102,7 +102,7 @@ def test_a_writer_that_was_killed_half_way_is_made_good(tmp_path, monkeypatch):
 
 def test_a_file_of_someone_else_is_never_touched(tmp_path):
     (tmp_path / "train0000.tfrecord").write_bytes(b"real data")
-    with pytest.raises(DataError, match=r"train0000\.tfrecord is there and no sample's"):
+    with pytest.raises(DataError, match=r"train0000\.tfrecord exists and belongs to no sample"):
         write(tmp_path)
     assert contents(tmp_path) == {"train0000.tfrecord": b"real data"}
 
@@ -143,9 +143,9 @@ def test_a_linear_model_ranks_far_better_than_label_frequency_does(tmp_path):
 
 def test_the_command_says_what_it_wrote(tmp_path, capsys):
     arguments = [str(tmp_path), "--train", "30", "--validate", "10", "--test", "5", "--shards", "2", "--classes", "8"]
-    assert sample.main(arguments) == 0
+    assert exit_code_of("data.sample", *arguments) == 0
     out = capsys.readouterr().out
     assert out.startswith("30 train in 2 shards, 10 validate in 1 shard, 5 test in 1 shard: ") and out.count("\n") == 1
-    assert sample.main([*arguments[:-1], "0"]) == 2
+    assert exit_code_of("data.sample", *arguments[:-1], "0") == 2
     captured = capsys.readouterr()
     assert captured.err == "error: num_classes must be at least 1, but got 0\n" and not captured.out

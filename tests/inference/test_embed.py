@@ -18,7 +18,7 @@ from pyarrow import parquet
 from safetensors.torch import save_file
 
 import models
-from data.cache.store import find_shards
+from data.cache.recipe import find_shards
 from data.tfrecord import read_examples
 from models import FeatureStatistics, FusedMLP, LogisticConfig
 from tests.support.commands import refusal_of, run_command

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from data.cache.store import find_shards
+from data.cache.recipe import find_shards
 from data.tfrecord.shards import decode_shard
 from models import metrics
 from tests.support.commands import exit_code_of, refusal_of, run_command

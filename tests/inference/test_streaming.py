@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from data.cache.store import find_shards
+from data.cache.recipe import find_shards
 from tests.support.commands import refusal_of
 from tests.support.finished import FinishedSearch, videos, write_shard
 

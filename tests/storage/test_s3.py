@@ -11,7 +11,8 @@ import pytest
 from upath import UPath
 
 from data import sample
-from data.cache.store import find_shards, open_cache
+from data.cache.recipe import find_shards
+from data.cache.store import open_cache
 from data.errors import NoShardsError, ShardError
 from data.tfrecord.framing import count_records
 from tests.support.commands import run_command

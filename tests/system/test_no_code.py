@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.cache import store as data_cache
-from data.cache.store import Cache
+from data.cache.recipe import find_shards
+from data.cache.store import Cache, open_cache
 from data.errors import DataError
 from tests.support.commands import exit_code_of
 from tests.support.finished import FinishedSearch
@@ -144,7 +144,7 @@ def test_a_cache(finished_search: FinishedSearch, trace: Path, tmp_path: Path) -
     validate, directory = finished_search.experiment.data, tmp_path / "cache"
 
     def open_it() -> Cache:
-        return data_cache.open_cache(data_cache.find_shards(validate.validate), validate.schema, directory)
+        return open_cache(find_shards(validate.validate), validate.schema, directory)
 
     expected = np.array(open_it().features_ND)
     open_it().statistics()

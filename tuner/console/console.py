@@ -8,9 +8,9 @@ from contextlib import contextmanager, nullcontext
 from rich.console import Console as RichConsole
 from rich.console import RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from data.cache.store import BuildProgress
+from data.cache.bar import build_bar
+from data.cache.progress import BuildProgress
 from tuner.console.text import describe_end, describe_epoch
 from tuner.console.view import SearchView
 from tuner.storage.journal import SearchHistory, TrialHistory
@@ -44,23 +44,20 @@ class Console:
         Yields:
             The function to call with every `BuildProgress`.
         """
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        bar = Progress(*columns, console=self._rich, transient=True, disable=not self.is_terminal)
-        task = bar.add_task("decoding shards")
         removed: set[str] = set()
 
-        def show(progress: BuildProgress) -> None:
-            for line in progress.removed:
-                if line not in removed:
-                    removed.add(line)
-                    self.print(line)
-            waiting = "another process decodes the shards" if progress.waiting_for_lock else "decoding shards"
-            bar.update(task, completed=progress.shards_done, total=progress.shards_total, description=waiting)
-            if progress.shards_done == progress.shards_total:
-                skipped = f", {progress.num_skipped} bad shards skipped" if progress.num_skipped else ""
-                self.print(f"decoded {progress.shards_total} shards: {progress.num_videos:,} videos{skipped}")
+        with build_bar(self._rich) as draw:
 
-        with bar:
+            def show(progress: BuildProgress) -> None:
+                for line in progress.removed:
+                    if line not in removed:
+                        removed.add(line)
+                        self.print(line)
+                draw(progress)
+                if progress.shards_done == progress.shards_total:
+                    skipped = f", {progress.num_skipped} bad shards skipped" if progress.num_skipped else ""
+                    self.print(f"decoded {progress.shards_total} shards: {progress.num_videos:,} videos{skipped}")
+
             yield show
 
     @contextmanager

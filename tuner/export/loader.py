@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 import models
 from data.batches import Batch
-from data.cache import store as data_cache
-from data.cache.store import BuildProgress, Cache
+from data.cache.progress import BuildProgress
+from data.cache.recipe import find_shards
+from data.cache.store import Cache, default_directory, open_cache
 from data.schema import MAX_FRAMES, Schema
 from models import FeatureStatistics, Sizes
 from models.ensemble import Ensemble
@@ -65,10 +66,10 @@ class ExportedModel:
         """
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
             refuse_credentials(pattern, "--data", "set them in the environment (AWS_ACCESS_KEY_ID and the like)")
-        return data_cache.open_cache(
-            data_cache.find_shards(patterns),
+        return open_cache(
+            find_shards(patterns),
             self.schema,
-            data_cache.default_directory(),
+            default_directory(),
             dtype=self.dtype,
             progress=progress,
             require_labels=require_labels,

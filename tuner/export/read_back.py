@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from data.batches import Batches
-from data.cache.store import find_shards
+from data.cache.recipe import find_shards
 from data.errors import DataError
 from data.frames import decode
 from data.schema import Schema

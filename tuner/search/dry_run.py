@@ -6,7 +6,7 @@ import optuna
 import torch
 from rich.table import Table
 
-from data.cache.store import find_shards
+from data.cache.recipe import find_shards
 from data.frames import decode
 from tuner.cluster import nodes
 from tuner.cluster.resources import Node, describe, plan

@@ -13,11 +13,11 @@ import torch
 
 from data import sample
 from data.batches import Batches, sample_rows
-from data.cache import store as data_cache
-from data.cache.build import shard_exists
+from data.cache.progress import BuildProgress
+from data.cache.recipe import find_shards, shard_exists
 from data.cache.statistics import Statistics
-from data.cache.store import BuildProgress, Cache
-from data.errors import DataError
+from data.cache.store import Cache, default_directory, find_cache, open_cache
+from data.errors import CacheError, DataError
 from data.sampling import ALL, FramesConfig
 from data.schema import FEATURES, MAX_FRAMES, NUM_CLASSES, Level, Schema
 from models import FeatureStatistics, Sizes
@@ -115,7 +115,7 @@ class DataConfig:
     @property
     def cache_directory(self) -> Path:
         """Where this node keeps its decoded shards."""
-        return Path(self.cache).expanduser() if self.cache else data_cache.default_directory()
+        return Path(self.cache).expanduser() if self.cache else default_directory()
 
     def open(
         self,
@@ -132,11 +132,11 @@ class DataConfig:
             DataError: no shard matches, a shard is damaged, the content is another, or the disk is too small.
         """
         if fingerprint is not None:
-            kept = data_cache.find_cache(self.cache_directory, fingerprint, self.dtype)
+            kept = find_cache(self.cache_directory, fingerprint, self.dtype)
             if kept is not None:
                 return kept
-        cache = data_cache.open_cache(
-            data_cache.find_shards(patterns),
+        cache = open_cache(
+            find_shards(patterns),
             self.schema,
             self.cache_directory,
             on_bad_shard=self.on_bad_shard,
@@ -329,12 +329,12 @@ def open_dataset(
     validate = config.open(config.validate, progress, fingerprint=known[1])
     for name, split in (("train", train), ("validate", validate)):
         if split.num_videos == 0:
-            raise data_cache.CacheError(f"data.{name}: the shards hold no video: {getattr(config, name)}")
+            raise CacheError(f"data.{name}: the shards hold no video: {getattr(config, name)}")
     rows = None
     if config.validate_fraction < 1:
         rows = sample_rows(validate.num_videos, config.validate_fraction, VALIDATION_SEED)
     if not _has_positive(validate, rows):
-        raise data_cache.CacheError(
+        raise CacheError(
             "data.validate: no video that is scored has a label, so every GAP would be 0; "
             "give other shards or a larger data.validate_fraction"
         )
@@ -350,7 +350,7 @@ def open_dataset(
     if config.label_fraction < 1:
         data = data.with_labels_of(sample_rows(train.num_videos, config.label_fraction, LABEL_SEED))
     if not data.statistics.label_counts_C.any():
-        raise data_cache.CacheError(
+        raise CacheError(
             f"data.train: none of the {data.statistics.num_videos:,} videos to learn from has a label; "
             "give other shards or a larger data.label_fraction"
         )

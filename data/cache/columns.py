@@ -1,0 +1,293 @@
+"""The files of a cache: one for each column, to which every shard appends its entries.
+
+    journal.jsonl        a line per shard: videos, labels, content hash, CRC32C of what was appended for it
+    features.npy         [N, D] float16 or float32; of frames [F, D] uint8
+    frame_lengths.bin    [N] int32, of frames only -> frame_offsets.npy at the end
+    label_lengths.bin    [N] int32                 -> label_offsets.npy at the end
+    label_indices.npy    [number of labels] int32
+    rated_lengths.bin    rated_indices.npy         like the labels: the rated classes, of segments only
+    ids.bin              ids of each shard, as wide as its longest -> ids.npy at the end
+
+N counts examples: videos, or at segment level rated segments. `Column` describes one of these files, `Part` holds the
+rows of one shard, `ShardRecord` is the shard's line in the journal, and `ColumnFiles` writes the files. The manifest of
+a finished cache lists its columns with their sizes, and its shards.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self, cast
+
+import crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from data.cache.recipe import Recipe
+from data.errors import ShardError
+from data.schema import Schema
+from data.tfrecord.shards import DecodedShard
+
+JOURNAL, MANIFEST = "journal.jsonl", "manifest.json"
+BUILDING = ".building"  # the ending of a cache's folder while it is built
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardRecord:
+    """What the cache holds of a shard: a line of the journal, an entry of the manifest."""
+
+    path: str
+    num_videos: int = 0
+    num_labels: int = 0
+    num_frames: int = 0
+    num_rated: int = 0
+    id_width: int = 1  # bytes of the longest id
+    content_hash: str = ""
+    checksum: int = 0  # CRC32C of the shard's bytes in the columns
+    error: tuple[str, int | None, str | None] | None = None  # reason, offset, key: the shard was skipped
+
+    @classmethod
+    def from_json(cls, line: dict[str, Any]) -> Self:
+        """Reads a line of the journal or an entry of the manifest."""
+        error = line["error"]
+        return cls(**line | {"error": None if error is None else (error[0], error[1], error[2])})
+
+    def shard_error(self) -> ShardError | None:
+        """Returns the error for which the shard was skipped; None: it was not."""
+        return None if self.error is None else ShardError(self.path, *self.error)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """One file of a cache while it is built."""
+
+    name: str  # of the array in a `Part`
+    count: str  # the field of ShardRecord that says how many entries a shard has
+    dtype: str  # "": bytes as wide as the shard's longest
+    width: int | None = None  # values of an entry; None: an entry is one value
+    working: str  # name of the file during the build
+    finished: str  # name of the file that it becomes at the end
+
+    def dtype_in(self, record: ShardRecord) -> np.dtype[Any]:
+        """Returns the type of a shard's entries."""
+        return np.dtype(self.dtype or f"S{record.id_width}")
+
+    def num_bytes(self, record: ShardRecord) -> int:
+        """Returns the size of a shard's entries."""
+        return int(getattr(record, self.count)) * (self.width or 1) * self.dtype_in(record).itemsize
+
+
+def columns_of(schema: Schema, dtype: str) -> tuple[Column, ...]:
+    """Returns the columns of a cache, in the order in which a shard's checksum takes them."""
+
+    def values(name: str, count: str, dtype: str, width: int | None = None) -> Column:
+        file = f"{name}.npy"
+        return Column(name=name, count=count, dtype=dtype, width=width, working=file, finished=file)
+
+    def lengths(name: str) -> Column:
+        working, finished = f"{name}_lengths.bin", f"{name}_offsets.npy"
+        return Column(name=f"{name}_lengths", count="num_videos", dtype="<i4", working=working, finished=finished)
+
+    ids = Column(name="ids", count="num_videos", dtype="", working="ids.bin", finished="ids.npy")
+    labels = lengths("label"), values("label_indices", "num_labels", "<i4")
+    if schema.level == "video":
+        return values("features", "num_videos", dtype, schema.width), *labels, ids
+    frames = values("features", "num_frames", "|u1", schema.width), lengths("frame")
+    rated = (lengths("rated"), values("rated_indices", "num_rated", "<i4")) if schema.level == "segment" else ()
+    return *frames, *labels, *rated, ids
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Part:
+    """The rows of one shard as the columns hold them."""
+
+    arrays: Mapping[str, NDArray[Any]]  # by the columns' names, in their order
+
+    @classmethod
+    def of(cls, shard: DecodedShard, columns: Sequence[Column]) -> Self:
+        """Takes the rows of a decoded shard."""
+        arrays = {
+            "features": shard.features_ND,
+            "frame_lengths": _lengths(shard.frame_offsets),
+            "label_lengths": _lengths(shard.label_offsets),
+            "label_indices": shard.label_indices,
+            "rated_lengths": _lengths(shard.rated_offsets),
+            "rated_indices": shard.rated_indices,
+            "ids": np.array(shard.ids, dtype=np.bytes_),
+        }
+        return cls(arrays={column.name: cast(NDArray[Any], arrays[column.name]) for column in columns})
+
+    def record(self, path: str, content_hash: str) -> ShardRecord:
+        """Returns the journal's line for these rows."""
+        sizes = {name: len(array) for name, array in self.arrays.items()}
+        return ShardRecord(
+            path=path,
+            num_videos=sizes["ids"],
+            num_labels=sizes["label_indices"],
+            num_frames=sizes["features"] if "frame_lengths" in sizes else 0,
+            num_rated=sizes.get("rated_indices", 0),
+            id_width=self.arrays["ids"].itemsize,
+            content_hash=content_hash,
+            checksum=self.checksum(),
+        )
+
+    def checksum(self) -> int:
+        """Returns the CRC32C over the bytes of all arrays, one after the other."""
+        value = 0
+        for array in self.arrays.values():
+            value = crc32c.crc32c(np.ascontiguousarray(array).view(np.uint8).data, value) if array.size else value
+        return value
+
+
+def _lengths(offsets: NDArray[np.int64] | None) -> NDArray[np.int32] | None:
+    return None if offsets is None else np.diff(offsets).astype(np.int32)
+
+
+def read_journal(working: Path) -> list[ShardRecord]:
+    """Returns the shards that a build, running or killed, has written so far, without an unfinished last line."""
+    try:
+        lines = (working / JOURNAL).read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    records = []
+    for line in lines:
+        try:
+            records.append(ShardRecord.from_json(json.loads(line)))
+        except (ValueError, TypeError, KeyError):
+            break
+    return records
+
+
+class ColumnFiles:
+    """The files of a cache while it is built, open at the end of the last whole shard.
+
+    Attributes:
+        records: the shards that the files hold; on entering those that an earlier build wrote as a whole.
+    """
+
+    def __init__(self, working: Path, recipe: Recipe) -> None:
+        self._working, self._recipe = working, recipe
+        self._columns = columns_of(recipe.schema, recipe.dtype)
+        self.records: list[ShardRecord] = []
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            names = [column.working for column in self._columns]
+            for name in (*names, JOURNAL):
+                (self._working / name).touch()
+            self._files = {name: stack.enter_context(open(self._working / name, "r+b")) for name in names}
+            self._journal = stack.enter_context(open(self._working / JOURNAL, "r+b"))
+            self._write_headers()
+            for record in read_journal(self._working):
+                if not self._is_whole(record):
+                    break
+                self.records.append(record)
+            self._truncate()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def append(self, path: str, content_hash: str, part: Part) -> None:
+        """Writes a shard's rows after those of the other shards, then its line in the journal."""
+        for column in self._columns:
+            file, array = self._files[column.working], part.arrays[column.name]
+            file.write(np.ascontiguousarray(array).view(np.uint8).data if array.size else b"")
+            file.flush()
+        self._note(part.record(path, content_hash))
+
+    def skip(self, error: ShardError) -> None:
+        """Notes that a bad shard is left out as a whole."""
+        self._note(ShardRecord(path=error.path, error=(error.reason, error.offset, error.key)))
+
+    def finish(self) -> None:
+        """Writes the numbers of rows, the offsets and the ids, and flushes all finished columns to the disk."""
+        self._write_headers()
+        for column in self._columns:
+            if column.name.endswith("_lengths"):
+                lengths = np.fromfile(self._working / column.working, np.int32)
+                np.save(self._working / column.finished, np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))))
+            elif column.name == "ids":
+                np.save(self._working / column.finished, self._all_ids(column))
+            sync(self._working / column.finished)
+
+    def _note(self, record: ShardRecord) -> None:
+        self._journal.write(_line(record))
+        self._journal.flush()
+        self.records.append(record)
+
+    def _write_headers(self) -> None:
+        """Writes headers for as many rows as there are; numpy pads them, so they keep their size as rows are added."""
+        for column in self._columns:
+            file = self._files[column.working]
+            file.seek(0)
+            if column.working == column.finished:
+                count = sum(getattr(record, column.count) for record in self.records)
+                shape = (count,) if column.width is None else (count, column.width)
+                header = {"descr": np.dtype(column.dtype).str, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                file.flush()
+
+    def _is_whole(self, record: ShardRecord) -> bool:
+        """Reads the rows of the recipe's next shard; returns whether they have the checksum of its line."""
+        if len(self.records) == len(self._recipe.shards) or record.path != self._recipe.shards[len(self.records)].path:
+            return False
+        arrays = {
+            column.name: np.frombuffer(self._files[column.working].read(column.num_bytes(record)), np.uint8)
+            for column in self._columns
+        }
+        return Part(arrays=arrays).checksum() == record.checksum
+
+    def _truncate(self) -> None:
+        """Truncates every file after the last whole shard and seeks to its end."""
+        self._write_headers()
+        for column in self._columns:
+            file = self._files[column.working]
+            size = file.tell() + sum(column.num_bytes(record) for record in self.records)
+            file.truncate(size)
+            file.seek(size)
+        self._journal.seek(0)
+        self._journal.truncate()
+        self._journal.writelines(_line(record) for record in self.records)
+        self._journal.flush()
+
+    def _all_ids(self, column: Column) -> NDArray[np.bytes_]:
+        """Returns the ids of all shards, as wide as the longest."""
+        ids = np.zeros(
+            sum(record.num_videos for record in self.records),
+            f"S{max((record.id_width for record in self.records), default=1)}",
+        )
+        file = self._files[column.working]
+        file.seek(0)
+        row = 0
+        for record in self.records:
+            ids[row : row + record.num_videos] = np.frombuffer(
+                file.read(column.num_bytes(record)), column.dtype_in(record)
+            )
+            row += record.num_videos
+        return ids
+
+
+def remove_working_files(directory: Path, columns: Sequence[Column]) -> None:
+    """Removes from a finished cache the files that only its build needed."""
+    finished = {column.finished for column in columns}
+    for name in {JOURNAL, *(column.working for column in columns)} - finished:
+        (directory / name).unlink()
+
+
+def sync(path: Path) -> None:
+    """Flushes a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _line(record: ShardRecord) -> bytes:
+    return json.dumps(asdict(record)).encode() + b"\n"
