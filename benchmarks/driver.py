@@ -305,21 +305,21 @@ def simulate(
     started = yardstick_ms()
     try:
         write_history(folder / f"search-{trials}", experiment, trials, history)
-        with quiet(folder / "output.txt"), closing(Journal(folder / f"search-{trials}")) as record:
+        with quiet(folder / "output.txt"), closing(Journal(folder / f"search-{trials}")) as open_journal:
             console = Console()
-            assert record.search is not None
+            assert open_journal.search is not None
             os.fsync = meter.sync
             tracker, requests = open_tracker(uri, folder)
-            tracker.start_search(record.search.id, tags={}, params={}, yaml="")
-            with console.searching(record.search):
-                actors = fit(experiment, record, tracker, console, slots, (clock, delays, meter))
+            tracker.start_search(open_journal.search.id, tags={}, params={}, yaml="")
+            with console.searching(open_journal.search):
+                actors = fit(experiment, open_journal, tracker, console, slots, (clock, delays, meter))
             tracker.end_search("FINISHED")
             tracker.close()
         report = {
             "trials": trials,
             "slots": slots,
             "simulated": trials - history,
-            "epochs": sum(len(trial.reports) for trial in record.search.trials.values()),
+            "epochs": sum(len(trial.reports) for trial in open_journal.search.trials.values()),
             "ms": {name: round(meter.median(name), 3) for name in sorted(meter.calls)},
             "ms_tune": round(tune_ms(meter), 3),
             "hours": round(clock.now / 3600, 3),
@@ -329,7 +329,7 @@ def simulate(
             "yardstick_ms": [started, yardstick_ms()],
             "mlflow": mlflow_report(requests, clock) if uri else None,
         }
-        return report | {"resume": resume(experiment, record.directory, uri, slots)}
+        return report | {"resume": resume(experiment, open_journal.directory, uri, slots)}
     finally:
         os.fsync = FSYNC
 
@@ -357,19 +357,19 @@ def write_history(directory: Path, experiment: Experiment, planned: int, trials:
 
 def fit(
     experiment: Experiment,
-    record: Journal,
+    open_journal: Journal,
     tracker: Tracker,
     console: Console,
     slots: int,
     world: tuple[Clock, Delays, Meter],
 ) -> Actors:
     """What tuner/search/driver.py hands to Tuner.fit, handed to Tune's controller with actors that are none."""
-    search = record.search
+    search = open_journal.search
     assert search is not None
     stop = StopRule(experiment, search)
     scheduler = ReplayingScheduler(experiment.search.scheduler, search, experiment.max_epochs)
-    recorder = Recorder(experiment, record, tracker, console, scheduler, stop)
-    searcher = JournaledSearch(experiment, record, lambda: slots, stop.halt)
+    recorder = Recorder(experiment, open_journal, tracker, console, scheduler, stop)
+    searcher = JournaledSearch(experiment, open_journal, lambda: slots, stop.halt)
     clock, delays, meter = world
     for thing, method, name in (
         (searcher, "suggest", "suggest"),
@@ -379,18 +379,18 @@ def fit(
         (recorder, "on_trial_result", "recorder: report"),
         (recorder, "on_trial_complete", "recorder: end"),
         (stop, "stop_all", "stop rule"),
-        (record, "append", "of it: journal"),
+        (open_journal, "append", "of it: journal"),
     ):
         meter.watch(thing, method, name)
     actors = Actors(clock, delays, meter)
     tune_controller.RayActorManager = lambda resource_manager: actors
-    storage._get_ray_train_session_dir = lambda: str(record.directory / "session")  # Ray's, where there is one
+    storage._get_ray_train_session_dir = lambda: str(open_journal.directory / "session")  # Ray's, where there is one
     settings = connection.SETTINGS | ray_internals.SETTINGS
     os.environ.update({name: os.environ.get(name, value) for name, value in settings.items()})
     connection.start_together(slots)
     trainable = tune.with_resources(lambda configuration: None, {"memory": 2**20})
     whole = TuneExperiment(
-        "driver", trainable, storage_path=str(record.directory / "tune"), num_samples=10**9, stop=stop
+        "driver", trainable, storage_path=str(open_journal.directory / "tune"), num_samples=10**9, stop=stop
     )
     search_alg = SearchGenerator(searcher)
     controller = tune_controller.TuneController(
@@ -434,13 +434,13 @@ def resume(experiment: Experiment, directory: Path, uri: str | None, slots: int)
         spent[name] = round(time.process_time() - since, 3)
 
     start = time.process_time()
-    with closing(Journal(directory)) as record:
+    with closing(Journal(directory)) as open_journal:
         take("replay_s", start)
-        search = record.search
+        search = open_journal.search
         assert search is not None
         start = time.process_time()
         stop = StopRule(experiment, search)
-        JournaledSearch(experiment, record, lambda: slots, stop.halt)
+        JournaledSearch(experiment, open_journal, lambda: slots, stop.halt)
         take("searcher_s", start)
         start = time.process_time()
         scheduler = ReplayingScheduler(experiment.search.scheduler, search, experiment.max_epochs)
@@ -448,7 +448,7 @@ def resume(experiment: Experiment, directory: Path, uri: str | None, slots: int)
         tracker, requests = open_tracker(uri, directory)
         tracker.start_search(search.id, tags={}, params={}, yaml="")
         with quiet(directory / "resume.txt"):
-            Recorder(experiment, record, tracker, Console(), scheduler, stop).catch_up()
+            Recorder(experiment, open_journal, tracker, Console(), scheduler, stop).catch_up()
         tracker.close()
         spent["mlflow_catch_up_s"] = round(sum(requests.seconds), 1)
     return spent | live_view(search, slots)

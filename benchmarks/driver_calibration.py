@@ -96,13 +96,13 @@ def read(folder: Path) -> tuple[list[dict[str, Any]], dict[str, float]]:
     return [json.loads(line) for line in journal.read_text().splitlines()], started
 
 
-def summarize(records: list[dict[str, Any]], started: dict[str, float], watcher: Watcher) -> dict[str, Any]:
+def summarize(entries: list[dict[str, Any]], started: dict[str, float], watcher: Watcher) -> dict[str, Any]:
     """Quantiles of what trials waited for, and the driver's own cost."""
-    suggested, ended = ({r["id"]: r for r in records if r["type"] in kinds} for kinds in (["suggested"], ["finished"]))
+    suggested, ended = ({r["id"]: r for r in entries if r["type"] in kinds} for kinds in (["suggested"], ["finished"]))
     reports = defaultdict(list)
-    for record in records:
-        if record["type"] == "report":
-            reports[record["id"]].append(record)
+    for entry in entries:
+        if entry["type"] == "report":
+            reports[entry["id"]].append(entry)
     seconds = defaultdict(list)
     for id, end in ended.items():
         if not reports[id] or end["stopped_by"] == "time_budget":
@@ -115,7 +115,7 @@ def summarize(records: list[dict[str, Any]], started: dict[str, float], watcher:
         seconds["report"] += [max(0.0, gap - after["metrics"]["seconds"]) for gap, after in gaps]
         if end["stopped_by"] is None:
             seconds["trial_end"].append(end["time"] - last["time"])
-    began, over = records[1]["time"], max(end["time"] for end in ended.values())
+    began, over = entries[1]["time"], max(end["time"] for end in ended.values())
     used = [cpu for moment, cpu in watcher.cpu if began <= moment <= over]
     return {
         "trials": len(seconds["actor_start"]),

@@ -80,10 +80,10 @@ def run(arguments: list[str] | None = None) -> None:
 
 def search_without_ray(directory: Path, experiment: Experiment, data: Dataset) -> None:
     """Train the members that are not trained yet, and keep the journal that a driver would have kept."""
-    record = Journal(directory)
+    open_journal = Journal(directory)
     if not searches.exists(directory):
         (directory / "experiment.yaml").write_text(experiment.to_yaml())
-        record.append(
+        open_journal.append(
             "search",
             version=journal.VERSION,
             id=directory.name,
@@ -96,21 +96,21 @@ def search_without_ray(directory: Path, experiment: Experiment, data: Dataset) -
         )
     for number, values in enumerate(MEMBERS):
         id = f"member-{number}"
-        if id not in record.search.trials:
+        if id not in open_journal.search.trials:
             states: dict[str, Any] = {"sampler_state": {}, "study_state": {}}
             settings = experiment.space.settings(values)
-            record.append("suggested", number=number, id=id, values=values, settings=settings, **states)
-        if record.search.trials[id].status == "finished":
+            open_journal.append("suggested", number=number, id=id, values=values, settings=settings, **states)
+        if open_journal.search.trials[id].status == "finished":
             continue
         trial, started = experiment.trial_config(values), time.monotonic()
         for progress in train(trial, data, device=CPU, seed=trial.seed(number)):
             progress.state.save(directory / "trials" / id / f"epoch-{progress.epoch:04d}", trial)
-            record.append("report", id=id, epoch=progress.epoch, metrics=progress.metrics)
+            open_journal.append("report", id=id, epoch=progress.epoch, metrics=progress.metrics)
             seconds = time.monotonic() - started
             print(f"{id} epoch {progress.epoch}: GAP {progress.metrics['gap']:.4f}, {seconds:.0f} s", flush=True)
-        record.append("finished", id=id, stopped_by=None)
-        discard_training_states(directory, record.search.trials[id])
-    record.close()
+        open_journal.append("finished", id=id, stopped_by=None)
+        discard_training_states(directory, open_journal.search.trials[id])
+    open_journal.close()
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ from tests.support.searches import (
     assert_equals_the_uninterrupted,
     assert_nothing_is_left,
     assert_nothing_was_lost,
+    entries_of,
     processes_of,
-    records_of,
     search_of,
 )
 from tests.support.workplace import EXPERIMENT, Workplace, wait_for
@@ -134,7 +134,7 @@ def wait_until(condition: Callable[[], bool], storm: Storm) -> bool:
     return True
 
 
-def costs(records: list[dict[str, Any]], kills: list[tuple[float, str]]) -> tuple[int, list[float]]:
+def costs(entries: list[dict[str, Any]], kills: list[tuple[float, str]]) -> tuple[int, list[float]]:
     """Read from the journal what the kills cost.
 
     Returns:
@@ -143,12 +143,12 @@ def costs(records: list[dict[str, Any]], kills: list[tuple[float, str]]) -> tupl
     """
     last: dict[str, int] = {}
     again = 0
-    for record in records:
-        if record["type"] == "report":
-            last[record["id"]] = max(last.get(record["id"], 0), record["epoch"])
-        elif record["type"] == "resumed":
-            again += max(0, last.get(record["id"], 0) - record["epoch"])
-    new = [record["time"] for record in records if record["type"] == "report"]
+    for entry in entries:
+        if entry["type"] == "report":
+            last[entry["id"]] = max(last.get(entry["id"], 0), entry["epoch"])
+        elif entry["type"] == "resumed":
+            again += max(0, last.get(entry["id"], 0) - entry["epoch"])
+    new = [entry["time"] for entry in entries if entry["type"] == "report"]
     following = ((at, next((time for time in new if time > at), None)) for at, _ in kills)
     return again, [time - at for at, time in following if time is not None]
 
@@ -198,7 +198,7 @@ def main() -> int:
         for number in range(options.trials):
             assert_equals_the_uninterrupted(place, number)
         best = search_of(place).finished[0]
-        again, recoveries = costs(records_of(place), storm.kills)
+        again, recoveries = costs(entries_of(place), storm.kills)
     by_kind = Counter(kind for _, kind in storm.kills)
     recovery = statistics.median(recoveries)
     show(

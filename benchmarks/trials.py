@@ -78,12 +78,12 @@ def search(folder: Path, trials: int, epochs: int, overlap: bool) -> tuple[list[
     return [json.loads(line) for line in journal.read_text().splitlines()], watcher
 
 
-def lost_seconds(records: list[dict]) -> tuple[list[float], list[float]]:
+def lost_seconds(entries: list[dict]) -> tuple[list[float], list[float]]:
     """For each pair of neighbouring trials: seconds without a step, and when the first step of the second began."""
     reports: dict[str, list[tuple[float, float]]] = {}
-    for record in records:
-        if record["type"] == "report":
-            reports.setdefault(record["id"], []).append((record["time"], record["metrics"]["seconds"]))
+    for entry in entries:
+        if entry["type"] == "report":
+            reports.setdefault(entry["id"], []).append((entry["time"], entry["metrics"]["seconds"]))
     spans = sorted((epochs[0][0] - epochs[0][1], epochs[-1][0]) for epochs in reports.values())
     return [after[0] - before[1] for before, after in pairwise(spans)], [span[0] for span in spans]
 
@@ -116,8 +116,8 @@ def main() -> None:
     }
     for overlap in (True, False):
         with tempfile.TemporaryDirectory(prefix="bt-") as folder:
-            records, watcher = search(Path(folder), options.trials, options.epochs, overlap)
-        lost, first_steps = lost_seconds(records)
+            entries, watcher = search(Path(folder), options.trials, options.epochs, overlap)
+        lost, first_steps = lost_seconds(entries)
         name = "overlap" if overlap else "one after the other"
         print(f"{name:<20} seconds lost between trials: {', '.join(f'{seconds:.1f}' for seconds in lost)}")
         card[f"median_{'overlap' if overlap else 'plain'}"] = round(statistics.median(lost), 2)

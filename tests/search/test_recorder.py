@@ -57,7 +57,7 @@ class Driver:
         self.trial = SimpleNamespace(config={"trial_id": ID}, get_error=lambda: RuntimeError("a\n  the actor died\n"))
 
     @property
-    def record(self) -> journal.TrialHistory:
+    def history(self) -> journal.TrialHistory:
         return journal.read(self.journal.directory).trials[ID]
 
     def start(self) -> None:
@@ -98,7 +98,7 @@ def test_an_epoch_goes_to_the_journal_then_to_mlflow_then_onto_the_screen(driver
     driver.start()
     driver.told.clear()
     driver.hear(1)
-    assert driver.record.reports == {1: metrics(1)}  # metrics alone: no pid, no host
+    assert driver.history.reports == {1: metrics(1)}  # metrics alone: no pid, no host
     assert driver.methods() == [("mlflow", "report"), ("screen", "trial_reported")]
     assert driver.told[0][2:] == (ID, 1, metrics(1), {"host": "h", "device": "cpu"})
 
@@ -115,7 +115,7 @@ def test_epochs_told_once_more_are_journaled_and_shown_once(driver: Driver) -> N
     driver.hear(2)
     driver.told.clear()
     driver.hear(3, history=[0.1, 0.2, 0.3])  # the driver had not heard of the third
-    assert list(driver.record.reports) == [1, 2, 3]
+    assert list(driver.history.reports) == [1, 2, 3]
     assert [told[3] for told in driver.told if told[1] == "trial_reported"] == [3]
     assert [told[3] for told in driver.told if told[1] == "trial_resumed"] == [3]
     lines = [json.loads(line) for line in (driver.journal.directory / "journal.jsonl").read_text().splitlines()]
@@ -138,7 +138,7 @@ def test_a_trial_that_ends_by_itself_is_finished(driver: Driver) -> None:
     driver.start()
     driver.hear(1)
     driver.complete()
-    assert (driver.record.status, driver.record.stopped_by) == ("finished", None)
+    assert (driver.history.status, driver.history.stopped_by) == ("finished", None)
     assert driver.methods()[-2:] == [("mlflow", "finish_trial"), ("screen", "trial_ended")]
 
 
@@ -147,7 +147,7 @@ def test_a_trial_says_who_stopped_it(driver: Driver) -> None:
     driver.hear(1)
     driver.scheduler.stopped.add(ID)
     driver.complete()
-    assert driver.record.stopped_by == "asha"
+    assert driver.history.stopped_by == "asha"
 
 
 def test_a_trial_that_reports_an_error_is_failed(driver: Driver) -> None:
@@ -155,19 +155,19 @@ def test_a_trial_that_reports_an_error_is_failed(driver: Driver) -> None:
     driver.hear(1)
     driver.recorder.on_trial_result(0, [], driver.trial, {"error": "TrialDiverged: the loss is not finite"})
     driver.complete()
-    assert (driver.record.status, driver.record.error) == ("failed", "TrialDiverged: the loss is not finite")
+    assert (driver.history.status, driver.history.error) == ("failed", "TrialDiverged: the loss is not finite")
 
 
 def test_a_trial_that_ends_without_a_report_is_failed(driver: Driver) -> None:
     driver.start()
     driver.complete()
-    assert (driver.record.status, driver.record.error) == ("failed", "it ended without a report")
+    assert (driver.history.status, driver.history.error) == ("failed", "it ended without a report")
 
 
 def test_a_trial_whose_attempts_all_failed_is_failed_with_the_last_line(driver: Driver) -> None:
     driver.start()
     driver.recorder.on_trial_error(0, [], driver.trial)
-    assert (driver.record.status, driver.record.error) == ("failed", "the actor died")
+    assert (driver.history.status, driver.history.error) == ("failed", "the actor died")
 
 
 @pytest.mark.parametrize("end", ["complete", "error"])
@@ -176,7 +176,7 @@ def test_an_interrupted_search_ends_no_trial(driver: Driver, end: str) -> None:
     driver.hear(1)
     driver.stop._interrupted.set()
     driver.complete() if end == "complete" else driver.recorder.on_trial_error(0, [], driver.trial)
-    assert driver.record.status == "running"  # a resume goes on with it
+    assert driver.history.status == "running"  # a resume goes on with it
 
 
 def test_a_fatal_error_ends_the_search_and_fails_no_trial(driver: Driver) -> None:
@@ -184,7 +184,7 @@ def test_a_fatal_error_ends_the_search_and_fails_no_trial(driver: Driver) -> Non
     driver.recorder.on_trial_result(0, [], driver.trial, {"fatal": "node 7: no room"})
     driver.recorder.on_trial_complete(0, [], driver.trial)
     assert driver.stop.stop_all() and driver.stop.fatal_error == "node 7: no room"
-    assert driver.record.status == "running"
+    assert driver.history.status == "running"
 
 
 def test_a_journal_that_cannot_be_written_ends_the_search(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ class Search:
 
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
-        self.record = SearchHistory(id="s", experiment="tiny", fingerprint="f", planned=99, tracking_uri="-")
+        self.history = SearchHistory(id="s", experiment="tiny", fingerprint="f", planned=99, tracking_uri="-")
         self.running: dict[int, Trial] = {}  # Tune's trials by number
         self.drivers = 0
         self.drive()
@@ -41,8 +41,8 @@ class Search:
     def drive(self) -> None:
         """A driver starts: it knows what the journal says, and Tune's trials have new names."""
         self.drivers += 1
-        self.record = copy.deepcopy(self.record)
-        self.scheduler = ReplayingScheduler(self.config, self.record, EPOCHS)
+        self.history = copy.deepcopy(self.history)
+        self.scheduler = ReplayingScheduler(self.config, self.history, EPOCHS)
         for number in self.running:
             self._add(number)
 
@@ -54,10 +54,10 @@ class Search:
     def report(self, number: int, gap: float) -> str:
         """The next epoch of a trial, which starts where it is new; returns the decision."""
         id = f"s-{number}"
-        if id not in self.record.trials:
-            self.record.trials[id] = TrialHistory(number=number, id=id, values={}, sampler_state={})
+        if id not in self.history.trials:
+            self.history.trials[id] = TrialHistory(number=number, id=id, values={}, sampler_state={})
             self._add(number)
-        trial = self.record.trials[id]
+        trial = self.history.trials[id]
         result = {"epoch": len(trial.reports) + 1, "epochs": EPOCHS, "gap": gap}
         decision = self.scheduler.on_trial_result(None, self.running[number], result)
         trial.reports[result["epoch"]] = {"gap": gap}
@@ -70,13 +70,13 @@ class Search:
 
     def repeat(self, number: int) -> str:
         """What a trial says first after its worker died: all of its epochs once more."""
-        trial = self.record.trials[f"s-{number}"]
+        trial = self.history.trials[f"s-{number}"]
         history = [{"epoch": epoch, **trial.reports[epoch]} for epoch in sorted(trial.reports)]
         result = {"epoch": len(history), "epochs": EPOCHS, **history[-1], "history": history}
         return self.scheduler.on_trial_result(None, self.running[number], result)
 
     def is_over(self, number: int) -> bool:
-        return f"s-{number}" in self.record.trials and number not in self.running
+        return f"s-{number}" in self.history.trials and number not in self.running
 
 
 def decisions(
@@ -89,7 +89,7 @@ def decisions(
             search.drive()
         if not search.is_over(number):
             decision = search.report(number, gap)
-            yield number, len(search.record.trials[f"s-{number}"].reports), decision
+            yield number, len(search.history.trials[f"s-{number}"].reports), decision
 
 
 streams = st.lists(st.tuples(st.integers(0, 5), st.floats(0, 1)), max_size=50)
@@ -151,7 +151,7 @@ def test_asha_leaves_a_trial_of_fewer_epochs_to_end_by_itself() -> None:
     for _ in range(EPOCHS):
         search.report(0, 0.9)
     trial = Trial("short", "s-1")
-    search.record.trials["s-1"] = TrialHistory(number=1, id="s-1", values={}, sampler_state={})
+    search.history.trials["s-1"] = TrialHistory(number=1, id="s-1", values={}, sampler_state={})
     search.scheduler.on_trial_add(None, trial)
     for epoch, gap in ((1, 0.95), (2, 0.1), (3, 0.1)):
         result = {"epoch": epoch, "epochs": 3, "gap": gap}
@@ -192,7 +192,7 @@ def test_a_failed_trial_stays_in_its_rungs_after_a_resume() -> None:
     search = Search(ASHA)
     search.report(0, 0.9)
     search.scheduler.on_trial_error(None, search.running.pop(0))
-    search.record.trials["s-0"].status = "failed"
+    search.history.trials["s-0"].status = "failed"
     search.drive()
     assert search.report(1, 0.5) == TrialScheduler.STOP
 

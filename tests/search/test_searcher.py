@@ -147,7 +147,7 @@ def run_whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def prefixes(directory: Path, target: Path, kind: str) -> Iterator[Path]:
-    """The journal as it stood before each record of that kind: where a driver may have died."""
+    """The journal as it stood before each entry of that kind: where a driver may have died."""
     lines = (directory / "journal.jsonl").read_text().splitlines(keepends=True)
     for end, line in enumerate(lines):
         if json.loads(line)["type"] == kind:

@@ -51,7 +51,7 @@ def with_search(experiment: Experiment, **settings: Any) -> Experiment:
     return replace(experiment, search=replace(experiment.search, **settings))
 
 
-def record(*scores: float | None) -> SearchHistory:
+def search_of(*scores: float | None) -> SearchHistory:
     """A search whose trials ended with these scores, None for a failed one."""
     search = SearchHistory(id="s", experiment="tiny", fingerprint="f", planned=99, tracking_uri="-")
     for number, score in enumerate(scores):
@@ -63,14 +63,14 @@ def record(*scores: float | None) -> SearchHistory:
 
 
 def test_nothing_ends_a_search_that_has_no_rule(experiment: Experiment, clock: Clock) -> None:
-    rule = StopRule(experiment, record(0.5, 0.4, 0.3))
+    rule = StopRule(experiment, search_of(0.5, 0.4, 0.3))
     clock.now += 10**9
     assert not rule.stop_all() and rule.reason is None
     assert not rule("t0", {"gap": 0.0})  # single trials are the scheduler's
 
 
 def test_the_time_budget_ends_a_search(experiment: Experiment, clock: Clock) -> None:
-    rule = StopRule(with_search(experiment, time_budget=60.0), record())
+    rule = StopRule(with_search(experiment, time_budget=60.0), search_of())
     clock.now += 60
     assert not rule.stop_all()
     clock.now += 0.1
@@ -79,15 +79,15 @@ def test_the_time_budget_ends_a_search(experiment: Experiment, clock: Clock) -> 
 
 def test_a_resumed_search_has_its_whole_time_budget(experiment: Experiment, clock: Clock) -> None:
     limited = with_search(experiment, time_budget=60.0)
-    StopRule(limited, record())
+    StopRule(limited, search_of())
     clock.now += 50
-    rule = StopRule(limited, record())
+    rule = StopRule(limited, search_of())
     clock.now += 50
     assert not rule.stop_all()
 
 
 def test_a_search_that_is_over_stays_over_for_its_first_reason(experiment: Experiment, clock: Clock) -> None:
-    search = record(None, None)
+    search = search_of(None, None)
     rule = StopRule(with_search(experiment, time_budget=60.0, failures=FailuresConfig(per_search=1)), search)
     assert rule.stop_all()
     clock.now += 100
@@ -97,7 +97,7 @@ def test_a_search_that_is_over_stays_over_for_its_first_reason(experiment: Exper
 
 @pytest.mark.parametrize("scores, ends", [((None,) * 2, False), ((None,) * 3, True), ((None, 0.5, None), False)])
 def test_more_failures_than_allowed_end_a_search(experiment: Experiment, scores: Any, ends: bool) -> None:
-    rule = StopRule(with_search(experiment, failures=FailuresConfig(per_search=2)), record(*scores))
+    rule = StopRule(with_search(experiment, failures=FailuresConfig(per_search=2)), search_of(*scores))
     assert rule.stop_all() == ends
     assert rule.reason == ("failures" if ends else None)
 
@@ -118,20 +118,20 @@ def test_more_failures_than_allowed_end_a_search(experiment: Experiment, scores:
 )
 def test_a_plateau_ends_a_search(experiment: Experiment, scores: Any, min_gain: float, ends: bool) -> None:
     plateau = PlateauConfig(trials=3, min_gain=min_gain)
-    rule = StopRule(with_search(experiment, plateau=plateau), record(*scores))
+    rule = StopRule(with_search(experiment, plateau=plateau), search_of(*scores))
     assert rule.stop_all() == ends
     assert rule.reason == ("plateau" if ends else None)
 
 
 def test_trials_that_run_are_no_part_of_a_plateau(experiment: Experiment) -> None:
-    search = record(0.5, 0.4, 0.4, 0.4)
+    search = search_of(0.5, 0.4, 0.4, 0.4)
     search.trials["t3"].status = "running"
     assert not StopRule(with_search(experiment, plateau=PlateauConfig(trials=3)), search).stop_all()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_search_and_a_second_one_the_program(experiment: Experiment, number: signal.Signals) -> None:
-    rule = StopRule(experiment, record())
+    rule = StopRule(experiment, search_of())
     before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
     with rule.signals():
         assert not rule.stop_all()
@@ -150,7 +150,7 @@ def test_sigterm_is_as_good_as_ctrl_c_before_and_after_the_trials() -> None:
 
 
 def test_a_fatal_error_ends_the_search_as_a_signal_does_and_the_first_is_kept(experiment: Experiment) -> None:
-    rule = StopRule(experiment, record())
+    rule = StopRule(experiment, search_of())
     rule.halt("no room")
     rule.halt("no shard")
     assert rule.stop_all() and rule.interrupted and rule.fatal_error == "no room" and rule.reason is None
@@ -159,7 +159,7 @@ def test_a_fatal_error_ends_the_search_as_a_signal_does_and_the_first_is_kept(ex
 def test_the_wall_clock_counts_for_nothing(
     experiment: Experiment, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rule = StopRule(with_search(experiment, time_budget=60.0), record())
+    rule = StopRule(with_search(experiment, time_budget=60.0), search_of())
     for jump in (-1e6, 1e9):
         monkeypatch.setattr("time.time", lambda jump=jump: 1.7e9 + jump)
         assert not rule.stop_all()

@@ -110,9 +110,9 @@ def make_finished_search(
     )
     data = open_dataset(experiment.data)
     made = FinishedSearch(folder=folder, experiment=experiment, data=data)
-    record = Journal(made.directory)
+    opened = Journal(made.directory)
     (made.directory / "experiment.yaml").write_text(experiment.to_yaml())
-    record.append(
+    opened.append(
         "search",
         version=journal.VERSION,
         id=made.directory.name,
@@ -125,7 +125,7 @@ def make_finished_search(
     )
     for number, values in enumerate((slow, fast, slow, slow)):
         states: dict[str, Any] = {"sampler_state": {}, "study_state": {}}
-        record.append(
+        opened.append(
             "suggested",
             number=number,
             id=f"trial-{number}",
@@ -137,10 +137,10 @@ def make_finished_search(
         settings = experiment.trial_config(values)
         for progress in train(settings, data, device=torch.device("cpu"), seed=settings.seed(number)):
             progress.state.save(made.directory / "trials" / id / f"epoch-{progress.epoch:04d}", settings)
-            record.append("report", id=id, epoch=progress.epoch, metrics=progress.metrics)
-        record.append("finished", id=id, stopped_by=None)
-    record.append("failed", id="trial-2", error="TrialDiverged: the loss is not finite in epoch 1 by step 3")
-    record.close()
+            opened.append("report", id=id, epoch=progress.epoch, metrics=progress.metrics)
+        opened.append("finished", id=id, stopped_by=None)
+    opened.append("failed", id="trial-2", error="TrialDiverged: the loss is not finite in epoch 1 by step 3")
+    opened.close()
     return made
 
 

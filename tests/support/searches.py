@@ -33,8 +33,8 @@ def folder_of(place: Workplace) -> Path:
     return directory
 
 
-def records_of(place: Workplace) -> list[dict[str, Any]]:
-    """Return every record of the journal of the only search, with its time."""
+def entries_of(place: Workplace) -> list[dict[str, Any]]:
+    """Return every entry of the journal of the only search, with its time."""
     return [json.loads(line) for line in (folder_of(place) / "journal.jsonl").read_text().splitlines()]
 
 
@@ -112,11 +112,11 @@ def cost_of_fault(place: Workplace, number: int, at: float) -> dict[str, Any]:
     `lost_epochs` had been reported and had to be trained again; `recovery_seconds` passed until the next new epoch.
     """
     id = list(search_of(place).trials)[number]
-    mine = [record for record in records_of(place) if record.get("id") == id]
-    resumed = next((record for record in mine if record["type"] == "resumed" and record["time"] > at), None)
+    mine = [entry for entry in entries_of(place) if entry.get("id") == id]
+    resumed = next((entry for entry in mine if entry["type"] == "resumed" and entry["time"] > at), None)
     since = resumed["time"] if resumed else at
-    known = [record["epoch"] for record in mine if record["type"] == "report" and record["time"] < since]
-    again = next(record["time"] for record in mine if record["type"] == "report" and record["time"] > since)
+    known = [entry["epoch"] for entry in mine if entry["type"] == "report" and entry["time"] < since]
+    again = next(entry["time"] for entry in mine if entry["type"] == "report" and entry["time"] > since)
     resumed_after = resumed["epoch"] if resumed else 0
     lost_epochs = max(0, max(known, default=0) - resumed_after)
     return {"lost_epochs": lost_epochs, "recovery_seconds": round(again - at, 1)}

@@ -11,7 +11,7 @@ from data.batches import Batches
 from models import FeatureStatistics
 from tests.support.finished import FinishedSearch
 from tests.support.rays import long_lived_ray
-from tests.support.searches import assert_nothing_was_lost, processes_of, records_of, runs_of, search_of
+from tests.support.searches import assert_nothing_was_lost, entries_of, processes_of, runs_of, search_of
 from tests.support.workplace import Workplace, wait_for
 from tuner.config import experiment as config
 from tuner.search.begin import frequency_baseline, mention_unfinished
@@ -76,7 +76,7 @@ def test_a_search_ends_with_a_model_that_scores_what_it_says(workplace: Workplac
     extended, printed = workplace.run("--extend", "2")
     assert extended == 0, printed
     assert_nothing_was_lost(workplace, planned=5, epochs=EPOCHS)
-    began = [record["id"] for record in records_of(workplace) if record["type"] == "report" and record["epoch"] == 1]
+    began = [entry["id"] for entry in entries_of(workplace) if entry["type"] == "report" and entry["epoch"] == 1]
     assert began == sorted(began)  # one slot, and two trials at a time of which one trains
     assert workplace.run("--resume")[0] == 2
 

@@ -56,14 +56,14 @@ def folder_and_experiment(file: Path, name: str | None, options: Options) -> tup
     if not known:
         raise SearchError(f"{options.storage} has no search of {name} to resume; start one without --resume")
     directory = known[-1]
-    record = journal.read(directory)
-    if record.ended and record.tracked and not options.extend:
+    search = journal.read(directory)
+    if search.ended and search.tracked and not options.extend:
         raise SearchError(
-            f"search {directory.name} has ended ({record.ended}) with {len(record.finished)} finished trials; "
+            f"search {directory.name} has ended ({search.ended}) with {len(search.finished)} finished trials; "
             "--extend N adds trials to it"
         )
     stored = Experiment.from_yaml((directory / "experiment.yaml").read_text(), name, file)
-    today = config.load(file, name, options.overrides or record.overrides)
+    today = config.load(file, name, options.overrides or search.overrides)
     changed = stored.differences(today)
     if changed:
         raise ConfigError(
@@ -85,11 +85,11 @@ def mention_unfinished(storage: Place, name: str, console: Console) -> None:
             )
 
 
-def begin(record: Journal, experiment: Experiment, options: Options, uri: str, data: Dataset) -> SearchHistory:
+def begin(open_journal: Journal, experiment: Experiment, options: Options, uri: str, data: Dataset) -> SearchHistory:
     """Write the first records of a search; of a resumed one, check that its data is unchanged.
 
     Args:
-        record: the journal of the search, open.
+        open_journal: the journal of the search, open.
         experiment: what is searched.
         options: of this driver.
         uri: of MLflow.
@@ -99,14 +99,14 @@ def begin(record: Journal, experiment: Experiment, options: Options, uri: str, d
         SearchError: the data has changed since the search began.
         ConfigError: a grid is to be extended.
     """
-    search = record.search
+    search = open_journal.search
     if search is None:
-        (record.directory / "experiment.yaml").write_text(experiment.to_yaml())
-        checkpoints.keep_statistics(record.directory, data.statistics)
-        record.append(
+        (open_journal.directory / "experiment.yaml").write_text(experiment.to_yaml())
+        checkpoints.keep_statistics(open_journal.directory, data.statistics)
+        open_journal.append(
             "search",
             version=journal.VERSION,
-            id=record.directory.name,
+            id=open_journal.directory.name,
             experiment=experiment.name,
             overrides=options.overrides,
             fingerprint=data.fingerprint,
@@ -124,9 +124,9 @@ def begin(record: Journal, experiment: Experiment, options: Options, uri: str, d
     if options.extend:
         if is_exhaustive(experiment):
             raise ConfigError("--extend: a grid has no further trials, all of its combinations are in the search")
-        record.append("extended", trials=options.extend)
-    assert record.search is not None
-    return record.search
+        open_journal.append("extended", trials=options.extend)
+    assert open_journal.search is not None
+    return open_journal.search
 
 
 def frequency_baseline(batches: Batches, data: Dataset) -> float:

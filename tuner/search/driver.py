@@ -104,11 +104,11 @@ def _run(
             private = attempt.scratch is not None
             capacity = partial(nodes.capacity, experiment.resources.startable, private=private)
             layout = plan(experiment.resources, capacity())
-            with closing(Journal(directory, still_ours)) as record:
-                search = begin(record, experiment, options, uri, data)
+            with closing(Journal(directory, still_ours)) as open_journal:
+                search = begin(open_journal, experiment, options, uri, data)
                 connection.clean_up(search.attempts, attempt)
-                record.append("attempt", tracking_uri=redacted(uri), **asdict(attempt))
-                return _Search(experiment, record, tracker, data, layout, capacity, console, log).run()
+                open_journal.append("attempt", tracking_uri=redacted(uri), **asdict(attempt))
+                return _Search(experiment, open_journal, tracker, data, layout, capacity, console, log).run()
 
 
 class _Search:
@@ -117,7 +117,7 @@ class _Search:
     def __init__(
         self,
         experiment: Experiment,
-        record: Journal,
+        journal: Journal,
         tracker: Tracker,
         data: Dataset,
         layout: Plan,
@@ -125,10 +125,10 @@ class _Search:
         console: Console,
         log: Path,
     ) -> None:
-        assert record.search is not None
-        self.experiment, self.journal, self.data, self.layout, self.console = experiment, record, data, layout, console
-        self.search: SearchHistory = record.search
-        self.tracker, self.directory = tracker, record.directory
+        assert journal.search is not None
+        self.experiment, self.journal, self.data, self.layout, self.console = experiment, journal, data, layout, console
+        self.search: SearchHistory = journal.search
+        self.tracker, self.directory = tracker, journal.directory
         self.log = log
         settings = experiment.search
         limit = None if settings.max_concurrent == "auto" else settings.max_concurrent

@@ -92,8 +92,8 @@ class ReplayingScheduler(Unsaved, TrialScheduler):
         """Ignore the metric of the search, which is a trial's score; a scheduler compares `metric`."""
         return True
 
-    def _replay(self, trial: Any, record: TrialHistory) -> None:
-        for epoch, metrics in sorted(record.reports.items()):
+    def _replay(self, trial: Any, history: TrialHistory) -> None:
+        for epoch, metrics in sorted(history.reports.items()):
             self._inner.on_trial_result(None, trial, {CLOCK: epoch, **metrics})
 
 
@@ -130,9 +130,9 @@ class MedianRule(FIFOScheduler):
 class _Past:
     """A trial that has ended, with the attributes that schedulers read."""
 
-    def __init__(self, record: TrialHistory) -> None:
-        self.trial_id = record.id
-        self.config = {"trial_id": record.id}
+    def __init__(self, history: TrialHistory) -> None:
+        self.trial_id = history.id
+        self.config = {"trial_id": history.id}
 
 
 def _asha(config: SchedulerConfig, max_epochs: int, brackets: int = 1) -> TrialScheduler:

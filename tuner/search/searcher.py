@@ -53,8 +53,8 @@ class JournaledSearch(Unsaved, Searcher):
         search = journal.search
         assert search is not None
         self._state.restore(search.study_state)
-        for record in search.trials.values():
-            self.study.add_trial(self._frozen(record))
+        for history in search.trials.values():
+            self.study.add_trial(self._frozen(history))
         self._waiting = deque(search.unfinished)
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
@@ -72,9 +72,9 @@ class JournaledSearch(Unsaved, Searcher):
         if len(self._numbers) >= self._concurrency():
             return None
         if self._waiting:
-            record = self._waiting.popleft()
-            self._numbers[trial_id] = record.number
-            return _configuration(record)
+            history = self._waiting.popleft()
+            self._numbers[trial_id] = history.number
+            return _configuration(history)
         number = len(search.trials)
         if number >= search.planned or (is_exhaustive(self._experiment) and number >= len(self._experiment.space.grid)):
             return Searcher.FINISHED
@@ -122,22 +122,22 @@ class JournaledSearch(Unsaved, Searcher):
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
         """Save nothing into Tune's snapshot: the journal is the searcher's state."""
 
-    def _frozen(self, record: TrialHistory) -> optuna.trial.FrozenTrial:
+    def _frozen(self, history: TrialHistory) -> optuna.trial.FrozenTrial:
         """A trial of the journal as Optuna stores it."""
         state = {"running": TrialState.RUNNING, "failed": TrialState.FAIL, "finished": TrialState.COMPLETE}[
-            record.status
+            history.status
         ]
-        if state == TrialState.COMPLETE and record.score is None:
+        if state == TrialState.COMPLETE and history.score is None:
             state = TrialState.FAIL
         return optuna.trial.create_trial(
             state=state,
-            value=record.score if state == TrialState.COMPLETE else None,
-            params=record.values,
+            value=history.score if state == TrialState.COMPLETE else None,
+            params=history.values,
             distributions={
                 name: optuna_distribution(distribution)
-                for name, distribution in self._experiment.space.distributions(record.values).items()
+                for name, distribution in self._experiment.space.distributions(history.values).items()
             },
-            system_attrs=record.sampler_state,
+            system_attrs=history.sampler_state,
         )
 
 
@@ -151,5 +151,5 @@ def optuna_distribution(distribution: Number | Choice) -> BaseDistribution:
     return FloatDistribution(distribution.low, distribution.high, log=distribution.log, step=distribution.step)
 
 
-def _configuration(record: TrialHistory) -> dict[str, Any]:
-    return {"trial_id": record.id, "number": record.number, "values": record.values}
+def _configuration(history: TrialHistory) -> dict[str, Any]:
+    return {"trial_id": history.id, "number": history.number, "values": history.values}
