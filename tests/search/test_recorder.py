@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from tuner.config import experiment as config
-from tuner.config.space import flatten
 from tuner.errors import SearchError
 from tuner.search.recorder import Recorder
 from tuner.search.schedulers import ReplayingScheduler
 from tuner.search.stopper import StopRule
 from tuner.storage import journal
 from tuner.storage.journal import Journal
+from tuner.training.config import flatten
 
 EXPERIMENT = """\
 experiments:

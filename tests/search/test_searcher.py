@@ -9,12 +9,14 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.samplers import BruteForceSampler
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from tuner.config import experiment as config
 from tuner.config.experiment import Experiment
 from tuner.errors import ConfigError
+from tuner.search import samplers
 from tuner.search import tpe as recent_tpe
 from tuner.search.searcher import JournaledSearch
 from tuner.storage import journal
@@ -298,6 +300,22 @@ def test_where_there_is_no_room_nothing_is_suggested(drive: Drive, tmp_path: Pat
     assert driver.ask()[1] is None
     driver.finish(*second)
     assert driver.ask()[1]["number"] == 3
+
+
+def test_a_sampler_that_has_tried_everything_ends_the_search(
+    drive: Drive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    brute_force = samplers.Sampler(make=lambda request: BruteForceSampler(seed=request.seed))
+    monkeypatch.setitem(samplers.SAMPLERS, "random", brute_force)
+    text = CONTINUOUS.replace("{uniform: [0.1, 0.6], default: 0.3}", "{choice: [0.1, 0.3]}")
+    text = text.replace("{loguniform: [1e-4, 1e-1]}", "{choice: [0.01, 0.1]}")
+    experiment = experiment_of(tmp_path, "random", text, trials=9)
+    driver = drive(tmp_path / "search", experiment)
+    for _ in range(4):
+        name, _ = driver.ask()
+        driver.searcher.on_trial_complete(name, {"gap_best": 0.5})
+    assert driver.ask()[1] == Searcher.FINISHED
+    assert len({tuple(trial.values.items()) for trial in driver.trials.values()}) == 4
 
 
 def test_what_was_planned_is_suggested_and_then_no_more(driver: Driver) -> None:

@@ -2,8 +2,8 @@
 
 import os
 
-import optuna
 import torch
+from optuna.storages import InMemoryStorage
 from rich.table import Table
 
 from data.cache.recipe import find_shards
@@ -12,7 +12,7 @@ from tuner.cluster import nodes
 from tuner.cluster.resources import Node, describe, plan
 from tuner.config.experiment import Experiment
 from tuner.console import Console, setting_cells, settings_table
-from tuner.search.samplers import drawn_at_random, make_sampler, planned_values
+from tuner.search.samplers import Study, drawn_at_random, make_sampler, planned_values
 from tuner.training.dataset import write_sample
 from tuner.workers import connection
 
@@ -73,8 +73,10 @@ def _nodes(address: str, experiment: Experiment) -> list[Node]:
 def _samples(experiment: Experiment, number: int) -> Table:
     paths = experiment.space.searched
     table = settings_table(("trial",), paths)
-    study = optuna.create_study(direction="maximize")
+    study = Study.create(InMemoryStorage())
     for trial in range(number):
+        if study.exhausted:
+            break
         study.sampler = make_sampler(experiment, trial)
         fixed = planned_values(experiment, trial)
         if fixed is not None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler
+from optuna.storages import InMemoryStorage
 
 from tuner.config.distributions import Choice
 from tuner.config.experiment import Experiment
@@ -66,6 +67,22 @@ SAMPLERS: dict[str, Sampler] = {
     "qmc": Sampler(make=_qmc, conditionals=False),
     "grid": Sampler(make=_random, exhaustive=True),
 }
+
+
+class Study(optuna.Study):
+    """A study that remembers when a sampler stops it, because the sampler has tried every combination."""
+
+    exhausted = False
+
+    @classmethod
+    def create(cls, storage: InMemoryStorage) -> "Study":
+        """A new study in `storage`, whose scores are to be maximized. Optuna's pruners are not used."""
+        name = optuna.create_study(storage=storage, direction="maximize").study_name
+        return cls(name, storage, pruner=optuna.pruners.NopPruner())
+
+    def stop(self) -> None:
+        """Suggest no further trials. Optuna's own method works in `Study.optimize` alone."""
+        self.exhausted = True
 
 
 def make_sampler(experiment: Experiment, number: int, *, parallel: bool = False) -> BaseSampler:

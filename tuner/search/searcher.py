@@ -21,7 +21,7 @@ from tuner.config.experiment import Experiment
 from tuner.config.space import Choice, Number
 from tuner.errors import SearchError
 from tuner.search.optuna_internals import StudyState
-from tuner.search.samplers import is_exhaustive, make_sampler, planned_values
+from tuner.search.samplers import Study, is_exhaustive, make_sampler, planned_values
 from tuner.storage.journal import Journal, TrialHistory, Unsaved
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -48,7 +48,7 @@ class JournaledSearch(Unsaved, Searcher):
         self._parallel = concurrency() > 1
         self._numbers: dict[str, int] = {}  # of the trials that were suggested and have not ended, by Tune's id
         storage = InMemoryStorage()
-        self.study = optuna.create_study(storage=storage, direction="maximize", pruner=optuna.pruners.NopPruner())
+        self.study = Study.create(storage)
         self._state = StudyState(storage, self.study)
         search = journal.search
         assert search is not None
@@ -76,7 +76,8 @@ class JournaledSearch(Unsaved, Searcher):
             self._numbers[trial_id] = history.number
             return _configuration(history)
         number = len(search.trials)
-        if number >= search.planned or (is_exhaustive(self._experiment) and number >= len(self._experiment.space.grid)):
+        of_a_grid = is_exhaustive(self._experiment) and number >= len(self._experiment.space.grid)
+        if number >= search.planned or of_a_grid or self.study.exhausted:
             return Searcher.FINISHED
         self.study.sampler = make_sampler(self._experiment, number, parallel=self._parallel)
         fixed = planned_values(self._experiment, number)
