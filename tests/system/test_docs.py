@@ -171,6 +171,28 @@ def test_the_first_two_blocks_are_the_two_lines_that_do_everything() -> None:
     assert '-e ".[test]"' in second and second.strip().endswith(".venv/bin/pytest")
 
 
+def test_the_leader_table_of_the_readme_is_what_a_search_prints() -> None:
+    from rich.console import Console
+
+    from tuner.console.tables import leader_table
+    from tuner.console.text import STOPPED_BY
+    from tuner.storage.journal import TrialHistory
+
+    output = next(block.text for block in blocks_of("README.md") if block.language == "text")
+    (shown,) = re.findall(r"^ {10,}model\..*?(?=\n\n)", output, re.M | re.S)
+    trials = []
+    for row in shown.splitlines()[2:]:
+        number, gap, epoch, ended, dropout, rate, l2 = re.split(r"  +", row.strip())
+        stopped_by = {f"stopped by {word}": name for name, word in STOPPED_BY.items()} | {"completed": None}
+        settings = {"model.dropout": float(dropout), "optimizer.learning_rate": float(rate), "loss.l2": float(l2)}
+        trial = TrialHistory(number=int(number), id=number, values={}, sampler_state={}, settings=settings)
+        trial.status, trial.reports, trial.stopped_by = "finished", {int(epoch): {"gap": float(gap)}}, stopped_by[ended]
+        trials.append(trial)
+    printed = io.StringIO()
+    Console(file=printed, width=120).print(leader_table(trials, list(trials[0].settings)))
+    assert [line.rstrip() for line in printed.getvalue().splitlines()] == shown.splitlines()
+
+
 @pytest.mark.parametrize("subject", SUBJECTS)
 def test_a_page_begins_with_what_it_is_for(subject: str) -> None:
     assert PURPOSE.match((PROJECT / "docs" / f"{subject}.md").read_text())
