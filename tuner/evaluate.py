@@ -86,10 +86,12 @@ def _score_file(options: argparse.Namespace) -> int:
 
 def _score_model(options: argparse.Namespace) -> int:
     """Score a model, and compare a file of predictions with it."""
+    from rich.console import Console
+
     from data.batches import Batches
+    from data.cache.bar import build_bar
     from tuner.export.loader import load_model
     from tuner.inference import comparison, predictions, scorecard, segments
-    from tuner.inference.progress import shard_bar
     from tuner.training.evaluation import batch_size_of
 
     stored = None
@@ -99,11 +101,8 @@ def _score_model(options: argparse.Namespace) -> int:
         stored = predictions.read(options.predictions)
     device = choose_device(options.device)
     exported = load_model(place(options.model, "MODEL_DIR"), device)
-    with shard_bar() as bar:
-        task = bar.add_task("decoding shards", total=None)
-        cache = exported.open(
-            options.data, lambda progress: bar.update(task, completed=progress.shards_done, total=progress.shards_total)
-        )
+    with build_bar(Console(stderr=True)) as show:
+        cache = exported.open(options.data, show)
     _refuse_no_videos(cache.num_videos, options.data)
     metrics, classes = scorecard.score(exported.model, cache, exported.precision, device)
     if options.classes is not None:

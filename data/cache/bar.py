@@ -1,4 +1,4 @@
-"""The progress bar of a cache's build; a file of its own, since only who draws it needs rich."""
+"""Progress bars that count shards; a file of its own, since only who draws one needs rich."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +9,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from data.cache.progress import BuildProgress
 
 
+def shard_bar(console: Console) -> Progress:
+    """A bar that counts shards and estimates the time left; it is shown only if the console is a terminal."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("shards")
+    return Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
+
+
 @contextmanager
 def build_bar(console: Console) -> Iterator[Callable[[BuildProgress], None]]:
     """Draws a bar of the decoded shards while the block runs, if the console is a terminal.
@@ -16,10 +22,7 @@ def build_bar(console: Console) -> Iterator[Callable[[BuildProgress], None]]:
     Yields:
         The function to call with every `BuildProgress`: the `progress` argument of `open_cache`.
     """
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("shards")
-    with Progress(
-        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
+    with shard_bar(console) as bar:
         task = bar.add_task("looking for a cache", total=None)
 
         def show(progress: BuildProgress) -> None:

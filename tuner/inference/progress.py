@@ -6,14 +6,8 @@ import time
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-
-def shard_bar() -> Progress:
-    """A bar on stderr that counts shards; it is shown only on a terminal."""
-    stderr = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal)
+from data.cache.bar import shard_bar
 
 
 class WrittenShards:
@@ -22,8 +16,8 @@ class WrittenShards:
     def __init__(self, output: Path, num_shards: int) -> None:
         """Start the clock."""
         self._output, self._start, self._num_rows = output, time.monotonic(), 0
-        self._bar = shard_bar()
-        self._task = self._bar.add_task("shards", total=num_shards)
+        self._bar = shard_bar(Console(stderr=True))
+        self._task = self._bar.add_task("writing", total=num_shards)
 
     def __enter__(self) -> WrittenShards:
         """Show the bar."""
@@ -37,7 +31,7 @@ class WrittenShards:
     def add(self, num_rows: int) -> None:
         """Count one shard with so many rows."""
         self._num_rows += num_rows
-        self._bar.update(self._task, advance=1, description=f"{self._num_rows:,} videos, shards")
+        self._bar.update(self._task, advance=1, description=f"{self._num_rows:,} videos")
 
     def print_speed(self, rows: str = "videos") -> None:
         """Print the number of rows and the speed; `rows` is their name."""
