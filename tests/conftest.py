@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.missing import needed
 from tests.support.workplace import EXPERIMENT, PROJECT, Workplace
 
 if TYPE_CHECKING:  # the tests that need neither start without torch
@@ -30,7 +31,8 @@ def ctrl_c_counts() -> None:
 @pytest.fixture(autouse=True)
 def scrubbed_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep every test away from the storage, cache and servers of the person who runs it."""
-    for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "TUNER_STORAGE", "YT8M_DIR", "YT8M_SMALL_DIR", "AUDIOSET_DIR"):
+    of_programs = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "TUNER_STORAGE", "PYTEST_ADDOPTS")
+    for name in (*of_programs, "YT8M_DIR", "YT8M_SMALL_DIR", "AUDIOSET_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TUNER_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
@@ -94,8 +96,8 @@ def s3_server() -> Iterator[str]:
     """Start a server with the protocol of S3 in this process; yields its address."""
     import logging
 
-    pytest.importorskip("s3fs", reason='s3fs is not installed: pip install "video-tuner[test-s3]"')
-    moto = pytest.importorskip("moto.server", reason='moto is not installed: pip install "video-tuner[test-s3]"')
+    needed("s3fs", 'pip install "video-tuner[test-s3]"')
+    moto = needed("moto.server", 'pip install "video-tuner[test-s3]"')
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()

@@ -11,7 +11,8 @@ from tests.support.hosts import HOME, SHARED
 from tests.support.launched import Launched
 from tests.support.workplace import wait_for
 
-pytestmark = pytest.mark.cluster
+# All tests of this file look at one cluster: pytest-xdist runs them in one process.
+pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
 
 # The quickstart, smaller: no experiment is named, so it is the default.
 SMALL = (
@@ -23,8 +24,7 @@ SMALL = (
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Launched]:
     """A cluster that has run one search."""
-    if reason := hosts.missing():
-        pytest.skip(reason)
+    hosts.require()
     launched = Launched()
     try:
         launched.up()

@@ -17,8 +17,7 @@ from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import pytest
-
+from tests.support.missing import needed, not_installed
 from tests.support.workplace import wait_for
 
 PASSWORD = "hunter2-s3cret"
@@ -96,8 +95,8 @@ def postgresql() -> Iterator[str]:
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     initdb = shutil.which("initdb") or (str(found[-1]) if found else None)
     if initdb is None:
-        pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
-    pytest.importorskip("psycopg", reason="pip install -e '.[postgresql]'")
+        not_installed("PostgreSQL is not installed (apt-get install postgresql)")
+    needed("psycopg", "pip install -e '.[postgresql]'")
     folder, port = Path(tempfile.mkdtemp(prefix="pg-")), free_port()
     (folder / "password").write_text(PASSWORD)
     user = None

@@ -23,7 +23,8 @@ from tuner.tracking import outbox
 from tuner.tracking.registry import register_model
 from tuner.tracking.tracker import PARENT_TAG, Tracker, trial_of_run
 
-pytestmark = pytest.mark.slow
+# The tests of this file share two servers: pytest-xdist runs them in one process.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mlflow_server")]
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
@@ -221,6 +222,7 @@ def subtree(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.fault
+@pytest.mark.xdist_group("search_and_its_server")
 def test_a_search_outlives_its_server_and_a_resume_tells_it_the_rest(
     workplace: Workplace,
     tmp_path_factory: pytest.TempPathFactory,

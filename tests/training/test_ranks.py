@@ -24,7 +24,9 @@ from tuner.training.dataset import DataConfig
 from tuner.training.ranks import ALONE, Ranks
 from tuner.workers.worker import Job
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]  # processes that import torch
+# Slow because it starts processes that import torch; pytest-xdist runs all tests of this file in one process, which
+# start those only once.
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow, pytest.mark.xdist_group("ranks")]
 COSINE = ScheduleConfig(kind="cosine", warmup=0.1)
 CLIP = ClipConfig(kind="global", norm=0.5)
 ADAM = OptimizerConfig(kind="adam", learning_rate=0.01, schedule=COSINE)
