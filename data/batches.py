@@ -1,20 +1,20 @@
-"""Batches: rows of a cache in a seeded order, as tensors on the device that trains.
+"""Batches: rows of a cache in a seeded order, as tensors on the training device.
 
 Shapes   N videos in the cache   B videos in the batch   D features   L labels of the batch
          F frames in the cache   T frames of the longest video of the batch
 
-(At segment level, what is said of videos here goes for their segments.)
+At segment level an example is a segment, and "video" here means segment.
 
     cache columns -> order of the epoch (host) -> windows of a few hundred batches -> Batch
 
-* The order is a pure function of (seed, epoch), so a position is (epoch, batch) and a resume is exact.
-* Features stay as stored (float16): half the bytes to move; the model's first layer widens them.
-* Frames are padded to the longest video of the batch, with zeros; which of them are taken is data/sampling.py's.
+* The order depends on (seed, epoch) alone. A position is (epoch, batch), so a resumed epoch continues exactly.
+* Features keep their stored type (float16), which halves the bytes to move; the model's first layer converts them.
+* Frames are padded with zeros to the longest video of the batch; data/sampling.py selects the frames.
 * Labels stay ragged: label_indices[label_offsets[b] : label_offsets[b + 1]] are the classes of video b.
-* Where the features lie on the device (always on a CPU: the memory map itself; on a GPU where they fit), a batch
-  is one gather there. Otherwise one thread gathers the next batch into pinned memory while the GPU works.
-* No step waits for the device: whatever the host must know (where a batch's labels begin and end) it computes from
-  its own copy of the label offsets, once per window.
+* Features that are resident on the device (on a CPU the memory map itself; on a GPU a copy, where it fits) are
+  gathered there, once per batch. Otherwise a thread gathers the next batch into pinned memory while the GPU works.
+* No step waits for the device: the host computes where a batch's labels begin and end from its own copy of the label
+  offsets, once per window.
 """
 
 from __future__ import annotations
@@ -37,31 +37,31 @@ from torch import Tensor
 from data.cache import statistics
 from data.sampling import ALL, FramesConfig
 
-_BATCHES_PER_WINDOW = 256  # labels are gathered for so many batches at once: ten kernels per window, one per batch
-_GPU_RESERVE = 2 << 30  # bytes left to the model, its optimizer and its activations when features move to the GPU
+_BATCHES_PER_WINDOW = 256  # batches whose labels are gathered at once: ten kernels per window, and one per batch
+_GPU_RESERVE = 2 << 30  # bytes of GPU memory left for the model, its optimizer and its activations
 
 
 class Columns(statistics.Columns, Protocol):
-    """What batches read of a cache; `data.cache.Cache` fits, and so do a few arrays of a test."""
+    """The columns that batches read; a `data.cache.store.Cache` and a decoded shard have them."""
 
     @property
     def fingerprint(self) -> str:
-        """Names the content: caches of one fingerprint share one copy on a GPU."""
+        """The name of the content: caches with the same fingerprint share one copy on a GPU."""
 
     @property
     def rated_offsets(self) -> NDArray[np.int64] | None:
-        """As label_offsets: of the classes that are rated; None: every class is."""
+        """int64 [N + 1]: offsets of the rated classes, as label_offsets; None: every class is rated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Batch:
-    """B videos, every tensor on the device asked for. Nothing in it is reused by a later batch."""
+    """B videos, all tensors on the requested device. No later batch reuses their memory."""
 
     rows: Tensor  # int64 [B], the videos' rows in the cache
     inputs: tuple[Tensor, ...]  # what a model takes: (features_BD,) as stored, or (frames_BTD uint8, mask_BT bool)
     label_offsets: Tensor  # int64 [B + 1], from 0 to L
     label_indices: Tensor  # int64 [L], classes
-    rated_offsets: Tensor | None = None  # the classes that are rated for each example, likewise; None: all of them
+    rated_offsets: Tensor | None = None  # int64 [B + 1]: of the rated classes; None: all classes are rated
     rated_indices: Tensor | None = None
 
     @property
@@ -77,19 +77,22 @@ class Batches:
     Args:
         cache: the decoded columns.
         batch_size: videos in a batch, on all ranks together; at least one for each rank.
-        shuffle: a new order every epoch; else the order of `rows`.
+        shuffle: True: a new order every epoch; False: the order of `rows`.
         seed: of the orders. Two objects with the same seed and rows give the same batches, on any machine and device.
         rows: the rows of the cache to use, each at most once; None: all of them.
-        rank: which part of every batch is ours: its videos number rank, rank + world_size, ... A batch is the same
-            videos however many ranks there are, and each of them is one rank's.
+        rank: of this process; it gets the videos rank, rank + world_size, ... of every batch. For any number of ranks
+            a batch has the same videos, each on exactly one rank.
         world_size: number of ranks.
-        drop_last: leave out what does not fill a batch. With fewer videos than one batch, that one batch holds all of
-            them. Every rank then has equally many batches. Without it the last batch is smaller, and may leave nothing
-            to some of the ranks.
-        device: where the batches are wanted.
-        resident: keep all features on the device; None: where they fit in a GPU's free memory. A CPU always reads
-            the memory map in place.
-        frames: which frames of a video are taken, where the cache has frames.
+        drop_last: leave out the last videos if they do not fill a batch, so that all ranks have equally many batches; a
+            split with fewer videos than one batch has one batch of all of them. False: the last batch is smaller, and
+            some ranks may have no video of it.
+        device: the device of the batches.
+        resident: keep all features on the device; None: if they fit in a GPU's free memory. On a CPU batches are always
+            gathered from the memory map.
+        frames: which frames of a video a batch has, if the cache has frames.
+
+    Raises:
+        ValueError: an argument is out of its range.
     """
 
     def __init__(
@@ -122,7 +125,7 @@ class Batches:
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
-        self.device = torch.empty(0, device=device).device  # with its index: "cuda" and "cuda:0" are one device
+        self.device = torch.empty(0, device=device).device  # with its index, since "cuda" and "cuda:0" are one device
         self._rows = np.arange(num_rows) if rows is None else np.asarray(rows, np.int64)
         self._rank, self._world_size = rank, world_size
         self._shuffler = ThreadPoolExecutor(1, thread_name_prefix="shuffle")
@@ -134,13 +137,13 @@ class Batches:
                 resident = _fits(self._features_ND, self.device)
             if resident:
                 self._features_ND = _resident(cache.fingerprint, self._features_ND, self.device)
-        # Labels are a hundredth of the features: they lie on the device in any case.
+        # Labels have a hundredth of the bytes of the features, so they are always on the device.
         self._labels = _Labels.of(cache.label_offsets, cache.label_indices, self.device)
         self._rated: _Labels | None = None
         if cache.rated_offsets is not None and cache.rated_indices is not None:
             self._rated = _Labels.of(cache.rated_offsets, cache.rated_indices, self.device)
 
-        self.num_videos = len(self._rows)  # of an epoch, on all ranks together
+        self.num_videos = len(self._rows)  # in an epoch, on all ranks together
         if drop_last:
             if len(self._rows) < world_size:
                 raise ValueError(f"drop_last needs a video for each of {world_size} ranks, but got {len(self._rows)}")
@@ -148,21 +151,21 @@ class Batches:
         self._part_size = self._part_of(batch_size)
 
     def _part_of(self, num_videos: int) -> int:
-        """How many of so many videos in a row are this rank's."""
+        """Returns how many of `num_videos` consecutive videos are on this rank."""
         return len(range(self._rank, num_videos, self._world_size))
 
     @property
     def resident(self) -> bool:
-        """Whether batches are gathered where they are used; else a thread brings them over."""
+        """Whether the features are on the device of the batches; else a thread copies each batch to it."""
         return self._features_ND.device.type == self.device.type
 
     def __len__(self) -> int:
-        """Batches of one epoch for this rank."""
+        """Returns the number of batches of one epoch on this rank."""
         whole, rest = divmod(self.num_videos, self.batch_size)
         return whole + (self._part_of(rest) > 0)
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """The cache rows of this rank's videos in the order of that epoch, int64."""
+        """Returns the cache rows, int64, of this rank's videos in the order of an epoch."""
         if epoch < 0:
             raise ValueError(f"epoch must not be negative, but got {epoch}")
         rows = self._rows
@@ -171,22 +174,25 @@ class Batches:
         rows = rows[: self.num_videos]
         if self._world_size == 1:
             return rows
-        places = np.arange(self.num_videos) % self.batch_size
-        return rows[places % self._world_size == self._rank]
+        positions = np.arange(self.num_videos) % self.batch_size
+        return rows[positions % self._world_size == self._rank]
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """Yields the batches of one epoch from `first_batch` on; exactly the tail of the whole epoch.
+        """Yields the batches of one epoch from `first_batch` on, the same as in the whole epoch.
 
         Args:
             epoch: number of the epoch, from 0.
             first_batch: in [0, len(self)]; len(self) yields nothing.
+
+        Raises:
+            ValueError: an argument is out of its range.
         """
         if not 0 <= first_batch <= len(self):
             raise ValueError(f"first_batch must be in [0, {len(self)}], but got {first_batch}")
         order = self._order_and_next(epoch)
         starts = range(first_batch * self._part_size, len(order), self._part_size)
-        # On a CPU this gather takes 0.2 ms per 1024 videos, on a training step of 100 ms: a thread that works
-        # ahead would gain 0.2 % and take its core from the training.
+        # On a CPU gathering 1024 videos takes 0.2 ms, a training step 100 ms: a thread that gathers ahead would gain
+        # 0.2 %, and use a core that the training needs.
         gather = partial(self._inputs, order, epoch)
         inputs = map(gather, starts) if self.resident else _ahead(gather, starts)
         for (rows, labels, rated), inputs_of_batch in zip(self._windows(order, starts), inputs, strict=True):
@@ -200,9 +206,9 @@ class Batches:
             )
 
     def _order_and_next(self, epoch: int) -> NDArray[np.int64]:
-        """`order(epoch)`, while a thread shuffles for the epoch after it.
+        """Returns `order(epoch)`, and lets a thread shuffle for the epoch after it.
 
-        5 million rows take 0.2 s, in which a GPU trains on half a million videos; numpy shuffles without the GIL.
+        5 million rows take 0.2 s, in which a GPU trains on half a million videos. numpy shuffles without the GIL.
         """
         if not self.shuffle:
             return self.order(epoch)
@@ -212,7 +218,7 @@ class Batches:
         return order
 
     def _windows(self, order: NDArray[np.int64], starts: range) -> Iterator[tuple[Tensor, _Ragged, _Ragged | None]]:
-        """(rows, labels, rated) of the batches that begin at `starts`, many batches gathered at once."""
+        """Yields (rows, labels, rated) of the batches that begin at `starts`; gathers many batches at once."""
         for window in range(0, len(starts), _BATCHES_PER_WINDOW):
             window_starts = starts[window : window + _BATCHES_PER_WINDOW]
             origin = window_starts[0]
@@ -225,22 +231,22 @@ class Batches:
             yield from zip(rows_of_batches, labels, rated, strict=False)
 
     def _inputs(self, order: NDArray[np.int64], epoch: int, start: int) -> tuple[Tensor, ...]:
-        """What the model takes of the batch that begins at `start`: where the features lie, in pinned memory if off."""
+        """Returns the model's inputs for the batch at `start`, on the features' device, or in pinned memory."""
         rows = order[start : start + self._part_size]
         if self._host_frame_offsets is None:
             return (self._gather(rows),)
         begins_B = self._host_frame_offsets[rows]
         lengths_B = self._host_frame_offsets[rows + 1] - begins_B
-        frame_BT, mask_BT = self._frames.places(lengths_B, rows, self.seed, epoch)
+        frame_BT, mask_BT = self._frames.select(lengths_B, rows, self.seed, epoch)
         frames_BTD = self._gather((begins_B[:, None] + frame_BT).ravel()).view(*mask_BT.shape, -1)
         mask = _pinned(torch.from_numpy(mask_BT), self.device).to(frames_BTD.device, non_blocking=True)
         return frames_BTD.mul_(mask[:, :, None]), mask
 
     def _gather(self, rows: NDArray[np.int64]) -> Tensor:
-        """Those rows of the features, on the device where they lie."""
+        """Returns rows of the features, on the features' device."""
         if self.resident:
             return self._features_ND.index_select(0, _to(self.device, rows))
-        # torch gives a pinned block out again only after the copies from it have ended, so a fresh one is safe.
+        # torch reuses a pinned block only after the copies from it have ended, so a new tensor is safe.
         taken = torch.empty(
             (len(rows), self._features_ND.shape[1]),
             dtype=self._features_ND.dtype,
@@ -250,7 +256,7 @@ class Batches:
 
 
 def _ahead(gather: Callable[[int], tuple[Tensor, ...]], starts: range) -> Iterator[tuple[Tensor, ...]]:
-    """What `gather` gives for each start, by a thread, one batch ahead of the consumer."""
+    """Yields gather(start) for each start, computed by a thread one batch ahead of the consumer."""
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
         ahead: Future[tuple[Tensor, ...]] | None = None
         for start in starts:
@@ -265,7 +271,7 @@ _Ragged = tuple[Tensor, Tensor]  # offsets from 0, and indices
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Labels:
-    """The ragged labels of a cache on the device, where they are a hundredth of the features."""
+    """The ragged labels of a cache on the device, and their offsets on the host too."""
 
     host_offsets: NDArray[np.int64]
     offsets: Tensor
@@ -277,7 +283,7 @@ class _Labels:
         return cls(host_offsets=host, offsets=_as_tensor(offsets).to(device), indices=_as_tensor(indices).to(device))
 
     def of_batches(self, host_rows: NDArray[np.int64], rows: Tensor, bounds: list[int]) -> Iterator[_Ragged]:
-        """Those of rows[begin:end] for each pair of bounds: all gathered at once, the host not waiting for them."""
+        """Yields the labels of rows[begin:end] for each pair of bounds; gathers all at once and does not wait."""
         host_lengths = self.host_offsets[host_rows + 1] - self.host_offsets[host_rows]
         label_bounds = np.concatenate(([0], np.cumsum(host_lengths)))[bounds].tolist()
         offsets, indices = _gather_labels(rows, self.offsets, self.indices, label_bounds[-1])
@@ -286,12 +292,12 @@ class _Labels:
 
 
 def sample_rows(num_videos: int, fraction: float, seed: int) -> NDArray[np.int64]:
-    """A seeded sample of the rows, sorted: the same everywhere, and part of every larger sample of the same seed.
+    """Draws a sample of rows: the same on every machine, and a subset of every larger sample of the same seed.
 
     Args:
-        num_videos: rows to choose from.
+        num_videos: number of rows to draw from.
         fraction: in (0, 1]; the sample has round(fraction * num_videos) rows, at least 1 where there is one.
-        seed: of the choice.
+        seed: of the draw.
 
     Returns:
         int64, ascending, each row at most once.
@@ -312,26 +318,28 @@ def _check_rows(rows: NDArray[np.int64], num_rows: int) -> None:
 
 
 def _as_tensor(array: NDArray[Any]) -> Tensor:
-    """The array's own memory as a tensor; a read-only memory map must not be written through it, and nobody does."""
+    """Returns a tensor that shares the array's memory, which may be a read-only memory map: nothing writes to it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)
 
 
 def _to(device: torch.device, array: NDArray[np.int64]) -> Tensor:
-    """A copy on the device that the host does not wait for."""
+    """Copies an array to the device; the host does not wait for the copy."""
     return _pinned(torch.from_numpy(array), device).to(device, non_blocking=True)
 
 
 def _pinned(tensor: Tensor, device: torch.device) -> Tensor:
-    """In memory that a GPU copies from by itself, if `device` is one."""
+    """Returns the tensor in pinned memory, which a GPU copies from asynchronously, if `device` is a GPU."""
     return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
 def _gather_labels(
     rows: Tensor, label_offsets: Tensor, label_indices: Tensor, num_labels: int
 ) -> tuple[Tensor, Tensor]:
-    """The ragged labels of `rows`, in their order. `num_labels` is known to the host, so nothing waits for the device.
+    """Gathers the ragged labels of `rows`, in their order.
+
+    The caller knows `num_labels`, so the host does not wait for the device.
 
     Returns:
         offsets int64 [len(rows) + 1] from 0, and indices int64 [num_labels].
@@ -339,7 +347,7 @@ def _gather_labels(
     begins = label_offsets[rows]
     lengths = label_offsets[rows + 1] - begins
     offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
-    # Label j of the result lies (j - offset of its video) behind the begin of its video in the cache.
+    # Label j of the result is at (begin of its video in the cache) + (j - offset of its video).
     shifts = torch.repeat_interleave(begins - offsets[:-1], lengths, output_size=num_labels)
     return offsets, label_indices[torch.arange(num_labels, device=rows.device) + shifts].to(torch.int64)
 
@@ -351,7 +359,7 @@ def _fits(features_ND: Tensor, device: torch.device) -> bool:
     return features_ND.nbytes + _GPU_RESERVE <= free
 
 
-# Batches of one cache (training rows, a scored sample, the whole split) share its features on the GPU.
+# All batches of one cache (training rows, a sample for scoring, the whole split) share its features on the GPU.
 _on_device: WeakValueDictionary[tuple[str, torch.dtype, torch.device], Tensor] = WeakValueDictionary()
 _on_device_lock = threading.Lock()
 

@@ -1,24 +1,24 @@
-"""What can be wrong with the data.
+"""The exceptions of this package.
 
-DataError          root; its text is one sentence: what, where, what to do
-  ShardError       a TFRecord shard is damaged, foreign or does not fit the schema: names file, byte offset and key
+DataError          the root; the message is one sentence: what is wrong, where, what to do
+  ShardError       a TFRecord shard is damaged, of another format, or does not fit the schema; names file, byte and key
   NoShardsError    a pattern matches no file
   CacheError       the cache cannot be built or is damaged
 """
 
 
 class DataError(Exception):
-    """Root of everything that this package raises about data."""
+    """The root of all exceptions of this package."""
 
 
 class ShardError(DataError):
     """A shard that cannot be decoded.
 
     Attributes:
-        path: the shard, as it was given.
-        reason: what is wrong, without the place.
-        offset: byte at which the record starts (of the decompressed bytes, if gzip); None: no record is to blame.
-        key: the feature to blame, if one is.
+        path: the shard, as the caller gave it.
+        reason: what is wrong, without path, offset and key.
+        offset: byte at which the bad record starts, in the decompressed bytes; None: no single record is bad.
+        key: the bad feature; None: no single feature is bad.
     """
 
     def __init__(self, path: str, reason: str, offset: int | None = None, key: str | None = None) -> None:
@@ -28,13 +28,13 @@ class ShardError(DataError):
         self.path, self.reason, self.offset, self.key = path, reason, offset, key
 
     def __reduce__(self) -> tuple[type["ShardError"], tuple[str, str, int | None, str | None]]:
-        """Pickles by its parts, since it crosses processes."""
+        """Pickles the arguments of the constructor, so that the exception can cross processes."""
         return type(self), (self.path, self.reason, self.offset, self.key)
 
 
 class NoShardsError(DataError):
-    """A glob or a list of shards without a single file."""
+    """A pattern, or a list of patterns, that matches no file."""
 
 
 class CacheError(DataError):
-    """The cache cannot be built (a full disk, say) or does not hold what its manifest says."""
+    """The cache cannot be built (for example on a full disk), or its files are not what its manifest says."""

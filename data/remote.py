@@ -1,20 +1,20 @@
-"""Shards behind URLs: the store's library by fsspec, and what it may raise."""
+"""Shards behind URLs: the store's file system (fsspec), and the exceptions that it may raise."""
 
 import sys
 from typing import Any
 
-# Extras of this package that bring a store's library, by what the store's URLs begin with.
+# The extra of this project that installs a store's library, by the protocol of the store's URLs.
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """The file system of a URL, and the path in it; what it is asked, it looks up anew.
+    """Returns the file system of a URL, with an empty cache of listings, and the path in it.
 
     Raises:
-        ValueError: no library knows the protocol.
-        ImportError: the library is missing; says what to install.
+        ValueError: fsspec knows no such protocol.
+        ImportError: the store's library is not installed; the message says what to install.
     """
-    import fsspec  # imported here: only URLs need it
+    import fsspec  # imported here, since only URLs need it
 
     protocol = url.partition("://")[0]
     try:
@@ -27,10 +27,10 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 
 def errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
-    """For an `except` clause: `others`, and what the stores' libraries that are loaded raise and is no OSError."""
+    """Returns, for an `except` clause, `others` and those exceptions of the loaded stores that are no OSError."""
     roots = {
-        "botocore.exceptions": "BotoCoreError",  # no answer, no credentials
-        "aiohttp": "ClientError",  # a connection that breaks
+        "botocore.exceptions": "BotoCoreError",  # no answer, or no credentials
+        "aiohttp": "ClientError",  # a broken connection
         "gcsfs.retry": "HttpError",
         "google.auth.exceptions": "GoogleAuthError",
     }

@@ -47,7 +47,7 @@ def test_a_bad_shard_may_be_left_out_whole(shards, folder, workers):
     assert cached.fingerprint == open_cache(rest, SCHEMA, folder).fingerprint
 
 
-def test_a_cache_with_a_gap_still_fails_for_those_who_want_none(shards, folder):
+def test_a_cache_with_a_skipped_shard_fails_where_none_may_be_skipped(shards, folder):
     damage(shards[3])
     open_cache(shards, SCHEMA, folder, on_bad_shard="skip")
     with pytest.raises(ShardError, match=r"train3.tfrecord: record at byte \d+"):
@@ -76,7 +76,7 @@ def test_a_setting_out_of_range_is_named(shards, folder, settings, message):
 # Interrupted builds
 
 
-def test_an_interrupted_build_goes_on_behind_the_last_whole_shard(shards, folder, monkeypatch):
+def test_an_interrupted_build_resumes_after_the_last_whole_shard(shards, folder, monkeypatch):
     first = Decodings(monkeypatch, stop_after=3)
     with pytest.raises(KeyboardInterrupt):
         open_cache(shards, SCHEMA, folder)
@@ -89,7 +89,7 @@ def test_an_interrupted_build_goes_on_behind_the_last_whole_shard(shards, folder
 
 
 @pytest.mark.parametrize("loss", ["torn line", "foreign line", "features", "ids", "label_indices"])
-def test_what_was_not_written_whole_is_decoded_again(shards, folder, monkeypatch, loss):
+def test_a_shard_that_was_not_written_as_a_whole_is_decoded_again(shards, folder, monkeypatch, loss):
     Decodings(monkeypatch, stop_after=3)
     with pytest.raises(KeyboardInterrupt):
         open_cache(shards, SCHEMA, folder)
@@ -139,7 +139,7 @@ def test_files_cut_anywhere_never_show_in_the_cache(stop_after, lengths):
     [(columns, "sync"), (build, "_write_manifest"), (build, "find_shard")],
     ids=["sync", "manifest", "find_shard"],
 )
-def test_a_build_interrupted_at_its_end_decodes_nothing_again(shards, folder, monkeypatch, module, step):
+def test_a_build_interrupted_at_its_end_decodes_no_shard_again(shards, folder, monkeypatch, module, step):
     original, calls = getattr(module, step), []
 
     def interrupted(*arguments):
@@ -208,7 +208,7 @@ def test_a_build_killed_in_the_middle_decodes_no_finished_shard_again(shards, fo
     fault_row("kill -9 of who decodes the shards", lost_epochs=0, recovery_seconds=None)
 
 
-def test_several_processes_that_ask_at_once_build_once(shards, folder, tmp_path):
+def test_several_processes_that_open_at_once_build_once(shards, folder, tmp_path):
     processes = [start(SLOW_BUILDER, folder, tmp_path / "log", *shards) for _ in range(3)]
     outputs = [output_of(process) for process in processes]
     assert [videos for videos, _ in outputs] == ["25", "25", "25"]
@@ -216,7 +216,7 @@ def test_several_processes_that_ask_at_once_build_once(shards, folder, tmp_path)
     assert "True" in {waited for _, waited in outputs}
 
 
-def test_who_waits_sees_how_far_the_other_is(shards, folder):
+def test_a_waiting_process_sees_the_progress_of_the_other(shards, folder):
     reports, waiting = [], threading.Event()
 
     def hold(report):
@@ -304,7 +304,7 @@ def test_processes_start_inside_a_ray_worker(shards, folder):
 # Disk
 
 
-def test_too_small_a_disk_is_said_before_anything_is_written(shards, folder, monkeypatch):
+def test_a_disk_that_is_too_small_is_reported_before_anything_is_written(shards, folder, monkeypatch):
     monkeypatch.setattr(build.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     decodings = Decodings(monkeypatch)
     with pytest.raises(
@@ -315,7 +315,7 @@ def test_too_small_a_disk_is_said_before_anything_is_written(shards, folder, mon
     assert [path.suffix for path in folder.iterdir()] in ([], [".lock"])
 
 
-def test_a_disk_that_fills_up_is_said_and_cleared(shards, folder, monkeypatch):
+def test_a_disk_that_fills_up_is_reported_and_cleared(shards, folder, monkeypatch):
     def full(*arguments, **settings):
         raise OSError(28, "No space left on device")
 

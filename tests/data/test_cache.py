@@ -54,7 +54,7 @@ def test_a_split_without_videos_is_a_cache_of_none(tmp_path, folder):
     assert cached.statistics().num_videos == 0
 
 
-def test_the_fingerprint_is_of_the_content_and_not_of_the_place(shards, tmp_path, folder):
+def test_the_fingerprint_depends_on_the_content_and_not_on_the_path(shards, tmp_path, folder):
     here = open_cache(shards, SCHEMA, folder)
     (tmp_path / "copy").mkdir()
     copies = [write(tmp_path / "copy" / f"other{i}.tfrecord", make_videos(3 + i, seed=i)) for i in range(5)]
@@ -70,7 +70,7 @@ def test_float32_keeps_every_bit(shards, folder):
     assert_holds(open_cache(shards, SCHEMA, folder, dtype="float32"), shards, dtype="float32")
 
 
-def test_a_value_beyond_float16_is_named_and_float32_takes_it(tmp_path, folder):
+def test_a_value_beyond_float16_is_named_and_float32_stores_it(tmp_path, folder):
     videos = make_videos(3)
     videos[1]["audio"] = ([0.5, 70000.0], "float")
     path = write(tmp_path / "large", videos)
@@ -79,7 +79,7 @@ def test_a_value_beyond_float16_is_named_and_float32_takes_it(tmp_path, folder):
     assert open_cache([path], SCHEMA, folder, dtype="float32").features_ND.max() == 70000
 
 
-def test_labels_are_needed_unless_said_otherwise(tmp_path, folder):
+def test_labels_are_required_unless_told_otherwise(tmp_path, folder):
     videos = make_videos(2)
     del videos[1]["labels"]
     path = write(tmp_path / "unlabelled", videos)
@@ -102,7 +102,7 @@ def test_statistics_are_computed_once_and_kept(shards, folder, monkeypatch):
     np.testing.assert_array_equal(cached.statistics().mean_D, first.mean_D)
 
 
-def test_statistics_need_no_room_on_the_disk(shards, folder, monkeypatch):
+def test_statistics_are_computed_on_a_full_disk_too(shards, folder, monkeypatch):
     cached = open_cache(shards, SCHEMA, folder)
 
     def full(*arguments, **settings):
@@ -113,7 +113,7 @@ def test_statistics_need_no_room_on_the_disk(shards, folder, monkeypatch):
     assert not list(cached.directory.glob("statistics*"))
 
 
-def test_a_cache_crosses_processes_as_its_folders_name(shards, folder):
+def test_a_cache_pickles_as_the_path_of_its_folder(shards, folder):
     cached = open_cache(shards, SCHEMA, folder)
     data = pickle.dumps(cached)
     assert len(data) < 1000
@@ -128,7 +128,7 @@ def test_columns_cannot_be_written(shards, folder):
 # Built once, or again
 
 
-def test_a_cache_that_is_there_is_not_built_again(shards, folder, monkeypatch):
+def test_an_existing_cache_is_not_built_again(shards, folder, monkeypatch):
     open_cache(shards, SCHEMA, folder)
     decodings = Decodings(monkeypatch)
     reports = []
@@ -181,7 +181,7 @@ def test_flipped_bits_are_found_by_reading_everything(shards, folder):
     assert Cache.load(cached.directory).damaged() == [shards[-1]]
 
 
-def test_a_shard_that_changes_while_it_is_read_is_not_trusted(shards, folder, monkeypatch):
+def test_a_shard_that_changes_while_it_is_read_is_refused(shards, folder, monkeypatch):
     def touched(path, schema, **settings):
         os.utime(path, ns=(1, 1))
         return decode_shard(path, schema, **settings)

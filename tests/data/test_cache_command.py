@@ -13,7 +13,7 @@ def arguments(folder, *data):
     return ["--data", *data, *features, "--directory", str(folder)]
 
 
-def test_the_command_says_what_the_cache_holds(shards, folder, capsys):
+def test_the_command_prints_what_the_cache_holds(shards, folder, capsys):
     assert exit_code_of("data.cache", *arguments(folder, str(Path(shards[0]).parent / "*.tfrecord"))) == 0
     out = capsys.readouterr().out
     assert "25" in out and "rgb 3, audio 2" in out and "without a positive" in out and "built in" in out
@@ -27,7 +27,7 @@ def test_the_command_lists_skipped_shards(shards, folder, capsys):
     assert "train2.tfrecord" in capsys.readouterr().out
 
 
-def test_the_command_mends_a_damaged_cache(shards, folder, capsys):
+def test_the_command_builds_a_damaged_cache_again(shards, folder, capsys):
     cached = open_cache(shards, SCHEMA, folder)
     with open(cached.directory / "features.npy", "r+b") as file:
         file.seek(-3, os.SEEK_END)

@@ -1,4 +1,4 @@
-"""Caches make room for a new one: the oldest first, none that a real process has open."""
+"""Caches are removed for a new one: the least recently used first, none that a process has open."""
 
 import os
 import subprocess
@@ -50,7 +50,7 @@ def opened(tmp_path: Path) -> Open:
 
 
 def idle(cache: Cache, hours: float) -> Path:
-    """As if nobody had used it for so long."""
+    """Makes a cache look unused for some hours."""
     then = time.time() - 3600 * hours
     os.utime(cache.directory / eviction.MANIFEST, (then, then))
     return cache.directory
@@ -66,20 +66,20 @@ def held(folder: Path) -> Iterator["subprocess.Popen[str]"]:
         process.kill()
 
 
-def test_the_least_recently_used_make_room_and_no_more_than_needed(
+def test_the_least_recently_used_caches_are_removed_and_no_more_than_needed(
     opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders = {name: idle(opened(name), hours) for name, hours in (("a", 5), ("bb", 9), ("ccc", 2), ("dddd", 0.5))}
     room = iter([0, 0, 0, 1 << 40, 1 << 40, 1 << 40])  # before, and after the second that is removed
     monkeypatch.setattr(eviction, "_room", lambda *_: next(room))
-    told: list[build.BuildProgress] = []
-    opened("eeeee", progress=told.append)  # type: ignore[call-arg]
+    reports: list[build.BuildProgress] = []
+    opened("eeeee", progress=reports.append)  # type: ignore[call-arg]
     assert [name for name, folder in folders.items() if folder.exists()] == ["ccc", "dddd"]
-    assert [line.split()[1] for line in told[-1].removed] == [str(folders["bb"]), str(folders["a"])]
-    assert "last used 9 h ago" in told[-1].removed[0]
+    assert [line.split()[1] for line in reports[-1].removed] == [str(folders["bb"]), str(folders["a"])]
+    assert "last used 9 h ago" in reports[-1].removed[0]
 
 
-def test_what_a_process_has_open_or_was_used_within_the_hour_stays(
+def test_a_cache_that_is_open_or_was_used_within_the_hour_stays(
     opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second, third = idle(opened("a"), 9), idle(opened("bb"), 0.9), idle(opened("ccc"), 2)
@@ -96,7 +96,7 @@ def test_what_a_process_has_open_or_was_used_within_the_hour_stays(
     assert [folder.exists() for folder in (first, second)] == [False, True]
 
 
-def test_a_full_disk_makes_room_for_real(opened: Open, tmp_path: Path) -> None:
+def test_on_a_full_disk_an_old_cache_is_removed(opened: Open, tmp_path: Path) -> None:
     """A tmpfs that holds one cache: the second takes the place of the first."""
     caches = tmp_path / "caches"
     caches.mkdir()
@@ -123,7 +123,9 @@ def test_a_limit_of_gigabytes_for_the_folder(opened: Open, tmp_path: Path, monke
         opened("ccc")
 
 
-def test_what_a_killed_build_left_makes_room_too(opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_working_folder_of_a_killed_build_is_removed_too(
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     left = tmp_path / "caches" / f"abc{eviction.BUILDING}"
     left.mkdir(parents=True)
     (left / "journal.jsonl").touch()
@@ -135,7 +137,7 @@ def test_what_a_killed_build_left_makes_room_too(opened: Open, tmp_path: Path, m
     assert not left.exists() and (tmp_path / "caches" / "something else").exists()
 
 
-def test_a_cache_is_found_by_its_content_whatever_became_of_its_shards(opened: Open, tmp_path: Path) -> None:
+def test_a_cache_is_found_by_its_content_without_its_shards(opened: Open, tmp_path: Path) -> None:
     cache = opened("a")
     (shard,) = (tmp_path / "a").glob("*.tfrecord")
     shard.unlink()

@@ -76,25 +76,25 @@ def test_every_video_comes_once_with_frames_of_its_own(sampling, count, batch_si
 
 
 def test_uniform_frames_are_the_middles_of_equal_parts():
-    places, mask = FramesConfig(sampling="uniform", count=3).places(np.array([9, 2]), np.array([0, 1]), 0, 0)
-    assert places.tolist() == [[1, 4, 7], [0, 1, 0]]
+    frames, mask = FramesConfig(sampling="uniform", count=3).select(np.array([9, 2]), np.array([0, 1]), 0, 0)
+    assert frames.tolist() == [[1, 4, 7], [0, 1, 0]]
     assert mask.tolist() == [[True] * 3, [True, True, False]]
 
 
 def test_a_sequence_starts_anywhere_that_it_fits_and_repeats_no_frame():
     """Published code repeats the last frame of a video that is shorter: here it is padding."""
     rows = np.arange(4000)
-    places, mask = FramesConfig(sampling="sequence", count=3).places(np.full(4000, 5), rows, 0, 0)
-    starts, counts = np.unique(places[:, 0], return_counts=True)
+    frames, mask = FramesConfig(sampling="sequence", count=3).select(np.full(4000, 5), rows, 0, 0)
+    starts, counts = np.unique(frames[:, 0], return_counts=True)
     assert starts.tolist() == [0, 1, 2] and mask.all()
     assert counts.min() > 4000 / 3 * 0.9
-    places, mask = FramesConfig(sampling="sequence", count=3).places(np.array([2, 5]), rows[:2], 0, 0)
-    assert places[0].tolist() == [0, 1, 0] and mask[0].tolist() == [True, True, False]
+    frames, mask = FramesConfig(sampling="sequence", count=3).select(np.array([2, 5]), rows[:2], 0, 0)
+    assert frames[0].tolist() == [0, 1, 0] and mask[0].tolist() == [True, True, False]
 
 
 def test_random_frames_are_drawn_from_all_with_replacement():
-    places, mask = FramesConfig(sampling="random", count=50).places(np.full(200, 4), np.arange(200), 0, 0)
-    _, counts = np.unique(places, return_counts=True)
+    frames, mask = FramesConfig(sampling="random", count=50).select(np.full(200, 4), np.arange(200), 0, 0)
+    _, counts = np.unique(frames, return_counts=True)
     assert len(counts) == 4 and mask.all()
     assert abs(counts / counts.sum() - 0.25).max() < 0.02
 

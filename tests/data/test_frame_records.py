@@ -1,4 +1,4 @@
-"""Frame-level and segment-level shards: against the `tfrecord` package, and against damage."""
+"""Frame-level and segment-level shards: compared with the `tfrecord` package, and damaged shards."""
 
 import gzip
 from pathlib import Path
@@ -46,7 +46,7 @@ def masked(data):
 
 
 def video(rgb=3, audio=None, *, id_key="id", name=b"abcd", labels=(4, 1, 4), ratings=None, **widths):
-    """A SequenceExample of so many frames, whose bytes count up."""
+    """A SequenceExample of `rgb` frames whose bytes count up."""
     record = SequenceExample()
     record.context.feature[id_key].bytes_list.value.append(name)
     record.context.feature["labels"].int64_list.value.extend(labels)
@@ -81,7 +81,7 @@ def assert_as_the_package_reads(path, schema, id_key):
         assert labels.tolist() == sorted(set(context["labels"].tolist()))
 
 
-def test_sample_shards_are_read_as_the_package_reads_them_without_one_record_the_slow_way(tmp_path, monkeypatch):
+def test_sample_shards_are_read_in_lockstep_as_the_package_reads_them(tmp_path, monkeypatch):
     paths = write_shards(
         tmp_path, num_videos=20, num_shards=2, num_classes=12, seed=1, features=SMALL.features, level="frame"
     )
@@ -106,14 +106,14 @@ def test_frames_and_labels_of_a_video(tmp_path, id_key):
     assert shard.label_indices.tolist() == [1, 4, 1, 4]
 
 
-def test_frames_beyond_the_most_are_cut(tmp_path):
+def test_frames_beyond_max_frames_are_left_out(tmp_path):
     schema = Schema(features=SMALL.features, num_classes=12, level="frame", max_frames=2)
     shard = decode_frames(write(tmp_path / "a", video(5), video(1)), schema)
     assert shard.frame_offsets.tolist() == [0, 2, 3]
     np.testing.assert_array_equal(shard.features_ND[:2], bytes_of(2))
 
 
-def test_a_record_in_another_order_is_read_the_general_way(tmp_path):
+def test_a_record_with_another_layout_is_parsed_by_protobuf(tmp_path):
     """Feature lists before the context, the id in a fragment of its own: protobuf merges them."""
     whole = video(3)
     parts = [SequenceExample(feature_lists=whole.feature_lists), SequenceExample(context=whole.context)]
@@ -124,7 +124,7 @@ def test_a_record_in_another_order_is_read_the_general_way(tmp_path):
     assert shard.label_indices.tolist() == [1, 4, 1, 4]
 
 
-def test_lists_that_nobody_asked_for_are_skipped(tmp_path, monkeypatch):
+def test_lists_outside_the_schema_are_skipped(tmp_path, monkeypatch):
     def with_others(count):
         record = video(3)
         for number in range(count):
@@ -138,8 +138,8 @@ def test_lists_that_nobody_asked_for_are_skipped(tmp_path, monkeypatch):
     np.testing.assert_array_equal(decode_frames(few, SMALL).features_ND, np.concatenate([bytes_of(3), bytes_of(2)]))
 
 
-def test_of_a_list_that_comes_twice_the_last_counts(tmp_path):
-    """As protobuf has it of a map's key."""
+def test_the_last_of_two_lists_with_one_name_counts(tmp_path):
+    """As with any key of a map in protobuf."""
     lists = video(4).feature_lists.SerializeToString() + video(2).feature_lists.SerializeToString()
     data = SequenceExample(context=video(2).context).SerializeToString() + b"\x12" + varint(len(lists)) + lists
     shard = decode_frames(write(tmp_path / "a", data, video(1)), SMALL)
@@ -164,7 +164,7 @@ def test_an_empty_file_is_a_shard_of_no_videos(tmp_path):
         (video(2, id_key="name"), "'id': is missing"),
     ],
 )
-def test_what_is_wrong_is_named_with_file_record_and_key(tmp_path, wrong, words):
+def test_a_fault_is_named_with_file_record_and_key(tmp_path, wrong, words):
     path = write(tmp_path / "a", video(4), wrong)
     with pytest.raises(ShardError) as raised:
         decode_frames(path, SMALL)
@@ -172,7 +172,7 @@ def test_what_is_wrong_is_named_with_file_record_and_key(tmp_path, wrong, words)
     assert raised.value.path == str(path) and raised.value.offset == len(video(4).SerializeToString()) + 16
 
 
-def test_a_list_without_a_frame_and_frames_that_are_no_bytes_are_named(tmp_path):
+def test_an_empty_list_and_a_frame_that_is_no_bytes_are_named(tmp_path):
     empty = video(2)
     del empty.feature_lists.feature_list["rgb"].feature[:]
     with pytest.raises(ShardError, match="'rgb': has no frame"):
@@ -183,7 +183,7 @@ def test_a_list_without_a_frame_and_frames_that_are_no_bytes_are_named(tmp_path)
         decode_frames(write(tmp_path / "b", floats), SMALL)
 
 
-def test_a_video_level_record_says_that_frames_are_due(tmp_path):
+def test_a_record_of_the_other_level_is_named(tmp_path):
     example = Example()
     example.features.feature["id"].bytes_list.value.append(b"abcd")
     with pytest.raises(ShardError, match="no SequenceExample with feature lists, but frames are due"):
@@ -201,7 +201,7 @@ def test_any_flipped_bit_is_found(tmp_path):
             decode_frames(path, SMALL)
 
 
-def test_videos_without_labels_are_read_to_predict(tmp_path):
+def test_videos_without_labels_are_read_for_prediction(tmp_path):
     unlabelled = video(2)
     del unlabelled.context.feature["labels"]
     path = write(tmp_path / "a", unlabelled)
@@ -210,8 +210,8 @@ def test_videos_without_labels_are_read_to_predict(tmp_path):
     assert decode_frames(path, SMALL, require_labels=False).label_offsets.tolist() == [0, 0]
 
 
-def test_shards_decoded_together_are_what_each_is_alone(tmp_path):
-    """Also beside an empty one, a record that goes the general way, and faults of every kind, each in its words."""
+def test_shards_decoded_together_give_what_each_gives_alone(tmp_path):
+    """Among them an empty shard, a record that protobuf parses, and faults of every kind with their messages."""
     whole = video(3)
     parts = [SequenceExample(feature_lists=whole.feature_lists), SequenceExample(context=whole.context)]
     contents = {
@@ -271,20 +271,20 @@ RATINGS = ([5, 0, 5, 5], [3, 7, 9, 2], [1.0, 0.0, 0.0, 1.0])  # starts, classes,
 def test_every_rated_start_is_an_example_with_its_own_frames_and_ratings(tmp_path):
     shard = decode_segments(write(tmp_path / "a", video(12, ratings=RATINGS), video(7, ratings=RATINGS)), SEGMENTS)
     assert shard.ids.tolist() == [b"abcd:0", b"abcd:5", b"abcd:0", b"abcd:5"]
-    assert shard.frame_offsets.tolist() == [0, 5, 10, 15, 17]  # the last one is cut at its video's end
+    assert shard.frame_offsets.tolist() == [0, 5, 10, 15, 17]  # the last one ends with its video
     np.testing.assert_array_equal(shard.features_ND[5:10], bytes_of(12)[5:10])
     assert shard.rated_offsets.tolist() == [0, 1, 4, 5, 8]
     assert shard.rated_indices[:4].tolist() == [7, 2, 3, 9]
-    assert shard.label_offsets.tolist() == [0, 0, 2, 2, 4]  # video-level labels have no part in it
+    assert shard.label_offsets.tolist() == [0, 0, 2, 2, 4]  # labels of the video do not count
     assert shard.label_indices.tolist() == [2, 3, 2, 3]
 
 
-def test_a_segment_behind_the_last_frame_is_left_out(tmp_path):
+def test_a_segment_after_the_last_frame_is_left_out(tmp_path):
     shard = decode_segments(write(tmp_path / "a", video(5, ratings=RATINGS)), SEGMENTS)
     assert shard.ids.tolist() == [b"abcd:0"]
 
 
-def test_to_predict_the_examples_are_all_whole_segments(tmp_path):
+def test_for_prediction_the_examples_are_all_whole_segments(tmp_path):
     path = write(tmp_path / "a", video(12), video(3, name=b"short"))
     shard = decode_segments(path, SEGMENTS, require_labels=False)
     assert shard.ids.tolist() == [b"abcd:0", b"abcd:5", b"short:0"]
@@ -310,14 +310,14 @@ def test_wrong_ratings_are_named(tmp_path, ratings, words):
 # Dequantisation, cache, statistics
 
 
-def test_bytes_stand_for_the_published_values():
+def test_bytes_have_the_dequantised_values_of_youtube_8m():
     q = np.array([0, 127, 128, 255])
     expected = [-1.9921875, -0.0000306, 0.0156556, 2.0078125]
     np.testing.assert_allclose(q * DEQUANTISE_SCALE + DEQUANTISE_SHIFT, expected, atol=1e-7)
 
 
-def test_the_sample_writers_quantiser_rounds_down_so_that_nothing_is_shifted():
-    """google's extractor rounds to nearest, and comes back 0.0078 too high on average."""
+def test_the_quantiser_of_the_sample_writer_rounds_down_so_that_the_mean_stays():
+    """Google's extractor rounds to nearest, so its dequantised values are 0.0078 too high on average."""
     x = np.random.default_rng(0).uniform(-1.9, 1.9, 200_000).astype(np.float32)
     back = quantise(x) * DEQUANTISE_SCALE + DEQUANTISE_SHIFT
     assert abs((back - x).mean()) < 1e-4

@@ -1,4 +1,4 @@
-"""`python -m data.inspect`: any TFRecord, no schema."""
+"""`python -m data.inspect` on any TFRecord file, without a schema."""
 
 import gzip
 import subprocess
@@ -62,7 +62,7 @@ def test_gzip_is_shown_as_well(example, tmp_path, capsys):
     assert outputs[0] == outputs[1]
 
 
-def test_an_empty_file_says_so(tmp_path, capsys):
+def test_an_empty_file_is_reported(tmp_path, capsys):
     (tmp_path / "empty").touch()
     assert exit_code_of("data.inspect", tmp_path / "empty") == 0
     assert capsys.readouterr().out == "no records: the file is empty\n"

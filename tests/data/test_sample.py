@@ -29,7 +29,7 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
 
 
-def test_the_bytes_are_a_pure_function_of_the_seed_also_in_another_process(tmp_path):
+def test_the_same_seed_gives_the_same_bytes_in_any_process(tmp_path):
     code = f"from data.sample import write_shards; write_shards({str(tmp_path / 'b')!r}, num_videos=20, num_shards=2, "
     code += f"num_classes=9, seed=5, features={SMALL})"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
@@ -38,7 +38,7 @@ def test_the_bytes_are_a_pure_function_of_the_seed_also_in_another_process(tmp_p
     assert contents(tmp_path / "a") == contents(tmp_path / "b") != contents(tmp_path / "c")
 
 
-def test_shards_hold_what_was_asked_for_and_both_readers_agree(tmp_path):
+def test_shards_have_the_requested_videos_and_both_readers_agree(tmp_path):
     paths = write_shards(tmp_path, num_videos=23, num_shards=3, num_classes=12, seed=1, features=SMALL, prefix="test")
     assert [path.name for path in paths] == [f"test000{n}.tfrecord" for n in range(3)]
     assert [count_records(path) for path in paths] == [7, 8, 8]
@@ -67,7 +67,7 @@ def test_the_same_sample_is_written_once(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == stamps
 
 
-def test_a_sample_that_lost_a_shard_is_written_again(tmp_path):
+def test_a_sample_with_a_missing_shard_is_written_again(tmp_path):
     paths = write(tmp_path)["train"]
     before = contents(tmp_path)
     paths[2].unlink()
@@ -81,7 +81,7 @@ def test_another_sample_replaces_the_first_and_leaves_none_of_its_shards(tmp_pat
     assert sorted(contents(tmp_path)) == [MARKER, "train0000.tfrecord", "train0001.tfrecord", "validate0000.tfrecord"]
 
 
-def test_a_writer_that_was_killed_half_way_is_made_good(tmp_path, monkeypatch):
+def test_a_sample_of_a_killed_writer_is_written_again(tmp_path, monkeypatch):
     write(tmp_path)
     replace = writer.os.replace
 
@@ -100,7 +100,7 @@ def test_a_writer_that_was_killed_half_way_is_made_good(tmp_path, monkeypatch):
     assert {name: (tmp_path / name).read_bytes() for name in fresh} == fresh
 
 
-def test_a_file_of_someone_else_is_never_touched(tmp_path):
+def test_a_file_of_another_origin_is_never_touched(tmp_path):
     (tmp_path / "train0000.tfrecord").write_bytes(b"real data")
     with pytest.raises(DataError, match=r"train0000\.tfrecord exists and belongs to no sample"):
         write(tmp_path)
@@ -141,7 +141,7 @@ def test_a_linear_model_ranks_far_better_than_label_frequency_does(tmp_path):
     assert hit > 0.8 and hit > 2 * y_VC.mean(0).max()
 
 
-def test_the_command_says_what_it_wrote(tmp_path, capsys):
+def test_the_command_prints_what_it_wrote(tmp_path, capsys):
     arguments = [str(tmp_path), "--train", "30", "--validate", "10", "--test", "5", "--shards", "2", "--classes", "8"]
     assert exit_code_of("data.sample", *arguments) == 0
     out = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Shards to arrays: against the `tfrecord` package (its loader, its protobuf classes), and against damage."""
+"""Shards to arrays: compared with the `tfrecord` package (its loader and protobuf classes), and damaged shards."""
 
 import gzip
 import pickle
@@ -27,7 +27,7 @@ SMALL = Schema(features={"rgb": 3, "audio": 2}, num_classes=300)
 VIDEO = {"id": [b"abcd"], "labels": [1, 7, 299], "rgb": [1.0, -2.5, 0.0], "audio": [0.5, 0.25]}
 
 
-# Records, written by hand
+# Records, encoded by hand
 
 
 def varint(value: int) -> bytes:
@@ -88,7 +88,7 @@ def decoded(path: Path | str, schema: Schema = SMALL, **options) -> list[tuple[b
 ONE = (b"abcd", [1.0, -2.5, 0.0, 0.5, 0.25], [1, 7, 299])
 
 
-# The right values
+# Sound shards
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -99,13 +99,13 @@ def test_keys_come_in_any_order_and_lists_packed_or_not(tmp_path, keys, packed):
 
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress], ids=["plain", "gzip"])
-def test_plain_and_gzip_are_told_by_their_bytes_not_their_name(tmp_path, compress):
+def test_gzip_is_recognised_by_its_bytes_and_not_by_the_name(tmp_path, compress):
     path = tmp_path / "s.tfrecord"
     path.write_bytes(compress(frame(record(VIDEO)) * 3))
     assert decoded(path) == [ONE] * 3 and count_records(path) == 3 and len(list(read_examples(path))) == 3
 
 
-def test_a_record_whose_length_looks_like_gzip_is_none(tmp_path):
+def test_a_plain_shard_whose_first_length_looks_like_gzip_is_read(tmp_path):
     data = record(VIDEO)
     data += message(15, bytes(0x088B1F - len(data) - 4))  # an unknown field, its tag and length 4 bytes
     assert struct.pack("<Q", len(data))[:3] == b"\x1f\x8b\x08"
@@ -125,13 +125,13 @@ def test_an_empty_file_is_a_shard_of_no_videos(tmp_path):
     assert decode_shard(path, SMALL).features_ND.shape == (0, 5)
 
 
-def test_an_id_may_be_called_video_id_and_have_any_length(tmp_path):
+def test_an_id_may_have_the_key_video_id_and_any_length(tmp_path):
     videos = [without("id") | {"video_id": [bytes(range(65, 65 + n))]} for n in (1, 11, 4)]
     path = shard(tmp_path / "s", *map(record, videos))
     assert [video[0] for video in decoded(path)] == [b"A", b"ABCDEFGHIJK", b"ABCD"]
 
 
-def test_labels_are_sorted_and_each_counts_once(tmp_path):
+def test_labels_are_sorted_without_repetition(tmp_path):
     path = shard(tmp_path / "s", *(record(VIDEO | {"labels": labels}) for labels in ([200, 3, 200, 3], [], [5])))
     assert [video[2] for video in decoded(path)] == [[3, 200], [], [5]]
 
@@ -143,7 +143,7 @@ def test_labels_may_be_absent_for_prediction(tmp_path):
         decode_shard(path, SMALL)
 
 
-def test_repeated_keys_and_fragments_merge_as_protobuf_says(tmp_path):
+def test_repeated_keys_and_fragments_are_merged_as_protobuf_merges_them(tmp_path):
     twice = entry("rgb", feature([9.0])) + record(VIDEO)[2:]  # the last entry of a key wins
     in_parts = message(1, entry("labels", feature([1]))) + message(1, twice)
     merged = message(1, message(1, b"labels") + message(2, feature([1])) + message(2, feature([7, 299])))
@@ -196,7 +196,7 @@ def test_records_of_the_usual_layouts_are_all_decoded_in_lockstep(tmp_path, monk
     assert len(decoded(path)) == 32
 
 
-# Against the oracle
+# Compared with the oracle
 
 
 @pytest.mark.parametrize("split", ["train", "validate"])
@@ -235,7 +235,7 @@ def records(draw) -> bytes:
             st.one_of(st.lists(FINITE), st.lists(st.integers(-(2**63), 2**63 - 1)), st.lists(st.binary(max_size=200))),
         )
     )
-    usual = draw(st.booleans())  # half of them as writers make them, so that both ways are taken in one shard
+    usual = draw(st.booleans())  # half of them in the usual layout, so that one shard needs lockstep and protobuf
     keys = sorted(video) if usual else draw(st.permutations(sorted(video)))
     entries = [entry(key, feature(video[key], packed=usual or draw(st.booleans()))) for key in keys]
     if usual:
@@ -374,7 +374,7 @@ def test_damage_is_named_with_file_offset_and_key(tmp_path, octets, offset, key,
 
 
 @pytest.mark.parametrize("name", ["missing.tfrecord", ".", "nosuchprotocol://bucket/s.tfrecord"])
-def test_what_cannot_be_opened_is_named(tmp_path, name):
+def test_a_file_that_cannot_be_opened_is_named(tmp_path, name):
     path = name if "://" in name else str(tmp_path / name)
     for read in (lambda: decode_shard(path, SMALL), lambda: count_records(path), lambda: list(read_examples(path))):
         with pytest.raises(ShardError, match="cannot be read") as caught:
@@ -382,7 +382,7 @@ def test_what_cannot_be_opened_is_named(tmp_path, name):
         assert caught.value.path == path and caught.value.offset is None
 
 
-def test_a_value_beyond_half_precision_is_refused_only_there(tmp_path):
+def test_a_value_beyond_half_precision_is_refused_for_float16_only(tmp_path):
     path = shard(tmp_path / "s", record(VIDEO | {"rgb": [0.0, 0.0, 70000.0]}))
     assert decoded(path)[0][1][2] == 70000
     with pytest.raises(ShardError, match=r"key 'rgb': value 2 is 70000, beyond what float16 holds \(65504\)"):
@@ -399,7 +399,7 @@ def test_every_flipped_bit_is_found(tmp_path):
             decode_shard(path, SMALL)
 
 
-def test_every_truncation_is_found_unless_it_leaves_whole_records(tmp_path):
+def test_every_truncation_inside_a_record_is_found(tmp_path):
     path = tmp_path / "s"
     for size in range(len(TWO)):
         path.write_bytes(TWO[:size])
@@ -413,7 +413,7 @@ def test_every_truncation_is_found_unless_it_leaves_whole_records(tmp_path):
 
 @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(records(), st.lists(st.tuples(st.integers(0), st.integers(0, 255)), min_size=1, max_size=3))
-def test_a_writer_s_nonsense_behind_right_crcs_gives_an_error_or_protobuf_s_values(tmp_path, data, changes):
+def test_wrong_bytes_with_matching_crcs_give_an_error_or_the_values_of_protobuf(tmp_path, data, changes):
     octets = bytearray(data)
     for at, value in changes:
         octets[at % len(octets)] = value
@@ -426,7 +426,7 @@ def test_a_writer_s_nonsense_behind_right_crcs_gives_an_error_or_protobuf_s_valu
         assert videos == [oracle(data), oracle(bytes(octets))]
 
 
-def test_a_forged_length_claims_no_memory(tmp_path):
+def test_a_forged_length_allocates_no_memory(tmp_path):
     length = struct.pack("<Q", 1 << 60)
     (tmp_path / "s").write_bytes(length + mask(crc32c(length)) + b"xyz")
     for read in (lambda: decode_shard(tmp_path / "s", SMALL), lambda: count_records(tmp_path / "s")):

@@ -42,7 +42,7 @@ def test_an_exception_is_passed_on_and_the_processes_end():
     assert children(os.getpid()) == []
 
 
-def test_a_process_that_dies_is_said():
+def test_a_process_that_dies_is_reported():
     with pytest.raises(ChildProcessError, match="exit code 3"):
         list(map_in_order(os._exit, [3], 1))
 
@@ -55,13 +55,13 @@ def test_closing_early_leaves_no_process():
     assert children(os.getpid()) == []
 
 
-def test_what_a_job_prints_does_not_land_among_the_results():
+def test_what_a_job_prints_does_not_mix_with_the_results():
     assert list(map_in_order(print, ["said by a job", "and another"], 1)) == [None, None]
 
 
 @pytest.mark.fault
 def test_processes_end_when_their_parent_is_killed(fault_row):
-    """Nothing: the processes that decode for it end with it."""
+    """Nothing is lost: the processes that decode end with their parent."""
     code = "from data.cache.workers import map_in_order as map\n"
     code += "i = map(abs, [1, 2], 2); print(next(i), flush=True); input()"
     parent = subprocess.Popen(
