@@ -1,4 +1,4 @@
-"""A cluster as a user has it: `ray up` and `ray submit` over ssh, on three hosts out of namespaces
+"""A cluster as a user starts it: `ray up` and `ray submit` over ssh, on three hosts made of namespaces
 (tests/support/hosts.py)."""
 
 from collections.abc import Iterator
@@ -83,7 +83,7 @@ def test_nobody_gets_in_without_the_token(cluster: Launched) -> None:
 
 
 @pytest.mark.parametrize("port", [5000, 8265])
-def test_mlflow_and_the_dashboard_are_seen_by_the_head_alone(cluster: Launched, port: int) -> None:
+def test_only_the_head_reaches_mlflow_and_the_dashboard(cluster: Launched, port: int) -> None:
     connect = "(exec 3<> /dev/tcp/{}/{}) && echo open"
     assert "open" in cluster.head.run(connect.format("127.0.0.1", port))
     for host in (cluster.client, *cluster.workers):
@@ -95,7 +95,7 @@ def test_a_storage_of_one_host_alone_is_refused(cluster: Launched) -> None:
     assert f"{HOME}/own/" in printed and "is not the same folder on worker" in printed
     assert printed.endswith("code 2\n") and "Traceback" not in printed
     left = cluster.inside(cluster.head, HOME / "own" / "quickstart").iterdir()
-    assert not [path for path in left if path.is_dir()]  # no half-begun search
+    assert not [path for path in left if path.is_dir()]  # no search that has only half begun
 
 
 def test_ray_job_submit_works_too(cluster: Launched) -> None:

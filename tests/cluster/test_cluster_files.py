@@ -1,4 +1,4 @@
-"""The cluster files: Ray takes them, they end no other's Ray, nobody gets in, and their page promises what is there."""
+"""The cluster files: Ray accepts them, they stop no other user's Ray, nobody gets in, and their pages are right."""
 
 import os
 import re
@@ -34,7 +34,7 @@ def start_commands(name: str) -> list[list[str]]:
 
 
 def settings(name: str) -> dict[str, str]:
-    """What the file hands to clusters/setup.sh."""
+    """The settings that the file passes to clusters/setup.sh."""
     (command,) = cluster(name)["setup_commands"]
     (text,) = re.findall(r"<<'settings'\n(.*)^settings$", command, re.M | re.S)
     return {key: str(value) for key, value in yaml.safe_load(text).items()}
@@ -44,12 +44,12 @@ def settings(name: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_ray_takes_the_file(name: str) -> None:
+def test_ray_accepts_the_file(name: str) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     prepared = prepare_config(cluster(name))
     validate_config(prepared)
-    assert prepared["head_start_ray_commands"] == cluster(name)["head_start_ray_commands"]  # not Ray's own
+    assert prepared["head_start_ray_commands"] == cluster(name)["head_start_ray_commands"]  # not replaced by Ray's own
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -88,7 +88,7 @@ def test_the_gpus_of_the_clouds_are_spot_machines() -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_no_command_ends_a_ray_without_looking_whose_it_is(name: str) -> None:
+def test_no_command_stops_a_ray_without_checking_whose_it_is(name: str) -> None:
     assert "ray stop" not in yaml.safe_dump(cluster(name))
     for commands in start_commands(name):
         (start,) = [command for command in commands if "ray start" in command]
@@ -115,7 +115,7 @@ def raylet(tmp_path: Path) -> Iterator[Any]:
         process.wait()
 
 
-def test_only_our_own_ray_is_ended_and_another_one_is_told(raylet: Any, tmp_path: Path) -> None:
+def test_only_our_own_ray_is_stopped_and_another_one_is_reported(raylet: Any, tmp_path: Path) -> None:
     project = tmp_path / "video-tuner"
     shutil.copytree(CLUSTERS, project / "clusters")
     own, another, nobodys = raylet(str(project)), raylet(f"{project}-of-another"), raylet(None)
@@ -178,7 +178,7 @@ def set_up(home: Path, text: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_machine_is_set_up_once_and_its_shells_have_the_settings(tmp_path: Path) -> None:
-    (tmp_path / ".bashrc").write_text("return  # as many do where nobody types\n")
+    (tmp_path / ".bashrc").write_text("return  # as many of these files do in a shell that is not interactive\n")
     text = f"storage: s3://bucket/searches  # a comment\npython: {sys.executable}\n"
     assert (ran := set_up(tmp_path, text)).returncode == 0, ran.stderr
     own = tmp_path / ".video-tuner"
@@ -188,7 +188,7 @@ def test_a_machine_is_set_up_once_and_its_shells_have_the_settings(tmp_path: Pat
     assert set_up(tmp_path, text).returncode == 0
     assert (own / "auth_token").read_text() == token
     assert (tmp_path / ".bashrc").read_text() == (
-        ". ~/.video-tuner/environment\nreturn  # as many do where nobody types\n"
+        ". ~/.video-tuner/environment\nreturn  # as many of these files do in a shell that is not interactive\n"
     )
     # As the launcher runs a command.
     shell = subprocess.run(

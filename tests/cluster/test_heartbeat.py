@@ -1,4 +1,4 @@
-"""A head that is gone is noticed; one that answers, or is back soon, is left alone."""
+"""A head that is gone is noticed; a head that answers, or is soon back, is not reported."""
 
 import socket
 import threading
@@ -6,7 +6,7 @@ import threading
 from tuner.cluster.heartbeat import watch
 
 
-def test_a_head_that_is_gone_is_told_once() -> None:
+def test_a_head_that_is_gone_is_reported_once() -> None:
     gone = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as head:
         address = f"127.0.0.1:{head.getsockname()[1]}"
@@ -16,7 +16,7 @@ def test_a_head_that_is_gone_is_told_once() -> None:
             assert gone.wait(60)
 
 
-def test_a_head_that_was_gone_for_a_moment_is_none_that_is_gone() -> None:
+def test_a_head_that_was_gone_for_a_moment_is_not_reported() -> None:
     gone = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as head:
         port = head.getsockname()[1]
@@ -24,7 +24,7 @@ def test_a_head_that_was_gone_for_a_moment_is_none_that_is_gone() -> None:
         assert not gone.wait(1.5)
 
 
-def test_nothing_is_told_once_the_block_is_over() -> None:
+def test_nothing_is_reported_after_the_block() -> None:
     gone = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as head:
         address = f"127.0.0.1:{head.getsockname()[1]}"

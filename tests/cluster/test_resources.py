@@ -1,4 +1,4 @@
-"""What a trial holds of a cluster, by the table."""
+"""The resources that a trial holds on a cluster, in a table."""
 
 import math
 from typing import Any
@@ -23,10 +23,10 @@ def settled(nodes: list[tuple[float, float]], **config: Any) -> tuple[float, flo
 @pytest.mark.parametrize(
     "nodes, config, expected",
     [
-        # auto, without a GPU: a node is one trial's
+        # auto, without a GPU: one trial per node
         ([(2, 0)], {}, (0, 2, 1)),
         ([(8, 0), (8, 0)], {}, (0, 8, 2)),
-        ([(8, 0), (4, 0)], {}, (0, 4, 3)),  # the smallest node holds one too
+        ([(8, 0), (4, 0)], {}, (0, 4, 3)),  # the smallest node holds a trial too
         # auto, with GPUs: one each, and its share of the CPUs
         ([(32, 8)], {}, (1, 4, 8)),
         ([(16, 1), (16, 1)], {}, (1, 16, 2)),
@@ -44,13 +44,13 @@ def settled(nodes: list[tuple[float, float]], **config: Any) -> tuple[float, flo
         # several GPUs for a worker
         ([(16, 4)], {"gpu": 2}, (2, 8, 2)),
         ([(16, 5)], {"gpu": 2}, (2, 8, 2)),
-        # as told
+        # as given
         ([(8, 2)], {"gpu": 0}, (0, 8, 1)),
         ([(8, 2)], {"gpu": 0, "cpu": 1}, (0, 1, 8)),
-        ([(8, 2)], {"cpu": 1}, (1, 1, 2)),  # the GPUs are out first
+        ([(8, 2)], {"cpu": 1}, (1, 1, 2)),  # the GPUs are exhausted first
         ([(8, 0), (3, 0)], {"cpu": 2}, (0, 2, 5)),
         ([(4, 0), (1, 0)], {"cpu": 2}, (0, 2, 2)),  # one node is too small
-        # several workers a trial: trials that fit, spread over the nodes as it comes
+        # several workers per trial: the trials that fit, on any nodes
         ([(2, 0)], {"workers": 2}, (0, 1, 1)),
         ([(8, 0), (8, 0)], {"workers": 2}, (0, 8, 1)),
         ([(8, 0), (8, 0), (8, 0)], {"workers": 4}, (0, 4, 1)),
@@ -58,7 +58,7 @@ def settled(nodes: list[tuple[float, float]], **config: Any) -> tuple[float, flo
         ([(32, 8)], {"workers": 4}, (1, 4, 2)),
         ([(16, 3), (16, 3)], {"workers": 2}, (1, 5, 3)),
         ([(16, 1)], {"workers": 2, "gpu": 0.5}, (0.5, 8, 1)),
-        # elastic: as many trials as fit with all of their workers, or one with what there is
+        # elastic: as many trials as fit with all of their workers, or one with fewer
         ([(32, 8)], {"workers": ElasticConfig(min=1, max=4)}, (1, 4, 2)),
         ([(16, 3)], {"workers": ElasticConfig(min=2, max=4)}, (1, 5, 1)),
         ([(2, 0)], {"workers": ElasticConfig(min=1, max=4)}, (0, 1, 1)),
@@ -118,10 +118,10 @@ def test_what_is_planned_fits(cluster: list[Node], gpu: Any, cpu: Any, one: int,
     assert held.min_workers <= room and made.slots >= 1
     assert made.slots == 1 or made.slots * held.max_workers <= room
     assert held.cpu > 0
-    assert scaling(held).total_resources["CPU"] == held.cpu * held.max_workers  # Train takes it
+    assert scaling(held).total_resources["CPU"] == held.cpu * held.max_workers  # Train accepts it
 
 
-def test_what_train_is_asked_for() -> None:
+def test_what_train_requests() -> None:
     shared = scaling(Resources(gpu=0.5, cpu=2))
     assert (shared.num_workers, shared.use_gpu) == (1, True)
     assert shared.resources_per_worker == {"CPU": 2, "GPU": 0.5}
@@ -138,11 +138,11 @@ def test_the_backend_of_several_workers(gpu: float, workers: int, backend: str) 
     assert process_group(resources).backend == backend
 
 
-def test_a_lone_worker_has_no_process_group() -> None:
+def test_a_single_worker_has_no_process_group() -> None:
     assert process_group(Resources(gpu=1, cpu=1)).backend_cls is Backend
 
 
-def test_the_plan_is_told_in_a_line() -> None:
+def test_the_plan_is_described_in_a_line() -> None:
     told = [describe(plan(ResourcesConfig(), [Node(cpus=16, gpus=gpus)])) for gpus in (4, 0)]
     assert told == ["4 trials at a time, each with 1 GPU and 4 CPU", "1 trial at a time, each with 16 CPU"]
     told = [

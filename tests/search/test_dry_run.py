@@ -1,4 +1,4 @@
-"""`python tune.py --dry-run`: what is wrong is said before anything starts; nothing is trained."""
+"""`python tune.py --dry-run` prints what is wrong before anything starts, and trains nothing."""
 
 import gzip
 from contextlib import nullcontext
@@ -27,7 +27,7 @@ def left_behind(place: Workplace) -> set[str]:
     return {path.name for path in place.folder.iterdir()} - {"output.txt"}
 
 
-def test_a_sound_experiment_is_told_with_configurations_and_trains_nothing(workplace: Workplace) -> None:
+def test_a_valid_experiment_is_shown_with_configurations_and_trains_nothing(workplace: Workplace) -> None:
     code, printed = workplace.run("--dry-run")
     assert code == 0, printed
     assert "tiny is valid at all 2 corners of its space, 2 parameters" in printed
@@ -55,7 +55,7 @@ def test_a_sound_experiment_is_told_with_configurations_and_trains_nothing(workp
     ],
     ids=["unknown keys", "no shard"],
 )
-def test_a_mistake_is_told_in_a_sentence_each_and_exit_code_2(
+def test_each_mistake_is_one_sentence_and_the_exit_code_is_2(
     workplace: Workplace, arguments: tuple[str, ...], sentences: tuple[str, ...]
 ) -> None:
     code, printed = workplace.run("--dry-run", *arguments)
@@ -69,7 +69,7 @@ def test_a_mistake_is_told_in_a_sentence_each_and_exit_code_2(
 
 
 class Here:
-    """A dry run in this process: its lines, or its mistake."""
+    """A dry run in this process: its lines, or its error."""
 
     def __init__(self, place: Workplace, capfd: pytest.CaptureFixture[str]) -> None:
         self.place, self.capfd = place, capfd
@@ -87,7 +87,7 @@ def here(workplace: Workplace, capfd: pytest.CaptureFixture[str]) -> Here:
     return Here(workplace, capfd)
 
 
-def test_a_feature_of_another_width_is_told_with_its_record(here: Here) -> None:
+def test_a_feature_of_another_width_is_reported_with_its_record(here: Here) -> None:
     here.run()  # writes the shards
     overrides = ("data.sample=null", "data.features={mean_rgb: 31, mean_audio: 8}")
     with pytest.raises(Exception, match=r"train0000\.tfrecord: record at byte 0.*mean_rgb.*32.*31") as told:
@@ -95,7 +95,7 @@ def test_a_feature_of_another_width_is_told_with_its_record(here: Here) -> None:
     assert type(told.value).__name__ == "ShardError"
 
 
-def test_a_damaged_first_shard_is_told(here: Here) -> None:
+def test_a_damaged_first_shard_is_reported(here: Here) -> None:
     here.run()
     shard = here.place.folder / "shards" / "train0000.tfrecord"
     content = bytearray(shard.read_bytes())
@@ -105,7 +105,7 @@ def test_a_damaged_first_shard_is_told(here: Here) -> None:
         here.run("data.sample=null")
 
 
-def test_what_cmaes_leaves_to_chance_is_said(here: Here) -> None:
+def test_what_cmaes_draws_at_random_is_printed(here: Here) -> None:
     change(here.place, "training:", "loss: {l2: {choice: [0, {loguniform: [1, 100]}]}}\n    training:")
     printed = here.run("search.sampler.kind=cmaes")
     assert "cmaes draws loss.l2 at random: it models numbers only, and this is a choice\n" in printed
@@ -120,7 +120,7 @@ def test_every_sampler_shows_what_it_would_try(here: Here, sampler: str) -> None
     assert len(rows) == len(set(rows)) == 8  # of the twelve
 
 
-def test_what_no_machine_can_hold_is_told(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resources_that_no_machine_has_are_reported(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"a worker needs 4096 CPUs and 0 GPUs, but no node of the cluster can hold"):
         here.run("resources.cpu=4096", "resources.gpu=0")
 
@@ -136,7 +136,7 @@ def test_a_running_cluster_is_asked_for_its_nodes(here: Here, monkeypatch: pytes
     assert "8 trials at a time, each with 1 GPU and 4 CPU" in here.capfd.readouterr().out
 
 
-def test_what_an_autoscaler_may_start_counts_as_there(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nodes_that_an_autoscaler_may_start_count(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     joined = Attempt(cluster="session", job="01", scratch=None)
     monkeypatch.setattr(connection, "connect", lambda address: nullcontext(joined))
     monkeypatch.setattr(nodes, "alive", lambda: [Node(cpus=4, gpus=0)])
@@ -148,7 +148,7 @@ def test_what_an_autoscaler_may_start_counts_as_there(here: Here, monkeypatch: p
     assert "6 trials at a time, each with 1 GPU and 8 CPU" in here.capfd.readouterr().out
 
 
-def test_a_vocabulary_that_is_none_is_told(here: Here) -> None:
+def test_a_damaged_vocabulary_is_reported(here: Here) -> None:
     with pytest.raises(ConfigError, match=r"names\.csv"):
         here.run("data.vocabulary=names.csv")
     assert not Path(here.place.folder / "storage").exists()

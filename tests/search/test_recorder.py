@@ -1,4 +1,4 @@
-"""What trials do goes into the journal, then to MLflow, then onto the screen: each epoch once, each end once."""
+"""What trials do is recorded in the journal, then in MLflow, then on the screen: each epoch once, each end once."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ ID = "s-0000"
 
 
 class Noted:
-    """Takes the place of the tracker and of the console: notes what it is told, in order."""
+    """Stands for the tracker and the console: records the calls in their order."""
 
     def __init__(self, name: str, told: list[Any]) -> None:
         self.name, self.told = name, told
@@ -109,12 +109,12 @@ def test_an_actor_that_starts_again_is_the_same_trial(driver: Driver) -> None:
     assert driver.methods() == [("mlflow", "start_trial"), ("screen", "trial_started")]
 
 
-def test_epochs_told_once_more_are_journaled_and_shown_once(driver: Driver) -> None:
+def test_epochs_reported_again_are_journaled_and_shown_once(driver: Driver) -> None:
     driver.start()
     driver.hear(1)
     driver.hear(2)
     driver.told.clear()
-    driver.hear(3, history=[0.1, 0.2, 0.3])  # the driver had not heard of the third
+    driver.hear(3, history=[0.1, 0.2, 0.3])  # the driver had not received the third
     assert list(driver.history.reports) == [1, 2, 3]
     assert [told[3] for told in driver.told if told[1] == "trial_reported"] == [3]
     assert [told[3] for told in driver.told if told[1] == "trial_resumed"] == [3]
@@ -122,7 +122,7 @@ def test_epochs_told_once_more_are_journaled_and_shown_once(driver: Driver) -> N
     assert [line["epoch"] for line in lines if line["type"] == "resumed"] == [3]
 
 
-def test_mlflow_hears_of_epochs_that_a_killed_driver_only_journaled(driver: Driver, directory: Path) -> None:
+def test_mlflow_gets_the_epochs_that_a_killed_driver_only_journaled(driver: Driver, directory: Path) -> None:
     driver.start()
     driver.hear(1)
     driver.journal.close()
@@ -134,7 +134,7 @@ def test_mlflow_hears_of_epochs_that_a_killed_driver_only_journaled(driver: Driv
     resumed.journal.close()
 
 
-def test_a_trial_that_ends_by_itself_is_finished(driver: Driver) -> None:
+def test_a_trial_that_completes_is_finished(driver: Driver) -> None:
     driver.start()
     driver.hear(1)
     driver.complete()
@@ -142,7 +142,7 @@ def test_a_trial_that_ends_by_itself_is_finished(driver: Driver) -> None:
     assert driver.methods()[-2:] == [("mlflow", "finish_trial"), ("screen", "trial_ended")]
 
 
-def test_a_trial_says_who_stopped_it(driver: Driver) -> None:
+def test_a_trial_records_what_stopped_it(driver: Driver) -> None:
     driver.start()
     driver.hear(1)
     driver.scheduler.stopped.add(ID)
@@ -176,7 +176,7 @@ def test_an_interrupted_search_ends_no_trial(driver: Driver, end: str) -> None:
     driver.hear(1)
     driver.stop._interrupted.set()
     driver.complete() if end == "complete" else driver.recorder.on_trial_error(0, [], driver.trial)
-    assert driver.history.status == "running"  # a resume goes on with it
+    assert driver.history.status == "running"  # a resume continues it
 
 
 def test_a_fatal_error_ends_the_search_and_fails_no_trial(driver: Driver) -> None:
@@ -197,10 +197,10 @@ def test_a_journal_that_cannot_be_written_ends_the_search(driver: Driver, monkey
     result = {"epoch": 1, "epochs": 2, "gap": 0.5, "tags": {}}
     driver.recorder.on_trial_result(0, [], driver.trial, result)
     assert driver.stop.interrupted and "No space" in (driver.stop.fatal_error or "")
-    assert driver.told == []  # MLflow and the screen know nothing that the journal does not
+    assert driver.told == []  # MLflow and the screen get nothing that the journal does not have
 
 
-def test_a_damaged_checkpoint_is_said(driver: Driver) -> None:
+def test_a_damaged_checkpoint_is_printed(driver: Driver) -> None:
     driver.start()
     result = {
         "epoch": 1,

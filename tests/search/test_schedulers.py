@@ -1,4 +1,4 @@
-"""Who is stopped early, and that a search which was cut anywhere and resumed stops the same trials."""
+"""Which trials are stopped early, and that a search which was cut anywhere and resumed stops the same ones."""
 
 import copy
 from collections.abc import Iterator
@@ -22,14 +22,14 @@ Report = tuple[int, float]  # trial number, the GAP of its next epoch
 
 
 class Trial:
-    """As much of Tune's trial as a scheduler looks at; two are never the same, as with Tune's own."""
+    """The part of Tune's trial that a scheduler reads; no two are equal, as with Tune's own."""
 
     def __init__(self, name: str, id: str) -> None:
         self.trial_id, self.config = name, {"trial_id": id}
 
 
 class Search:
-    """A search as its driver lives it: Tune asks the scheduler about every epoch, then the journal notes it."""
+    """A search on its driver: Tune asks the scheduler about every epoch, then the journal records it."""
 
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
@@ -39,7 +39,7 @@ class Search:
         self.drive()
 
     def drive(self) -> None:
-        """A driver starts: it knows what the journal says, and Tune's trials have new names."""
+        """Start a driver: it knows what is in the journal, and Tune's trials have new names."""
         self.drivers += 1
         self.history = copy.deepcopy(self.history)
         self.scheduler = ReplayingScheduler(self.config, self.history, EPOCHS)
@@ -52,7 +52,7 @@ class Search:
         self.scheduler.on_trial_add(None, self.running[number])
 
     def report(self, number: int, gap: float) -> str:
-        """The next epoch of a trial, which starts where it is new; returns the decision."""
+        """Report the next epoch of a trial, which starts if it is new; returns the decision."""
         id = f"s-{number}"
         if id not in self.history.trials:
             self.history.trials[id] = TrialHistory(number=number, id=id, values={}, sampler_state={})
@@ -69,7 +69,7 @@ class Search:
         return decision
 
     def repeat(self, number: int) -> str:
-        """What a trial says first after its worker died: all of its epochs once more."""
+        """Report what a trial reports first after its worker died: all of its epochs again."""
         trial = self.history.trials[f"s-{number}"]
         history = [{"epoch": epoch, **trial.reports[epoch]} for epoch in sorted(trial.reports)]
         result = {"epoch": len(history), "epochs": EPOCHS, **history[-1], "history": history}
@@ -107,17 +107,17 @@ def test_a_search_that_was_cut_anywhere_decides_as_the_uninterrupted_one(
 @pytest.mark.parametrize("config", [ASHA, MEDIAN, NONE], ids=lambda config: config.kind)
 @settings(max_examples=60, deadline=None)
 @given(stream=streams)
-def test_epochs_told_once_more_change_no_later_decision(config: SchedulerConfig, stream: list[Report]) -> None:
+def test_epochs_reported_again_change_no_later_decision(config: SchedulerConfig, stream: list[Report]) -> None:
     plain, repeating = Search(config), Search(config)
     for number, gap in stream:
         if plain.is_over(number):
             continue
         if number in repeating.running and repeating.repeat(number) == TrialScheduler.STOP:
-            return  # others have come past it meanwhile: it may be stopped now
+            return  # others are better meanwhile: it may be stopped now
         assert repeating.report(number, gap) == plain.report(number, gap)
 
 
-def test_asha_stops_whoever_is_not_in_the_best_third_of_a_rung() -> None:
+def test_asha_stops_a_trial_that_is_not_in_the_best_third_of_a_rung() -> None:
     search = Search(ASHA)
     for number, gap in enumerate((0.9, 0.8, 0.7, 0.6)):
         decision = search.report(number, gap)
@@ -126,7 +126,7 @@ def test_asha_stops_whoever_is_not_in_the_best_third_of_a_rung() -> None:
     assert search.report(4, 0.95) == TrialScheduler.CONTINUE
 
 
-def test_asha_looks_at_the_rungs_of_epochs_alone() -> None:
+def test_asha_decides_only_at_its_rungs() -> None:
     search = Search(ASHA)
     for _ in range(EPOCHS):
         search.report(0, 0.9)
@@ -136,7 +136,7 @@ def test_asha_looks_at_the_rungs_of_epochs_alone() -> None:
 
 
 @pytest.mark.parametrize("config", [ASHA, MEDIAN], ids=lambda config: config.kind)
-def test_the_last_epoch_stops_nobody(config: SchedulerConfig) -> None:
+def test_the_last_epoch_stops_no_trial(config: SchedulerConfig) -> None:
     search = Search(config)
     for number in range(4):
         for _ in range(EPOCHS):
@@ -146,7 +146,7 @@ def test_the_last_epoch_stops_nobody(config: SchedulerConfig) -> None:
     assert search.scheduler.stopped == set()
 
 
-def test_asha_leaves_a_trial_of_fewer_epochs_to_end_by_itself() -> None:
+def test_asha_lets_a_trial_of_fewer_epochs_complete() -> None:
     search = Search(ASHA)
     for _ in range(EPOCHS):
         search.report(0, 0.9)
@@ -158,12 +158,12 @@ def test_asha_leaves_a_trial_of_fewer_epochs_to_end_by_itself() -> None:
         assert search.scheduler.on_trial_result(None, trial, result) == TrialScheduler.CONTINUE
 
 
-def test_median_stops_whose_best_is_below_the_others_average() -> None:
+def test_median_stops_a_trial_whose_best_is_below_the_average_of_the_others() -> None:
     search = Search(MEDIAN)
     for number, gap in enumerate((0.4, 0.5, 0.6)):
         for _ in range(3):
             assert search.report(number, gap) == TrialScheduler.CONTINUE
-    assert search.report(3, 0.1) == TrialScheduler.CONTINUE  # everyone gets `grace` epochs
+    assert search.report(3, 0.1) == TrialScheduler.CONTINUE  # every trial trains `grace` epochs
     assert search.report(3, 0.2) == TrialScheduler.STOP
     assert search.report(4, 0.1) == TrialScheduler.CONTINUE
     assert search.report(4, 0.55) == TrialScheduler.CONTINUE
@@ -177,7 +177,7 @@ def test_median_waits_for_three_others() -> None:
             assert search.report(number, gap) == TrialScheduler.CONTINUE
 
 
-def test_no_scheduler_stops_nobody() -> None:
+def test_no_scheduler_stops_no_trial() -> None:
     assert {decision for _, _, decision in decisions(NONE, [(n % 4, 1 / (1 + n)) for n in range(36)])} == {"CONTINUE"}
 
 

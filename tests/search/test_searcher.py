@@ -1,4 +1,4 @@
-"""What is tried next: on the disk before anyone hears of it, and the same after a resume as without one."""
+"""Suggestions: each is on the disk before anyone uses it, and a resume changes none of them."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -45,13 +45,13 @@ def experiment_of(folder: Path, sampler: str, text: str = CONTINUOUS, trials: in
 
 
 def score(values: dict[str, Any]) -> float:
-    """A landscape to climb."""
+    """A score with one maximum."""
     dropout, rate, l2 = values["model.dropout"], values["optimizer.learning_rate"], values.get("loss.l2.loguniform", 30)
     return 0.9 - (dropout - 0.25) ** 2 - (rate - 0.02) ** 2 - (l2 - 10) ** 2 / 1e4
 
 
 class Driver:
-    """Tune, as far as a searcher sees it: one trial at a time, each of one epoch."""
+    """Calls a searcher as Tune does: one trial at a time, each of one epoch."""
 
     def __init__(self, directory: Path, experiment: Experiment, concurrency: int = 1) -> None:
         self.journal = Journal(directory)
@@ -72,7 +72,7 @@ class Driver:
         return self.journal.search.trials
 
     def ask(self) -> tuple[str, Any]:
-        """Tune's name for the next trial, and its configuration."""
+        """Tune's id of the next trial, and its configuration."""
         self.asked += 1
         return f"tune-{self.asked}", self.searcher.suggest(f"tune-{self.asked}")
 
@@ -88,7 +88,7 @@ class Driver:
         self.journal.append("failed", id=asked["trial_id"], error="it broke")
 
     def run(self) -> list[dict[str, Any]]:
-        """All trials that are due."""
+        """Run all trials that remain; returns their configurations."""
         done = []
         while (asked := self.ask())[1] != Searcher.FINISHED:
             self.finish(*asked)
@@ -104,7 +104,7 @@ Drive = Callable[..., Driver]
 
 @pytest.fixture
 def drive() -> Iterator[Drive]:
-    """Drivers that let go of their journals in the end."""
+    """Starts drivers; their journals are closed after the test."""
     drivers: list[Driver] = []
 
     def start(directory: Path, experiment: Experiment, concurrency: int = 1) -> Driver:
@@ -123,7 +123,7 @@ def driver(drive: Drive, tmp_path: Path) -> Driver:
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """A search that nothing interrupted."""
+    """A search that was not interrupted."""
 
     directory: Path
     experiment: Experiment
@@ -135,7 +135,7 @@ Run = Callable[..., Whole]
 
 @pytest.fixture(scope="module")
 def run_whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The search of a sampler over a space, run once for all tests; only to be read."""
+    """Runs the search of a sampler over a space once for all tests, which only read it."""
 
     @cache
     def run(sampler: str, text: str = CONTINUOUS) -> Whole:
@@ -149,7 +149,7 @@ def run_whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def prefixes(directory: Path, target: Path, kind: str) -> Iterator[Path]:
-    """The journal as it stood before each entry of that kind: where a driver may have died."""
+    """The journal as it was before each entry of that kind, as if the driver had been killed there."""
     lines = (directory / "journal.jsonl").read_text().splitlines(keepends=True)
     for end, line in enumerate(lines):
         if json.loads(line)["type"] == kind:
@@ -173,13 +173,13 @@ def test_a_search_cut_anywhere_makes_the_suggestions_of_the_uninterrupted_one(
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("kind", ["report", "finished"])
-def test_a_search_cut_within_a_trial_goes_on_as_the_uninterrupted_one(
+def test_a_search_cut_within_a_trial_continues_as_the_uninterrupted_one(
     drive: Drive, run_whole: Run, tmp_path: Path, sampler: str, kind: str
 ) -> None:
     whole = run_whole(sampler)
     *_, cut, _, _ = prefixes(whole.directory, tmp_path, kind)
     resumed = drive(cut, whole.experiment)
-    assert resumed.run() == whole.suggested[-3:]  # the one that was cut off comes first, as it was
+    assert resumed.run() == whole.suggested[-3:]  # the interrupted trial comes first, unchanged
     assert [trial.values for trial in resumed.trials.values()] == [asked["values"] for asked in whole.suggested]
 
 
@@ -189,7 +189,7 @@ def test_nothing_is_suggested_twice(run_whole: Run, sampler: str) -> None:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_several_at_a_time_are_not_the_same_either(drive: Drive, tmp_path: Path, sampler: str) -> None:
+def test_no_two_of_several_at_a_time_are_the_same(drive: Drive, tmp_path: Path, sampler: str) -> None:
     made = drive(tmp_path / "search", experiment_of(tmp_path, sampler, trials=12), concurrency=4)
     running = [made.ask() for _ in range(4)]
     for _ in range(8):
@@ -199,7 +199,7 @@ def test_several_at_a_time_are_not_the_same_either(drive: Drive, tmp_path: Path,
 
 
 @pytest.mark.parametrize("text", [CONTINUOUS, CONDITIONAL], ids=["continuous", "conditional"])
-def test_a_search_longer_than_tpe_looks_back_goes_on_the_same(
+def test_a_search_longer_than_the_history_of_tpe_is_resumed_the_same(
     drive: Drive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     monkeypatch.setattr(recent_tpe, "HISTORY", 4)
@@ -228,7 +228,7 @@ def test_trial_0_is_the_untuned_model(drive: Drive, tmp_path: Path, sampler: str
     assert asked["values"]["model.dropout"] == 0.3 and asked["number"] == 0
 
 
-def test_a_suggestion_is_on_the_disk_before_anyone_hears_of_it(driver: Driver) -> None:
+def test_a_suggestion_is_on_the_disk_before_it_is_returned(driver: Driver) -> None:
     for _ in range(3):
         name, asked = driver.ask()
         on_disk = journal.read(driver.journal.directory).trials[asked["trial_id"]]
@@ -245,7 +245,7 @@ def test_a_driver_that_cannot_write_suggests_nothing(driver: Driver, monkeypatch
         driver.ask()
 
 
-def test_unfinished_trials_come_first_as_who_they_were(drive: Drive, tmp_path: Path) -> None:
+def test_unfinished_trials_come_first_with_their_numbers_and_ids(drive: Drive, tmp_path: Path) -> None:
     experiment = experiment_of(tmp_path, "tpe", trials=6)
     first = drive(tmp_path / "search", experiment, concurrency=4)
     asked = [first.ask() for _ in range(4)]
@@ -291,7 +291,7 @@ def test_the_score_is_the_best_epoch(driver: Driver) -> None:
     assert driver.study.trials[0].value == driver.trials[asked["trial_id"]].score == 0.7
 
 
-def test_where_there_is_no_room_nothing_is_suggested(drive: Drive, tmp_path: Path) -> None:
+def test_nothing_is_suggested_beyond_the_concurrency(drive: Drive, tmp_path: Path) -> None:
     driver = drive(tmp_path / "search", experiment_of(tmp_path, "tpe", trials=6), concurrency=2)
     first, second, none = (driver.ask() for _ in range(3))
     assert none[1] is None and len(driver.trials) == 2
@@ -324,7 +324,7 @@ def test_what_was_planned_is_suggested_and_then_no_more(driver: Driver) -> None:
     assert len(driver.trials) == 4
 
 
-def test_an_extended_search_goes_on_where_a_longer_one_would_be(drive: Drive, tmp_path: Path) -> None:
+def test_an_extended_search_makes_the_suggestions_of_a_longer_one(drive: Drive, tmp_path: Path) -> None:
     longer = drive(tmp_path / "longer", experiment_of(tmp_path, "tpe", trials=14))
     expected = [asked["values"] for asked in longer.run()]
     experiment = experiment_of(tmp_path, "tpe", trials=11)
@@ -338,7 +338,7 @@ def test_an_extended_search_goes_on_where_a_longer_one_would_be(drive: Drive, tm
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_conditional_parameters_come_with_their_branch_alone(run_whole: Run, sampler: str) -> None:
+def test_conditional_parameters_come_only_with_their_branch(run_whole: Run, sampler: str) -> None:
     whole = run_whole(sampler, CONDITIONAL)
     branches = set()
     for asked in whole.suggested:
@@ -366,7 +366,7 @@ experiments:
 """
 
 
-def test_a_grid_is_tried_once_also_over_a_resume(tmp_path: Path) -> None:
+def test_a_grid_is_tried_once_even_with_a_resume(tmp_path: Path) -> None:
     (tmp_path / "experiments.yaml").write_text(GRID)
     experiment = config.load(tmp_path / "experiments.yaml", "tiny")
     assert experiment.search.trials == 4

@@ -1,4 +1,4 @@
-"""When a whole search ends before its last planned trial."""
+"""When a search ends before its last planned trial."""
 
 import signal
 from dataclasses import replace
@@ -25,7 +25,7 @@ experiments:
 
 
 class Clock:
-    """Time that a test moves."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -66,7 +66,7 @@ def test_nothing_ends_a_search_that_has_no_rule(experiment: Experiment, clock: C
     rule = StopRule(experiment, search_of(0.5, 0.4, 0.3))
     clock.now += 10**9
     assert not rule.stop_all() and rule.reason is None
-    assert not rule("t0", {"gap": 0.0})  # single trials are the scheduler's
+    assert not rule("t0", {"gap": 0.0})  # the scheduler stops single trials
 
 
 def test_the_time_budget_ends_a_search(experiment: Experiment, clock: Clock) -> None:
@@ -86,7 +86,7 @@ def test_a_resumed_search_has_its_whole_time_budget(experiment: Experiment, cloc
     assert not rule.stop_all()
 
 
-def test_a_search_that_is_over_stays_over_for_its_first_reason(experiment: Experiment, clock: Clock) -> None:
+def test_a_search_that_has_ended_keeps_its_first_reason(experiment: Experiment, clock: Clock) -> None:
     search = search_of(None, None)
     rule = StopRule(with_search(experiment, time_budget=60.0, failures=FailuresConfig(per_search=1)), search)
     assert rule.stop_all()
@@ -105,7 +105,7 @@ def test_more_failures_than_allowed_end_a_search(experiment: Experiment, scores:
 @pytest.mark.parametrize(
     "scores, min_gain, ends",
     [
-        ((0.5,), 0.0, False),  # nothing to compare with
+        ((0.5,), 0.0, False),  # nothing to compare to
         ((0.5, 0.4, 0.3), 0.0, False),  # only two since the best
         ((0.5, 0.4, 0.3, 0.2), 0.0, True),
         ((0.5, 0.4, 0.3, 0.6), 0.0, False),
@@ -123,7 +123,7 @@ def test_a_plateau_ends_a_search(experiment: Experiment, scores: Any, min_gain: 
     assert rule.reason == ("plateau" if ends else None)
 
 
-def test_trials_that_run_are_no_part_of_a_plateau(experiment: Experiment) -> None:
+def test_running_trials_do_not_count_for_a_plateau(experiment: Experiment) -> None:
     search = search_of(0.5, 0.4, 0.4, 0.4)
     search.trials["t3"].status = "running"
     assert not StopRule(with_search(experiment, plateau=PlateauConfig(trials=3)), search).stop_all()
@@ -142,7 +142,7 @@ def test_a_signal_ends_the_search_and_a_second_one_the_program(experiment: Exper
     assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_sigterm_is_as_good_as_ctrl_c_before_and_after_the_trials() -> None:
+def test_sigterm_does_what_ctrl_c_does_before_and_after_the_trials() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), sigterm_as_interrupt():
         signal.raise_signal(signal.SIGTERM)
@@ -156,9 +156,7 @@ def test_a_fatal_error_ends_the_search_as_a_signal_does_and_the_first_is_kept(ex
     assert rule.stop_all() and rule.interrupted and rule.fatal_error == "no room" and rule.reason is None
 
 
-def test_the_wall_clock_counts_for_nothing(
-    experiment: Experiment, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_wall_clock_does_not_matter(experiment: Experiment, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     rule = StopRule(with_search(experiment, time_budget=60.0), search_of())
     for jump in (-1e6, 1e9):
         monkeypatch.setattr("time.time", lambda jump=jump: 1.7e9 + jump)

@@ -1,7 +1,7 @@
 """Contract: what tuner/workers/ray_internals.py uses of Ray is still there. Each failure names the hook. No Ray starts.
 
-That the hooks also do their work is tested with a real Ray: tests/workers/test_connection.py (`private_ray`,
-`use_token`), tests/workers/test_placement.py (`placement_groups`, `is_dead`, `remove_group`), and the fault tests
+That the hooks also do their work is tested with a real Ray: tests/workers/test_private_ray.py (`private_ray`,
+`placement_groups`, `is_dead`, `remove_group`), tests/cluster (`use_token`), and the fault tests
 (`Trainer`, `root_cause`, `fail_worker`).
 """
 

@@ -1,4 +1,4 @@
-"""All that a trial reports is heard before it ends."""
+"""Tune receives all reports of a trial before the trial ends."""
 
 import queue
 import threading
@@ -13,7 +13,7 @@ EPOCHS: list[dict[str, Any]] = [{"epoch": epoch} for epoch in range(1, 6)]
 
 
 class Train:
-    """A controller that hands on its reports and ends at once, with an error or without."""
+    """A controller that passes on its reports and ends at once, with an error or without."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.reports: queue.Queue[Any] = queue.Queue(1)
@@ -28,12 +28,12 @@ class Train:
             raise self._error
 
 
-def test_the_last_report_of_a_trial_is_heard_however_late_one_listens() -> None:
+def test_the_last_report_of_a_trial_arrives_however_late_it_is_read() -> None:
     train, heard = Train(), []
 
     def report(metrics: dict[str, Any]) -> None:
         if metrics["epoch"] == len(EPOCHS) - 1:
-            assert train.ended.wait(10)  # Train is over, and its last report still in the queue
+            assert train.ended.wait(10)  # Train has ended, and its last report is still in the queue
             time.sleep(0.2)
         heard.append(metrics)
 

@@ -1,4 +1,4 @@
-"""Who trains next on one machine's CPUs, settled by locks on files."""
+"""Which worker trains next on the CPUs of one machine, decided by locks on files."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ LONG = 20 * slots.POLL
 
 
 class Worker(threading.Thread):
-    """A trial's worker, which trains until it is told to end."""
+    """A trial's worker, which trains until `end` is set."""
 
     def __init__(self, number: int, of: int) -> None:
         super().__init__(daemon=True)
@@ -59,14 +59,16 @@ def test_one_slot_is_taken_in_the_order_of_the_trials() -> None:
         first.end.set()
         assert second.trains.wait(10)
         second.end.set()
-        again = Worker(10, of=1)  # a worker that died comes again; its trial has begun, and keeps nobody waiting
+        again = Worker(
+            10, of=1
+        )  # a worker that starts again: its trial has begun, and no other waits for it
         third = Worker(12, of=1)
         again.end.set()
         third.end.set()
         assert again.trains.wait(10) and third.trains.wait(10)
 
 
-def test_of_several_slots_those_are_kept_that_earlier_trials_come_for() -> None:
+def test_of_several_slots_those_are_kept_free_that_earlier_trials_need() -> None:
     with slots.starting(SEARCH, 0):
         with slots.starting(SEARCH, 1):
             last = Worker(2, of=2)
@@ -82,7 +84,7 @@ def test_of_several_slots_those_are_kept_that_earlier_trials_come_for() -> None:
         worker.join()
 
 
-def test_nobody_waits_for_a_trial_whose_actor_was_killed() -> None:
+def test_no_worker_waits_for_a_trial_whose_actor_was_killed() -> None:
     with subprocess.Popen([sys.executable, "-c", ACTOR], cwd=PROJECT, stdout=subprocess.PIPE, text=True) as actor:
         assert actor.stdout is not None and actor.stdout.readline() == "starting\n"
         worker = Worker(1, of=1)

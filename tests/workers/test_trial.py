@@ -1,4 +1,4 @@
-"""The worker's side of a search, through its seam: what Ray calls, minus Ray."""
+"""What a worker does in a trial, called as Ray calls it, without Ray."""
 
 import pickle
 import subprocess
@@ -39,7 +39,7 @@ def job(finished_search: FinishedSearch) -> Job:
 
 
 def reports(job: Job, *checkpoints: Path) -> list[Report]:
-    """All that a trial tells, that finds these checkpoints, newest first."""
+    """All reports of a trial that finds these checkpoints, newest first."""
     told: list[Report] = []
     run(job, device=CPU, checkpoints=checkpoints, report=lambda metrics, save, keep: told.append((metrics, save)))
     return told
@@ -62,7 +62,7 @@ def test_every_epoch_is_reported_with_its_metrics_and_place(job: Job) -> None:
         assert not {"history", "error"} & metrics.keys()
 
 
-def test_a_report_brings_the_checkpoint_of_its_epoch(job: Job, tmp_path: Path) -> None:
+def test_a_report_comes_with_the_checkpoint_of_its_epoch(job: Job, tmp_path: Path) -> None:
     saved = []
 
     def keep(metrics: dict[str, Any], save: Callable[[Path], None] | None, names: Sequence[str]) -> None:
@@ -77,7 +77,7 @@ def test_a_report_brings_the_checkpoint_of_its_epoch(job: Job, tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-0001", "epoch-0002"]
 
 
-def test_a_resumed_trial_first_tells_all_of_its_epochs_once_more(job: Job, tmp_path: Path) -> None:
+def test_a_resumed_trial_first_reports_all_of_its_epochs_again(job: Job, tmp_path: Path) -> None:
     whole = []
 
     def keep(metrics: dict[str, Any], save: Callable[[Path], None] | None, names: Sequence[str]) -> None:
@@ -87,13 +87,13 @@ def test_a_resumed_trial_first_tells_all_of_its_epochs_once_more(job: Job, tmp_p
 
     run(job, device=CPU, checkpoints=(), report=keep)
     (again, save), (second, _) = reports(job, tmp_path / "one")
-    assert save is None  # its checkpoint is there
+    assert save is None  # its checkpoint exists
     assert [numbers(epoch) for epoch in again["history"]] == [numbers(whole[0])]
     assert (again["epoch"], again["epochs"]) == (1, 2)
     assert numbers(second) == numbers(whole[1]) and "history" not in second
 
 
-def test_a_trial_that_had_ended_tells_its_epochs_and_trains_no_more(job: Job, tmp_path: Path) -> None:
+def test_a_trial_that_had_ended_reports_its_epochs_and_trains_no_more(job: Job, tmp_path: Path) -> None:
     *_, (_, save) = reports(job)
     assert save is not None
     save(tmp_path / "last")
@@ -102,7 +102,7 @@ def test_a_trial_that_had_ended_tells_its_epochs_and_trains_no_more(job: Job, tm
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[:-9], lambda content: content[:50] + b"?" + content[51:]])
-def test_of_a_damaged_checkpoint_the_one_before_is_used_and_that_is_said(
+def test_instead_of_a_damaged_checkpoint_the_one_before_is_used_with_a_note(
     job: Job, tmp_path: Path, damage: Callable[[bytes], bytes]
 ) -> None:
     for metrics, save in (told := reports(job)):
@@ -134,14 +134,14 @@ def test_the_best_epoch_s_checkpoint_and_the_last_two_are_kept() -> None:
     assert set(kept(history[:2])) == {"epoch-0003", "epoch-0004"}
 
 
-def test_want_of_memory_is_told_and_ends_the_trial(job: Job) -> None:
+def test_too_little_memory_is_reported_and_ends_the_trial(job: Job) -> None:
     huge = replace(job, trial=replace(job.trial, model=replace(job.trial.model, hidden=10**10)))
     ((error, save),) = reports(huge)
     assert error["error"].startswith("TrialOutOfMemory: not enough memory on ") and save is None
     assert "a smaller batch or a smaller model needs less" in error["error"]
 
 
-def test_a_loss_that_diverges_is_told_and_ends_the_trial(job: Job) -> None:
+def test_a_loss_that_diverges_is_reported_and_ends_the_trial(job: Job) -> None:
     ((error, save),) = reports(with_learning_rate(job, 1e38))
     assert error.keys() == {"error"} and save is None
     assert error["error"].startswith("TrialDiverged: the loss is not finite in epoch 1 by step 2")
@@ -173,7 +173,7 @@ def test_other_shards_than_the_search_began_with_are_not_trained_on(
     assert "the data has changed since the search began" in told["fatal"] and "1 shards" in told["fatal"]
 
 
-def test_shards_that_have_vanished_are_not_missed_where_they_are_decoded(job: Job, tmp_path: Path) -> None:
+def test_missing_shards_are_not_needed_where_they_are_decoded(job: Job, tmp_path: Path) -> None:
     told = reports(replace(job, data=replace(job.data, train=f"{tmp_path}/gone*.tfrecord")))
     assert [metrics["epoch"] for metrics, _ in told] == [1, 2]
 
@@ -191,7 +191,7 @@ def test_a_full_disk_is_a_fatal_error(job: Job, tmp_path: Path) -> None:
     assert "/storage/epoch-0001: cannot be written, the disk is full" in fatal["fatal"]
 
 
-def test_a_checkpoint_of_other_settings_is_told_and_ends_the_trial(job: Job, tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_settings_is_reported_and_ends_the_trial(job: Job, tmp_path: Path) -> None:
     (_, save), _ = reports(job)
     assert save is not None
     save(tmp_path / "one")
@@ -199,7 +199,7 @@ def test_a_checkpoint_of_other_settings_is_told_and_ends_the_trial(job: Job, tmp
     assert error["error"].startswith("CheckpointError: ") and "optimizer.learning_rate: 0.03 -> 0.5" in error["error"]
 
 
-def test_a_mistake_of_ours_is_no_report_but_an_exception_that_ray_tries_again(job: Job) -> None:
+def test_an_unexpected_error_is_raised_so_that_ray_tries_again(job: Job) -> None:
     def broken(*report: object) -> None:
         raise RuntimeError("the actor died")
 
@@ -207,11 +207,11 @@ def test_a_mistake_of_ours_is_no_report_but_an_exception_that_ray_tries_again(jo
         run(job, device=CPU, checkpoints=(), report=broken)
 
 
-def test_a_job_travels_to_its_worker(job: Job) -> None:
+def test_a_job_can_be_pickled_for_its_worker(job: Job) -> None:
     assert pickle.loads(pickle.dumps(job)) == job
 
 
-def test_a_report_tells_of_its_own_epoch_or_of_all_so_far() -> None:
+def test_a_report_holds_its_own_epoch_or_all_so_far() -> None:
     one, two = {"epoch": 1, "gap": 0.1}, {"epoch": 2, "gap": 0.2}
     assert epochs_of(two) == [(2, two)]
     assert epochs_of({**two, "history": [one, two]}) == [(1, one), (2, two)]

@@ -1,4 +1,4 @@
-"""An epoch that takes too long is found, whatever it is that hangs."""
+"""An epoch that takes too long is ended, whatever hangs in it."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from tuner.workers.watchdog import epoch_limit
 
 
 def run(hang: str) -> tuple[subprocess.CompletedProcess[str], float]:
-    """A process whose epochs may take 0.3 s, and that hangs for a minute in its third."""
+    """A process whose epochs may take 0.3 s, and which hangs for a minute in its third epoch."""
     program = f"""\
         import ctypes, time
         from tuner.workers import watchdog
@@ -28,7 +28,7 @@ def run(hang: str) -> tuple[subprocess.CompletedProcess[str], float]:
     return done, time.monotonic() - began
 
 
-def test_a_hanging_epoch_is_told_and_its_process_ended() -> None:
+def test_a_hanging_epoch_is_reported_and_its_process_ended() -> None:
     done, seconds = run("time.sleep(60)")
     assert done.stdout == "two epochs\nhangs\n" and done.returncode == 1 and seconds < 40
     assert 'File "<string>", line 9' in done.stderr  # where it hung
