@@ -25,6 +25,7 @@ def run() -> int:
         "--fresh", action="store_true", help="start a new search, even where the newest one has not ended"
     )
     parser.add_argument("--dry-run", action="store_true", help="check file, space, shards and resources; train nothing")
+    parser.add_argument("--explain", metavar="PATH", help="print what a setting or a block means, and end")
     parser.add_argument(
         "--address",
         metavar="auto|local|HOST:PORT",
@@ -33,6 +34,12 @@ def run() -> int:
     options = parser.parse_args()
     if options.fresh and (options.resume or options.extend):
         parser.error("--fresh starts a new search, --resume and --extend continue the newest one")
+
+    if options.explain is not None:
+        from tuner.config.reference import explain  # imports torch
+
+        print(explain(options.explain))
+        return 0
 
     # Imported here: `--help` needs none of it, and these know torch, ray and mlflow.
     from tuner.config import experiment as config

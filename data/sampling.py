@@ -29,6 +29,8 @@ class FramesConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
+    # all: every frame. uniform: frames at equal distances. random: frames drawn with replacement. sequence: consecutive
+    # frames from a random start.
     sampling: Literal["all", "uniform", "random", "sequence"] = "all"
     count: int = 30  # of each video; has no effect on `all`
 

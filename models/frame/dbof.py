@@ -34,9 +34,9 @@ class DbofConfig(FrameModelConfig):
     positive: ClassVar[tuple[str, ...]] = ("clusters", "hidden")
 
     kind: Literal["dbof"] = "dbof"
-    clusters: int = 8192
+    clusters: int = 8192  # units that each frame is projected to before the pooling
     hidden: int = 1024  # units of the layer after the pooling
-    pooling: Literal["max", "average"] = "max"
+    pooling: Literal["max", "average"] = "max"  # how the clusters are pooled over the frames
     activation: Literal["sigmoid", "relu6"] = "sigmoid"  # of both layers; relu6 in the source before 2019
     batch_norm: bool = True  # False: the linear layers have biases instead
 

@@ -18,8 +18,8 @@ class LayerPenalty:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    l1: float = 0.0
-    l2: float = 0.0
+    l1: float = 0.0  # l1 of this layer
+    l2: float = 0.0  # l2 of this layer
 
     def __post_init__(self) -> None:
         """Checks the ranges."""

@@ -45,7 +45,7 @@ class MixtureOfExpertsConfig(ModelConfig):
     normalize: NormalizeKind = "l2"  # standard: by the training videos' mean and variance
     mixtures: int = 2  # experts of a class
     low_rank: int | None = None  # the gates' weight matrix is a product of this rank; None: full rank
-    probability_gating: ProbabilityGating = "none"
+    probability_gating: ProbabilityGating = "none"  # what gates the probabilities: nothing, they, or the inputs
     batch_norm_momentum: float = 0.1  # of the probability gating; WILLOW: 0.001, for 100k steps
     prior_bias: bool = True  # the mixtures start at the classes' frequencies instead of M / (2 M + 2)
 

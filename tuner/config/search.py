@@ -1,4 +1,4 @@
-"""How an experiment is searched, and what its trials hold of the cluster: the blocks `search` and `resources`."""
+"""The blocks `search` and `resources`: how an experiment is searched, and what a trial uses of the cluster."""
 
 import re
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def _seconds(value: Any) -> Any:
-    """`90s`, `30m`, `4h`, `1h30m` in seconds; anything else as it is."""
+    """`90s`, `30m`, `4h` or `1h30m` in seconds; any other type of value unchanged."""
     if not isinstance(value, str):
         return value
     if not re.fullmatch(r"(\d+(\.\d+)?[smhd])+", value):
@@ -25,26 +25,28 @@ Seconds = Annotated[float, BeforeValidator(_seconds)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplerConfig:
-    """Who proposes the next trial."""
+    """The sampler, which proposes the values of each trial."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    # tpe: of more than 250 finished trials it looks at the newest 250 and the best 25 (tuner/search/tpe.py).
-    # gp looks at all, and its time grows with their cube: for some hundred trials.
-    # grid tries every combination once: of options, whole numbers and steps.
+    # tpe: a tree-structured Parzen estimator, of the newest 250 finished trials and the best 25. random: independent
+    # draws. gp: a Gaussian process; its time grows with the cube of the trials, so it suits some hundreds. cmaes:
+    # CMA-ES. qmc: a Sobol sequence. grid: every combination of options, whole numbers and steps once.
     kind: Literal["tpe", "random", "gp", "cmaes", "qmc", "grid"] = "tpe"
-    seed: int = 1  # the same proposals again, with one trial at a time
+    seed: int = 1  # the same seed gives the same proposals, with one trial at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
-    """Who stops a trial early, comparing `gap` at equal epochs."""
+    """The scheduler, which stops trials early; it compares `gap` at equal epochs."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
+    # asha: stops all but the best trials at each rung of epochs. median: stops a trial below the median of the others.
+    # none: stops no trial.
     kind: Literal["asha", "median", "none"] = "asha"
-    grace: int = 1  # epochs that every trial gets
-    reduction: float = 3.0  # asha: the best 1 in so many goes on at every rung
+    grace: int = 1  # epochs before a trial can be stopped
+    reduction: float = 3.0  # asha: 1 in this many trials continues at each rung
 
     def __post_init__(self) -> None:
         if self.grace < 1:
@@ -55,12 +57,12 @@ class SchedulerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlateauConfig:
-    """Ends the search when it has stopped to improve."""
+    """Ends the search when it no longer improves."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    trials: int  # finished trials in a row without an improvement
-    min_gain: float = 0.0  # what counts as one: more than this
+    trials: int  # finished trials in a row without an improvement, after which the search ends
+    min_gain: float = 0.0  # a larger gain of the best score counts as an improvement
 
     def __post_init__(self) -> None:
         if self.trials < 1:
@@ -71,12 +73,12 @@ class PlateauConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailuresConfig:
-    """How much may go wrong."""
+    """How many failures a search tolerates."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    per_trial: int = 2  # times that a trial goes on from its last checkpoint after its worker died
-    per_search: int = 10  # failed trials that are put up with; one more ends the search
+    per_trial: int = 2  # times that a trial is resumed from its last checkpoint after a worker has died
+    per_search: int = 10  # failed trials that the search tolerates; one more ends it
 
     def __post_init__(self) -> None:
         for name in ("per_trial", "per_search"):
@@ -91,16 +93,16 @@ class SearchConfig:
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     metric: Literal["gap_best"] = "gap_best"  # a trial's score: the best GAP of its epochs
-    mode: Literal["max"] = "max"
-    trials: int = 20  # a grid has as many as there are combinations
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
-    time_budget: Seconds | None = None  # seconds, or 90s, 30m, 4h; trials that run then are ended
-    epoch_timeout: Seconds | None = None  # an epoch that takes longer hangs: its worker is ended, its trial goes on
-    max_concurrent: Literal["auto"] | int = "auto"  # trials at a time; auto: as many as the cluster holds
-    overlap: bool = True  # the next trial's processes start while the last one trains
-    plateau: PlateauConfig | None = None
-    failures: FailuresConfig = field(default_factory=FailuresConfig)
+    mode: Literal["max"] = "max"  # a larger score is better
+    trials: int = 20  # trials of the search; a grid has one for each combination
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)  # proposes the values of each trial
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)  # stops trials early
+    time_budget: Seconds | None = None  # after this time the search ends, and running trials are stopped
+    epoch_timeout: Seconds | None = None  # an epoch that takes longer hangs: its trial resumes in another worker
+    max_concurrent: Literal["auto"] | int = "auto"  # trials at a time; auto: as many as the cluster has room for
+    overlap: bool = True  # start the processes of the next trial while the last one trains
+    plateau: PlateauConfig | None = None  # end the search when it no longer improves
+    failures: FailuresConfig = field(default_factory=FailuresConfig)  # how many failures the search tolerates
 
     def __post_init__(self) -> None:
         if self.trials < 1:
@@ -115,13 +117,13 @@ class SearchConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartableConfig:
-    """Nodes of one kind that an autoscaler may start, where this program cannot read it from `ray up` (KubeRay)."""
+    """Nodes of one type that an autoscaler can start, where `ray up` does not say so (KubeRay)."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    nodes: int  # at the most
-    cpu: float  # of each
-    gpu: float = 0
+    nodes: int  # the most nodes that it starts
+    cpu: float  # CPUs of a node
+    gpu: float = 0  # GPUs of a node
 
     def __post_init__(self) -> None:
         if self.nodes < 1 or self.cpu < 1 or self.gpu < 0:
@@ -130,33 +132,33 @@ class StartableConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ElasticConfig:
-    """Between how many workers a trial may have: it restarts from its checkpoint when nodes come or go."""
+    """A range of workers: the trial restarts from its checkpoint with more or fewer of them as nodes come and go."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    min: int = 1
-    max: int
+    min: int = 1  # the fewest workers with which a trial trains
+    max: int  # the most workers that it uses
 
     def __post_init__(self) -> None:
         if not 1 <= self.min <= self.max:
-            raise ValueError(f"min must be from 1 to max, which is {self.max}")
+            raise ValueError(f"min must be in [1, max], but got {self.min} and {self.max}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResourcesConfig:
-    """What one trial holds of the cluster."""
+    """What a trial uses of the cluster."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    gpu: Literal["auto"] | float = "auto"  # GPUs of a worker; auto: one where the cluster has GPUs or may start some
-    cpu: Literal["auto"] | float = "auto"  # CPUs of a worker; auto: the node's CPUs over the workers on it, at least 1
-    workers: int | ElasticConfig = 1  # of a trial, which share every batch; {min: 1, max: 4}: as nodes come and go
-    startable: StartableConfig | None = None  # what counts as there although no node of it runs yet
+    gpu: Literal["auto"] | float = "auto"  # GPUs of a worker; auto: one if the cluster has GPUs or can start some
+    cpu: Literal["auto"] | float = "auto"  # CPUs of a worker; auto: its share of the node's CPUs, at least 1
+    workers: int | ElasticConfig = 1  # workers of a trial, which share every batch; {min: 1, max: 4}: as nodes allow
+    startable: StartableConfig | None = None  # nodes that count as available although none of them runs yet
 
     def __post_init__(self) -> None:
         if self.gpu != "auto" and self.gpu < 0:
             raise ValueError(f"gpu must not be negative, but got {self.gpu}")
-        if self.gpu != "auto" and self.gpu > 1 and self.gpu != int(self.gpu):
+        if self.gpu != "auto" and self.gpu > 1 and self.gpu % 1 != 0:
             raise ValueError(f"gpu must be a share of one GPU or a whole number of them, but got {self.gpu}")
         if self.cpu != "auto" and not self.cpu > 0:
             raise ValueError(f"cpu must be above 0, but got {self.cpu}")
@@ -165,10 +167,10 @@ class ResourcesConfig:
 
     @property
     def min_workers(self) -> int:
-        """With which a trial trains at all."""
+        """The fewest workers with which a trial trains."""
         return self.workers if isinstance(self.workers, int) else self.workers.min
 
     @property
     def max_workers(self) -> int:
-        """With which it trains where the cluster has room."""
+        """The most workers that a trial uses where the cluster has room."""
         return self.workers if isinstance(self.workers, int) else self.workers.max

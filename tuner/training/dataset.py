@@ -1,6 +1,8 @@
-"""The data of an experiment: which shards, and what a trial sees of them.
+"""The data of an experiment: which shards there are, and what a trial reads of them.
 
-Runs without ray, mlflow, optuna, pydantic and yaml (design: a bare GPU machine, a debugger).
+Runs without ray, mlflow, optuna, pydantic and yaml, so that a trial can be trained on a bare GPU machine.
+
+Shapes   N videos   rows: indices of videos in a split
 """
 
 from collections.abc import Callable, Mapping
@@ -27,23 +29,23 @@ from tuner.training.ranks import ALONE, Ranks
 
 Patterns = str | tuple[str, ...]
 
-# One sample of the validation videos, and one draw of the labelled ones, for every trial, search and machine.
+# Every trial, search and machine draws the same validation videos and the same labelled videos.
 VALIDATION_SEED = LABEL_SEED = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleConfig:
-    """Sample shards, written where they are missing: a pure function of these numbers, so alike on every node."""
+    """Sample shards, which a search writes where they are missing; every node writes the same bytes."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    directory: str  # where the shards are written: train*.tfrecord, validate*.tfrecord, test*.tfrecord
-    train: int = 4000  # videos
-    validate: int = 1000
-    test: int = 0
-    shards: int = 4  # of each split
-    seed: int = 1
-    frames: int = sample.NUM_FRAMES  # of the longest video, at frame and segment level
+    directory: str  # the folder of the shards: train*.tfrecord, validate*.tfrecord, test*.tfrecord
+    train: int = 4000  # training videos
+    validate: int = 1000  # validation videos
+    test: int = 0  # test videos
+    shards: int = 4  # shards of each split
+    seed: int = 1  # of the videos' features and labels
+    frames: int = sample.NUM_FRAMES  # frames of the longest video, at frame and segment level
 
     def __post_init__(self) -> None:
         for name in ("train", "validate", "shards", "frames"):
@@ -52,36 +54,36 @@ class SampleConfig:
         if self.test < 0:
             raise ValueError(f"test must not be negative, but got {self.test}")
         if "://" in self.directory:
-            raise ValueError("directory must be a folder, which every machine writes for itself; no URL")
+            raise ValueError("directory must be a local folder, as every machine writes its own; it cannot be a URL")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
-    """The shards of an experiment and how they are read; the same for all of its trials."""
+    """The shards of an experiment and how they are read; the same for all trials."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    train: Patterns  # a glob or several; local paths or fsspec URLs
-    validate: Patterns
-    test: Patterns | None = None  # scored once, for the winner only
-    validate_fraction: float = 1.0  # of the validation videos, after each epoch; the winner is scored on all of them
-    label_fraction: float = 1.0  # of the training videos that keep their labels; pretraining sees all, without them
-    level: Level = "video"  # of the records: features of videos, frames of videos, or rated segments of frames
-    features: Mapping[str, int] = field(default_factory=dict)  # widths by the shards' keys; empty: YouTube-8M's
-    max_frames: int = MAX_FRAMES  # of a video: the first ones, at frame and segment level
-    num_classes: int = NUM_CLASSES
-    on_bad_shard: Literal["fail", "skip"] = "fail"
-    vocabulary: str | None = None  # csv: Index, Name (of classes, in exports), TrainVideoCount (loss weighted_hamming)
-    cache: str | None = None  # folder of the decoded shards; $TUNER_CACHE or ~/.cache/tuner when left out
+    train: Patterns  # the training shards: a glob or several, of local paths or fsspec URLs
+    validate: Patterns  # the validation shards
+    test: Patterns | None = None  # the test shards; only the winner is scored on them, once
+    validate_fraction: float = 1.0  # share of the validation videos scored after an epoch; the winner is scored on all
+    label_fraction: float = 1.0  # share of the training videos that keep their labels; pretraining uses all videos
+    level: Level = "video"  # what a record holds: features of a video, its frames, or frames with rated segments
+    features: Mapping[str, int] = field(default_factory=dict)  # width of each feature, by key; empty: YouTube-8M's
+    max_frames: int = MAX_FRAMES  # frames of a video that are read, the first ones, at frame and segment level
+    num_classes: int = NUM_CLASSES  # labels are class indices below this number
+    on_bad_shard: Literal["fail", "skip"] = "fail"  # skip: train without damaged shards, and report which
+    vocabulary: str | None = None  # csv: Index, Name (for exports), TrainVideoCount (for loss weighted_hamming)
+    cache: str | None = None  # folder of the decoded shards; null: $TUNER_CACHE, else ~/.cache/tuner
     dtype: Literal["float16", "float32"] = "float16"  # of the decoded features
-    sample: SampleConfig | None = None  # write these sample shards first
+    sample: SampleConfig | None = None  # sample shards to write before the search
 
     def __post_init__(self) -> None:
         for name in ("validate_fraction", "label_fraction"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in (0, 1], but got {getattr(self, name)}")
         if self.cache is not None and "://" in self.cache:
-            raise ValueError("cache must be a folder, which every machine has for itself; no URL")
+            raise ValueError("cache must be a local folder, as every machine has its own; it cannot be a URL")
         if self.num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, but got {self.num_classes}")
         if self.max_frames < 1:
@@ -94,27 +96,27 @@ class DataConfig:
 
     @property
     def schema(self) -> Schema:
-        """What every shard of the experiment must hold."""
+        """The schema that every shard of the experiment must have."""
         return Schema(
             features=dict(self.features), num_classes=self.num_classes, level=self.level, max_frames=self.max_frames
         )
 
     @property
     def sizes(self) -> Sizes:
-        """The same, in the words of the models."""
+        """The widths and counts that a model is built from."""
         return sizes_of(self.schema)
 
     def class_names(self) -> list[str] | None:
-        """By index, for reports and exports; None: the experiment names no vocabulary.
+        """The names of the classes in the order of their indices; None where the experiment names no vocabulary.
 
         Raises:
-            ConfigError: the vocabulary cannot be read, or is not one of these classes.
+            ConfigError: the vocabulary cannot be read, or does not name exactly these classes.
         """
         return None if self.vocabulary is None else vocabulary.read(self.vocabulary, self.num_classes)
 
     @property
     def cache_directory(self) -> Path:
-        """Where this node keeps its decoded shards."""
+        """The folder in which this node keeps its decoded shards."""
         return Path(self.cache).expanduser() if self.cache else default_directory()
 
     def open(
@@ -124,12 +126,17 @@ class DataConfig:
         require_labels: bool = True,
         fingerprint: str | None = None,
     ) -> Cache:
-        """Return the decoded cache of the shards that match, made first where this node has none.
+        """Open the cache of the decoded shards that match; decode them first where this node has no cache of them.
 
-        With a fingerprint (its first digits), a cache of that content does, whatever has become of the shards.
+        Args:
+            patterns: globs of the shards.
+            progress: called while shards are decoded.
+            require_labels: refuse records without labels.
+            fingerprint: the first digits of a cache's fingerprint; a cache with it is opened even if the shards have
+                changed or gone.
 
         Raises:
-            DataError: no shard matches, a shard is damaged, the content is another, or the disk is too small.
+            DataError: no shard matches, a shard is damaged, the content has another fingerprint, or the disk is full.
         """
         if fingerprint is not None:
             kept = find_cache(self.cache_directory, fingerprint, self.dtype)
@@ -148,13 +155,13 @@ class DataConfig:
             raise DataError(
                 f"{patterns}: the data has changed since the search began ({fingerprint} -> "
                 f"{cache.fingerprint[: len(fingerprint)]}, {len(cache.shards)} shards, {cache.num_videos:,} videos), "
-                "so new trials could not be compared with its old ones; put the shards back, or start a new search"
+                "so new trials do not compare with its old ones; put the old shards back, or start a new search"
             )
         return cache
 
 
 def sizes_of(schema: Schema) -> Sizes:
-    """The same, in the words of the models."""
+    """The widths and counts of a schema, as `models.build` takes them."""
     return Sizes(
         features=dict(schema.features),
         num_classes=schema.num_classes,
@@ -193,29 +200,29 @@ class TrainingData(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
-    """What a trial trains and validates on."""
+    """The data of a trial: a training split and a validation split."""
 
     train: Cache
     validate: Cache
     validate_rows: np.ndarray | None  # sorted rows of `validate` that are scored after each epoch; None: all
-    labelled_rows: np.ndarray | None  # sorted rows of `train` that have labels to learn from; None: all
+    labelled_rows: np.ndarray | None  # sorted rows of `train` whose labels are used; None: all
     sizes: Sizes
-    statistics: FeatureStatistics  # moments of all training videos; label counts and number of the labelled ones
+    statistics: FeatureStatistics  # moments of all training videos; label counts and number of the labelled videos
     vocabulary: str | None = None  # csv with the classes' names and counts
 
     @property
     def fingerprint(self) -> str:
-        """Names the content of both splits; searches of different fingerprints are never ranked together."""
+        """Identifies the content of both splits; only searches with the same fingerprint are ranked together."""
         labelled = "" if self.labelled_rows is None else f"-{len(self.labelled_rows)}-labelled"
         return f"{self.train.fingerprint[:16]}-{self.validate.fingerprint[:16]}{labelled}"
 
     @property
     def ids(self) -> np.ndarray:
-        """Of the rows of `train`."""
+        """The ids of all rows of `train`."""
         return self.train.ids
 
     def with_labels_of(self, rows: np.ndarray) -> "Dataset":
-        """The same videos, but only those of these sorted rows of `train` have labels to learn from."""
+        """A copy in which only these sorted rows of `train` have labels to learn from."""
 
         def counts(offsets: np.ndarray, indices: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(np.bincount(take(offsets, indices, rows)[1], minlength=self.sizes.num_classes))
@@ -230,9 +237,9 @@ class Dataset:
     def train_batches(
         self, batch_size: int, seed: int, device: torch.device, ranks: Ranks = ALONE, frames: FramesConfig = ALL
     ) -> Batches:
-        """Shuffled labelled videos; the last, smaller batch of an epoch is left out (BatchNorm needs company).
+        """Shuffled labelled videos; the last, smaller batch of an epoch is left out, as BatchNorm needs several videos.
 
-        A batch of `batch_size` videos is split over the ranks, so that it is the same batch however many there are.
+        The ranks share a batch of `batch_size` videos, so that it is the same batch for any number of ranks.
         """
         return Batches(
             self.train,
@@ -248,7 +255,7 @@ class Dataset:
         )
 
     def bootstrap_weights(self, seed: int) -> torch.Tensor:
-        """How often each video of `train` counts in a fixed bootstrap sample of the labelled ones, [rows] float32."""
+        """How often each video of `train` counts in a fixed bootstrap sample of the labelled videos, [rows] float32."""
         weights_N = fixed_bootstrap_weights(self.statistics.num_videos, seed)
         if self.labelled_rows is None:
             return weights_N
@@ -260,17 +267,17 @@ class Dataset:
         """Shuffled training videos, labelled or not; the last, smaller batch is left out.
 
         Raises:
-            DataError: they do not fill one batch.
+            DataError: there are fewer videos than one batch needs.
         """
         if self.train.num_videos < batch_size:
             raise DataError(
                 f"data.train: {self.train.num_videos:,} videos do not fill one batch of pretraining; "
-                f"give pretrain.batch_size less than {batch_size:,}"
+                f"set pretrain.batch_size below {batch_size:,}"
             )
         return Batches(self.train, batch_size=batch_size, shuffle=True, seed=seed, drop_last=True, device=device)
 
     def labelled_batches(self, batch_size: int, device: torch.device, most: int | None = None) -> Batches:
-        """The labelled training videos in cache order, every one once; of more than `most`, a seeded sample."""
+        """The labelled training videos in cache order, each once; where there are more than `most`, a seeded sample."""
         rows, num_videos = self.labelled_rows, self.statistics.num_videos
         if most is not None and num_videos > most:
             chosen = sample_rows(num_videos, most / num_videos, LABEL_SEED)
@@ -278,7 +285,7 @@ class Dataset:
         return Batches(self.train, batch_size=batch_size, shuffle=False, rows=rows, device=device)
 
     def validate_batches(self, batch_size: int, device: torch.device, ranks: Ranks = ALONE) -> Batches:
-        """The validation sample in cache order, every video once: a piece for each rank, one after the other."""
+        """The scored validation videos in cache order, each once; each rank gets one piece of consecutive videos."""
         rows = self.validate_rows
         if ranks.size > 1:
             rows = ranks.share(np.arange(self.validate.num_videos) if rows is None else rows)
@@ -301,7 +308,7 @@ def write_sample(config: DataConfig) -> None:
 
 
 def missing_shards(data: Dataset) -> list[str]:
-    """The shards that it was decoded from and that are no longer there."""
+    """The paths of the shards that `data` was decoded from and that no longer exist."""
     return [
         shard.path for split in (data.train, data.validate) for shard in split.shards if not shard_exists(shard.path)
     ]
@@ -313,15 +320,15 @@ def open_dataset(
     *,
     fingerprint: str | None = None,
 ) -> Dataset:
-    """Open (or decode, once per node) the training and validation splits.
+    """Open the training and validation splits; each node decodes them once.
 
     Args:
         config: the shards.
-        progress: called while they are decoded.
-        fingerprint: of the dataset that a search began with: no other will do.
+        progress: called while shards are decoded.
+        fingerprint: of the dataset that a search began with; other data is refused. None: any data.
 
     Raises:
-        DataError: as `DataConfig.open`; also for a validation set without one positive, where every GAP would be 0.
+        DataError: as `DataConfig.open` raises it; or a split has no video, or no video with a label.
     """
     write_sample(config)
     known = fingerprint.split("-") if fingerprint else (None, None)
@@ -336,7 +343,7 @@ def open_dataset(
     if not _has_positive(validate, rows):
         raise CacheError(
             "data.validate: no video that is scored has a label, so every GAP would be 0; "
-            "give other shards or a larger data.validate_fraction"
+            "use other shards or a larger data.validate_fraction"
         )
     data = Dataset(
         train=train,
@@ -352,13 +359,13 @@ def open_dataset(
     if not data.statistics.label_counts_C.any():
         raise CacheError(
             f"data.train: none of the {data.statistics.num_videos:,} videos to learn from has a label; "
-            "give other shards or a larger data.label_fraction"
+            "use other shards or a larger data.label_fraction"
         )
     return data
 
 
 def feature_statistics(statistics: Statistics) -> FeatureStatistics:
-    """The same as tensors."""
+    """The statistics of a split as tensors."""
     return FeatureStatistics(
         num_videos=statistics.num_videos,
         mean_D=torch.from_numpy(statistics.mean_D),
@@ -369,7 +376,7 @@ def feature_statistics(statistics: Statistics) -> FeatureStatistics:
 
 
 def take(offsets: np.ndarray, indices: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The labels (or rated classes) of some rows, in their order: offsets int64 [rows + 1] and classes int32."""
+    """The labels, or rated classes, of some rows in the order of `rows`: offsets int64 [rows + 1], classes int32."""
     begins, ends = offsets[rows], offsets[rows + 1]
     taken = np.concatenate(([0], np.cumsum(ends - begins)))
     return taken, indices[np.arange(taken[-1]) + np.repeat(begins - taken[:-1], ends - begins)]

@@ -28,7 +28,7 @@ class RecurrentConfig(FrameModelConfig):
     positive: ClassVar[tuple[str, ...]] = ("cells", "layers")
 
     cells: int  # of each layer
-    layers: int = 2
+    layers: int = 2  # recurrent layers, one on the other
     state: Literal["all", "top"] = "all"  # of all layers; top: h of the last layer, as in google/youtube-8m (2019)
     reverse: bool = False  # read the last frame first
 

@@ -1,0 +1,114 @@
+"""The reference of all settings: complete, true, and the same in docs/settings.md and in `tune.py --explain`."""
+
+import subprocess
+import sys
+from dataclasses import fields, is_dataclass
+
+import pytest
+
+from tests.support.workplace import PROJECT
+from tuner.config.reading import FIXED, SEARCHABLE
+from tuner.config.reference import explain, page, settings
+from tuner.config.search import SchedulerConfig
+from tuner.errors import ConfigError
+from tuner.training.config import TrainingConfig
+
+
+def test_the_page_is_the_one_that_the_code_makes() -> None:
+    assert (PROJECT / "docs" / "settings.md").read_text() == page(), (
+        "make it anew: python -m tuner.config.reference > docs/settings.md"
+    )
+
+
+def test_every_field_of_every_block_is_a_setting_with_a_type() -> None:
+    paths = {setting.path for setting in settings()}
+    blocks = list(FIXED.items())
+    for searchable in SEARCHABLE.values():
+        blocks += [(name, cls) for name, classes in searchable.items() for cls in classes]
+    for name, cls in blocks:
+        assert {f"{name}.{field.name}" for field in fields(cls)} <= paths
+    assert all(setting.type for setting in settings())
+
+
+def test_every_setting_says_what_it_means() -> None:
+    assert [setting.name for setting in settings() if not setting.meaning] == []  # write a comment at the field
+
+
+@pytest.mark.parametrize(
+    ("name", "ranges"),
+    [
+        ("training.batch_size", ("must be at least 1",)),
+        ("data.label_fraction", ("must be in (0, 1]",)),
+        ("search.scheduler.reduction", ("must be above 1",)),
+        ("model.fused_mlp.dropout", ("must be in [0, 1)",)),
+        ("model.fused_mlp.towers", ("must be at least 1",)),
+        ("optimizer.schedule.milestones", ("must be in (0, 1)",)),
+        ("training.average.half_life", ("must be positive",)),
+        ("training.seed", ()),
+    ],
+)
+def test_a_range_is_what_the_dataclass_enforces(name: str, ranges: tuple[str, ...]) -> None:
+    assert next(setting for setting in settings() if setting.name == name).ranges == ranges
+
+
+def test_both_ends_of_a_range_are_where_the_reference_says() -> None:
+    TrainingConfig(batch_size=1), SchedulerConfig(reduction=1.01)
+    for refused in (lambda: TrainingConfig(batch_size=0), lambda: SchedulerConfig(reduction=1.0)):
+        with pytest.raises(ValueError, match="must be"):
+            refused()
+
+
+def test_a_setting_is_explained_by_its_path() -> None:
+    head, _, entry, *text = explain("optimizer.learning_rate").splitlines()
+    assert head == "optimizer.learning_rate: a setting of pipeline supervised"
+    assert entry == "optimizer.learning_rate  number, required"
+    assert "Must be positive and finite." in " ".join(text)
+
+
+def test_a_block_is_explained_with_all_of_its_settings() -> None:
+    told = explain("search.scheduler")
+    assert told.startswith("search.scheduler: a block of pipeline supervised and contrastive\n")
+    for name in ("kind", "grace", "reduction"):
+        assert f"\nsearch.scheduler.{name}  " in told
+
+
+def test_a_kind_of_model_is_a_block() -> None:
+    told = explain("model.mixture_of_experts")
+    assert "model.mixture_of_experts.mixtures  whole number, default 2" in told and "model.fused_mlp" not in told
+
+
+def test_a_path_as_in_the_yaml_finds_every_kind_that_has_it() -> None:
+    told = explain("model.hidden")
+    assert "model.fused_mlp.hidden  " in told and "model.netvlad.hidden  " in told
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("optimizer.learnig_rate", "did you mean 'optimizer.learning_rate'?"),
+        ("learning_rate", "did you mean 'optimizer.learning_rate'?"),
+        ("nothing.like.it", "docs/settings.md lists all settings"),
+    ],
+)
+def test_an_unknown_path_is_one_sentence_with_a_hint(path: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        explain(path)
+    assert str(error.value).startswith(f"--explain {path}: there is no such setting; ")
+    assert str(error.value).endswith(hint) and "\n" not in str(error.value)
+
+
+def test_the_command_explains_a_setting_and_refuses_an_unknown_one() -> None:
+    def tune(path: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "tune.py", "--explain", path], cwd=PROJECT, capture_output=True, text=True, check=False
+        )
+
+    known, unknown = tune("search.scheduler"), tune("search.sheduler")
+    assert known.returncode == 0 and known.stdout == explain("search.scheduler") + "\n"
+    assert unknown.returncode == 2 and unknown.stdout == ""
+    assert unknown.stderr.endswith("there is no such setting; did you mean 'search.scheduler'?\n")
+
+
+def test_the_blocks_of_the_reference_are_the_dataclasses() -> None:
+    assert all(is_dataclass(setting.block) for setting in settings() if setting.block is not None)
+    assert {setting.name for setting in settings() if setting.type == "block"} >= {"data", "search", "training.frames"}
