@@ -3,27 +3,29 @@
     python -m tuner.config.reference > docs/settings.md     write the page; a test compares it with the code
     python tune.py --explain PATH                           one setting or block of it (`explain`)
 
-The type and the default come from the field, the range from the errors that the dataclass raises for values outside
-it, and the meaning from the comment at the field: at the end of its line, or in the lines above it.
+tuner/config/field_docs.py reads types, defaults, ranges and meanings.
 """
 
-import ast
-import inspect
-import io
-import math
 import re
 import sys
 import textwrap
-import tokenize
-import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
+from tuner.config.field_docs import (
+    can_be_plain,
+    comments,
+    dataclass_in,
+    default_text,
+    first_paragraph,
+    kinds,
+    ranges,
+    type_text,
+)
 from tuner.config.reading import FIXED, SEARCHABLE
-from tuner.config.search import Seconds
-from tuner.config.yaml_tree import join, shown
+from tuner.config.yaml_tree import join
 from tuner.errors import ConfigError, did_you_mean
 from tuner.training.pipelines import CONFIGS
 
@@ -37,8 +39,6 @@ prints an entry or a block, for example `python tune.py --explain optimizer.lear
 An experiment has the blocks `data`, `pipeline`, `search` and `resources`, and the blocks of its pipeline. Only settings
 of the pipeline's blocks can be distributions. A setting without a default is required.
 """
-# Numbers that the dataclasses are tried with, to learn their ranges.
-_TRIED = (-1, 0, 1, 2, 3, -0.5, 0.5, 1.5, 1e30, math.inf)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,10 +59,9 @@ class Setting:
         """The meaning and the ranges as sentences, in the words of a yaml file."""
         sentences = [self.meaning, *self.ranges]
         # A sentence may begin with the kinds that it is about, which keep their spelling: "moco_v1, moco_v2: ...".
-        begun = [
-            text if re.match(r"[a-z0-9_]+(, [a-z0-9_]+)*:", text) else text[:1].upper() + text[1:] for text in sentences
-        ]
-        text = " ".join(f"{sentence.rstrip('.')}." for sentence in begun if sentence)
+        kind_first = re.compile(r"[a-z0-9]+_|[a-z0-9_]+(, [a-z0-9_]+)*:")
+        begun = [one if kind_first.match(one) else one[:1].upper() + one[1:] for one in sentences]
+        text = " ".join(f"{one.rstrip('.')}." for one in begun if one)
         for theirs, ours in (("None", "null"), ("False", "false"), ("True", "true")):
             text = re.sub(rf"\b{theirs}\b", ours, text)
         return text
@@ -87,7 +86,7 @@ def settings() -> tuple[Setting, ...]:
     for pipeline, blocks in SEARCHABLE.items():
         for path, classes in blocks.items():
             for cls in classes:
-                kind = _kinds(cls)[0] if len(classes) > 1 else ""
+                kind = kinds(cls)[0] if len(classes) > 1 else ""
                 found += _block(path, join(path, kind) if kind else path, cls, (pipeline,))
     for path in ("search", "resources"):
         found += _block(path, path, FIXED[path], every)
@@ -199,22 +198,22 @@ def _block(path: str, name: str, cls: Any, pipelines: tuple[str, ...], meaning: 
         type="block",
         default="",
         ranges=(),
-        meaning=meaning or _docstring(cls),
+        meaning=meaning or first_paragraph(cls),
         pipelines=pipelines,
         block=cls,
     )
     hints = get_type_hints(cls, include_extras=True)
-    comments = _comments(cls)
+    comment_of = comments(cls)
     for setting in fields(cls):
         hint, below = hints[setting.name], (join(path, setting.name), join(name, setting.name))
-        nested = _dataclass_in(hint)
-        comment = comments.get(setting.name, "")
+        nested = dataclass_in(hint)
+        comment = comment_of.get(setting.name, "")
         if setting.name == "kind":
             comment = comment or f"the kind of {path.rpartition('.')[2]}"
-        if nested is not None and not _plain_members(hint):
+        if nested is not None and not can_be_plain(hint):
             keys = "<name>" if isinstance(get_origin(hint), type) and issubclass(get_origin(hint), Mapping) else ""
             entries = list(_block(*below, nested, pipelines, comment))
-            first = replace(entries[0], type=_type(hint), default=_default(setting))
+            first = replace(entries[0], type=type_text(hint), default=default_text(setting))
             yield first
             for entry in entries[1:]:
                 inner = [text[len(base) + 1 :] for text, base in zip((entry.path, entry.name), below, strict=True)]
@@ -227,9 +226,9 @@ def _block(path: str, name: str, cls: Any, pipelines: tuple[str, ...], meaning: 
         entry = Setting(
             path=below[0],
             name=below[1],
-            type=_type(hint),
-            default=_default(setting),
-            ranges=_ranges(cls).get(setting.name, ()),
+            type=type_text(hint),
+            default=default_text(setting),
+            ranges=ranges(cls).get(setting.name, ()),
             meaning=comment,
             pipelines=pipelines,
         )
@@ -238,163 +237,6 @@ def _block(path: str, name: str, cls: Any, pipelines: tuple[str, ...], meaning: 
         else:  # a number, or a block in its place
             yield replace(entry, block=nested)
             yield from list(_block(*below, nested, pipelines))[1:]
-
-
-def _plain_members(hint: Any) -> bool:
-    """Whether a value of this type can be something else than a block or null."""
-    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    return any(not is_dataclass(member) and member is not types.NoneType for member in members) and _is_union(hint)
-
-
-def _is_union(hint: Any) -> bool:
-    return get_origin(hint) in (Union, types.UnionType)
-
-
-def _dataclass_in(hint: Any) -> type[Any] | None:
-    """The dataclass of a block, of a block or something else, or of a mapping's values."""
-    if isinstance(hint, type) and is_dataclass(hint):
-        return hint
-    return next((found for member in get_args(hint) if (found := _dataclass_in(member)) is not None), None)
-
-
-def _kinds(cls: type[Any]) -> tuple[str, ...]:
-    """What `kind` can be in a block of this class; none where it has no kind."""
-    hint = get_type_hints(cls).get("kind")
-    return get_args(hint) if get_origin(hint) is Literal else ()
-
-
-def _type(hint: Any) -> str:
-    """A type in the words of a yaml file."""
-    if hint == Seconds:
-        return "seconds, or a time such as 90s, 30m, 4h"
-    if hint is types.NoneType:
-        return "null"
-    if get_origin(hint) is Annotated:
-        return _type(get_args(hint)[0])
-    if get_origin(hint) is Literal:
-        return ", ".join(map(str, get_args(hint)))
-    if _is_union(hint):
-        return " or ".join(dict.fromkeys(_type(member) for member in get_args(hint)))
-    words = {bool: "true or false", int: "whole number", float: "number", str: "text"}
-    if hint in words:
-        return words[hint]
-    if isinstance(hint, type) and is_dataclass(hint):
-        return "block"
-    arguments = get_args(hint)
-    if get_origin(hint) is tuple:
-        return f"list of {_type(arguments[0])}s"
-    return f"block of names, each with a {_type(arguments[1])}"
-
-
-def _default(setting: Field[Any]) -> str:
-    if setting.default is not MISSING:
-        return shown(list(setting.default) if isinstance(setting.default, tuple) else setting.default)
-    if setting.default_factory is MISSING:
-        return ""
-    value = setting.default_factory()
-    return "" if is_dataclass(value) else shown(value)
-
-
-def _docstring(cls: type[Any]) -> str:
-    """The first paragraph of a class's docstring, in one line."""
-    return " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
-
-
-@cache
-def _comments(cls: Any) -> Mapping[str, str]:
-    """The comment at each field of a dataclass, fields of its bases included."""
-    found: dict[str, str] = {}
-    for base in reversed(inspect.getmro(cls)):
-        if "__dataclass_fields__" not in vars(base):
-            continue
-        text = textwrap.dedent(inspect.getsource(base))
-        at_line: dict[int, tuple[str, bool]] = {}  # comment, and whether nothing else is in its line
-        for token in tokenize.generate_tokens(io.StringIO(text).readline):
-            if token.type == tokenize.COMMENT:
-                alone = token.line.lstrip().startswith("#")
-                at_line[token.start[0]] = (token.string.lstrip("# ").rstrip(), alone)
-        (definition,) = ast.parse(text).body
-        assert isinstance(definition, ast.ClassDef)
-        for node in definition.body:
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                comment = _comment_at(node, at_line)
-                found[node.target.id] = comment or found.get(node.target.id, "")  # a new default keeps the text
-    return found
-
-
-def _comment_at(node: ast.stmt, at_line: Mapping[int, tuple[str, bool]]) -> str:
-    above: list[str] = []
-    line = node.lineno - 1
-    while line in at_line and at_line[line][1]:
-        above.insert(0, at_line[line][0])
-        line -= 1
-    within = [at_line[line][0] for line in range(node.lineno, (node.end_lineno or node.lineno) + 1) if line in at_line]
-    return " ".join([*above, *within])
-
-
-@cache
-def _ranges(cls: Any) -> Mapping[str, tuple[str, ...]]:
-    """By field, what a dataclass says its numbers must be, learned from the errors that it raises."""
-    found: dict[str, dict[str, None]] = {}
-    hints = get_type_hints(cls)
-    for example in [example for kind in _kinds(cls) or ("",) for example in _examples(cls, kind)]:
-        for setting in fields(cls):
-            for value in _values_to_try(hints[setting.name]):
-                for rule in _broken_rules(example, setting.name, value):
-                    found.setdefault(setting.name, {})[rule] = None
-    return {name: tuple(rules) for name, rules in found.items()}
-
-
-def _values_to_try(hint: Any) -> list[Any]:
-    """Values of a setting of this type, of which some are outside its range where it has one."""
-    members = get_args(hint) if _is_union(hint) else (hint,)
-    values: list[Any] = [n for n in _TRIED if float in members or (int in members and isinstance(n, int))]
-    for member in members:
-        arguments = get_args(member)
-        if int in arguments or float in arguments:
-            numbers = _values_to_try(float if float in arguments else int)
-            values += [(n,) for n in numbers] if get_origin(member) is tuple else [{"a": n, "b": 8} for n in numbers]
-    return values
-
-
-def _broken_rules(example: Any, name: str, value: Any) -> Iterator[str]:
-    try:
-        replace(example, **{name: value})
-    except ValueError as error:
-        rule = re.match(rf"{name}(?:\.a)? (must .+?), but got", str(error))
-        if rule:
-            yield rule[1]
-
-
-def _examples(cls: type[Any], kind: str) -> list[Any]:
-    """Instances of a dataclass: with its required fields alone, else with each of its optional numbers."""
-    required: dict[str, Any] = {"kind": kind} if kind else {}
-    hints = get_type_hints(cls)
-    for setting in fields(cls):
-        if setting.default is MISSING and setting.default_factory is MISSING and setting.name not in required:
-            required[setting.name] = _example_value(hints[setting.name])
-    numbers = [setting.name for setting in fields(cls) if setting.default is None]
-    found = []
-    for values in (required, *({**required, name: 0.5} for name in numbers)):
-        try:
-            found.append(cls(**values))
-        except (TypeError, ValueError):  # these values do not fit together
-            continue
-        if values is required:
-            break
-    return found
-
-
-def _example_value(hint: Any) -> Any:
-    if isinstance(hint, type) and is_dataclass(hint):
-        return next(iter(_examples(hint, (_kinds(hint) or ("",))[0])), None)
-    if get_origin(hint) is Literal:
-        return get_args(hint)[0]
-    if _is_union(hint):
-        return _example_value(get_args(hint)[0])
-    if hint in (int, float, str):
-        return {int: 1, float: 1.0, str: "x"}[hint]
-    return {"a": 8, "b": 8}
 
 
 if __name__ == "__main__":
