@@ -1,4 +1,4 @@
-"""The models that an experiment chooses between, tuned alike. Writes the README's tables on real data.
+"""The models that an experiment chooses between, tuned alike. Writes the tables of results in docs/.
 
     python benchmarks/compare.py audioset_small|yt8m_small_models [--trials N] [--state DIR]
 

@@ -1,4 +1,4 @@
-"""GAP with few labels: four ways to use them, tuned alike. Writes the README's table.
+"""GAP with few labels: four ways to use them, tuned alike. Writes the table of docs/contrastive.md.
 
     python benchmarks/few_labels.py [--data DIR] [--state DIR]
 

@@ -111,7 +111,7 @@ def spans_of(page: str) -> list[str]:
 
 
 # `python tune.py ...`, `python -m tuner.best ...`: the program, and the rest of the command.
-PROGRAM = re.compile(r"python3? (tune\.py|-m (?:tuner|data|benchmarks)(?:\.\w+)+|benchmarks/\w+\.py)([^&|]*)")
+PROGRAM = re.compile(r"python3? (tune\.py|-m (?:tuner|data|benchmarks)\.\w+(?![\w.])|benchmarks/\w+\.py)([^&|]*)")
 PROGRAMS = sorted(
     {
         (found[1], found[2].strip())
@@ -235,6 +235,14 @@ def test_every_file_that_a_page_names_is_there(page: str) -> None:
     for text in [*shell, *spans_of(page)]:
         for name in re.findall(r"(?<![\w/.*<{-])[\w./-]*\w\.(?:py|ya?ml|md|toml|sh)\b", text):
             assert (PROJECT / name).exists() or name in known, f"{page}: {name}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_name_is_in_the_file_that_a_page_says(page: str) -> None:
+    prose = " ".join((PROJECT / page).read_text().split())
+    for name, file in re.findall(r"`([\w.]+)` (?:of|in) `([\w/]+\.py)`", prose):
+        text = (PROJECT / file).read_text()
+        assert all(re.search(rf"\b{part}\b", text) for part in name.split(".")), f"{page}: {name} in {file}"
 
 
 # --- what cannot be run here
