@@ -1,12 +1,13 @@
-"""The models that an experiment chooses between, tuned alike. Writes the tables of results in docs/.
+"""Tune and compare the models that an experiment chooses between; prints the tables of results in docs/.
 
     python benchmarks/compare.py audioset_small|yt8m_small_models [--trials N] [--state DIR]
 
-For every option of the experiment's `model`: as many trials on one seed, the defaults first, each judged by the best
-epoch's GAP on a tenth of the training videos that is held out; a trial ends when two epochs in a row were no gain. Then
-the winner's settings on 3 seeds, trained on all training videos for as many epochs as were best, and scored once on
-the validation videos: GAP@20, and mAP, the mean over all classes with a positive of the class's average precision over
-all videos. Every finished run is kept in --state: after an interruption the same command goes on with the next one.
+Every option of the experiment's `model` gets the same number of trials on one seed; the first trial has the defaults.
+The score of a trial is the GAP of its best epoch on a tenth of the training videos, which is held out; a trial ends
+after two epochs without a gain. Then the best settings are trained on 3 seeds, on all training videos, for the best
+number of epochs, and scored once on the validation videos: GAP@20, and mAP, the mean over all classes with a positive
+of the average precision over all videos. Every finished run is stored in --state; after an interruption, the same
+command resumes with the next run.
 """
 
 import argparse
@@ -45,7 +46,7 @@ Found = dict[str, Any]
 
 
 def run(arguments: list[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python benchmarks/compare.py", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("experiment", metavar="EXPERIMENT", help="of experiments.yaml, with a choice of models")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="as in tune.py")
@@ -59,7 +60,7 @@ def run(arguments: list[str] | None = None) -> None:
     models, found = models_of(experiment), {}
     data = open_dataset(experiment.data)
     for model, block in models.items():
-        # What is fitted in closed form is refused what the others learn by.
+        # A model that is fitted in closed form takes no settings of an optimizer or of a training.
         steps = ["optimizer=null", "training=null"] if block["kind"] == "linear" else []
         alone = config.load(file, options.experiment, [*options.set, f"model={json.dumps(block)}", *steps])
         found[model] = tuned(alone, model, data, options.trials, options.state)
@@ -68,25 +69,25 @@ def run(arguments: list[str] | None = None) -> None:
     print(f"| {' | '.join(rows[0])} |\n{'|---' * len(rows[0])}|")
     print("".join(f"| {' | '.join(row)} |\n" for row in rows[1:]))
     notes = [f"{model}: epoch {one['epoch']}, {one['settings']}" for model, one in found.items()]
-    notes.append(f"{describe_seconds(time.monotonic() - started)}, without the runs that were finished before")
+    notes.append(f"{describe_seconds(time.monotonic() - started)}, without the runs that had finished before")
     title = f"{options.experiment}: {options.trials} trials on one seed for every model, then {len(SEEDS)} seeds"
     show("compare", title, rows, notes, {"experiment": experiment.name, "trials": options.trials, "models": found})
 
 
 def models_of(experiment: Experiment) -> dict[str, Any]:
-    """The blocks of the models that it chooses between, by their labels.
+    """The blocks of the models that an experiment chooses between, by their labels.
 
     Raises:
-        ConfigError: it has one model only.
+        ConfigError: the experiment has only one model.
     """
     model = experiment.space.tree.entries["model"]
     if distributions.distribution_of(model) != "choice":
-        raise ConfigError(f"{experiment.name}: model is no choice; compare the models of one that has several to try")
+        raise ConfigError(f"{experiment.name}: model must be a choice of several models to compare")
     return {label: option.plain() for label, option in distributions.options(model).items()}
 
 
 def tuned(experiment: Experiment, model: str, data: Dataset, trials: int, state: Path) -> Found:
-    """What one model comes to; `experiment` has no other."""
+    """Tune one model, which is the only one of `experiment`, and score its best settings."""
     space, tuning = experiment.space, held_out(data, 1.0)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=1, n_startup_trials=3))
     study.enqueue_trial(space.defaults())
@@ -119,7 +120,7 @@ def tuned(experiment: Experiment, model: str, data: Dataset, trials: int, state:
 
 
 def once(state: Path, measure: Callable[..., Found], trial: TrialConfig, data: Dataset, *others: int) -> Found:
-    """What `measure(trial, data, *others)` finds, and the seconds of processor time: from its file, or found now."""
+    """The result of `measure(trial, data, *others)` and its CPU seconds: read from its file, or measured now."""
     shaped_by = json.dumps([trial.settings, data.fingerprint, *others], sort_keys=True)
     path = state / f"{hashlib.sha256(shaped_by.encode()).hexdigest()[:16]}.json"
     if not path.exists():
@@ -132,7 +133,7 @@ def once(state: Path, measure: Callable[..., Found], trial: TrialConfig, data: D
 
 
 def tune(trial: TrialConfig, data: Dataset, seed: int) -> Found:
-    """The GAP of the held-out videos after every epoch, until it gains no more."""
+    """The GAP on the held-out videos after every epoch, until PATIENCE epochs bring no gain."""
     gaps: list[float] = []
     for progress in train(trial, data, device=CPU, seed=seed):
         gaps.append(progress.metrics["gap"])
@@ -142,9 +143,9 @@ def tune(trial: TrialConfig, data: Dataset, seed: int) -> Found:
 
 
 def score(trial: TrialConfig, data: Dataset, seed: int, epochs: int) -> Found:
-    """GAP and mAP on the validation videos after that many epochs."""
+    """GAP and mAP on the validation videos after `epochs` epochs."""
     *_, last = islice(train(trial, data, device=CPU, seed=seed), epochs)
-    assert isinstance(last.state, TrainingState), "a choice of models is of a supervised experiment"
+    assert isinstance(last.state, TrainingState), "only supervised experiments have a choice of models"
     scores, _ = scorecard.score(last.state.scored, data.validate, trial.training.precision, CPU)
     return {"gap": scores["gap"], "map": scores["map_all"]}
 

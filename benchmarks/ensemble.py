@@ -1,10 +1,10 @@
-"""An ensemble of five fused MLPs against its best member, on real videos.
+"""Compare an ensemble of five fused MLPs with its best member, on real videos.
 
     python benchmarks/ensemble.py [--data DIR] [--storage DIR]
 
-Trains the five of ensemble.yaml one after the other, without Ray, as the trials of one search; a finished one is not
-trained again. Then exports what `python -m tuner.best --ensemble 5 --export` exports, and scores it on `validate/`,
-loaded from its folder.
+The five models of ensemble.yaml are trained one after the other, without Ray, as the trials of one search; a finished
+trial is not trained again. Then the ensemble is exported, as `python -m tuner.best --ensemble 5 --export` does it,
+loaded from its folder, and scored on `validate/`.
 """
 
 import argparse
@@ -43,7 +43,7 @@ CPU = torch.device("cpu")
 
 
 def run(arguments: list[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python benchmarks/ensemble.py", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data" / "yt8m", metavar="DIR")
     parser.add_argument("--storage", type=Path, default=HERE.parent / "storage" / "ensemble", metavar="DIR")
@@ -69,7 +69,7 @@ def run(arguments: list[str] | None = None) -> None:
     rows += [[name, f"{weight:.3f}", f"{one:.4f}"] for (name, weight), one in zip(weights.items(), gaps, strict=True)]
     rows.append(["ensemble, from its folder", "", f"{gap:.4f}"])
     gain = gap - max(gaps)
-    notes = [f"{gain:+.4f} over its best member", *assembled.describe()[-2:]]
+    notes = [f"{gain:+.4f} over the best member", *assembled.describe()[-2:]]
     notes.append(f"{seconds:.0f} s to choose the weights and score all")
     weighting = assembled.weighting
     assert weighting is not None
@@ -79,8 +79,8 @@ def run(arguments: list[str] | None = None) -> None:
 
 
 def search_without_ray(directory: Path, experiment: Experiment, data: Dataset) -> None:
-    """Train the members that are not trained yet, and keep the journal that a driver would have kept."""
-    open_journal = Journal(directory)
+    """Train the members that are not trained yet, and write the journal as the driver of a search does."""
+    record = Journal(directory)
     if not searches.exists(directory):
         (directory / "experiment.yaml").write_text(experiment.to_yaml())
         open_journal.append(

@@ -1,11 +1,12 @@
-"""GAP with few labels: four ways to use them, tuned alike. Writes the table of docs/contrastive.md.
+"""Compare four ways to train with few labels by their GAP; prints the table of docs/contrastive.md.
 
     python benchmarks/few_labels.py [--data DIR] [--state DIR]
 
-For every share of the labels and every way: 6 trials on one seed, chosen on a tenth of the training videos that is held
-out; then the winner's settings on 3 seeds, scored once on the validation videos. The ways and their settings are in
-few_labels.yaml. A finished cell is kept in --state: after an interruption the command goes on with the next one.
-Pretrained encoders are kept there as well, one for each seed, shared by all shares of labels and both ways that use it.
+Each way gets, for each share of the labels, 6 trials on one seed; their score is measured on a tenth of the training
+videos, which is held out. Then the best settings are trained on 3 seeds and scored once on the validation videos. The
+ways and their settings are in few_labels.yaml. Every finished cell of the table is stored in --state; after an
+interruption, the command resumes with the next cell. The folder also holds the pretrained encoders, one for each seed,
+which both ways that need one use for all shares of the labels.
 """
 
 import argparse
@@ -51,19 +52,19 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One trained trial: the GAP of every epoch that it told, by number. Ridge on the features is epoch 0."""
+    """One trained trial: the GAP of every epoch that it reported, by number. Ridge on the features is epoch 0."""
 
     gaps: dict[int, float]
     seconds: float
 
     @property
     def best_epoch(self) -> int:
-        """The first with the best GAP."""
+        """The first epoch with the best GAP."""
         return max(self.gaps, key=lambda epoch: (self.gaps[epoch], -epoch))
 
 
 def run(arguments: list[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python benchmarks/few_labels.py", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data" / "yt8m", metavar="DIR")
     parser.add_argument("--state", type=Path, default=HERE.parent / "storage" / "few_labels", metavar="DIR")
@@ -90,7 +91,7 @@ def run(arguments: list[str] | None = None) -> None:
         "few_labels",
         f"{TRIALS} trials on one seed for every cell, then {len(SEEDS)} seeds: mean and deviation",
         rows,
-        [f"{describe_seconds(seconds)} in all, {describe_seconds(time.monotonic() - started)} of it now"],
+        [f"{describe_seconds(seconds)} in total, {describe_seconds(time.monotonic() - started)} of it in this run"],
         {
             "seconds": round(seconds),
             "cells": {
@@ -102,13 +103,13 @@ def run(arguments: list[str] | None = None) -> None:
 
 
 def cell(state: Path, experiment: Experiment, fraction: float) -> dict[str, Any]:
-    """What a cell came to: from its file, or measured now."""
+    """The result of a cell: read from its file, or measured now."""
     path = state / f"{experiment.name}.json"
     if path.exists():
         kept: dict[str, Any] = json.loads(path.read_text())
         if kept["experiment"] == experiment.to_yaml():
             return kept
-        print(f"{experiment.name}: the settings have changed since it was measured; once more", flush=True)
+        print(f"{experiment.name}: the settings have changed since it was measured: measured again", flush=True)
     started = time.monotonic()
     data = open_dataset(experiment.data)
     tuning = held_out(data, fraction)
@@ -120,11 +121,11 @@ def cell(state: Path, experiment: Experiment, fraction: float) -> dict[str, Any]
         result = train(experiment, values, tuning, SEEDS[0], state)
         best = result.gaps[result.best_epoch]
         trials.append((best, values, result.best_epoch))
-        study.tell(asked, best if number else None, state=None if number else optuna.trial.TrialHistory.FAIL)
-        told = "  ".join(f"{path}={value}" for path, value in experiment.space.settings(values).items())
+        study.tell(asked, best if number else None, state=None if number else optuna.trial.TrialState.FAIL)
+        settings = "  ".join(f"{path}={value}" for path, value in experiment.space.settings(values).items())
         print(
             f"{experiment.name} trial {number}: {best:.4f} held out, epoch {result.best_epoch}, "
-            f"{result.seconds:.0f} s  {told}",
+            f"{result.seconds:.0f} s  {settings}",
             flush=True,
         )
     _, values, epoch = max(trials, key=lambda trial: trial[0])
@@ -145,7 +146,7 @@ def cell(state: Path, experiment: Experiment, fraction: float) -> dict[str, Any]
 
 
 def held_out(data: Dataset, fraction: float) -> Dataset:
-    """The training videos alone: a tenth to choose on, and labels for as large a share of the others."""
+    """Split the training videos: a tenth to score trials on, and labels for `fraction` of the others."""
     rows = sample_rows(data.train.num_videos, HELD_OUT, HELD_OUT_SEED)
     others = np.setdiff1d(np.arange(data.train.num_videos), rows)
     chosen = others[sample_rows(len(others), fraction, LABEL_SEED)]
@@ -153,7 +154,7 @@ def held_out(data: Dataset, fraction: float) -> Dataset:
 
 
 def train(experiment: Experiment, values: dict[str, Any], data: Dataset, seed: int, state: Path) -> Run:
-    """One trial on one seed; the closed-form way of a logistic regression counts as its epoch 0."""
+    """Train one trial on one seed; for a linear model, ridge regression in closed form counts as epoch 0."""
     trial = experiment.trial_config(values)
     started, gaps = time.monotonic(), {}
     if experiment.name.startswith("linear"):
@@ -165,7 +166,7 @@ def train(experiment: Experiment, values: dict[str, Any], data: Dataset, seed: i
 
 
 class Standardised(nn.Module):
-    """The features as they are, but for their scale: an encoder that has nothing to learn."""
+    """An encoder without weights: it standardises the features."""
 
     def __init__(self, data: Dataset) -> None:
         super().__init__()
@@ -173,13 +174,13 @@ class Standardised(nn.Module):
         self.width = data.sizes.width
 
     def forward(self, features_BD: Tensor) -> Tensor:
-        """[B, D] -> [B, D]."""
+        """Standardise features [B, D]."""
         standardised_BD: Tensor = self.normalize(features_BD)
         return standardised_BD
 
 
 def ridge_gap(data: Dataset) -> float:
-    """GAP of ridge regression on the standardised features, its penalty chosen by leave-one-out."""
+    """GAP of ridge regression on the standardised features, with the penalty chosen by leave-one-out."""
     encoder = Standardised(data)
     probe = closed_form.fit(encoder, data, width=encoder.width, device=CPU, precision="fp32")
     head = nn.Linear(encoder.width, data.sizes.num_classes)

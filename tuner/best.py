@@ -1,7 +1,9 @@
-"""The best trial of a search, its leader table, and its model: `python -m tuner.best [EXPERIMENT] [--export [DIR]]`.
+"""Show the best trial of a search and its leader table, and export its model.
 
-Reads the search's folder alone, so it works while the search runs, and without MLflow. With `--ensemble K` the model is
-made of several trials (tuner/export/ensemble.py); that takes the validation shards too.
+    python -m tuner.best [EXPERIMENT] [--export [DIR]]
+
+The command reads only the folder of the search, so it works while the search runs, and without MLflow. With `--ensemble
+K`, it makes one model of several trials (tuner/export/ensemble.py); this needs the validation shards as well.
 """
 
 import argparse
@@ -23,60 +25,69 @@ if TYPE_CHECKING:  # `--help` needs no torch
     from tuner.export.ensemble import EnsembleOptions
 
 TOP = 10
-WIDTH = 240  # columns of the table in a file or a pipe, where no terminal says
+WIDTH = 240  # characters of a line of the table in a file or a pipe, which have no width
 METRIC_NAMES = {"gap": "GAP", "hit_at_1": "Hit@1", "perr": "PERR", "map": "mAP"}
 
 
 def run(arguments: list[str] | None = None) -> None:
-    """The command line.
+    """Run the command line.
 
     Raises:
-        SearchError: no such experiment or search in the storage.
-        NothingToExport: no trial has finished, or none that the ensemble wants.
-        TunerError: no ensemble keeps to the size limit.
-        DataError: the validation shards of an ensemble are not at hand.
-        ModelFolderError: the folder of the export is something else already.
+        SearchError: the storage has no such experiment or search.
+        NothingToExport: no trial has finished, or no finished trial can be a member of the ensemble.
+        TunerError: a single member is larger than the size limit.
+        DataError: the validation shards, which an ensemble needs, cannot be read.
+        ModelFolderError: the folder of the export holds something else.
     """
     parser = argparse.ArgumentParser(
         prog="python -m tuner.best", description="Show and export the best trial of a search."
     )
-    parser.add_argument("experiment", nargs="?", metavar="EXPERIMENT", help="default: that of the newest search")
-    parser.add_argument("--search", metavar="ID", help="default: the newest of the experiment")
     parser.add_argument(
-        "--export", nargs="?", const="", metavar="DIR|URL", help="write the model; default: exports/EXPERIMENT-SEARCH"
+        "experiment", nargs="?", metavar="EXPERIMENT", help="default: the experiment of the newest search"
+    )
+    parser.add_argument("--search", metavar="ID", help="default: the newest search of the experiment")
+    parser.add_argument(
+        "--export",
+        nargs="?",
+        const="",
+        metavar="DIR|URL",
+        help="write a model folder; default: exports/EXPERIMENT-SEARCH",
     )
     add_storage(parser)
     add_file(parser)
-    add_tracking_uri(parser, default="where the search logged")
+    add_tracking_uri(parser, default="the one that the search used")
     parser.add_argument(
-        "--top", type=positive, default=TOP, metavar="N", help="trials in the table; default: %(default)s"
+        "--top", type=positive, default=TOP, metavar="N", help="number of trials in the table; default: %(default)s"
     )
     ensemble = parser.add_argument_group("ensembles")
     ensemble.add_argument(
-        "--ensemble", type=positive, metavar="K", help="make one model of the K best trials: the mean of probabilities"
+        "--ensemble",
+        type=positive,
+        metavar="K",
+        help="make one model of the K best trials: it gives the weighted mean of their probabilities",
     )
     ensemble.add_argument(
         "--bagging",
         action="store_true",
-        help="of trials on bootstrap samples of their own (loss.bootstrap: fixed)",
+        help="use trials that were trained on different bootstrap samples (loss.bootstrap: fixed)",
     )
     ensemble.add_argument(
         "--weights",
         choices=["validation", "equal"],
         default="validation",
-        help="of the members: chosen on the validation videos (default), or all equal",
+        help="weights of the members: chosen on the validation videos (default), or all equal",
     )
     ensemble.add_argument(
         "--size-limit",
         type=mebibytes,
         metavar="MIB",
-        help="of model.safetensors: the weakest members are dropped",
+        help="largest size of model.safetensors; the weakest members are dropped until it fits",
     )
     ensemble.add_argument("--half", action="store_true", help="store the weight matrices as float16")
     options = parser.parse_args(arguments)
     for name in ("bagging", "size_limit", "half"):
         if getattr(options, name) and not options.ensemble:
-            parser.error(f"--{name.replace('_', '-')} belongs to --ensemble K; --ensemble 1 is the best trial alone")
+            parser.error(f"--{name.replace('_', '-')} needs --ensemble K; --ensemble 1 is the best trial alone")
 
     directory = searches.find(storage_place(options.storage, options.file), options.experiment, options.search)
     search = journal.read(directory)
@@ -137,7 +148,7 @@ def _show(
     from tuner.tracking.uri import ui_command
 
     score = winner.score or 0.0
-    state = f"ended: {search.ended}" if search.ended else "not ended: it runs, or was interrupted"
+    state = f"ended: {search.ended}" if search.ended else "not ended: it runs or was interrupted"
     console.print(
         f"{search.experiment}, search {search.id} ({state}): {len(search.finished)} of {search.planned} trials finished"
         + (f", {len(search.failed)} failed, the first with: {search.failed[0].error}" if search.failed else "")
@@ -176,7 +187,7 @@ def _ensemble(
     from tuner.export.writer import export_model
 
     if folder is not None:
-        check_target(folder.absolute(), search, None)  # before the long part
+        check_target(folder.absolute(), search, None)  # before the members are scored, which takes long
     console.print()
     assembled = assemble(directory, experiment, search, options, console.print)
     console.print("\n".join(assembled.describe()))

@@ -90,7 +90,7 @@ def test_scores_of_an_earlier_winner_are_not_those_of_this_one(own: FinishedSear
 
 def test_a_search_that_still_runs_is_read(own: FinishedSearch, capsys: Printed) -> None:
     driver = Journal(own.directory)
-    assert "(not ended: it runs, or was interrupted)" in told(capsys, "--storage", own.storage)
+    assert "(not ended: it runs or was interrupted)" in told(capsys, "--storage", own.storage)
     driver.close()
 
 

@@ -19,12 +19,12 @@ from models.ensemble import Ensemble, mean_log_odds
 from tests.support.commands import exit_code_of, refusal_of, run_command
 from tests.support.finished import FAST, FinishedSearch
 from tuner.errors import ModelFolderError
-from tuner.export import ensemble, weighting
+from tuner.export import ensemble, member_weights
 from tuner.export.checkpoints import load_trial
 from tuner.export.ensemble import AssembledEnsemble, EnsembleOptions
 from tuner.export.loader import load_model
 from tuner.export.member_predictions import predict_members
-from tuner.export.weighting import MemberPredictions
+from tuner.export.member_weights import MemberPredictions
 from tuner.inference.embed import encoder_of
 from tuner.storage.journal import Journal
 from tuner.training import evaluation
@@ -138,12 +138,12 @@ def test_labels_outside_the_kept_classes_count_as_positives() -> None:
 
 
 def test_a_useless_member_gets_no_weight_and_the_good_ones_share_it() -> None:
-    weights = weighting.greedy_weights(noisy_members([1.0, 1.0, 30.0]))
+    weights = member_weights.greedy_weights(noisy_members([1.0, 1.0, 30.0]))
     assert weights.sum() == pytest.approx(1) and weights[2] == 0 and min(weights[:2]) > 0.25
 
 
 def test_weights_that_carry_over_are_kept() -> None:
-    chosen = weighting.choose_weights(noisy_members([1.0, 6.0, 6.0, 6.0]))
+    chosen = member_weights.choose_weights(noisy_members([1.0, 6.0, 6.0, 6.0]))
     assert not chosen.equal and chosen.weights_M[0] > 0.5
     assert chosen.gap_cross_fitted > chosen.gap_equal
 
@@ -151,8 +151,8 @@ def test_weights_that_carry_over_are_kept() -> None:
 def test_weights_that_only_fit_the_videos_that_chose_them_give_way_to_equal_ones() -> None:
     """Of eight equals on 40 videos, a selection finds differences that are none: other videos say so."""
     given = noisy_members([2.0] * 8, num_videos=40)
-    chosen = weighting.choose_weights(given)
-    selected = weighting.greedy_weights(given)
+    chosen = member_weights.choose_weights(given)
+    selected = member_weights.greedy_weights(given)
     assert given.gap(np.tile(selected, (40, 1))) > chosen.gap_equal  # what the selection believes
     assert chosen.equal and chosen.gap_cross_fitted <= chosen.gap_equal
     assert chosen.weights_M.tolist() == [1 / 8] * 8
@@ -160,7 +160,7 @@ def test_weights_that_only_fit_the_videos_that_chose_them_give_way_to_equal_ones
 
 def test_the_weights_are_drawn_by_no_chance() -> None:
     given = noisy_members([1.0, 2.0, 3.0])
-    assert weighting.choose_weights(given).weights_M.tolist() == weighting.choose_weights(given).weights_M.tolist()
+    assert member_weights.choose_weights(given).weights_M.tolist() == weighting.choose_weights(given).weights_M.tolist()
 
 
 # ----------------------------------------------------------------------------------------------------------- the search
@@ -429,9 +429,9 @@ def test_a_limit_that_not_even_one_member_keeps_is_refused(finished_search: Fini
         (["--ensemble", "0"], "must be a whole number, at least 1, but got '0'"),
         (["--ensemble", "2", "--size-limit", "-3"], "must be a number of MiB above 0, but got '-3'"),
         (["--ensemble", "2", "--weights", "best"], "invalid choice: 'best'"),
-        (["--half"], "--half belongs to --ensemble K"),
-        (["--bagging"], "--bagging belongs to --ensemble K"),
-        (["--size-limit", "5"], "--size-limit belongs to --ensemble K"),
+        (["--half"], "--half needs --ensemble K"),
+        (["--bagging"], "--bagging needs --ensemble K"),
+        (["--size-limit", "5"], "--size-limit needs --ensemble K"),
     ],
 )
 def test_what_makes_no_sense_is_refused(

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from data.batches import Batches
+from tests.support.commands import run_command
 from tests.support.workplace import PROJECT, Workplace
-from tuner import predict
 from tuner.config import experiment as config
 from tuner.config.experiment import Experiment
 from tuner.export import writer as export
@@ -129,9 +129,8 @@ def test_the_export_scores_as_it_did(trained_on: tuple[Experiment, Dataset]) -> 
 
 def test_the_export_predicts_what_it_did(trained_on: tuple[Experiment, Dataset], tmp_path: Path) -> None:
     output = tmp_path / "predictions.csv"
-    predict.run(
-        [str(FIXTURE / "export"), "--data", trained_on[0].data.validate, "--output", str(output), "--device", "cpu"]
-    )
+    data = trained_on[0].data.validate
+    run_command("tuner.predict", FIXTURE / "export", "--data", data, "--output", output, "--device", "cpu")
     with output.open() as file:
         rows = list(csv.reader(file))[1:]
     for found, (id, pairs) in zip(rows, EXPECTED["predictions"], strict=False):

@@ -3,7 +3,7 @@
     python -m tuner.best --ensemble K [--bagging] [--weights equal] [--size-limit MIB] [--half] [--export]
 
 The members are the K best trials; with `--bagging`, the K best trials that were trained on different bootstrap samples.
-Their weights come from the validation videos (tuner/export/weighting.py). The model is exported like any other model.
+Their weights come from the validation videos (tuner/export/member_weights.py). The model is exported like any other model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tuner.config.experiment import Experiment
 from tuner.errors import NothingToExport, TunerError
 from tuner.export.checkpoints import best_checkpoint, epoch_of, load_checkpoint
 from tuner.export.member_predictions import predict_members
-from tuner.export.weighting import Weighting, choose_weights
+from tuner.export.member_weights import Weighting, choose_weights
 from tuner.export.weights import round_to_float16, stored_bytes
 from tuner.export.writer import ModelToExport
 from tuner.storage.journal import SearchHistory, TrialHistory

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from data.batches import Batch, Batches, sample_rows
 from data.cache.store import Cache
 from models.ragged import cells_of
-from tuner.export.weighting import TOP_K, MemberPredictions
+from tuner.export.member_weights import TOP_K, MemberPredictions
 from tuner.training.evaluation import batch_size_of
 from tuner.training.precision import Precision, forward
 
