@@ -80,7 +80,7 @@ def run(arguments: list[str] | None = None) -> None:
 
 def search_without_ray(directory: Path, experiment: Experiment, data: Dataset) -> None:
     """Train the members that are not trained yet, and write the journal as the driver of a search does."""
-    record = Journal(directory)
+    open_journal = Journal(directory)
     if not searches.exists(directory):
         (directory / "experiment.yaml").write_text(experiment.to_yaml())
         open_journal.append(

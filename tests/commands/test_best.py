@@ -1,4 +1,4 @@
-"""`python -m tuner.best`: the right trial of the right search, and its model."""
+"""`python -m tuner.best` shows the right trial of the right search, and exports its model."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def refused(capsys: Printed, *arguments: str | Path) -> str:
 
 
 def add_search(storage: Path, experiment: str, id: str, *failures: str) -> None:
-    """A search in which every trial failed, and one more was suggested."""
+    """Add a search whose trials failed with these errors, and one trial that has not ended."""
     opened = Journal(storage / experiment / id)
     facts = {"fingerprint": "f", "planned": 3, "tracking_uri": "http://server", "overrides": [], "baseline": 0.1}
     opened.append("search", version=journal.VERSION, id=id, experiment=experiment, **facts)

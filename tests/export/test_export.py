@@ -1,4 +1,4 @@
-"""Exports: the same model outside the search, complete, checked, and never in the way of another folder."""
+"""Exports: the folder holds the trial's model, is complete and checked, and never replaces something else."""
 
 import hashlib
 import json
@@ -244,13 +244,13 @@ def test_an_export_that_gives_other_logits_is_refused(
 
 
 def test_the_best_checkpoint_is_that_of_the_best_epoch_that_is_there_and_whole(own: FinishedSearch) -> None:
-    trial = replace(own.best, reports={1: {"gap": 0.6}, 2: {"gap": 0.5}, 3: {"gap": 0.9}})  # 3 was never kept
+    trial = replace(own.best, reports={1: {"gap": 0.6}, 2: {"gap": 0.5}, 3: {"gap": 0.9}})  # epoch 3 has no checkpoint
     folder = own.directory / "trials" / "trial-1"
     assert best_checkpoint(own.directory, trial) == folder / "epoch-0001"
     weights = folder / "epoch-0001" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1])  # the copy of a worker that was killed
+    weights.write_bytes(weights.read_bytes()[:-1])  # as after a worker was killed while it copied
     assert best_checkpoint(own.directory, trial) == folder / "epoch-0002"
-    trial.reports.pop(2)  # a driver that was killed had not heard of it
+    trial.reports.pop(2)  # as after a driver was killed before it got the report
     with pytest.raises(NothingToExport, match=r"trial 001 of search .* has no undamaged checkpoint"):
         best_checkpoint(own.directory, trial)
 
@@ -370,7 +370,7 @@ def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_model_are_told(exported: Path, tmp_path: Path) -> None:
-    """Settings edited by hand, checksum and all."""
+    """config.json was edited by hand, and its checksum as well."""
     shutil.copytree(exported, tmp_path / "model")
     told = json.loads((tmp_path / "model" / "config.json").read_text())
     told["model"]["hidden"] = 99

@@ -1,4 +1,4 @@
-"""Embeddings: every video once, in order, as the model's own encoder gives it; a whole file or none."""
+"""tuner.embed: every video once, in order, with the embedding of the model's encoder; a complete file or none."""
 
 import hashlib
 import json
@@ -34,23 +34,23 @@ UNITS = 16  # of the finished search's encoder
 
 
 def run(exported: Path, output: Path, *more: str, data: str) -> pa.Table:
-    """What the command line writes."""
+    """Run the command and read the table that it writes."""
     run_command("tuner.embed", exported, "--data", data, "--output", output, "--device", "cpu", *more)
     return parquet.read_table(output)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
-    """The one sentence that the command line says instead."""
+    """Run the command, which must refuse its arguments; return its sentence."""
     return refusal_of(capsys, "tuner.embed", *arguments)
 
 
 def matrix(table: pa.Table) -> np.ndarray:
-    """[N, H]."""
+    """The embeddings [N, H] of a table."""
     return np.array(table["embedding"].to_pylist(), np.float32).reshape(-1, UNITS)
 
 
 def set_config(folder: Path, **changes: Any) -> None:
-    """Edits an export by hand, checksums and all."""
+    """Edit config.json of an export, and adjust the checksums."""
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | changes))
     sums = (folder / "SHA256SUMS").read_text()
@@ -97,7 +97,9 @@ def test_every_video_comes_once_in_order_with_the_encoder_s_own_embedding(
     np.testing.assert_allclose(matrix(table), embeddings_NH.numpy(), rtol=0, atol=tolerance)
     assert len(table) == 450
     rounded = torch.from_numpy(matrix(table)).bfloat16().float()
-    assert np.array_equal(matrix(table), rounded.numpy()) == (precision == "bf16")  # it was really computed so
+    assert np.array_equal(matrix(table), rounded.numpy()) == (
+        precision == "bf16"
+    )  # the encoder really ran in this precision
 
 
 def test_the_model_s_head_on_the_embeddings_is_the_model(
@@ -179,7 +181,7 @@ def test_the_last_line_says_how_many(exported: Path, tmp_path: Path, capsys: pyt
 def test_a_full_disk_is_told_and_leaves_no_half_file(
     finished_search: FinishedSearch, exported: Path, tmp_path: Path
 ) -> None:
-    """A limit on the size of a file stands for it."""
+    """A limit on the size of a file has the same effect as a full disk."""
     program = "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
     program += "runpy.run_module('tuner.embed', run_name='__main__')"
     command = [sys.executable, "-c", program, str(exported), "--data", finished_search.validate, "--device", "cpu"]

@@ -1,4 +1,4 @@
-"""Predictions: every video once, in order, best class first; a whole file or none."""
+"""tuner.predict: every video once, in order, best class first; a complete file or none."""
 
 import csv
 import gzip
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 def run(exported: Path, output: Path, *more: str, data: str | Sequence[str]) -> list[list[str]]:
-    """The rows of the csv that the command line writes, without their header."""
+    """Run the command and read the rows of the csv that it writes, without the header."""
     patterns = [data] if isinstance(data, str) else data
     run_command("tuner.predict", exported, "--data", *patterns, "--output", output, "--device", "cpu", *more)
     content = output.read_bytes()

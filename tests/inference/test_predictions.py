@@ -1,4 +1,4 @@
-"""Stored predictions: read as they were meant, scored as Kaggle did, compared with the model that made them."""
+"""Files of predictions: read, scored as Kaggle scored them, and compared with a model."""
 
 import gzip
 import json
@@ -17,7 +17,7 @@ from tuner.inference.predictions import Labels
 
 Printed = pytest.CaptureFixture[str]
 
-# systems.md, C and E: probabilities and labels of three videos and five classes.
+# Probabilities and labels of three videos and five classes.
 P = np.array([[0.9, 0.8, 0.1, 0.2, 0.05], [0.3, 0.7, 0.6, 0.4, 0.02], [0.55, 0.15, 0.25, 0.35, 0.95]])
 Y = np.array([[1, 0, 1, 0, 0], [0, 1, 1, 0, 0], [1, 0, 0, 1, 0]])
 
@@ -28,7 +28,7 @@ def write(path: Path, *lines: str, header: str = "VideoId,LabelConfidencePairs")
 
 
 def lines_of(probabilities_NC: np.ndarray, top_k: int) -> list[str]:
-    """Video v of a csv has its best classes."""
+    """The lines of a csv that lists the best classes of videos v0, v1, ..."""
     best_NK = np.argsort(-probabilities_NC, axis=1, kind="stable")[:, :top_k]
     pairs = [" ".join(f"{c} {row[c]:g}" for c in best) for row, best in zip(probabilities_NC, best_NK, strict=True)]
     return [f"v{video},{listed}" for video, listed in enumerate(pairs)]
@@ -77,7 +77,7 @@ def test_a_class_that_is_not_listed_is_no_hit_by_chance(tmp_path: Path) -> None:
 
 
 def test_more_labels_than_predictions_find_no_further_hit(tmp_path: Path) -> None:
-    """PERR looks as deep as the video has labels: here beyond all that is listed."""
+    """PERR looks at as many predictions as the video has labels: here at more than are listed."""
     found = score(write(tmp_path / "p.csv", "v0,1 0.9 0 0.8"), np.ones((1, 25), int))
     assert found["perr"] == 2 / 25 and found["gap"] == pytest.approx(2 / 25)
 
@@ -95,7 +95,7 @@ def test_a_missing_video_has_no_predictions_and_an_unknown_one_no_part(tmp_path:
 
 
 def test_a_class_that_nobody_rated_has_no_part(tmp_path: Path) -> None:
-    """It is listed first, and neither a miss nor a hit."""
+    """It is listed first, but counts neither as a miss nor as a hit."""
 
     class Rated:
         ids = np.array([b"v0:5"])
@@ -110,7 +110,7 @@ def test_a_class_that_nobody_rated_has_no_part(tmp_path: Path) -> None:
 
 
 def test_every_pair_of_a_line_is_read(tmp_path: Path) -> None:
-    """Published averaging read 25 of 50 pairs: half of the length of a list that holds two entries a pair."""
+    """A published averaging script read only 25 of 50 pairs: it took half the length of a list of pairs."""
     pairs = " ".join(f"{label} {0.5 - label / 1000:g}" for label in range(50))
     stored = predictions.read(write(tmp_path / "p.csv", f"v0,{pairs}"))
     assert stored.of([b"v0"]).classes.tolist() == list(range(50))
@@ -182,7 +182,7 @@ def test_a_file_of_another_kind_is_told(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def written(finished_search: FinishedSearch, exported: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What tuner.predict writes of the validation videos, five classes each."""
+    """What tuner.predict writes for the validation videos, with five classes for each."""
     output = tmp_path_factory.mktemp("predictions") / "stored.csv"
     command = [str(exported), "--data", finished_search.validate, "--output", str(output), "--top-k", "5"]
     run_command("tuner.predict", *command, "--device", "cpu")
@@ -191,7 +191,7 @@ def written(finished_search: FinishedSearch, exported: Path, tmp_path_factory: p
 
 @pytest.fixture
 def stored(written: str, tmp_path: Path) -> Path:
-    """A copy to change."""
+    """A copy of the file that a test may change."""
     (tmp_path / "stored.csv").write_text(written)
     return tmp_path / "stored.csv"
 
@@ -212,7 +212,9 @@ def test_predictions_of_the_model_agree_with_it(
     )
     assert report["gap"] == finished_search.best.score
     of_file = report["predictions"]
-    assert of_file["largest_difference"] < 1e-6 and of_file["gap"] < report["gap"]  # five classes of twelve
+    assert (
+        of_file["largest_difference"] < 1e-6 and of_file["gap"] < report["gap"]
+    )  # it lists only five of twelve classes
     assert of_file["missing"] == of_file["unknown"] == of_file["differing"] == 0
 
 
@@ -280,7 +282,7 @@ def test_a_tolerance_of_ones_own(finished_search: FinishedSearch, exported: Path
 def test_ids_in_python_s_own_writing_are_unknown(
     finished_search: FinishedSearch, exported: Path, stored: Path, capsys: Printed
 ) -> None:
-    """The published writer printed bytes as b'...'."""
+    """The writer of google/youtube-8m printed ids as b'...'."""
     lines = stored.read_text().splitlines()
     stored.write_text("\n".join([lines[0], *(f"b'{line.replace(',', chr(39) + ',', 1)}" for line in lines[1:])]) + "\n")
     assert run(exported, "--data", finished_search.validate, "--predictions", stored) == 2

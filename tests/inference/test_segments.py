@@ -1,4 +1,4 @@
-"""Ranked segments: the best of each class among all that come, in bounded memory, as Kaggle's format has them."""
+"""Ranked segments: the best ones of each class, in bounded memory, in Kaggle's format."""
 
 import gzip
 import json
@@ -41,7 +41,7 @@ def test_equal_scores_go_to_the_earlier_segment() -> None:
 
 @pytest.mark.parametrize("step", [1, 7, 5000])
 def test_the_best_of_a_long_stream_are_those_of_a_stable_sort(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More come than are held, in batches smaller and larger than what fits beside the best."""
+    """More segments are added than the ranking holds, in batches smaller and larger than its spare space."""
     monkeypatch.setattr(segments, "MIN_SPARE", 8)
     scores_SC = np.random.default_rng(0).integers(-50, 50, (900, 4)).astype(np.float32) / 7
     names = [Segment(f"v{number // 60}".encode(), number % 60 * 5) for number in range(900)]
@@ -61,7 +61,7 @@ def test_scores_of_every_size_and_sign_rank() -> None:
 
 
 def test_a_model_of_tensors_fills_it(tmp_path: Path) -> None:
-    """Scores per (video, start), as any frame-level model gives them."""
+    """The scores of each segment, as any model of frames gives them."""
 
     class Mean(nn.Module):
         def forward(self, frames_BTD: Tensor, mask_BT: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ def test_what_is_written_is_what_is_read(tmp_path: Path, name: str) -> None:
 
 
 def test_ids_are_text_and_lines_end_with_an_id(tmp_path: Path) -> None:
-    """Published: bytes printed as b'..', and a newline kept on the last id when read."""
+    """google/youtube-8m printed bytes as b'..' and kept the newline of the last id when it read the file."""
     ranking = Ranking([0])
     ranking.add(of(b"u93s", 0, 15), torch.tensor([[0.0], [1.0]]))
     segments.write(tmp_path / "s.csv", ranking)
@@ -96,13 +96,13 @@ def test_ids_are_text_and_lines_end_with_an_id(tmp_path: Path) -> None:
 
 
 def test_the_header_is_no_class_and_a_class_may_be_empty(tmp_path: Path) -> None:
-    """Published: int('Class') failed."""
+    """google/youtube-8m took the header for a class and failed."""
     (tmp_path / "s.csv").write_text("Class,Segments\n3,\n5,a:0")
     assert segments.read(tmp_path / "s.csv") == {3: [], 5: [Segment(b"a", 0)]}
 
 
 def test_many_segments_are_one_line(tmp_path: Path) -> None:
-    """Longer than the csv module takes for a field."""
+    """The line is longer than a field of the csv module may be."""
     ranking = Ranking([0])
     ranking.add(of(b"abcdefgh", *range(20_000)), torch.arange(20_000.0)[:, None])
     segments.write(tmp_path / "s.csv", ranking)
@@ -140,7 +140,7 @@ def test_a_missing_or_torn_file_is_told(tmp_path: Path) -> None:
 
 
 def write_ratings(path: Path, ratings: dict[bytes, list[tuple[int, int, float]]]) -> Path:
-    """Records with ratings (start, class, score) and without frames, which nobody looks at."""
+    """Write records with ratings (start, class, score); they need no frames."""
     writer = TFRecordWriter(str(path))
     for video, rated in ratings.items():
         starts, classes, scores = (list(column) for column in zip(*rated, strict=True))
@@ -157,7 +157,7 @@ def write_ratings(path: Path, ratings: dict[bytes, list[tuple[int, int, float]]]
 
 
 def test_a_file_is_scored_by_the_ratings_of_the_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The published vector: the rated ranking has labels 1, 0, 1, 0, 0, and 3 positives."""
+    """The example of google/youtube-8m: the rated ranking has labels 1, 0, 1, 0, 0, and 3 positives."""
     rated = {
         b"a": [(0, 7, 1.0), (5, 7, 0.0), (10, 7, 1.0), (15, 7, 0.0)],
         b"b": [(0, 7, 0.0), (5, 7, 1.0), (5, 2, 0.0)],

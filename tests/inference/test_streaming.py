@@ -1,4 +1,4 @@
-"""What predict and embed share: a whole file or none, and one sentence about what cannot be done."""
+"""tuner.predict and tuner.embed write a complete file or none, and refuse what they cannot do in one sentence."""
 
 import shutil
 from pathlib import Path
@@ -25,7 +25,7 @@ def command(request: pytest.FixtureRequest) -> Command:
 
 
 def refused(capsys: pytest.CaptureFixture[str], command: Command, *arguments: str | Path) -> str:
-    """The one sentence that the command line says instead."""
+    """Run the command, which must refuse its arguments; return its sentence."""
     return refusal_of(capsys, command.module, *arguments)
 
 

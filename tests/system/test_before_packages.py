@@ -17,7 +17,7 @@ from tests.support.commands import run_command
 from tests.support.workplace import PROJECT, Workplace
 from tuner.config import experiment as config
 from tuner.config.experiment import Experiment
-from tuner.export import writer as export
+from tuner.export.loader import load_model
 from tuner.search.searcher import JournaledSearch
 from tuner.storage import journal
 from tuner.storage.journal import Journal
@@ -117,7 +117,7 @@ def test_the_shards_are_those_of_the_search(search: Path, trained_on: tuple[Expe
 
 def test_the_export_scores_as_it_did(trained_on: tuple[Experiment, Dataset]) -> None:
     data = trained_on[1]
-    loaded = export.load_model(FIXTURE / "export", CPU)
+    loaded = load_model(FIXTURE / "export", CPU)
     batches = Batches(data.validate, batch_size=64, shuffle=False)
     metrics = evaluation.evaluate(loaded.model, batches, loaded.precision)
     assert metrics["gap"] == pytest.approx(EXPECTED["trials"][0]["score"], abs=1e-6)

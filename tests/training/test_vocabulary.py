@@ -73,7 +73,7 @@ def test_a_wrong_list_of_classes_is_told(tmp_path: Path, content: str, told: str
 
 
 def test_no_list_is_fetched_from_elsewhere(tmp_path: Path) -> None:
-    """Published: the default was a URL."""
+    """The default of google/youtube-8m was a URL."""
     with pytest.raises(ConfigError, match="must be a file of this machine, not a URL"):
         vocabulary.read_indices("https://example.org/segment_label_ids.csv", 12)
     with pytest.raises(ConfigError, match=r"nowhere\.csv: cannot be read"):

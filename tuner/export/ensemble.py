@@ -3,7 +3,8 @@
     python -m tuner.best --ensemble K [--bagging] [--weights equal] [--size-limit MIB] [--half] [--export]
 
 The members are the K best trials; with `--bagging`, the K best trials that were trained on different bootstrap samples.
-Their weights come from the validation videos (tuner/export/member_weights.py). The model is exported like any other model.
+Their weights come from the validation videos (tuner/export/member_weights.py). The model is exported like any other
+model.
 """
 
 from __future__ import annotations
