@@ -9,8 +9,6 @@ the order of the shards change at most the last bits of a float64.
 
 from __future__ import annotations
 
-import os
-import threading
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from data.atomic import replacing
 from data.schema import DEQUANTISE_SCALE, DEQUANTISE_SHIFT
 
 _ROWS_AT_ONCE = 512  # 512 x 1152 float64 = 4.7 MB: the chunk stays in a core's cache over its three passes
@@ -96,16 +95,9 @@ def kept_statistics(path: Path, rated: bool) -> Statistics | None:
 
 def keep_statistics(path: Path, statistics: Statistics) -> None:
     """Writes statistics to a file. On a full or read-only disk it does not, and the next caller computes them again."""
-    temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, **{name: value for name, value in asdict(statistics).items() if value is not None})
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)  # two processes that write at once write the same
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink()
+    values = {name: value for name, value in asdict(statistics).items() if value is not None}
+    with suppress(OSError), replacing(path) as temporary:  # two processes that write at once write the same
+        np.savez(temporary, **values)
 
 
 def _counts(indices: NDArray[Any], num_classes: int) -> NDArray[np.int64]:

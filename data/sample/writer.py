@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from data.atomic import replacing
 from data.errors import DataError
 from data.sample.world import FrameVideo, World
 from data.schema import FEATURES, LABELS_KEY, SEGMENT_LABELS, SEGMENT_SCORES, SEGMENT_START, Level, Schema
@@ -109,9 +110,8 @@ def write_splits(
 
 
 def _mark(marker: Path, settings: Mapping[str, Any] | None, files: Mapping[str, int]) -> None:
-    pending = marker.with_name(f".{marker.name}.{os.getpid()}")
-    pending.write_text(json.dumps({"settings": settings, "files": files}, indent=1) + "\n")
-    os.replace(pending, marker)
+    with replacing(marker) as pending:
+        pending.write_text(json.dumps({"settings": settings, "files": files}, indent=1) + "\n")
 
 
 def write_shards(

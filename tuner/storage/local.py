@@ -1,7 +1,6 @@
 """Folders and files of this machine: renamed into place, appended to, locked by the operating system."""
 
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from data import atomic
 from tuner.errors import SearchError, TunerError
 from tuner.storage.append_log import LocalLog
 from tuner.storage.place import Place, taken
@@ -108,13 +108,8 @@ def replacing(output: Path) -> Iterator[Path]:
     if output.is_dir() or not output.parent.is_dir():
         reason = "it is a folder" if output.is_dir() else f"there is no folder {output.parent}"
         raise TunerError(f"{output}: cannot be written: {reason}")
-    unfinished = output.with_name(f".{os.getpid()}.{output.name}")
     try:
-        yield unfinished
-        with unfinished.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(unfinished, output)
+        with atomic.replacing(output) as unfinished:
+            yield unfinished
     except OSError as error:
         raise TunerError(f"{output}: cannot be written: {error.strerror or error}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
