@@ -1,17 +1,17 @@
-"""How far one driver goes: a search of 10,000 trials on 1,000 slots without a single actor, on a clock of its own.
+"""How large a search one driver can run: 10,000 trials on 1,000 slots, simulated without a single actor.
 
     python benchmarks/driver.py [--sizes 100 1000 10000] [--epoch-seconds 60] [--tracking-uri URI]
 
-A discrete-event simulation. Tune's own loop, our searcher, scheduler, recorder, journal (a real file, really synced)
-and tracker run as they do in a search; what Tune takes for actors are events that fall due: a trial's actor has
-started, an epoch is over, a trial has ended. How long these take was measured on real trials (driver_calibration.json);
-`--epoch-seconds` stretches the epochs to a length worth 1,000 slots. A search of N trials has N / 10 slots. With
-`--history 0.9` the first nine tenths of its trials are drawn at random and written into its journal, and the simulation
-begins with a resume: a tenth of the time for the same last tenth.
+A discrete-event simulation. Tune's loop and the project's searcher, scheduler, recorder, journal (a real file, with
+fsync) and tracker run as they do in a search. Instead of actors there are events with a time: a trial's actor has
+started, an epoch has ended, a trial has ended. How long these take was measured on real trials
+(driver_calibration.json); `--epoch-seconds` makes the epochs as long as those for which one uses 1,000 slots. A search
+of N trials has N / 10 slots. With `--history 0.9` the first nine tenths of the trials are drawn at random and written
+into the journal, and the simulation begins with a resume: it measures the same last tenth in a tenth of the time.
 
-What the driver computes and waits for is real, and takes time on the simulated clock too: its processor's time and the
-disk's, not the time that other programs take from it. MLflow is written by a thread beside it, whose time is taken by
-request. What Ray does to start, to watch and to end 1,000 actors is not in here. The last line is one JSON object.
+What the driver computes and waits for is real, and advances the simulated clock: its processor time and the disk's, not
+the time that other programs take from it. A thread beside it writes to MLflow; its time is measured by request. The
+work of Ray to start, watch and stop 1,000 actors is not included. The last line is one JSON object.
 """
 
 import argparse
@@ -75,77 +75,77 @@ experiments:
 """
 EPOCHS = 8
 FSYNC = os.fsync
-# Decisions of a search are judged by the last fifth of them.
+# The figures are medians of the last fifth of the decisions of a search.
 LAST = 0.8
 
 
 def aim_ms(trials: int) -> float:
-    """Milliseconds a decision, at the most: 10 up to 1,000 trials, 100 at 10,000."""
+    """The milliseconds that a decision may take: 10 up to 1,000 trials, 100 at 10,000."""
     return max(10.0, trials / 100)
 
 
 @dataclass
 class Clock:
-    """The simulation's time."""
+    """The time of the simulation."""
 
     now: float = 0.0  # seconds
 
 
 @dataclass
 class Delays:
-    """Seconds that things take, drawn from what real trials took."""
+    """Durations in seconds, drawn from those of real trials."""
 
     calibration: Mapping[str, Any]
     epoch_seconds: float  # median of the simulated epochs
     chance: random.Random = field(default_factory=partial(random.Random, 1))
 
     def draw(self, name: str) -> float:
-        """Seconds of an `actor_start`, a `worker_start`, a `report` or a `trial_end`."""
+        """The duration of an `actor_start`, a `worker_start`, a `report` or a `trial_end`."""
         return float(np.interp(self.chance.random(), self.calibration["quantiles"], self.calibration["seconds"][name]))
 
     def epoch(self) -> float:
-        """Seconds of an epoch: spread as those of real trials are, around another median."""
+        """The duration of an epoch: distributed as those of real trials, around another median."""
         return self.draw("epoch") / float(np.median(self.calibration["seconds"]["epoch"])) * self.epoch_seconds
 
 
 class Meter:
-    """Milliseconds that calls take: the processor time of their thread, and what they wait for the disk."""
+    """The milliseconds that calls take: the processor time of their thread, and their waits for the disk."""
 
     def __init__(self) -> None:
         self.calls: dict[str, list[float]] = defaultdict(list)
         self._waited = 0.0
 
     def seconds(self) -> float:
-        """Of this thread so far."""
+        """The seconds that this thread has used so far."""
         return time.thread_time() + self._waited
 
     def watch(self, thing: Any, method: str, name: str) -> None:
-        """Take the time of every call of a method of one object."""
+        """Measure every call of a method of one object."""
         call = getattr(thing, method)
 
         def timed(*arguments: Any, **options: Any) -> Any:
             start = self.seconds()
             result = call(*arguments, **options)
-            if method != "suggest" or result is not None:  # there was no room for another trial
+            if method != "suggest" or result is not None:  # else the concurrency allowed no further trial
                 self.calls[name].append((self.seconds() - start) * 1e3)
             return result
 
         setattr(thing, method, timed)
 
     def sync(self, descriptor: int) -> None:
-        """In the place of os.fsync: the same, with an eye on the clock."""
+        """Replace os.fsync: call it and measure how long it waits."""
         start, busy = time.perf_counter(), time.thread_time()
         FSYNC(descriptor)
         self._waited += max(0.0, time.perf_counter() - start - (time.thread_time() - busy))
 
     def median(self, name: str) -> float:
-        """Of the last fifth of the calls."""
+        """The median of the last fifth of the calls."""
         calls = self.calls[name]
         return statistics.median(calls[int(len(calls) * LAST) :])
 
 
 class Actors:
-    """In the place of Tune's actor manager: actors that are events on a clock."""
+    """Replaces Tune's actor manager: its actors are events on a clock."""
 
     def __init__(self, clock: Clock, delays: Delays, meter: Meter) -> None:
         self._clock, self._delays, self._meter = clock, delays, meter
@@ -164,7 +164,7 @@ class Actors:
     def add_actor(
         self, cls: Any, resource_request: Any, kwargs: dict[str, Any], on_start: Any, on_stop: Any, on_error: Any
     ) -> TrackedActor:
-        """Tune asks for a trial's actor."""
+        """Add a trial's actor, for Tune."""
         actor = TrackedActor(next(self._ids), on_start=on_start, on_stop=on_stop, on_error=on_error)
         self._lives[actor] = self._live(kwargs["config"])
         self.num_pending_actors += 1
@@ -174,26 +174,26 @@ class Actors:
     def schedule_actor_task(
         self, tracked_actor: TrackedActor, method_name: str, on_result: Any = None, **options: Any
     ) -> None:
-        """Tune waits for a trial's next report."""
+        """Schedule a trial's next report, for which Tune waits."""
         if method_name == "train":
             due, result = next(self._lives[tracked_actor])
             self._at(due, partial(self._report, tracked_actor, on_result, result))
 
     def remove_actor(self, tracked_actor: TrackedActor, **options: Any) -> bool:
-        """Tune lets go of an actor."""
+        """Remove an actor, for Tune."""
         self._lives.pop(tracked_actor, None)
         self._live_actors_to_ray_actors_resources.pop(tracked_actor, None)
         self._at(self._clock.now + self._delays.draw("trial_end"), partial(tracked_actor._on_stop, tracked_actor))
         return True
 
     def clear_actor_task_futures(self, tracked_actor: TrackedActor) -> None:
-        """Tune wants no more reports of an actor: `remove_actor` follows."""
+        """Do nothing: Tune calls it before `remove_actor`."""
 
     def cleanup(self) -> None:
-        """Nothing is left behind."""
+        """Do nothing: there are no processes."""
 
     def next(self, timeout: float | None = None) -> bool:
-        """One event: what the driver did since the last one has taken its time."""
+        """Run the next event, after the clock has advanced by the time that the driver has used since the last one."""
         used = self._meter.seconds()
         self.busy += used - self._used
         self._clock.now += used - self._used
@@ -219,7 +219,7 @@ class Actors:
             on_result(actor, result)
 
     def _live(self, configuration: dict[str, Any]) -> Iterator[tuple[float, dict[str, Any]]]:
-        """A trial's reports, each with the moment when the driver can hear of it."""
+        """A trial's reports, each with the moment at which the driver can receive it."""
         now = self._clock.now + self._delays.draw("worker_start")
         for metrics in learning_curve(configuration):
             seconds = self._delays.epoch()
@@ -230,7 +230,7 @@ class Actors:
 
 
 def learning_curve(configuration: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What a trial would report: an asymptote that its settings give, reached within some epochs, and some noise."""
+    """The reports of a trial: its settings give an asymptote, which it approaches within some epochs, with noise."""
     values, noise = configuration["values"], random.Random(configuration["number"])
     rate, dropout = math.log10(values["optimizer.learning_rate"]), values["model.dropout"]
     l2 = math.log10(values.get("loss.l2.loguniform", 1))
@@ -247,7 +247,7 @@ def learning_curve(configuration: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 class Requests:
-    """In the place of MLflow's client: hands everything on, and takes the time of it."""
+    """Replaces MLflow's client: passes every call on and measures it."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
@@ -267,13 +267,13 @@ class Requests:
 
 
 class Nobody:
-    """In the place of MLflow's client where a search is too long for this benchmark to write it: knows nothing."""
+    """Replaces MLflow's client where a search is too long to be written to MLflow here; it stores nothing."""
 
     def __getattr__(self, name: str) -> "Nobody":
         return self
 
     def __call__(self, *arguments: Any, **options: Any) -> "Nobody":
-        """Nothing to do."""
+        """Do nothing."""
         return self
 
     def __iter__(self) -> Iterator[Any]:
@@ -283,12 +283,12 @@ class Nobody:
         return False
 
     def __bool__(self) -> bool:
-        """It is no token of a next page either."""
+        """False, because it is no token of a next page either."""
         return False
 
 
 def open_tracker(uri: str | None, folder: Path) -> tuple[Tracker, Requests]:
-    """The tracker of a search; without a URI it writes nothing."""
+    """The tracker of a search, which writes nothing where there is no URI."""
     tracker = Tracker(uri or f"sqlite:///{folder}/unused.db", "driver", {})
     requests = Requests(tracker.client if uri else Nobody())
     tracker.client = requests  # type: ignore[assignment]
@@ -298,7 +298,7 @@ def open_tracker(uri: str | None, folder: Path) -> tuple[Tracker, Requests]:
 def simulate(
     trials: int, slots: int, folder: Path, uri: str | None, delays: Delays, history: int = 0
 ) -> dict[str, Any]:
-    """One search; returns what it cost."""
+    """Simulate one search; returns its figures."""
     (folder / "experiments.yaml").write_text(EXPERIMENT.replace("TRIALS", str(trials)))
     experiment = config.load(folder / "experiments.yaml", "driver")
     clock, meter = Clock(), Meter()
@@ -335,7 +335,7 @@ def simulate(
 
 
 def write_history(directory: Path, experiment: Experiment, planned: int, trials: int) -> None:
-    """A search's journal with trials of its past: settings drawn at random, epochs as ASHA leaves them."""
+    """Write the journal of a search with finished trials: settings drawn at random, epochs as ASHA would stop them."""
     facts = {"version": journal.VERSION, "planned": planned, "fingerprint": "none", "tracking_uri": "-"}
     lines: list[dict[str, Any]] = [{"type": "search", "id": directory.name, "experiment": "driver", **facts}]
     lines[0] |= {"baseline": 0.1, "overrides": []}
@@ -363,7 +363,7 @@ def fit(
     slots: int,
     world: tuple[Clock, Delays, Meter],
 ) -> Actors:
-    """What tuner/search/driver.py hands to Tuner.fit, handed to Tune's controller with actors that are none."""
+    """Run Tune's controller as tuner/search/driver.py does with Tuner.fit, but with simulated actors."""
     search = open_journal.search
     assert search is not None
     stop = StopRule(experiment, search)
@@ -384,7 +384,7 @@ def fit(
         meter.watch(thing, method, name)
     actors = Actors(clock, delays, meter)
     tune_controller.RayActorManager = lambda resource_manager: actors
-    storage._get_ray_train_session_dir = lambda: str(open_journal.directory / "session")  # Ray's, where there is one
+    storage._get_ray_train_session_dir = lambda: str(open_journal.directory / "session")  # Ray's folder, where Ray runs
     settings = connection.SETTINGS | ray_internals.SETTINGS
     os.environ.update({name: os.environ.get(name, value) for name, value in settings.items()})
     connection.start_together(slots)
@@ -409,14 +409,14 @@ def fit(
 
 
 def tune_ms(meter: Meter) -> float:
-    """Milliseconds that Tune itself takes for an event, beside what it calls of ours: the mean of all."""
+    """The milliseconds that Tune itself takes for an event, without its calls into this project; the mean of all."""
     ours = ("suggest", "searcher: end", "scheduler: report", "recorder: start", "recorder: report", "recorder: end")
     total = sum(meter.calls["step"]) - sum(sum(meter.calls[name]) for name in (*ours, "stop rule"))
     return total / len(meter.calls["step"])
 
 
 def mlflow_report(requests: Requests, clock: Clock) -> dict[str, Any]:
-    """What the search asks of MLflow, and what MLflow takes; requests are answered one after the other."""
+    """The requests of the search to MLflow, and their time; they are answered one after the other."""
     seconds = requests.seconds
     return {
         "requests": len(seconds),
@@ -427,7 +427,7 @@ def mlflow_report(requests: Requests, clock: Clock) -> dict[str, Any]:
 
 
 def resume(experiment: Experiment, directory: Path, uri: str | None, slots: int) -> dict[str, Any]:
-    """Seconds of the same driver started again, at the end of the search, and what a person would see."""
+    """The seconds that a resume takes at the end of the search, and the size of the live view."""
     spent: dict[str, Any] = {"journal_mib": round((directory / "journal.jsonl").stat().st_size / 2**20, 2)}
 
     def take(name: str, since: float) -> None:
@@ -465,7 +465,7 @@ def live_view(search: SearchHistory, slots: int) -> dict[str, Any]:
 
 
 def yardstick_ms() -> float:
-    """Milliseconds of a million additions now: how fast this processor is, and how much of it others take."""
+    """The milliseconds of a million additions now: the speed of this processor, and how much of it others use."""
     start, total = time.thread_time(), 0
     for number in range(1_000_000):
         total += number
@@ -473,7 +473,7 @@ def yardstick_ms() -> float:
 
 
 def decisions(report: Mapping[str, Any]) -> dict[str, float]:
-    """Milliseconds from what the driver hears to what it decides."""
+    """The milliseconds from an event to the decision of the driver."""
     ms = report["ms"]
     return {
         "a suggestion": ms["suggest"],
@@ -487,7 +487,9 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 1000, 10000], help="trials of each search")
     parser.add_argument("--epoch-seconds", type=float, default=60.0, help="median of the simulated epochs")
     parser.add_argument("--tracking-uri", help="of a running server; without: a SQLite file")
-    parser.add_argument("--mlflow-up-to", type=int, default=1000, help="longer searches are not written to MLflow")
+    parser.add_argument(
+        "--mlflow-up-to", type=int, default=1000, help="trials; longer searches are not written to MLflow"
+    )
     parser.add_argument("--history", type=float, default=0.0, help="share of the trials that are not simulated")
     options = parser.parse_args()
     calibration = json.loads(CALIBRATION.read_text())
@@ -508,15 +510,15 @@ def main() -> None:
     last = reports[-1]
     notes = [
         f"ratio {ratio} (aim 1): the aim over the slowest decision of all",
-        f"driver: {memory:,} MiB at the most; busy {last['driver_busy']:.1%} of {last['hours']:.1f} simulated hours,"
-        f" slots busy {last['slots_busy']:.1%}, 99 % of events heard within {last['seconds_late_p99']:.2f} s",
+        f"driver: at most {memory:,} MiB; busy {last['driver_busy']:.1%} of {last['hours']:.1f} simulated hours,"
+        f" slots busy {last['slots_busy']:.1%}, 99 % of events within {last['seconds_late_p99']:.2f} s",
         f"a resume of the longest: {json.dumps(last['resume'])}",
         *(f"MLflow, {one['trials']:,} trials: {json.dumps(one['mlflow'])}" for one in reports if one["mlflow"]),
         f"yardstick: a million additions took {last['yardstick_ms'][1]:.0f} ms",
     ]
     known = {name: calibration[name] for name in ("date", "commit", "trials")}
     measured = {"ratio": ratio, "aim": 1, "peak_mib": memory, "calibration": known, "sizes": reports}
-    card.show("driver", "One driver: a search without actors, on a simulated clock", table, notes, measured)
+    card.show("driver", "One driver: a search with simulated actors and a simulated clock", table, notes, measured)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What the simulation of `driver.py` takes from real trials: how long they take to start, to train and to be heard.
+"""Measures real trials for the simulation of `driver.py`: how long they take to start, train, report and end.
 
     python benchmarks/driver_calibration.py [--trials 200] [--minutes 60]
 
-Runs a search of short trials on a Ray of its own, as `python tune.py` does, two at a time, and writes quantiles of what
-it saw into driver_calibration.json beside this file; when the minutes are over, with the trials that have ended until
-then. The last line is the same object.
+Runs a search of short trials, two at a time, with a private Ray as `python tune.py` does, and writes quantiles of the
+durations into driver_calibration.json beside this file. When the minutes are over, the trials that have ended are
+used. The last line is the same JSON object.
 """
 
 import argparse
@@ -43,7 +43,7 @@ experiments:
     search: {scheduler: {kind: asha}, overlap: false, max_concurrent: 2}
     resources: {cpu: 1}
 """
-# Where in a distribution the simulation knows it; between two of these it goes in a straight line.
+# The simulation knows a distribution at these quantiles, and interpolates linearly between them.
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 STARTED = """
     SELECT tags.value, runs.start_time / 1000.0 FROM runs JOIN tags ON tags.run_uuid = runs.run_uuid
@@ -52,7 +52,7 @@ STARTED = """
 
 
 class Watcher(threading.Thread):
-    """Notes the driver's processor seconds and its memory."""
+    """Records the driver's processor seconds and its memory."""
 
     def __init__(self, driver: int) -> None:
         super().__init__(daemon=True)
@@ -62,7 +62,7 @@ class Watcher(threading.Thread):
         self.stop = threading.Event()
 
     def run(self) -> None:
-        """Look five times a second."""
+        """Read both five times per second."""
         while not self.stop.wait(0.2):
             try:
                 used = self._driver.cpu_times()
@@ -73,7 +73,7 @@ class Watcher(threading.Thread):
 
 
 def search(folder: Path, trials: int, minutes: float) -> tuple[list[dict[str, Any]], dict[str, float], Watcher]:
-    """Run the search; returns its journal, when each trial's actor had started, and what the watcher saw."""
+    """Run the search; returns its journal, when each trial's actor had started, and the watcher's figures."""
     (folder / "experiments.yaml").write_text(EXPERIMENT)
     environment = os.environ | {"TUNER_CACHE": str(folder / "cache"), "PYTHONPATH": str(PROJECT)}
     command = [sys.executable, str(PROJECT / "tune.py"), f"--trials={trials}", f"--set=search.time_budget={minutes}m"]
@@ -97,7 +97,7 @@ def read(folder: Path) -> tuple[list[dict[str, Any]], dict[str, float]]:
 
 
 def summarize(entries: list[dict[str, Any]], started: dict[str, float], watcher: Watcher) -> dict[str, Any]:
-    """Quantiles of what trials waited for, and the driver's own cost."""
+    """The quantiles of the durations, and the processor time and memory of the driver."""
     suggested, ended = ({r["id"]: r for r in entries if r["type"] in kinds} for kinds in (["suggested"], ["finished"]))
     reports = defaultdict(list)
     for entry in entries:

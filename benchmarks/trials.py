@@ -1,9 +1,10 @@
-"""Seconds lost between trials: from the last epoch of one to the first step of the next.
+"""Measures the seconds between trials: from the last epoch of one trial to the first step of the next.
 
     python benchmarks/trials.py [--trials 6] [--epochs 10]
 
-Runs a search of short trials (epochs of about 2 s) with one slot, as `python tune.py` does, reads from its journal
-when epochs ended, and watches Ray's processes appear to say where the seconds go. The last line is one JSON object.
+Runs a search of short trials (epochs of about 2 s) with one slot, as `python tune.py` does. Its journal says when the
+epochs ended; the moments at which Ray's processes appear say what the seconds are spent on. The last line is one JSON
+object.
 """
 
 import argparse
@@ -40,7 +41,7 @@ STAGES = {"actor": "ray::ImplicitFunc", "controller": "ray::TrainController", "w
 
 
 class Watcher(threading.Thread):
-    """Notes when each of a trial's processes got its name."""
+    """Records when each process of a trial got its name."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -48,7 +49,7 @@ class Watcher(threading.Thread):
         self.stop = threading.Event()
 
     def run(self) -> None:
-        """Look twenty times a second."""
+        """Check the processes twenty times per second."""
         while not self.stop.wait(0.05):
             for process in psutil.process_iter(["cmdline", "create_time"]):
                 title = " ".join(process.info["cmdline"] or [])
@@ -58,7 +59,7 @@ class Watcher(threading.Thread):
 
 
 def search(folder: Path, trials: int, epochs: int, overlap: bool) -> tuple[list[dict], Watcher]:
-    """Run the search; returns its journal and what the watcher saw."""
+    """Run the search; returns its journal and the watcher."""
     (folder / "experiments.yaml").write_text(EXPERIMENT.replace("EPOCHS", str(epochs)))
     command = [
         sys.executable,

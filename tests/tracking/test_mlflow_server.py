@@ -243,7 +243,7 @@ def test_a_search_outlives_its_server_and_a_resume_tells_it_the_rest(
         running.send_signal(signal.SIGINT)
         assert running.wait(120) == 0, workplace.printed()
         printed = workplace.printed()
-        assert "best trial" in printed and "has not taken" in printed and "--resume" in printed
+        assert "best trial" in printed and "has not received" in printed and "--resume" in printed
         (directory,) = searches.folders(workplace.folder / "storage", "tiny")
         assert journal.read(directory).ended == "planned"
 

@@ -1,8 +1,8 @@
 """The samplers, which propose the values of the next trial: a registry by `search.sampler.kind`.
 
 To add one, add an entry to `SAMPLERS` and its name to `SamplerConfig.kind` (tuner/config/search.py). The entry makes an
-Optuna sampler for a single suggestion. To be resumable, the sampler may remember nothing between two suggestions but
-the trials of the study and what it stores with them: give it `Request.seed`.
+Optuna sampler for a single suggestion: give it `Request.seed`. A sampler that keeps a state of its own between two
+suggestions, and not in the study, cannot be resumed.
 """
 
 import warnings

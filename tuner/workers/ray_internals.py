@@ -1,8 +1,8 @@
 """Everything of Ray that this project uses and that Ray does not document as stable. No other file may.
 
-Each hook says what it is for, what breaks without it, and what the public way would be. tests/workers/
-test_ray_internals.py checks each of them against the installed Ray, and names the hook that an upgrade has changed.
-The file imports nothing of this project, and no torch: the trial's actor and Train's controller load it.
+Each hook says what it is for, what breaks without it, and what the public way would be. A contract test
+(tests/workers/test_ray_internals.py) checks each of them against the installed Ray and names the hook that an upgrade
+has changed. This file imports nothing of this project and no torch: the trial's actor and Train's controller load it.
 """
 
 from dataclasses import dataclass
@@ -73,7 +73,7 @@ def root_cause(failure: Exception) -> BaseException:
     """What made a worker fail, of an entry of `ray.train.WorkerGroupError.worker_failures`.
 
     Without it the reason of a failed trial reads as the text of Train's wrapper, a traceback of many lines, and one
-    that ran out of memory is not told from one that crashed.
+    that ran out of memory cannot be distinguished from one that crashed.
     The public way: `worker_failures` is public; the wrappers in it are not.
     """
     cause: BaseException = failure
@@ -108,7 +108,7 @@ def placement_groups(job: str) -> list[Group]:
 
     Without their creators it is unknown which groups belong to actors that are dead, and the search loses a slot with
     each trial that is stopped.
-    The public way: `ray.util.placement_group_table` does not tell the job and the creator.
+    The public way: `ray.util.placement_group_table` does not contain the job and the creator.
     `ray.util.state.list_placement_groups` does, but asks the dashboard, which a private Ray starts without.
     """
     table = ray._private.state.state._connect_and_get_accessor().get_placement_group_table()
