@@ -1,15 +1,15 @@
-"""Metrics of an evaluation: our accumulator against a per-example Python accumulator of the published form.
+"""Metrics of an evaluation: our accumulator against a Python accumulator in the form of google/youtube-8m.
 
     python benchmarks/gap.py [--videos 16384] [--stream 250000]
 
-The peer does what google/youtube-8m's evaluation does, written anew: lists of each video's top 20, lists per class,
-heaps, a seeded shuffle against ties, average precision number by number. It gives GAP, mAP, Hit@1 and PERR and gets its
-loss from outside; ours gives these and more, and is timed without its loss (`ratio`) and with it. The peer is timed
-with GAP alone, too (`ratio_to_gap_alone`: ours still gives everything). One core each, in turns, on the same logits
-without ties; the least CPU time of the rounds counts; the results must be equal to 1e-6.
+The peer is our own implementation of that evaluation: lists of each video's top 20, lists for each class, heaps, a
+seeded shuffle against ties, and average precision number by number. It computes GAP, mAP, Hit@1 and PERR, but no
+loss; ours computes these and more, and is timed without its loss (`ratio`) and with it. The peer is also timed with
+GAP alone (`ratio_to_gap_alone`; ours still computes everything). Each runs on one core, in turns, on the same logits
+without ties. The least CPU time of the rounds counts, and the results must be equal to 1e-6.
 
-Before that, logits of --stream videos x 3,862 classes pass batch by batch through ours, loss included: seconds, without
-those in which logits are made, and by how much the process grew. The last line is one JSON object.
+Before that, logits of --stream videos x 3,862 classes pass through ours batch by batch, loss included. Reported are
+the seconds, without the time that makes the logits, and the growth of the process. The last line is one JSON object.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from models.metrics import Accumulator
 AIM = 20
 NUM_CLASSES, BATCH, TOP_K = 3862, 1024, 20
 Batch = tuple[Tensor, Tensor, Tensor]  # logits_BC, label_offsets, label_indices
-Dense = tuple[NDArray[np.float32], NDArray[np.float32]]  # scores and labels [B, C], as the published form wants them
+Dense = tuple[NDArray[np.float32], NDArray[np.float32]]  # scores and labels [B, C], as the peer takes them
 Metrics = dict[str, float]
 Lists = list[list[float]]  # by class
 
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each, in turns (default: %(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    streamed = stream(options.stream) if options.stream else {}  # first: a peak that was, hides a growth that comes
+    streamed = stream(options.stream) if options.stream else {}  # first, as an earlier peak would hide its growth
     report = compare(options.videos, options.rounds) | streamed
     tell(report)
 
@@ -85,7 +85,7 @@ def compare(num_videos: int, rounds: int) -> dict[str, float]:
 
 
 def make_batch(seed: int) -> Batch:
-    """Logits of a model that has learned something, and 1 to 5 labels a video."""
+    """Logits of a model that has learned something, and 1 to 5 labels for each video."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(BATCH, NUM_CLASSES, generator=generator).mul_(2).sub_(6)
     counts = torch.randint(1, 6, (BATCH,), generator=generator)
@@ -111,20 +111,20 @@ def ours(batches: list[Batch], loss: bool) -> Metrics:
 
 
 class PublishedAveragePrecision:
-    """A heap of (score, label), and the positives there are."""
+    """A heap of (score, label), and the number of positives."""
 
     def __init__(self) -> None:
         self.heap: list[tuple[float, float]] = []
         self.positives = 0.0
 
     def accumulate(self, scores: list[float], labels: list[float], positives: float) -> None:
-        """Pushes one after the other."""
+        """Pushes scores with their labels, one after another."""
         self.positives += positives
         for pair in zip(scores, labels, strict=True):
             heapq.heappush(self.heap, pair)
 
     def value(self) -> float:
-        """The average precision of all that was pushed."""
+        """The average precision of everything pushed."""
         if self.positives == 0 or not self.heap:
             return 0.0
         scores, labels = (np.array(column) for column in zip(*self.heap, strict=True))
@@ -140,7 +140,7 @@ class PublishedAveragePrecision:
 
 
 def top_k_by_class(scores: NDArray[np.float32], labels: NDArray[np.float32]) -> tuple[Lists, Lists, list[float]]:
-    """For every class the scores and labels of the videos that have it in their top 20, and its positives."""
+    """For every class, the scores and labels of the videos with it in their top 20, and its positives."""
     triplets: list[tuple[int, float, float]] = []
     for video in range(len(scores)):
         top = np.argpartition(scores[video], -TOP_K)[-TOP_K:]
@@ -158,13 +158,13 @@ def flat(lists: Lists) -> list[float]:
 
 
 class PublishedGap:
-    """GAP alone."""
+    """The GAP, without other metrics."""
 
     def __init__(self) -> None:
         self.pool = PublishedAveragePrecision()
 
     def run(self, batches: list[Dense]) -> Metrics:
-        """Batch by batch, as the published evaluation."""
+        """Adds batch after batch, as the evaluation of google/youtube-8m does, and returns the metrics."""
         for scores, labels in batches:
             class_scores, class_labels, positives = top_k_by_class(scores, labels)
             self.pool.accumulate(flat(class_scores), flat(class_labels), sum(positives))
@@ -172,7 +172,7 @@ class PublishedGap:
 
 
 class PublishedMetrics:
-    """GAP, mAP, Hit@1 and PERR."""
+    """GAP, mAP, Hit@1 and PERR together."""
 
     def __init__(self) -> None:
         self.pool = PublishedAveragePrecision()
@@ -181,7 +181,7 @@ class PublishedMetrics:
         self.videos = 0
 
     def run(self, batches: list[Dense]) -> Metrics:
-        """Batch by batch, as the published evaluation."""
+        """Adds batch after batch, as the evaluation of google/youtube-8m does, and returns the metrics."""
         for scores, labels in batches:
             self.videos += len(scores)
             self.hits += labels[np.arange(len(scores)), scores.argmax(axis=1)].sum()
@@ -200,14 +200,14 @@ class PublishedMetrics:
 
     @staticmethod
     def precision_at_equal_recall(scores: NDArray[np.float32], labels: NDArray[np.float32]) -> float:
-        """PERR of one video."""
+        """The PERR of one video."""
         num_labels = int(np.sum(labels))
         top = np.argpartition(scores, -num_labels)[-num_labels:]
         return float(sum(labels[c] for c in top)) / num_labels
 
 
 def stream(num_videos: int) -> dict[str, float]:
-    """Batches are made and dropped one after the other, from one set of random logits that is rolled along."""
+    """Feeds batches that are made and freed one after another, from one set of random logits that is rolled."""
     logits, offsets, indices = make_batch(0)
     accumulator = Accumulator(NUM_CLASSES, TOP_K)
     accumulator.update(logits, offsets, indices)  # warm

@@ -2,18 +2,18 @@
 
     python benchmarks/pretrain.py [--device cpu|cuda] [--threads 2]
 
-Both train the published encoder (towers 2048 and 256, joint 1200) by MoCo v2 with AdamW on the same sample videos from
-the same weights, 512 at a time in a new order every epoch, in the precision that `auto` means here. The plain loop has
-the structure of facebookresearch/moco and lightly: two encoders, moved by a loop over their parameters; a queue with a
-pointer, whose size the batch must divide; logits of the key and the queue side by side under a cross entropy; BatchNorm
-that splits the batch, keys in another order. Its views draw a number and a row for every value; its DataLoader reads
-float32 features (normalised beforehand) from memory; its AdamW is torch's default. Ours: float16 rows of the cache,
-normalised in the model, and what tuner/training/contrastive/pretrain.py measures meanwhile (accuracy, spread,
-divergence), which the plain
-loop leaves out. A step is everything from asking for the batch to the moved weights. Whole epochs are timed, both in
-turns; the ratio is the median of the rounds' ratios. The clock is the wall's, which wants a quiet machine; but with
---threads 1 on a CPU it is CPU time. `data_share` is the part of a step in which the loop waits for its batch, timed
-around each `next(batches)` with the device idle before and after. The last line is one JSON object.
+Both train the encoder of the source (towers 2048 and 256, joint 1200) by MoCo v2 with AdamW on the same sample videos
+from the same weights, 512 at a time in a new order every epoch, in the precision that `auto` means here. The plain
+loop has the structure of facebookresearch/moco and lightly: two encoders, of which a loop over the parameters updates
+one; a queue with a pointer, whose size must be a multiple of the batch; a cross-entropy of the logits of the key and
+the queue side by side; BatchNorm that splits the batch, with the keys in another order. Its views draw a number and a
+row for every value, its DataLoader reads float32 features (normalised beforehand) from memory, and its AdamW is
+torch's default. Ours has float16 rows of the cache, normalised in the model, and also measures what
+tuner/training/contrastive/pretrain.py measures (accuracy, spread, divergence). A step begins with the request for a
+batch and ends with the updated weights. Whole epochs are timed, both in turns; the ratio is the median of the rounds'
+ratios. The clock is wall time, which needs a quiet machine; with --threads 1 on a CPU it is CPU time. `data_share` is
+the part of a step in which the loop waits for its batch, timed around each `next(batches)` with the device idle
+before and after. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ AIM, AIM_DATA_SHARE = 1.0, 0.02
 TOWERS, HIDDEN = {"mean_rgb": 2048, "mean_audio": 256}, 1200
 DIMENSION, QUEUE, TEMPERATURE, MOMENTUM, GROUPS, CORRUPTION = 128, 4096, 0.2, 0.999, 8, 0.2
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.01
-NEVER = 1_000_000  # epochs; the benchmark ends before
+NEVER = 1_000_000  # epochs, more than the benchmark runs
 
 
 def main() -> None:
@@ -95,7 +95,7 @@ def main() -> None:
 def measure(
     trainers: dict[str, Plain | Ours], rounds: int, epochs: int, device: torch.device
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Milliseconds per step of both by round, and the share of a step that goes into its batch."""
+    """The milliseconds of a step by way and round, and the share of a step that its batch takes."""
     milliseconds: dict[str, list[float]] = {name: [] for name in trainers}
     for trainer in trainers.values():
         trainer.run_epoch()  # warm: buffers, kernels, the optimizer's state
@@ -112,7 +112,7 @@ def measure(
 
 
 def timed(epoch: Callable[[], None], epochs: int, device: torch.device) -> float:
-    """Seconds that so many epochs take, until the device has done all of it."""
+    """The seconds of this number of epochs, until the device has finished."""
     clock = clock_of(device)
     synchronize(device)
     began = clock()
@@ -123,7 +123,7 @@ def timed(epoch: Callable[[], None], epochs: int, device: torch.device) -> float
 
 
 def clock_of(device: torch.device) -> Callable[[], float]:
-    """CPU time where it tells the truth: threads that wait for each other burn it, and a GPU uses none."""
+    """CPU time with one thread on a CPU, else wall time: waiting threads use CPU time, and a GPU uses none."""
     return time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
 
 
@@ -133,13 +133,13 @@ def synchronize(device: torch.device) -> None:
 
 
 class Watch:
-    """Sums up, once it is on, the seconds in which a loop waits for its batches."""
+    """Sums the seconds in which a loop waits for its batches, while it is switched on."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.on, self.seconds = device, False, 0.0
 
     def over(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """The batches; on a GPU the clock starts when it is idle and stops when the batch is there."""
+        """Yields the batches; on a GPU, the clock starts when it is idle and stops when the batch has arrived."""
         clock, iterator = clock_of(self.device), iter(batches)
         while True:
             if self.on:
@@ -156,17 +156,17 @@ class Watch:
 
 @dataclass(frozen=True, kw_only=True)
 class WatchedDataset(Dataset):
-    """A data set in which the watch sees how long pretraining waits for its batches."""
+    """A data set whose batches are timed by the watch."""
 
     watch: Watch
 
     def pretrain_batches(self, batch_size: int, seed: int, device: torch.device) -> Any:
-        """As ever, watched."""
+        """The batches of the data set, timed by the watch."""
         return WatchedBatches(super().pretrain_batches(batch_size, seed, device), self.watch)
 
 
 class WatchedBatches:
-    """What pretraining calls of its batches."""
+    """The part of `Batches` that pretraining uses, timed by the watch."""
 
     def __init__(self, batches: Batches, watch: Watch) -> None:
         self.batches, self.watch = batches, watch
@@ -175,12 +175,12 @@ class WatchedBatches:
         return len(self.batches)
 
     def epoch(self, epoch: int) -> Iterator[Any]:
-        """As ever, watched."""
+        """The batches of one epoch, timed by the watch."""
         return self.watch.over(self.batches.epoch(epoch))
 
 
 class Ours:
-    """What `tuner.training.contrastive.pretrain.epochs` does in an epoch."""
+    """One epoch of `tuner.training.contrastive.pretrain.epochs` at a time."""
 
     def __init__(self, data: Dataset, batch_size: int, device: torch.device) -> None:
         optimizer = OptimizerConfig(kind="adamw", learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
@@ -198,7 +198,7 @@ class Ours:
                 batch_size=batch_size,
                 epochs=NEVER,
             ),
-            probe=ProbeConfig(optimizer=optimizer),  # nothing here reads it
+            probe=ProbeConfig(optimizer=optimizer),  # has no effect here
         )
         self.watch, self.num_steps = Watch(device), data.train.num_videos // batch_size
         watched = WatchedDataset(**{part.name: getattr(data, part.name) for part in fields(data)}, watch=self.watch)
@@ -206,12 +206,12 @@ class Ours:
         self.epochs = pretrain.epochs(trial, watched, self.state, device=device, seed=1)
 
     def run_epoch(self) -> None:
-        """Train."""
+        """Trains for one epoch."""
         next(self.epochs)
 
 
 class SplitBatchNorm(nn.BatchNorm1d):
-    """BatchNorm with statistics of its own for each of GROUPS parts of the batch, as on that many GPUs."""
+    """BatchNorm with separate statistics for each of GROUPS parts of the batch, as on that many GPUs."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, units] -> [B, units]."""
@@ -229,7 +229,7 @@ class SplitBatchNorm(nn.BatchNorm1d):
 
 
 class PlainEncoder(nn.Module):
-    """The published encoder and the head of MoCo v2 from torch's own layers, its parameters in the order of ours."""
+    """The encoder and the head of MoCo v2 of torch's own layers, with the parameters in the order of ours."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -249,7 +249,7 @@ class PlainEncoder(nn.Module):
 
 
 class PlainMoco(nn.Module):
-    """MoCo v2 as it is published, on one device."""
+    """MoCo v2 as in facebookresearch/moco, on one device."""
 
     queue: Tensor
     pointer: Tensor
@@ -265,20 +265,20 @@ class PlainMoco(nn.Module):
 
     @torch.no_grad()
     def momentum_update(self) -> None:
-        """Moves the encoder of the keys."""
+        """Updates the momentum encoder."""
         for parameter_q, parameter_k in zip(self.encoder_q.parameters(), self.encoder_k.parameters(), strict=True):
             parameter_k.data = parameter_k.data * MOMENTUM + parameter_q.data * (1.0 - MOMENTUM)
 
     @torch.no_grad()
     def dequeue_and_enqueue(self, keys_BF: Tensor) -> None:
-        """Writes the keys over the oldest ones."""
+        """Replaces the oldest keys by these."""
         batch, pointer = len(keys_BF), int(self.pointer)
         assert QUEUE % batch == 0
         self.queue[:, pointer : pointer + batch] = keys_BF.T
         self.pointer[0] = (pointer + batch) % QUEUE
 
     def forward(self, first_BD: Tensor, second_BD: Tensor) -> tuple[Tensor, Tensor]:
-        """Two views -> logits [B, 1 + K], the own key first, and the labels that say so."""
+        """Two views -> logits [B, 1 + K] with the own key first, and labels of 0."""
         q = F.normalize(self.encoder_q(first_BD), dim=1)
         with torch.no_grad():
             if self.training:
@@ -294,7 +294,7 @@ class PlainMoco(nn.Module):
 
 
 class Plain:
-    """The loop that a user writes around it."""
+    """The plain loop."""
 
     def __init__(self, data: Dataset, batch_size: int, device: torch.device) -> None:
         torch.manual_seed(1)
@@ -311,7 +311,7 @@ class Plain:
         self.corruption = CORRUPTION
 
     def run_epoch(self) -> None:
-        """Train."""
+        """Trains for one epoch."""
         self.model.train()
         total_loss = torch.zeros((), device=self.device)
         for features_BD in self.watch.over(self.batches()):
@@ -324,18 +324,18 @@ class Plain:
         assert torch.isfinite(total_loss)
 
     def batches(self) -> Iterator[Tensor]:
-        """Of one epoch."""
+        """The batches of one epoch."""
         for (features_BD,) in self.loader:
             yield features_BD.to(self.device)
 
     def loss(self, features_BD: Tensor) -> Tensor:
-        """Of one batch."""
+        """The contrastive loss of one batch."""
         logits, labels = self.model(self.view(features_BD), self.view(features_BD))
         loss: Tensor = self.cross_entropy(logits, labels)
         return loss
 
     def view(self, features_BD: Tensor) -> Tensor:
-        """Every value is with some probability that of a random video of the batch."""
+        """Replaces each value, with some probability, by that of a random video of the batch."""
         corrupted = torch.rand(features_BD.shape, device=features_BD.device) < self.corruption
         rows = torch.randint(len(features_BD), features_BD.shape, device=features_BD.device)
         return torch.where(corrupted, features_BD.gather(0, rows), features_BD)
@@ -343,7 +343,7 @@ class Plain:
 
 @torch.no_grad()
 def check_same_loss(ours: Ours, plain: Plain, data: Dataset) -> None:
-    """Gives the plain model the weights and keys of ours; of views that change nothing both then have one loss."""
+    """Copies weights and keys of ours to the plain model, and checks that without views both have the same loss."""
     contrast, moco = ours.state.contrast, plain.model
     mine = [*contrast.encoder.parameters(), *contrast.projectors.parameters()]
     for encoder in (moco.encoder_q, moco.encoder_k):

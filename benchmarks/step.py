@@ -1,14 +1,15 @@
-"""A training step: that of tuner.training.supervised against the plain PyTorch loop that a user would write.
+"""A training step: tuner.training.supervised against the plain PyTorch loop that a user would write.
 
     python benchmarks/step.py [--device cpu|cuda] [--threads 2]
 
-Both train the published fused MLP with Adam on the same sample videos from the same weights, batches of 1024 in a new
-order every epoch. The plain loop: a map-style Dataset over float32 arrays (normalised beforehand) that writes every
-target out as zeros and ones, a DataLoader without workers, torch's layers, loss and optimizer, float32. Ours: float16
-rows of the cache, normalised in the model, sparse labels; once in float32 and once in the precision that `auto` means
-here. Each also with weights of the positives and an l2 penalty. A step is everything from asking for the batch to the
-moved weights. Whole epochs are timed, all ways in turns; the ratio is the median of the rounds' ratios. The clock is
-the wall's, which wants a quiet machine; but with --threads 1 on a CPU it is CPU time. The last line is one JSON object.
+Both train the fused MLP of the source with Adam on the same sample videos from the same weights, in batches of 1024
+in a new order every epoch. The plain loop has a map-style Dataset over float32 arrays (normalised beforehand) that
+makes dense targets of zeros and ones, a DataLoader without workers, and torch's layers, loss and optimizer in
+float32. Ours has float16 rows of the cache, normalised in the model, and sparse labels; once in float32, and once in
+the precision that `auto` means here. Both also run with weights of the positives and an l2 penalty. A step begins
+with the request for a batch and ends with the updated weights. Whole epochs are timed, all ways in turns; the ratio
+is the median of the rounds' ratios. The clock is wall time, which needs a quiet machine; with --threads 1 on a CPU it
+is CPU time. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ from tuner.training.state import TrainingState
 from tuner.training.supervised import TrainingStep
 
 AIM = {"bf16": 2.5, "fp32": 1.0}
-CAPABILITIES = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16")  # those that decide about matrix products
+CAPABILITIES = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16")  # those that determine the speed of matrix products
 LEARNING_RATE, DROPOUT, L2, POS_WEIGHT_POWER = 1e-3, 0.5, 1.0, 0.5
 PRECISIONS: tuple[Precision, ...] = ("fp32", "auto")  # of ours
-Way = tuple[str, bool]  # "plain" or a precision of ours; with weights of the positives and l2?
+Way = tuple[str, bool]  # "plain" or a precision of ours; whether with weights of the positives and l2
 WAYS: list[Way] = [(name, weighted) for weighted in (False, True) for name in ("plain", *PRECISIONS)]
 
 
@@ -87,7 +88,7 @@ def main() -> None:
 def measure(
     data: Dataset, batch_size: int, device: torch.device, rounds: int, epochs: int
 ) -> tuple[dict[Way, list[float]], dict[str, float]]:
-    """Milliseconds per step by way and round, and the share of a step that goes into its batch."""
+    """The milliseconds of a step by way and round, and the share of a step that its batch takes."""
     trainers: dict[Way, Ours | Plain] = {}
     for weighted in (False, True):
         plain = Plain(data, batch_size, device, weighted=weighted)
@@ -111,7 +112,7 @@ def measure(
 
 
 def timed(epoch: Callable[[], None], epochs: int, device: torch.device, clock: Callable[[], float]) -> float:
-    """Milliseconds that so many epochs take, until the device has done all of it."""
+    """The milliseconds of this number of epochs, until the device has finished."""
     synchronize(device)
     began = clock()
     for _ in range(epochs):
@@ -121,7 +122,7 @@ def timed(epoch: Callable[[], None], epochs: int, device: torch.device, clock: C
 
 
 def clock_of(device: torch.device) -> Callable[[], float]:
-    """CPU time where it tells the truth: threads that wait for each other burn it, and a GPU uses none."""
+    """CPU time with one thread on a CPU, else wall time: waiting threads use CPU time, and a GPU uses none."""
     return time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
 
 
@@ -131,7 +132,7 @@ def synchronize(device: torch.device) -> None:
 
 
 class Ours:
-    """What `tuner.training.supervised.epochs` does between two validations."""
+    """The part of `tuner.training.supervised.epochs` between two validations."""
 
     def __init__(
         self, data: Dataset, batch_size: int, device: torch.device, precision: Precision, *, weighted: bool
@@ -158,20 +159,20 @@ class Ours:
         return len(self.batches)
 
     def run_epoch(self) -> None:
-        """Train."""
+        """Trains for one epoch."""
         self.model.train()
         self.step.run_epoch(self.batches.epoch(self.epoch), self.epoch)
         self.epoch += 1
 
     def read_epoch(self) -> None:
-        """The batches alone."""
+        """Reads the batches of one epoch without training."""
         for _ in self.batches.epoch(self.epoch):
             pass
         self.epoch += 1
 
 
 class Videos(torch.utils.data.Dataset[tuple[NDArray[np.float32], Tensor]]):
-    """A user's map-style data set: float32 features and a target of zeros and ones per video."""
+    """A user's map-style data set: float32 features and a dense target of zeros and ones for each video."""
 
     def __init__(self, features_ND: NDArray[np.float32], labels: list[NDArray[np.int64]]) -> None:
         self.features_ND, self.labels = features_ND, labels
@@ -186,7 +187,7 @@ class Videos(torch.utils.data.Dataset[tuple[NDArray[np.float32], Tensor]]):
 
 
 class PlainMLP(nn.Module):
-    """The published model from torch's own layers, its parameters in the order of ours."""
+    """The fused MLP of torch's own layers, with its parameters in the order of ours."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -208,7 +209,7 @@ class PlainMLP(nn.Module):
 
 
 class Plain:
-    """The loop that a user writes."""
+    """The plain loop."""
 
     def __init__(self, data: Dataset, batch_size: int, device: torch.device, *, weighted: bool) -> None:
         torch.manual_seed(1)
@@ -231,7 +232,7 @@ class Plain:
         return len(self.loader)
 
     def run_epoch(self) -> None:
-        """Train."""
+        """Trains for one epoch."""
         self.model.train()
         for features_BD, targets_BC in self.loader:
             features_BD, targets_BC = features_BD.to(self.device), targets_BC.to(self.device)
@@ -245,14 +246,14 @@ class Plain:
             self.optimizer.step()
 
     def read_epoch(self) -> None:
-        """The batches alone."""
+        """Reads the batches of one epoch without training."""
         for features_BD, targets_BC in self.loader:
             features_BD, targets_BC = features_BD.to(self.device), targets_BC.to(self.device)
 
 
 @torch.no_grad()
 def check_same_loss(ours: Ours, plain: Plain) -> None:
-    """Gives the plain model the weights of ours; both must then have one loss, on every video."""
+    """Copies the weights of ours to the plain model, and checks that both then have the same loss."""
     for mine, theirs in zip(ours.model.parameters(), plain.model.parameters(), strict=True):
         theirs.copy_(mine)
     totals = [0.0, 0.0]

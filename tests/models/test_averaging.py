@@ -13,7 +13,7 @@ def model():
 
 
 def moved(live, seed):
-    """As after a step: other weights, other running statistics."""
+    """Changes weights and running statistics, as a step would."""
     torch.manual_seed(seed)
     with torch.no_grad():
         for tensor in live.state_dict().values():
@@ -37,7 +37,7 @@ def test_the_average_is_the_debiased_mean_of_the_weights_seen():
 
 
 def test_the_first_step_is_all_of_the_first_average():
-    """An average that starts at the initial weights would still be 99.9 % of these."""
+    """An average that starts at the initial weights would still consist of them to 99.9 %."""
     live = model()
     average = Average(live, AverageConfig(decay=0.999))
     first = moved(live, 1)
@@ -47,7 +47,7 @@ def test_the_first_step_is_all_of_the_first_average():
 
 
 def test_running_statistics_belong_to_the_same_steps_as_the_weights():
-    """Were they copied from the live model, the averaged one would normalise by another model's statistics."""
+    """With copies from the trained model, the averaged one would normalise by another model's statistics."""
     live = model()
     average = Average(live, AverageConfig(decay=0.5))
     means = []
@@ -69,7 +69,7 @@ def test_decay_0_is_the_live_model():
 
 def test_a_step_weighs_half_after_the_half_life():
     assert AverageConfig(half_life=2000).rate ** 2000 == pytest.approx(0.5)
-    assert pytest.approx(0.368, abs=1e-3) == (1 - 1 / 2000) ** 2000  # what the 2018 winner calls so
+    assert pytest.approx(0.368, abs=1e-3) == (1 - 1 / 2000) ** 2000  # what the winner of 2018 calls half-life
 
 
 def test_the_average_is_no_part_of_the_training():

@@ -17,6 +17,7 @@ from models.contrastive.methods import METHODS, MocoV1Config, MocoV2Config, Moco
 from models.contrastive.momentum import ema_, momentum_at
 from models.contrastive.views import ViewsConfig, mix, view
 from models.layers import BatchNorm
+from tests.support.contrastive import drawn, nce
 
 FEATURES = {"mean_rgb": 24, "mean_audio": 8}
 SMALL = {  # one small configuration of every kind
@@ -28,10 +29,6 @@ NORMS = ["batch_norm", "layer_norm"]
 CROSS = {"one": None, "cross_modal": CrossModalConfig(weight=0.3, mix=0.5)}
 VIEWS = ViewsConfig(corruption=0.3, drop=0.1, noise=0.1)
 PLAIN = ViewsConfig(corruption=0.0)  # both views are the video itself
-
-
-def drawn(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def statistics(widths):
@@ -83,13 +80,6 @@ def train(contrast, steps, generator, learning_rate=0.1):
 
 def snapshot(module):
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
-
-
-def nce(query, key, others, temperature):
-    """The definition for one query, in Python: -log of the own key's share."""
-    own = math.exp(sum(a * b for a, b in zip(query, key, strict=True)) / temperature)
-    rest = sum(math.exp(sum(a * b for a, b in zip(query, other, strict=True)) / temperature) for other in others)
-    return -math.log(own / (own + rest))
 
 
 # The momentum encoder

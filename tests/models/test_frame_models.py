@@ -61,12 +61,12 @@ def unit(x):
 
 
 def shares(assignment, video):
-    """Of an assignment without BatchNorm."""
+    """The shares of an assignment without BatchNorm."""
     return softmax(video @ array(assignment.linear.weight).T + array(assignment.linear.bias))
 
 
 def settled(module):
-    """In evaluation, where every BatchNorm has seen something: statistics, scales and shifts of its own."""
+    """The model in evaluation; every BatchNorm has running statistics, scales and shifts unlike the initial ones."""
     with torch.no_grad():
         for norm in module.modules():
             if isinstance(norm, nn.BatchNorm1d):
@@ -78,7 +78,7 @@ def settled(module):
 
 
 def normed(norm, x):
-    """BatchNorm by its definition, with the published epsilon."""
+    """BatchNorm by its definition, with the epsilon of the sources."""
     norm = getattr(norm, "norm", norm)
     x = (x - array(norm.running_mean)) / np.sqrt(array(norm.running_var) + 1e-3)
     return x * array(norm.weight) + array(norm.bias)
@@ -103,7 +103,7 @@ class TestBagsOfFrames:
         close(model(x, MASK), expected)
 
     def test_dbof_with_batch_norm(self):
-        """Of the frames, the votes and the hidden units, each before what comes next."""
+        """BatchNorm follows the frames, the votes and the hidden units, each before the next operation."""
         model = settled(Dbof(DbofConfig(clusters=7, hidden=5), SIZES, generator()))
         x = frames(10)
         expected = []
@@ -115,7 +115,7 @@ class TestBagsOfFrames:
         assert model.clusters.bias is None and model.hidden.bias is None
 
     def test_a_non_linearity_is_really_applied(self):
-        """Published code compared the activation's tensor with its name, and so applied none: this would be linear."""
+        """The source compared the activation's tensor with its name, so it applied none and the model was linear."""
         config = DbofConfig(clusters=7, hidden=5, activation="relu6")
         model = Dbof(config, SIZES, generator())
         x = 100 * frames(10)
@@ -199,7 +199,7 @@ class TestVlad:
         close(vector(x, MASK), expected)
 
     def test_nextvlad(self):
-        """In evaluation; the assignments' BatchNorm with statistics of its own."""
+        """The pooling in evaluation; the assignments' BatchNorm has statistics that are not the initial ones."""
         config = NeXtVladConfig(clusters=CLUSTERS, groups={"rgb": 3, "audio": 2})
         vlad = GroupedVlad(config, "rgb", SIZES, generator())
         norm = vlad.assignment_norm.norm
@@ -232,7 +232,7 @@ class TestVlad:
         assert not model(frames(10), MASK).any()
 
     def test_nextvlads_hidden_units_are_gated_by_fewer(self):
-        """As published: no relu between their BatchNorm and the gates, and one within the gates alone."""
+        """As in the source: no relu between the hidden units' BatchNorm and the gates, but one within the gates."""
         config = NeXtVladConfig(clusters=CLUSTERS, groups={"rgb": 3, "audio": 2}, hidden=16)
         model = settled(NeXtVlad(config, SIZES, generator()))
         x = frames(10)
@@ -266,7 +266,7 @@ class TestHidden:
         with torch.no_grad():
             hidden.norm.weight.fill_(100.0)
         x = hidden(torch.randn(30, 7, generator=generator(2)))
-        assert x.min() == 0 and x.max() == 6 and hidden.linear.bias is None  # BatchNorm has one of its own
+        assert x.min() == 0 and x.max() == 6 and hidden.linear.bias is None  # BatchNorm has a bias
 
     def test_context_gating(self):
         gating = ContextGating(NetVladConfig(clusters=CLUSTERS, batch_norm=False), 4, generator())
@@ -275,7 +275,7 @@ class TestHidden:
         close(gating(x), expected)
 
     def test_gated_netvlad_with_batch_norm(self):
-        """Of all features of a frame together, of the assignments, and of the gates; not of the hidden layer."""
+        """BatchNorm is on whole frames, on the assignments and on the gates; not on the hidden layer."""
         model = settled(PerFeature(Vlad, NetVladConfig(clusters=CLUSTERS, hidden=4), SIZES, generator()))
         x, hidden = frames(10), model.hidden
         expected = []
@@ -292,7 +292,7 @@ class TestHidden:
         assert model.poolings[0].assignment.linear.bias is None and hidden.gating.linear.bias is None
 
     def test_gates_without_batch_norm_have_a_bias_for_each_unit(self):
-        """Published code gave them one for each cluster, which failed."""
+        """The source gave them one bias for each cluster, which failed."""
         gating = ContextGating(NetVladConfig(clusters=CLUSTERS, batch_norm=False), 4, generator())
         assert gating.linear.bias.shape == (4,)
 
@@ -317,7 +317,7 @@ WITHOUT_BATCH_NORM = {"hidden": 3, "batch_norm": False, "head": HeadConfig(kind=
     ids=lambda config: config.kind,
 )
 def test_batch_norm_can_be_switched_off(config):
-    """`add_batch_norm or FLAG` could not be False, and the branch without it failed."""
+    """In the source, `add_batch_norm or FLAG` could not be False, and the branch without BatchNorm failed."""
     model = models.build(config, SIZES, statistics(SIZES))
     assert not any(isinstance(module, nn.BatchNorm1d) for module in model.modules())
     assert model(frames(10), MASK).isfinite().all()
@@ -364,7 +364,7 @@ class TestRecurrent:
         assert model.width == expected[0].size
 
     def test_a_cell_stays_what_it_was_through_any_padding(self):
-        """Bit for bit: the forget gate is 1 there and the input gate 0."""
+        """The states are equal bit for bit: on padding the forget gate is 1 and the input gate 0."""
         layer = Lstm(LstmConfig(cells=5, layers=1), SIZES, generator()).layers[0]
         x = torch.nn.functional.pad(frames(10), (0, 0, 0, 300))
         mask = torch.nn.functional.pad(MASK, (0, 300))
@@ -378,7 +378,7 @@ class TestRecurrent:
 
 
 def test_average_logistic():
-    """Linear in the mean of the real frames, each of length 1 over all features together."""
+    """The model is linear in the mean of the real frames, each scaled to length 1 over all features together."""
     model = models.build(AverageLogisticConfig(), SIZES, statistics(SIZES), generator())
     x = frames(10)
     means = [np.mean([unit(frame) for frame in video], axis=0) for video in real(x)]
@@ -406,7 +406,7 @@ def test_a_setting_that_a_logistic_head_does_not_read_is_refused(kind):
         HeadConfig(kind="logistic", **{kind: value})
 
 
-# Numbers of parameters, counted without their memory.
+# Numbers of parameters, counted on the meta device, without memory for them.
 
 YT8M = Sizes(features={"rgb": 1024, "audio": 128}, num_classes=3862, level="frame")
 
@@ -430,7 +430,7 @@ def count(module):
 
 
 def test_nextvlad_has_the_published_number_of_parameters():
-    """79M: with the 112 clusters and the logistic head of the submission; at 128 clusters it is 88.9 M."""
+    """79 M with the 112 clusters and the logistic head of the submission; 128 clusters would give 88.9 M."""
     config = NeXtVladConfig(
         clusters={"rgb": 112, "audio": 56}, groups={"rgb": 8, "audio": 4}, head=HeadConfig(kind="logistic")
     )
@@ -443,7 +443,7 @@ def test_netvlads_hidden_matrix_has_the_published_size():
 
 
 def moe(inputs):
-    """Gates and experts of two mixtures and the one that says no."""
+    """The parameters of the gates and experts of two mixtures, and of the gate whose expert always gives 0."""
     return inputs * 3862 * 5 + 3862 * 2
 
 
@@ -452,7 +452,7 @@ GATING = 1024 * 1024 + 2 * 1024
 
 
 def assignment(width, clusters):
-    """A matrix, and a BatchNorm in place of biases."""
+    """The parameters of a matrix and of a BatchNorm that replaces its biases."""
     return width * clusters + 2 * clusters
 
 
@@ -473,7 +473,7 @@ def assignment(width, clusters):
             GatedDbofConfig(clusters={"rgb": 4096, "audio": 512}),  # D1, D2 and their BatchNorm for rgb alone
             FRAMES_NORM + 3 * 1024 * 4096 + 4 * 4096 + assignment(128, 512) + 4609 * 1024 + moe(1024),
         ),
-        (  # centres are as many as the assignments' weights; 1024 * 256 + 128 * 128 = 278,528
+        (  # as many centres as weights of the assignments; 1024 * 256 + 128 * 128 = 278,528
             NetVladConfig(clusters={"rgb": 256, "audio": 128}),
             FRAMES_NORM + 2 * 278_528 + 2 * 384 + 278_529 * 1024 + GATING + moe(1024),
         ),
@@ -481,7 +481,7 @@ def assignment(width, clusters):
             NetRVladConfig(clusters={"rgb": 256, "audio": 128}),
             FRAMES_NORM + 278_528 + 2 * 384 + 278_529 * 1024 + GATING + moe(1024),
         ),
-        (  # and deviations; both moments are passed on
+        (  # and as many deviations; the hidden layer reads both moments
             NetFvConfig(clusters={"rgb": 128, "audio": 64}),
             FRAMES_NORM + 3 * 139_264 + 2 * 192 + (2 * 139_264 + 1) * 1024 + GATING + moe(1024),
         ),

@@ -49,9 +49,9 @@ def test_fused_mlp_starts_at_the_label_prior():
 
 
 def test_fused_mlp_is_what_its_docstring_says():
-    """By hand, in evaluation, in float64 arithmetic."""
+    """In evaluation, computed step by step in float64."""
     model = build()
-    model(3 * features(32))  # running statistics that are not trivial
+    model(3 * features(32))  # gives running statistics that are not the initial ones
     model.eval()
     state = {name: tensor.double() for name, tensor in model.state_dict().items()}
 

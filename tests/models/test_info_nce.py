@@ -12,21 +12,11 @@ from hypothesis import strategies as st
 
 from models.contrastive.info_nce import info_nce, spread
 from models.contrastive.queue import Queue
-
-
-def drawn(seed=0):
-    return torch.Generator().manual_seed(seed)
+from tests.support.contrastive import drawn, nce
 
 
 def unit(*shape, seed=0):
     return F.normalize(torch.randn(*shape, generator=drawn(seed)), dim=1)
-
-
-def nce(query, key, others, temperature):
-    """The definition for one query, in Python: -log of the own key's share."""
-    own = math.exp(sum(a * b for a, b in zip(query, key, strict=True)) / temperature)
-    rest = sum(math.exp(sum(a * b for a, b in zip(query, other, strict=True)) / temperature) for other in others)
-    return -math.log(own / (own + rest))
 
 
 @pytest.mark.parametrize(("temperature", "expected"), [(0.07, 0.0558542), (0.2, 0.3266517)])

@@ -11,7 +11,7 @@ from models.video.mixture_of_experts import MixtureOfExpertsConfig
 
 
 def counted(labels, *, num_videos, rated=None):
-    """Statistics of two columns, by their counts."""
+    """Statistics with these counts, of two columns."""
     return FeatureStatistics(
         num_videos=num_videos,
         mean_D=torch.zeros(2),
@@ -40,7 +40,7 @@ def test_a_feature_without_variance_is_only_centred():
 
 
 def test_half_precision_features_are_centred_in_float32():
-    """2048 and 2049 are one number in float16; so would be their distance from a mean of 2048.5."""
+    """In float16, 2047.9 and 2048 are equal, and so their difference would be 0."""
     y = Normalize(torch.tensor([2047.9]), torch.tensor([1.0]))(torch.tensor([[2048.0]], dtype=torch.float16))
     assert y.dtype == torch.float32 and y.item() == pytest.approx(0.1, abs=1e-3)
 
@@ -67,7 +67,7 @@ def test_more_positives_than_videos_are_refused():
 
 
 def test_the_prior_of_a_class_is_that_of_the_videos_it_is_rated_for():
-    """2 of 4 are even odds, 0 of 2 are not; a class that nobody rated is below both, as 0 of all 10."""
+    """2 of 4 are even odds, 0 of 2 are not; a class that is never rated counts as 0 of all 10, below both."""
     statistics = counted([2, 0, 0], num_videos=10, rated=[4, 2, 0])
     expected = torch.tensor([0, np.log(0.5 / 2.5), np.log(0.5 / 10.5)], dtype=torch.float32)
     torch.testing.assert_close(prior_log_odds(statistics), expected)
@@ -101,7 +101,7 @@ def test_dropout_follows_the_global_seed_and_is_off_in_evaluation():
 
 def test_values_beyond_two_standard_deviations_are_drawn_again_not_cut():
     weight = linear(100, 10_000, torch.Generator().manual_seed(0)).weight
-    assert (weight.abs() > 0.1999).float().mean() < 1e-3  # cutting would heap 5 % there
+    assert (weight.abs() > 0.1999).float().mean() < 1e-3  # clipping would leave 5 % there
 
 
 class TestGroupedBatchNorm:

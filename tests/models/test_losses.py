@@ -1,4 +1,4 @@
-"""The sparse losses against their dense definitions, the published vectors, and the weights of classes and videos."""
+"""The sparse losses against their dense definitions and known values, and weights of classes and videos."""
 
 import dataclasses
 
@@ -13,14 +13,14 @@ from models import losses
 from models.losses import LossConfig, sigmoid_cross_entropy
 from models.losses import weights as loss_weights
 
-# reference/systems.md, section C
+# The example of the known values below: probabilities, labels, logits.
 P = torch.tensor(
     [[0.9, 0.8, 0.1, 0.2, 0.05], [0.3, 0.7, 0.6, 0.4, 0.02], [0.55, 0.15, 0.25, 0.35, 0.95]], dtype=torch.float64
 )
 Y = torch.tensor([[1, 0, 1, 0, 0], [0, 1, 1, 0, 0], [1, 0, 0, 1, 0]])
 Z = torch.logit(P)
 OFFSETS, INDICES = torch.tensor([0, 2, 4, 6]), torch.tensor([0, 2, 1, 2, 0, 3])
-COUNTS = torch.tensor([500, 100, 10, 1, 250])  # of 1000 videos
+COUNTS = torch.tensor([500, 100, 10, 1, 250])  # in 1000 videos
 
 
 def sparse(labels_BC):
@@ -51,7 +51,7 @@ def problems(draw):
 
 
 def given_rated(rated_BC):
-    """The mask as the losses take it."""
+    """The mask as arguments of a loss."""
     return {} if rated_BC is None else dict(zip(("rated_offsets", "rated_indices"), sparse(rated_BC), strict=True))
 
 
@@ -82,7 +82,7 @@ def test_the_gradient_is_the_derivative(pos, example, rated):
 
 
 def test_under_bf16_autocast_the_loss_is_computed_in_float32():
-    """3,862 numbers of 8 bits: summed in bfloat16 the loss would be off by percents."""
+    """The sum of 3,862 numbers in bfloat16, with 8 significant bits, would be wrong by several percent."""
     generator = torch.Generator().manual_seed(0)
     logits = (torch.randn(64, 3862, generator=generator) - 5).bfloat16()
     labels = torch.rand(64, 3862, generator=generator) < 0.001
@@ -111,11 +111,11 @@ def test_a_video_without_labels_costs_its_negatives():
 
 
 def test_a_nan_logit_gives_a_nan_loss():
-    """So that training can see it."""
+    """The training can then detect it."""
     assert sigmoid_cross_entropy(torch.full((1, 3), torch.nan), torch.tensor([0, 1]), torch.tensor([1])).isnan()
 
 
-# The published vectors
+# Known values of the example
 
 
 def test_cross_entropy_of_the_published_example():
@@ -127,7 +127,7 @@ def test_the_mean_over_both_axes_is_the_sum_over_the_number_of_classes():
 
 
 def test_the_published_epsilon_moves_the_loss_in_the_fourth_digit():
-    """google/youtube-8m adds 1e-5 inside the logarithms; from logits none is needed."""
+    """google/youtube-8m adds 1e-5 inside the logarithms, which a loss of logits does not need."""
     published = -(Y * (P + 1e-5).log() + (1 - Y) * (1 - P + 1e-5).log()).sum(dim=1)
     assert published.tolist() == pytest.approx([4.291636, 1.755132, 5.093321], abs=1e-6)
     assert published.mean().item() == pytest.approx(3.7133628, abs=1e-7)
@@ -252,7 +252,7 @@ def test_weighted_hamming_on_the_published_example(power, expected):
 
 
 def test_published_hinge_lets_every_negative_pay_its_margin_and_ours_does_not():
-    """google/youtube-8m applies it to sigmoid outputs: a perfect model's loss is that of all its negatives."""
+    """google/youtube-8m applies it to sigmoid outputs, so that a perfect model still pays for all negatives."""
     perfect = torch.where(Y > 0, 30.0, -30.0).double()
     published = losses.build(LossConfig(kind="hinge", scores="probabilities"))
     assert published(perfect, OFFSETS, INDICES).item() == pytest.approx(3.0)  # three negatives a video
@@ -264,13 +264,13 @@ def test_published_softmax_of_probabilities_is_nearly_flat_and_ours_is_not():
     perfect = torch.full((1, 1000), -30.0, dtype=torch.float64)
     perfect[0, 0] = 30
     published = losses.build(LossConfig(kind="softmax", scores="probabilities"))
-    # 5.9, where a model without a clue has 6.9
+    # 5.9, while a model that has learned nothing has 6.9
     assert published(perfect, *one).item() == pytest.approx(np.log(np.e + 999) - 1)
     assert losses.build(LossConfig(kind="softmax"))(perfect, *one).item() == pytest.approx(0, abs=1e-9)
 
 
 def test_keras_clipping_takes_the_gradient_of_what_is_most_wrong():
-    """A label at a logit of -20; as float32, where 1 - 1e-7 is another number than in float64."""
+    """A label at a logit of -20, in float32, where 1 - 1e-7 has another value than in float64."""
     for config, learns in ((LossConfig(kind="hamming"), False), (LossConfig(), True)):
         logits = torch.tensor([[-20.0, 0.0]], requires_grad=True)
         losses.build(config)(logits, torch.tensor([0, 1]), torch.tensor([0])).backward()
@@ -291,7 +291,7 @@ TEACHER = torch.tensor([[0.7, 0.5, 0.2, 0.1, 0.0], [0.1, 0.9, 0.4, 0.2, 0.1], [0
 
 
 def test_distillation_is_the_cross_entropy_against_the_teachers_probabilities():
-    """[2018 winner] CE(p, teacher p) = -sum q log(p + 1e-5) + (1 - q) log(1 - p + 1e-5); ours needs no epsilon."""
+    """The winner of 2018 has -sum q log(p + 1e-5) + (1 - q) log(1 - p + 1e-5); a loss of logits needs no 1e-5."""
     published = -(TEACHER * (P + 1e-5).log() + (1 - TEACHER) * (1 - P + 1e-5).log()).sum(1)
     classes = torch.argsort(TEACHER, descending=True)
     found = losses.distillation(Z, classes, TEACHER.gather(1, classes))
@@ -339,7 +339,7 @@ def test_class_weights_are_capped():
 
 
 def test_a_class_is_weighed_among_the_videos_it_is_rated_for():
-    """3 negatives to 1 positive; 1 to 1; 4 rated and none has it: as if one had; rated once, and never: 1."""
+    """3 negatives to 1 positive; 1 to 1; of 4 no positive, which counts as one; rated once or never: weight 1."""
     weights = loss_weights.positive_weights(torch.tensor([1, 2, 0, 1, 0]), torch.tensor([4, 4, 4, 1, 0]), 0.5)
     assert weights.tolist() == pytest.approx([3**0.5, 1, 3**0.5, 1, 1])
 

@@ -1,4 +1,4 @@
-"""The metrics against their definitions by counting, the published vectors, and the accumulator's promises."""
+"""The metrics against their definitions by counting and known values, and what the accumulator guarantees."""
 
 import itertools
 import random
@@ -14,7 +14,7 @@ from models.metrics import Accumulator, calibration
 from models.metrics.ranking import descending
 from models.metrics.top_classes import rank_by_candidates, rank_by_sorting, top_classes
 
-# reference/systems.md, sections C and E
+# The example of the known values below.
 SCORES = np.array([[0.9, 0.8, 0.1, 0.2, 0.05], [0.3, 0.7, 0.6, 0.4, 0.02], [0.55, 0.15, 0.25, 0.35, 0.95]])
 LABELS = np.array([[1, 0, 1, 0, 0], [0, 1, 1, 0, 0], [1, 0, 0, 1, 0]])
 LOGITS = np.log(SCORES / (1 - SCORES))
@@ -87,7 +87,7 @@ def calibration_error(logits_NC, labels_NC, top_k):
     for logits, labels in zip(logits_NC, labels_NC, strict=True):
         for c in ranking(logits)[:top_k]:
             probability = 1 / (1 + np.exp(-np.float64(logits[c])))
-            if logits[c] > -400:  # else it is not rated
+            if logits[c] > -400:  # a lower logit stands for a class that is not rated
                 bins[min(int(probability * 15), 14)].append((probability, labels[c]))
     total = sum(map(len, bins))
     errors = [len(cells) / total * abs(np.subtract(*np.mean(cells, axis=0))) for cells in bins if cells]
@@ -96,7 +96,7 @@ def calibration_error(logits_NC, labels_NC, top_k):
 
 @st.composite
 def problems(draw):
-    """Logits with or without ties, labels from none to more than top_k a video, classes few or enough to be grouped."""
+    """Logits with or without ties, from no label to more than top_k for a video, few classes or enough for groups."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     num_videos, num_classes = draw(st.integers(1, 12)), draw(st.sampled_from([1, 2, 5, 17, 130, 300]))
     top_k = draw(st.integers(1, 25))
@@ -113,7 +113,7 @@ def problems(draw):
 def test_every_metric_equals_its_definition_by_counting(problem):
     logits, labels, top_k = problem
     expected = defined(logits, labels, top_k)
-    expected["loss"] = pytest.approx(expected["loss"], rel=1e-5, abs=1e-5)  # a sum of float32: small ones cancel
+    expected["loss"] = pytest.approx(expected["loss"], rel=1e-5, abs=1e-5)  # a float32 sum, in which small terms cancel
     found = accumulate(logits, labels, top_k).compute()
     assert found.keys() == expected.keys()
     assert found.pop("loss") == expected.pop("loss")
@@ -136,7 +136,7 @@ def test_the_dense_functions_equal_the_definitions(problem):
 def test_cutting_into_batches_and_merging_in_order_change_nothing(problem, cuts):
     logits, labels, top_k = problem
     whole = accumulate(logits, labels, top_k).compute()
-    whole["loss"] = pytest.approx(whole["loss"], rel=1e-6)  # torch rounds a softplus by its place in the batch
+    whole["loss"] = pytest.approx(whole["loss"], rel=1e-6)  # rounding depends on the place in the batch
     whole["calibration_error"] = pytest.approx(whole["calibration_error"], abs=1e-12)
     cuts = [min(cut, len(logits)) for cut in cuts]
     assert accumulate(logits, labels, top_k, cuts).compute() == whole
@@ -184,7 +184,7 @@ def test_an_accumulator_that_saw_nothing_travels_and_merges():
 @settings(deadline=None)
 @given(problems())
 def test_both_ways_of_ranking_agree(problem):
-    """The one for CUDA, which looks at no value, against the one for a CPU."""
+    """The ranking for CUDA, which reads no value on the host, against the ranking for a CPU."""
     logits, labels, top_k = problem
     top_k = min(top_k, logits.shape[1])
     arguments = torch.tensor(logits), torch.tensor(labels > 0), torch.tensor(labels.sum(1)), top_k
@@ -196,7 +196,7 @@ def test_both_ways_of_ranking_agree(problem):
 @given(problems())
 def test_rank_metrics_from_logits_equal_those_from_probabilities(problem):
     logits, labels, top_k = problem
-    logits = np.round(logits.astype(np.float64), 2)  # far enough apart that the sigmoid keeps them so
+    logits = np.round(logits.astype(np.float64), 2)  # so far apart that the sigmoid keeps them different
     probabilities = 1 / (1 + np.exp(-logits))
     for metric in (metrics.hit_at_1, metrics.perr):
         assert metric(probabilities, labels) == metric(logits, labels)
@@ -204,7 +204,7 @@ def test_rank_metrics_from_logits_equal_those_from_probabilities(problem):
         assert metric(probabilities, labels, top_k) == metric(logits, labels, top_k)
 
 
-# The published vectors
+# Known values of the example
 
 
 @pytest.mark.parametrize(("top_k", "expected"), [(20, 0.5588675), (5, 0.5588675), (2, 0.3777778), (1, 0.1944444)])
@@ -213,7 +213,7 @@ def test_gap_of_the_published_example(top_k, expected):
 
 
 def test_gap_counts_the_positives_outside_the_top_k_as_missed():
-    """Dividing by the positives inside the top 2 alone would give 0.5666667."""
+    """Division by the number of positives in the top 2 would give 0.5666667."""
     assert metrics.gap(SCORES, LABELS, 2) * 6 / 4 == pytest.approx(0.5666667, abs=1e-7)
 
 
@@ -224,7 +224,7 @@ def test_map_of_the_published_example(top_k, expected):
 
 def test_the_accumulator_on_the_published_example():
     found = accumulate(LOGITS, LABELS).compute()
-    del found["calibration_error"]  # not published
+    del found["calibration_error"]  # not in the sources
     assert found == pytest.approx(
         {
             "gap": 0.5588675,
@@ -242,7 +242,7 @@ def test_the_accumulator_on_the_published_example():
 
 
 def test_calibration_error_of_an_example():
-    """Two bins of 15: 0.72 and 0.68 with one hit, 0.05 and 0.03 with none; what is not rated is in neither."""
+    """Two of 15 bins: 0.72 and 0.68 with one hit, 0.05 and 0.03 with none; a class that is not rated is in no bin."""
     probabilities = np.array([[0.72, 0.05, 0.0], [0.68, 0.03, 0.0]])
     hits = np.array([[True, False, False], [False, False, False]])
     with np.errstate(divide="ignore"):
@@ -277,11 +277,11 @@ def test_probabilities_that_come_true_are_calibrated():
     labels = (rng.random((20_000, 1)) < probabilities).astype(np.int64)
     logits = np.log(probabilities / (1 - probabilities))
     assert accumulate(logits, labels).compute()["calibration_error"] < 0.02
-    assert accumulate(3 * logits, labels).compute()["calibration_error"] > 0.1  # far too sure of itself
+    assert accumulate(3 * logits, labels).compute()["calibration_error"] > 0.1  # far too confident
 
 
 def test_scoring_draws_no_random_numbers():
-    """The published code shuffles ties, and for it seeds Python's generator with 0 at every call."""
+    """The source shuffles ties, and seeds Python's generator with 0 for it at every call."""
     before = random.getstate(), torch.random.get_rng_state(), np.random.get_state()[1].tolist()
     accumulate(np.zeros((3, 30)), np.eye(3, 30, dtype=np.int64)).compute()
     assert random.getstate() == before[0] and torch.equal(torch.random.get_rng_state(), before[1])
@@ -300,14 +300,14 @@ def test_a_video_without_labels_scores_zero_and_counts():
 
 
 def given_rated(rated_NC):
-    """The mask as the accumulator takes it."""
+    """The mask as arguments of the accumulator."""
     return dict(zip(("rated_offsets", "rated_indices"), sparse(rated_NC), strict=True))
 
 
 @settings(deadline=None)
 @given(problems())
 def test_only_rated_cells_are_ranked_and_counted(problem):
-    """Against the definitions on what is left of each video: the others' scores behind all, their losses taken off."""
+    """The definitions, with classes that are not rated ranked last and without their losses."""
     logits, labels, top_k = problem
     rated = np.random.default_rng(len(logits)).random(labels.shape) < 0.4
     labels = labels & rated
@@ -323,7 +323,7 @@ def test_only_rated_cells_are_ranked_and_counted(problem):
 
 
 def test_a_class_that_is_not_rated_does_not_count_as_a_miss():
-    """As with [google]'s eval.py, whose loss ignores the weights, and whose zeros stay in the pool as predictions."""
+    """In google/youtube-8m's eval.py the loss ignores the weights, and zeros stay in the pool as predictions."""
     rated = np.array([[1, 0, 1, 0, 0], [0, 1, 1, 1, 0], [1, 0, 0, 1, 0]])
     accumulator = Accumulator(5)
     accumulator.update(torch.tensor(LOGITS), *sparse(LABELS), **given_rated(rated))
@@ -334,7 +334,7 @@ def test_a_class_that_is_not_rated_does_not_count_as_a_miss():
     assert found["average_num_classes"] == pytest.approx(4 / 3) and found["precision"] == 1
 
 
-# The rules for ties, zeros and damage
+# Ties, videos without labels, and numbers that are not finite
 
 
 def test_ties_fall_to_the_earlier_video_then_to_the_lower_class():
@@ -346,7 +346,7 @@ def test_ties_fall_to_the_earlier_video_then_to_the_lower_class():
 
 
 def test_equal_logits_everywhere_rank_the_lowest_classes():
-    """As an untrained model without biases gives; far more candidates than top_k."""
+    """An untrained model without biases gives such logits: far more candidates than top_k."""
     logits = torch.zeros(3, 500)
     assert top_classes(logits, 20).tolist() == [list(range(20))] * 3
 
@@ -377,7 +377,7 @@ def test_a_nan_is_found_in_any_class(where):
 
 
 def test_a_nan_that_only_compute_can_see_is_refused_there(monkeypatch):
-    """On CUDA an update looks at no value."""
+    """On CUDA, an update reads no value on the host."""
     monkeypatch.setattr("models.metrics.accumulator.rank_by_candidates", rank_by_sorting)
     logits = LOGITS.copy()
     logits[1, 3] = np.nan

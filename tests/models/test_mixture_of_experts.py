@@ -19,7 +19,7 @@ def inputs(scale=1.0):
 
 
 def probabilities(model, x):
-    """By the definition, in float64."""
+    """The logits by the definition, in float64."""
     gates = model.double().gates(x.double()).view(len(x), C, -1).softmax(dim=2)
     experts = model.experts(x.double()).view(len(x), C, -1).sigmoid()
     return (gates[..., :-1] * experts).sum(dim=2)
@@ -35,7 +35,7 @@ def test_the_published_vector():
 
 
 def test_a_classs_gates_and_experts_lie_side_by_side():
-    """As published: row c (M + 1) + m of the gates, c M + m of the experts."""
+    """As in the source: row c (M + 1) + m of the gates, row c M + m of the experts."""
     model = mixture()
     before = model(inputs())
     with torch.no_grad():
@@ -65,7 +65,7 @@ def test_they_stay_exact_where_probabilities_are_rounded():
 
 
 def test_the_expert_that_says_no_keeps_a_certain_class_below_one():
-    """All experts sure: p = 1 - g_dummy = 2/3."""
+    """With certain experts, p = 1 - (gate of the expert that gives 0) = 2/3."""
     model = mixture()
     with torch.no_grad():
         model.gates.weight.zero_()
@@ -93,14 +93,14 @@ def test_probability_gating_multiplies_each_probability(kind):
 
 @pytest.mark.parametrize(("kind", "width"), [("probabilities", 400), ("inputs", 50)])
 def test_probability_gating_starts_as_published(kind, width):
-    """N(0, 1 / sqrt(C)), and no biases beside BatchNorm's, also where it reads the D inputs."""
+    """Drawn from N(0, 1 / sqrt(C)), with no biases but BatchNorm's, also where the gate reads the D inputs."""
     linear = Mixture(50, 400, torch.Generator().manual_seed(0), probability_gating=kind).gating.linear
     assert linear.weight.shape == (400, width) and linear.bias is None
     assert linear.weight.std().item() == pytest.approx(0.05, rel=0.05)
 
 
 def test_a_gated_class_is_never_certain():
-    """A property of the published form p * sigmoid(s), not of the mixture: here p is 1 and the result sigmoid(s)."""
+    """This follows from the form p * sigmoid(s), not from the mixture: here p is 1 and the result sigmoid(s)."""
     model = mixture(mixtures=1, probability_gating="probabilities").eval()
     with torch.no_grad():
         model.gates.weight.zero_().view(C, 2, D)[:, 0] = 1000.0  # the experts' gates are 1 where x is positive

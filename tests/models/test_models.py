@@ -64,14 +64,14 @@ def frames(num_videos=6, num_frames=7, seed=3):
 
 
 def inputs(kind, num_videos=6, seed=3):
-    """What a model of this kind takes."""
+    """The inputs of a model of this kind."""
     if models.CONFIGS[kind].level == "frame":
         return frames(num_videos, seed=seed)
     return (features(num_videos, seed),)
 
 
 def labels(num_videos=6):
-    """Video b carries class b."""
+    """Video b has the label b."""
     return torch.arange(num_videos + 1), torch.arange(num_videos)
 
 
@@ -200,7 +200,7 @@ def test_every_model_exports_with_any_number_of_videos(kind):
 class TestEveryFrameModel:
     def test_padding_has_no_say_in_evaluation(self, kind):
         model = build(kind)
-        model(*frames())  # running statistics that are not trivial
+        model(*frames())  # gives running statistics that are not the initial ones
         model.eval()
         frames_BTD, mask_BT = frames()
         for filler in (0, 255):
@@ -212,7 +212,7 @@ class TestEveryFrameModel:
             torch.testing.assert_close(model(garbage, mask_BT), model(frames_BTD, mask_BT))
 
     def test_padding_has_no_say_in_training(self, kind):
-        """Above all not in BatchNorm's statistics."""
+        """BatchNorm's statistics above all must not depend on padding."""
         frames_BTD, mask_BT = frames()
         wider = torch.nn.functional.pad(frames_BTD, (0, 0, 0, 5)), torch.nn.functional.pad(mask_BT, (0, 5))
         first, second = build(kind), build(kind)

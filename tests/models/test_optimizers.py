@@ -54,7 +54,7 @@ def assert_bitwise_equal(ours, theirs):
 
 @pytest.mark.parametrize("foreach", [False, True])
 def test_first_steps_of_rmsprop_are_tensorflows(foreach):
-    """reference/systems.md, section D: g = 0.1, lr = 0.001."""
+    """Known values for g = 0.1 and lr = 0.001."""
     weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
     optimizer = RMSpropTF([weight], lr=0.001, foreach=foreach)
     moved = []
@@ -67,7 +67,7 @@ def test_first_steps_of_rmsprop_are_tensorflows(foreach):
 
 
 def test_torchs_own_rmsprop_takes_a_first_step_thirty_times_larger():
-    """Why ours exists."""
+    """The difference for which rmsprop_tf exists."""
     weight = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.RMSprop([weight], lr=0.001, alpha=0.9, eps=1e-10)
     weight.grad = torch.full_like(weight, 0.1)
@@ -129,7 +129,7 @@ def test_sgd_follows_its_formula(momentum, nesterov):
 
 @pytest.mark.parametrize("kind", ["matrix", "vector"])
 def test_lars_follows_its_formula(kind):
-    """MoCo v3: matrices are decayed and scaled by trust ||w|| / ||g||, biases and gains neither."""
+    """As in MoCo v3, matrices are decayed and scaled by trust ||w|| / ||g||, biases and gains are not."""
     shape = (2, 3) if kind == "matrix" else (6,)
     weight = torch.nn.Parameter(torch.ones(shape, dtype=torch.float64))
     config = OptimizerConfig(kind="lars", learning_rate=0.6, weight_decay=0.1, momentum=0.8, trust=0.02)
@@ -212,7 +212,7 @@ def test_a_skipped_step_leaves_weights_and_state_bit_for_bit(config, steps_befor
     parameters = weights()
     optimizer = optim.build(config, parameters)
     if isinstance(optimizer, RMSpropTF):
-        optimizer.foreach = foreach  # what CUDA does, and what a CPU does
+        optimizer.foreach = foreach  # True is the way on CUDA, False the way on a CPU
     for seed in range(steps_before):
         give_gradients(parameters, seed)
         optim.step(optimizer, skip=torch.tensor(False))

@@ -49,7 +49,7 @@ class Model(nn.Module):
     def __init__(self):
         super().__init__()
         self.tower = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 4))
-        self.clusters = nn.Parameter(torch.ones(1, 4, 2))  # as NetVLAD has them; not among the regularized
+        self.clusters = nn.Parameter(torch.ones(1, 4, 2))  # like the centres of NetVLAD; not among the regularized
         self.head = nn.Linear(4, 5)
 
     @property

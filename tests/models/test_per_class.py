@@ -1,4 +1,4 @@
-"""Classes one by one: average precision over all videos against scikit-learn; MAP@K against the published example."""
+"""Metrics of each class against scikit-learn; MAP@K against a worked example."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_classes_of_the_published_example():
     logits = np.log(SCORES / (1 - SCORES))
     found = computed(logits, LABELS)
     assert found.average_precision_C[:4].tolist() == pytest.approx([1, 0.5, 0.8333333, 0.5], abs=1e-7)
-    assert np.isnan(found.average_precision_C[4])  # without positives: dropped, not a 0
+    assert np.isnan(found.average_precision_C[4])  # without positives: left out, not 0
     assert found.mean_average_precision == pytest.approx(0.7083333, abs=1e-7)
     assert found.positives_C.tolist() == [2, 1, 2, 1, 0] and found.rated_C.tolist() == [3] * 5
     assert found.mean_probability_C == pytest.approx(SCORES.mean(axis=0))
@@ -67,7 +67,7 @@ def test_a_class_is_ranked_among_the_videos_that_are_rated_for_it(seed):
 
 
 def test_a_class_beyond_a_videos_best_is_ranked_here_and_not_in_the_published_pool():
-    """Class 1 ranks its videos perfectly, but is the best of none."""
+    """Class 1 ranks its videos perfectly, but is not the best class of any."""
     scores, labels = np.array([[9.0, 3.0], [8.0, 2.0]]), np.array([[1, 1], [0, 0]])
     assert computed(scores, labels).mean_average_precision == 1.0
     assert mean_average_precision(scores, labels, top_k=1) == 0.5
@@ -78,7 +78,7 @@ def test_nothing_positive_is_a_map_of_0():
 
 
 class TestMapAtK:
-    """The metric of 2019, and what the published script gets wrong."""
+    """The metric of 2019, and the errors of the source's script."""
 
     RANKED = tuple(f"v:{start}" for start in (0, 5, 10, 15, 20))
     RATED = dict(zip(RANKED, (True, False, True, False, False), strict=True)) | {"w:0": True}

@@ -1,4 +1,4 @@
-"""The closed-form probe against scikit-learn, and its leave-one-out scores against leaving one out."""
+"""The closed-form probe against scikit-learn, and its leave-one-out scores against fits without one video."""
 
 import math
 
@@ -15,7 +15,7 @@ N, H, C = 160, 24, 9
 
 @pytest.fixture(scope="module")
 def videos():
-    """Embeddings [N, H] away from zero, dense labels [N, C] and the same sparse; the last class has no positive."""
+    """Embeddings [N, H] with a mean unlike 0, and labels, dense [N, C] and sparse; the last class has no positive."""
     random = np.random.default_rng(5)
     x = random.normal(size=(N, H)) @ random.normal(size=(H, H)) + 3
     y = (x @ random.normal(size=(H, C)) + random.normal(size=(N, C)) * 5 > 12).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Views of precomputed features: what each does to a value, a video and a batch."""
+"""Views of precomputed features: their effect on a value, a video and a batch."""
 
 import dataclasses
 import math
@@ -32,7 +32,7 @@ def features(num_videos=32, seed=9, width=20):
 
 
 def numbered(num_videos, width):
-    """The value says its row and its column: row * width + column."""
+    """Each value is row * width + column, so that it tells where it comes from."""
     return torch.arange(num_videos * width, dtype=torch.float32).view(num_videos, width)
 
 
@@ -76,7 +76,7 @@ class TestEveryView:
 @pytest.mark.parametrize("rate", [0.05, 0.3, 0.6])
 @pytest.mark.parametrize(("num_videos", "width"), [(400, 300), (2, 60_000)])
 def test_the_share_of_corrupted_values_is_the_rate(num_videos, width, rate):
-    """Of two videos too: a value that is replaced by itself would be missed."""
+    """Also with two videos, where a value that replaced itself would lower the share."""
     x = numbered(num_videos, width)
     share = (corrupt(x, {"a": width}, rate, drawn()) != x).double().mean().item()
     assert share == pytest.approx(rate, abs=5 * math.sqrt(rate * (1 - rate) / x.numel()))
@@ -105,7 +105,7 @@ def test_the_corrupted_values_of_a_video_come_from_many_others():
 
 
 def test_every_other_video_is_as_likely_a_source():
-    """100,000 columns of 5 videos: row 0 is replaced by each of the others a quarter of the times."""
+    """In 100,000 columns of 5 videos, each of the other rows replaces a quarter of the corrupted values of row 0."""
     sources = corrupt(numbered(5, 100_000).double(), {"a": 100_000}, 0.5, drawn())[0].long() // 100_000
     counts = torch.bincount(sources, minlength=5)[1:].double()
     expected = counts.sum() / 4
@@ -120,7 +120,7 @@ def test_corruption_keeps_every_columns_distribution():
 
 
 def test_corruption_of_the_columns_is_independent():
-    """That one column of a video is corrupted says nothing of another: the mask's correlations are those of chance."""
+    """The corruption of one column is independent of that of another: correlations of the mask are those of chance."""
     changed = (corrupt(numbered(20_000, 8), {"a": 8}, 0.3, drawn()) != numbered(20_000, 8)).double()
     correlations = torch.corrcoef(changed.T) - torch.eye(8)
     assert correlations.abs().max() < 5 / math.sqrt(20_000)
@@ -174,11 +174,11 @@ def test_noise_has_its_standard_deviation_and_no_mean(sigma):
 
 
 def test_a_batch_is_mixed_by_one_share_and_one_permutation():
-    """Video b is the unit vector b, so a mixed one shows whom it was mixed with, and how much of each it is."""
+    """Video b is the unit vector b, so a mixed video shows its partner and the share of each."""
     y = mix(torch.eye(12, dtype=torch.float64), 1.0, drawn())
     torch.testing.assert_close(y.sum(dim=1), torch.ones(12, dtype=torch.float64))
-    torch.testing.assert_close(y.sum(dim=0), torch.ones(12, dtype=torch.float64))  # everyone is a partner once
-    own = y.diagonal()[y.diagonal() < 1]  # else one's own partner
+    torch.testing.assert_close(y.sum(dim=0), torch.ones(12, dtype=torch.float64))  # every video is a partner once
+    own = y.diagonal()[y.diagonal() < 1]  # 1: the video is its own partner
     others = y[~torch.eye(12, dtype=torch.bool)]
     others = others[others > 0]
     assert len(own) == len(others) >= 10 and 0.01 < own[0] < 0.99
@@ -188,12 +188,12 @@ def test_a_batch_is_mixed_by_one_share_and_one_permutation():
 
 @pytest.mark.parametrize(("alpha", "variance"), [(1.0, 1 / 12), (0.3, 1 / 6.4), (4.0, 1 / 36)])
 def test_the_share_is_of_the_beta_distribution(alpha, variance):
-    """Of Beta(a, a) the mean is 1/2 and the variance 1 / (4 (2 a + 1))."""
+    """Beta(a, a) has the mean 1/2 and the variance 1 / (4 (2 a + 1))."""
     generator, shares = drawn(), []
     x = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
     while len(shares) < 1500:
         low, high = mix(x, alpha, generator).flatten().tolist()
-        if low != 0 or high != 1:  # else each is its own partner
+        if low != 0 or high != 1:  # in the other case each video is its own partner
             shares.append(high)
     shares = torch.tensor(shares)
     assert shares.mean().item() == pytest.approx(0.5, abs=5 * math.sqrt(variance / 1500))
