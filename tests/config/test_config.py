@@ -92,7 +92,7 @@ MISTAKES = [
     ("far off", "{trials: 2}", "{zzz: 0.5}", "14: tiny.search.zzz: unknown key; known are metric, mode, trials, sampler, scheduler, time_budget, epoch_timeout, max_concurrent, overlap, plateau, failures"),
     ("missing", "      kind: adam\n", "", "8: tiny.optimizer.kind: is missing"),
     ("missing within", "{trials: 2}", "{plateau: {min_gain: 0.1}}", "14: tiny.search.plateau.trials: is missing"),
-    ("twice", "train: t", "train: s*\n      train: t", "6: experiments.tiny.data.train: this key stands twice (first in line 5)"),
+    ("twice", "train: t", "train: s*\n      train: t", "6: experiments.tiny.data.train: duplicate key (first in line 5)"),
     # words
     ("kind", "kind: fused_mlp", "kind: mooc", "7: tiny.model.kind: 'mooc' is not one of: logistic, linear, mixture_of_experts, fused_mlp, average_logistic, dbof, soft_dbof, gated_dbof, lstm, gru, netvlad, netrvlad, netfv, nextvlad, attention"),
     ("kind of no word", "kind: adam", "kind: 3", "9: tiny.optimizer.kind: must be one of: rmsprop_tf, adam, adamw, sgd, lars (got 3)"),
@@ -135,7 +135,7 @@ MISTAKES = [
     ("no variable", "train: t*", "train: ${1}/*", "5: tiny.data.train: write a variable as ${NAME} or ${NAME:-default} (got ${1}/*.tfrecord)"),
     # yaml
     ("tab", "      l1:", "\tl1:", "12: is not valid yaml: found character '\\t' that cannot start any token"),
-    ("braces", "train: t*.tfrecord", "train: {a: ${HOME}}", "5: is not valid yaml: expected ',' or '}', but got '{'; put a value with ${...} between quotes here"),
+    ("braces", "train: t*.tfrecord", "train: {a: ${HOME}}", "5: is not valid yaml: expected ',' or '}', but got '{'; quote the value with ${...}"),
     ("alias", "epochs: 2", "epochs: *nowhere", "13: is not valid yaml: found undefined alias 'nowhere'"),
     # the file
     ("default", "default: tiny", "default: tinny", "1: default: there is no experiment tinny (experiments: tiny, broken)"),

@@ -142,14 +142,14 @@ def test_trial_0_has_the_default_or_the_middle(written: str, default: Any) -> No
         ("{uniform: [0, 1], default: 2}", "x: the default must lie in the range, but got 2"),
         ("{uniform: [0, 1], default: half}", "x: the default must be a number (got half)"),
         ("{int: [0, 4], default: 1.5}", "x: the default must lie in the range, but got 1.5"),
-        ("{uniform: [0, 1], log: true}", "x: beside uniform only its default can stand (got 'log')"),
-        ("{uniform: [0, 1], int: [0, 1]}", "x: beside uniform only its default can stand (got 'int')"),
+        ("{uniform: [0, 1], log: true}", "x: uniform takes no other key than default (got 'log')"),
+        ("{uniform: [0, 1], int: [0, 1]}", "x: uniform takes no other key than default (got 'int')"),
         ("{choice: []}", "x: choice takes a list of at least one option (got [])"),
         ("{choice: 3}", "x: choice takes a list of at least one option (got 3)"),
         ("{choice: [1, 2, 1]}", "x: choice offers 1 twice"),
         ("{choice: [1, 2], default: 3}", "x: the default must be one of the options 1, 2 (got 3)"),
         ("{choice: [1, {uniform: [2, 1]}]}", "x.uniform: the low end must be below the high end, but got [2.0, 1.0]"),
-        ("[1, {int: [1, 2]}]", "x.1: a list cannot hold a distribution; make the list a choice of lists"),
+        ("[1, {int: [1, 2]}]", "x.1: a list cannot hold a distribution; write a choice of lists instead"),
         (".nan", "x: must be a finite number (got .nan)"),
     ],
 )
@@ -167,8 +167,8 @@ def test_a_wrong_distribution_is_told_at_its_line(written: str, message: str) ->
         ({"loss.l1": "loguniform"}, "loss.l1.loguniform: no value for this parameter"),
         ({"loss.l1": "loguniform", "loss.l1.loguniform": 11}, "loss.l1.loguniform: not in [0.001, 10.0] (got 11)"),
         ({"loss.l1": "loguniform", "loss.l1.loguniform": True}, "loss.l1.loguniform: not in [0.001, 10.0] (got true)"),
-        ({"loss.l1": "0", "loss.l2": 1}, "loss.l2: no parameter of this configuration; did you mean 'loss.l1'?"),
-        ({"loss.l1": "0", "loss.l1.loguniform": 1}, "loss.l1.loguniform: no parameter of this configuration"),
+        ({"loss.l1": "0", "loss.l2": 1}, "loss.l2: is not a parameter of this configuration; did you mean 'loss.l1'?"),
+        ({"loss.l1": "0", "loss.l1.loguniform": 1}, "loss.l1.loguniform: is not a parameter of this configuration"),
     ],
 )
 def test_values_that_are_no_suggestion_of_the_space_are_refused(values: dict[str, Any], message: str) -> None:
@@ -277,7 +277,7 @@ def test_a_grid_has_every_combination_once_and_the_defaults_first() -> None:
 
 
 def test_a_grid_of_any_number_of_values_is_refused() -> None:
-    with pytest.raises(ValueError, match="b has any number of values; give a grid choices, whole numbers or steps"):
+    with pytest.raises(ValueError, match="b has infinitely many values; a grid takes choices, whole numbers and steps"):
         assert space("a: {choice: [1, 2]}\nb: {uniform: [0, 1]}").grid
     with pytest.raises(ValueError, match="10,000 combinations at the most"):
         assert space("a: {int: [1, 101]}\nb: {int: [1, 100]}").grid

@@ -391,7 +391,7 @@ def test_a_grid_is_tried_once_even_with_a_resume(tmp_path: Path) -> None:
             "{trials: 3, sampler:",
             "the grid has 4 combinations, a trial for each; leave trials out .got 3.",
         ),
-        ("quniform: [1, 3, 1]", "uniform: [1, 3]", "model.linear.penalty has any number of values"),
+        ("quniform: [1, 3, 1]", "uniform: [1, 3]", "model.linear.penalty has infinitely many values"),
     ],
 )
 def test_what_is_no_grid_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:

@@ -59,9 +59,7 @@ def test_one_slot_is_taken_in_the_order_of_the_trials() -> None:
         first.end.set()
         assert second.trains.wait(10)
         second.end.set()
-        again = Worker(
-            10, of=1
-        )  # a worker that starts again: its trial has begun, and no other waits for it
+        again = Worker(10, of=1)  # a worker that starts again: its trial has begun, and no other waits for it
         third = Worker(12, of=1)
         again.end.set()
         third.end.set()

@@ -1,1 +1,1 @@
-"""experiments.yaml -> Experiment."""
+"""Reads experiments.yaml and checks it: experiments.yaml -> Experiment."""

@@ -1,11 +1,11 @@
-"""Distributions as the yaml writes them.
+"""Distributions as they are written in the yaml.
 
-    {uniform: [0.2, 0.7]}  {loguniform: [1e-4, 1e-2]}  {quniform: [low, high, step]}       any number between both ends
-    {int: [5, 20]}  {int: [low, high, step]}  {logint: [64, 4096]}                          a whole number
-    {choice: [0, 0.5, {loguniform: [1e-3, 10]}, {kind: adam, learning_rate: {...}}]}        an option by its label
+    {uniform: [0.2, 0.7]}  {loguniform: [1e-4, 1e-2]}  {quniform: [low, high, step]}       a number of the range
+    {int: [5, 20]}  {int: [low, high, step]}  {logint: [64, 4096]}                          a whole number of the range
+    {choice: [0, 0.5, {loguniform: [1e-3, 10]}, {kind: adam, learning_rate: {...}}]}        an option, by its label
 
-each with a `default` beside it or not. A label is the option's own text, the name of its distribution, the `kind` of
-its block; `_2` and so on keep labels apart. `parse` turns a tree of yaml into one of blocks, values and parameters.
+Each can have a `default` beside it. The label of an option is the `kind` of its block, the name of its distribution, or
+its own text; `_2` and so on make labels unique. `parse` turns a tree of yaml nodes into blocks, values and parameters.
 """
 
 import math
@@ -26,10 +26,10 @@ class Number:
 
     low: float
     high: float
-    log: bool = False  # even in the logarithm
-    step: float | None = None  # distance of neighbouring values; None: 1 for whole numbers, else any value
+    log: bool = False  # uniform in the logarithm
+    step: float | None = None  # distance between neighbouring values; None: 1 for whole numbers, else every value
     integer: bool = False
-    default: float | None = None  # of trial 0; None: the middle, on a log scale the log-middle
+    default: float | None = None  # value of trial 0; None: the middle, on a log scale the geometric mean
 
     def __post_init__(self) -> None:
         ends = f"but got [{shown(self.low)}, {shown(self.high)}]"
@@ -42,7 +42,7 @@ class Number:
         if self.step is not None:
             if not (math.isfinite(self.step) and self.step > 0):
                 raise ValueError(f"the step must be above 0, but got {shown(self.step)}")
-            # In decimal, as they were written: in binary 0.3 / 0.1 has a remainder.
+            # In decimal, as the numbers were written: in binary, 0.3 / 0.1 has a remainder.
             if (Decimal(str(self.high)) - Decimal(str(self.low))) % Decimal(str(self.step)):
                 raise ValueError(f"the range must be a multiple of the step {shown(self.step)}, {ends}")
         if self.default is None:
@@ -62,17 +62,17 @@ class Number:
         step = 1 if self.integer and self.step is None else self.step
         if step is not None:
             middle = self.low + math.floor((middle - self.low) / step + 1e-9) * step
-        # 0.45 and not 0.44999999999999996: this number is read by people.
+        # 0.45, not 0.44999999999999996: people read this number.
         middle = min(max(float(f"{middle:.12g}"), self.low), self.high)
         return round(middle) if self.integer else middle
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """One of several options, each drawn by its label."""
+    """One of several options, drawn by its label."""
 
     labels: tuple[str, ...]
-    default: str  # of trial 0
+    default: str  # label of trial 0
 
     def holds(self, value: Any) -> bool:
         """Whether `value` can be drawn."""
@@ -84,7 +84,7 @@ Distribution = Number | Choice
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A mapping with something drawn in it, or not."""
+    """A mapping, which can hold parameters."""
 
     node: Node
     entries: "Mapping[str, Spec]"
@@ -92,25 +92,25 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """Something drawn."""
+    """A value that a search draws."""
 
     node: Node
     name: str
     distribution: Distribution
-    options: "Mapping[str, Spec]"  # by label; none for a number
-    condition: str = ""  # the choice that this parameter depends on
+    options: "Mapping[str, Spec]"  # of a choice, by label; empty for a number
+    condition: str = ""  # the name of the choice that this parameter depends on
 
 
-Spec = Node | Block | Parameter  # a value as it stands, a block, something drawn
+Spec = Node | Block | Parameter  # a fixed value, a block, or a parameter
 
 
 def distribution_of(node: Node) -> str | None:
-    """The distribution that a node says it is, right or wrong; None for a value or a block."""
+    """The name of the distribution that a node is written as, valid or not; None for a value or a block."""
     return next((key for key in node.entries if key in DISTRIBUTIONS), None)
 
 
 def options(node: Node) -> dict[str, Node]:
-    """The options of a choice by label, in order."""
+    """The options of a choice by label, in the order of the file."""
     listed = node.entries["choice"].value
     labelled: dict[str, Node] = {}
     for option in listed if isinstance(listed, tuple) else ():
@@ -120,7 +120,7 @@ def options(node: Node) -> dict[str, Node]:
 
 
 def label(option: Node) -> str:
-    """What an option is called, without the number that keeps it from its namesakes."""
+    """The label of an option, without the number that makes it unique."""
     distribution = distribution_of(option)
     if distribution:
         return distribution
@@ -142,7 +142,14 @@ def _numbered(text: str) -> Iterator[str]:
 
 
 def parse(node: Node, name: str, condition: str, problems: Problems) -> Spec:
-    """What `node` is: `name` is its path with the labels of the options around it."""
+    """Parse `node`, and all nodes in it, as a value, a block or a parameter.
+
+    Args:
+        node: part of the searchable blocks.
+        name: its path, with the labels of the options around it.
+        condition: the name of the choice that it is an option of; "" outside a choice.
+        problems: collects the mistakes.
+    """
     distribution = distribution_of(node)
     if distribution == "choice":
         return _parse_choice(node, name, condition, problems)
@@ -152,7 +159,7 @@ def parse(node: Node, name: str, condition: str, problems: Problems) -> Spec:
         for i, entry in enumerate(node.value):
             if any(distribution_of(below) for below in entry.walk()):
                 problems.add(
-                    entry, join(name, str(i)), "a list cannot hold a distribution; make the list a choice of lists"
+                    entry, join(name, str(i)), "a list cannot hold a distribution; write a choice of lists instead"
                 )
                 problems.close(node)
     if isinstance(node.value, Mapping):
@@ -223,10 +230,10 @@ def _parse_choice(node: Node, name: str, condition: str, problems: Problems) -> 
 
 
 def default_label(node: Node) -> str:
-    """The label of a choice's default, which may be written as the label or as the option itself; else of its first.
+    """The label of a choice's default, written as a label or as an option; without a default, of its first option.
 
     Raises:
-        ValueError: the default is none of the options.
+        ValueError: the default is not an option.
     """
     labelled = options(node)
     if "default" not in node.entries:
@@ -252,7 +259,7 @@ def with_options(node: Node, changed: Mapping[str, Node]) -> Node:
 def _refuse_other_keys(node: Node, kind: str) -> None:
     for key in node.entries:
         if key not in (kind, "default"):
-            raise ValueError(f"beside {kind} only its default can stand (got {key!r})")
+            raise ValueError(f"{kind} takes no other key than default (got {key!r})")
 
 
 def _broken(node: Node, name: str, message: str, problems: Problems) -> Node:

@@ -1,7 +1,7 @@
-"""A block of the yaml becomes its dataclass, or a list of mistakes with their lines.
+"""Turns a block of the yaml into its dataclass, or into a list of mistakes with their lines.
 
-Types and unknown keys are checked by pydantic, ranges by the dataclasses themselves. Pydantic's errors are told in our
-words, at the line of the value they are about.
+Pydantic checks types and unknown keys; the dataclasses check ranges themselves. Pydantic's errors are reworded for a
+yaml file and get the line of the value that they are about.
 """
 
 import json
@@ -26,7 +26,7 @@ from tuner.training.pipelines import CONFIGS
 
 T = TypeVar("T")
 
-# By pipeline, the classes that each searchable block may become; where they are several, its `kind` says which.
+# By pipeline, the classes that each searchable block can become; where there are several, its `kind` decides.
 SEARCHABLE: dict[str, dict[str, tuple[type[Any], ...]]] = {
     pipeline: {
         block.name: tuple(
@@ -40,7 +40,7 @@ SEARCHABLE: dict[str, dict[str, tuple[type[Any], ...]]] = {
     for pipeline, cls in CONFIGS.items()
 }
 FIXED: dict[str, type[Any]] = {"data": DataConfig, "search": SearchConfig, "resources": ResourcesConfig}
-# Pydantic's words, and those of a yaml file.
+# Pydantic's words, and the words for a yaml file.
 _WORDS = {
     "a valid integer": "a whole number",
     "a valid number": "a number",
@@ -55,24 +55,24 @@ _WORDS = {
 
 
 def blocks_of(pipeline: str) -> tuple[str, ...]:
-    """The keys of an experiment of this pipeline."""
+    """The keys that an experiment of this pipeline can have."""
     return ("data", "pipeline", *SEARCHABLE[pipeline], "search", "resources")
 
 
 def read_trial(pipeline: str, tree: Node, problems: Problems) -> Trial | None:
-    """The searchable blocks, without a distribution left in them, as a configuration; None where they are none."""
+    """Build a trial's configuration from the resolved searchable blocks; None where they have mistakes."""
     blocks: dict[str, Any] = {}
     for name, classes in SEARCHABLE[pipeline].items():
         node = tree.entries[name]
         if name == "optimizer" and not node.entries and isinstance(blocks["model"], LinearConfig):
-            continue  # it needs none
+            continue  # a linear model needs no optimizer
         cls = classes[0] if len(classes) == 1 else _class_of_kind(classes, node, name, problems)
         blocks[name] = cls and read_block(cls, node, name, problems)
     if None in blocks.values():
         return None
     try:
         return CONFIGS[pipeline](**blocks)
-    except ValueError as error:  # blocks that do not go together
+    except ValueError as error:  # the blocks do not fit together
         node, path = _culprit(str(error), tree, "")
         problems.add(node, path, str(error))
         return None
@@ -97,9 +97,9 @@ def _class_of_kind(classes: tuple[type[Any], ...], node: Node, name: str, proble
 
 
 def read_block(cls: type[T], node: Node, path: str, problems: Problems) -> T | None:
-    """`node` as an instance of a dataclass; None where it is none."""
-    # Through JSON: only there does pydantic's strict mode take lists for tuples and blocks for dataclasses, and strict
-    # it must be, for neither true nor '3' is a number.
+    """Build a dataclass from `node`; None where it has mistakes, which are added to `problems`."""
+    # From JSON, because pydantic's strict mode takes lists for tuples and blocks for dataclasses only there. It must be
+    # strict, because neither true nor '3' is a number.
     adapter: TypeAdapter[T] = _adapter(cast(Any, cls))
     try:
         return adapter.validate_json(json.dumps(node.plain()), strict=True)
@@ -120,17 +120,17 @@ class _Mistake:
     node: Node
     path: tuple[str, ...]  # below the block
     message: str
-    union: tuple[str, ...] | None  # path of the value that may be this or that: pydantic finds a mistake for each
+    union: tuple[str, ...] | None  # path of a value of several types: pydantic reports a mistake for each type
 
     @classmethod
     def of(cls, found: Any, root: type[Any], block: Node) -> "_Mistake":
-        """What pydantic found, told in our words."""
+        """One of pydantic's errors, reworded, with the node that it is about."""
         about_a_key = found["type"] in ("missing", "unexpected_keyword_argument")
         node, path, union = block, list[str](), None
         owner: type[Any] | None = root
         for key in found["loc"][: -1 if about_a_key else None]:
             below = node.below(key)
-            if below is None:  # not a key of ours: it names the member of a union
+            if below is None:  # not a key of the yaml: it names the member of a union
                 union = union or tuple(path)
                 continue
             owner = _class_below(owner, key)
@@ -165,7 +165,7 @@ class _Mistake:
 
 
 def _without_echoes(mistakes: Sequence[_Mistake]) -> Iterator[_Mistake]:
-    """One mistake for a value that may be this or that: the deepest, or `must be this or that`."""
+    """One mistake for each value of several types: the deepest one, or `must be A or B`."""
     echoes: dict[tuple[str, ...], list[_Mistake]] = {}
     for mistake in mistakes:
         if mistake.union is None:
@@ -181,7 +181,7 @@ def _without_echoes(mistakes: Sequence[_Mistake]) -> Iterator[_Mistake]:
 
 
 def _culprit(message: str, node: Node, path: str) -> tuple[Node, str]:
-    """The setting that a dataclass complains of, with its path: the first of its block that the message names."""
+    """The setting that a dataclass's error is about, with its path: the first one of its block that it names."""
     for word in re.findall(r"[A-Za-z_][A-Za-z0-9_.]*", message):
         found, below = node, path
         for key in word.strip(".").split("."):
@@ -206,7 +206,7 @@ def _misspelt_distribution(node: Node) -> str | None:
 
 
 def not_one_of(value: Any, known: Iterable[str]) -> str:
-    """The sentence about a word that is none of the known ones."""
+    """The message about a value that is not one of the known ones."""
     if isinstance(value, str):
         return f"{value!r} is not one of: {', '.join(known)}"
     return f"must be one of: {', '.join(known)} (got {shown(value)})"
@@ -226,14 +226,14 @@ def _names(cls: type | None) -> list[str]:
 
 
 def _pipelines_of(cls: type[Any]) -> tuple[str, ...]:
-    """Those that have a block of this class; all, where it belongs to none in particular."""
+    """The pipelines that have a block of this class; all pipelines where none has."""
     having = [name for name, blocks in SEARCHABLE.items() if any(cls in classes for classes in blocks.values())]
     return tuple(having or SEARCHABLE)
 
 
 @cache
 def _paths(pipelines: tuple[str, ...]) -> tuple[str, ...]:
-    """Every setting that an experiment of these pipelines may have, by its path."""
+    """The paths of all settings that an experiment of these pipelines can have."""
 
     def below(cls: type, path: str) -> Iterator[str]:
         for setting in fields(cls):

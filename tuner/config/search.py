@@ -141,7 +141,7 @@ class ElasticConfig:
 
     def __post_init__(self) -> None:
         if not 1 <= self.min <= self.max:
-            raise ValueError(f"min must be in [1, max], but got {self.min} and {self.max}")
+            raise ValueError(f"min must be from 1 to max, which is {self.max}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,10 +1,11 @@
-"""The search space: what an experiment's searchable blocks leave to be drawn.
+"""The search space: the parameters of an experiment's searchable blocks.
 
-A parameter is named by its yaml path: `model.dropout`, `loss.l1`. A choice is drawn by the label of its option, and
-what exists for one option only carries that label in its name: `loss.l1.loguniform`, `optimizer.adam.learning_rate`.
+A parameter is named by its yaml path: `model.dropout`, `loss.l1`. A choice is drawn by the label of its option. A
+parameter that exists for one option only has that label in its name: `loss.l1.loguniform`,
+`optimizer.adam.learning_rate`.
 
-*Values* are a suggestion: a number or a label for every parameter that is in effect. Knows no optuna: a sampler comes
-in as two functions.
+*Values* are a suggestion: a number or a label for every parameter in effect. The module does not import optuna: a
+sampler is passed in as two functions (`Ask`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,19 +23,19 @@ __all__ = ["Ask", "Choice", "Distribution", "Number", "Space", "Values"]
 
 Values = Mapping[str, Any]  # number or label by parameter name
 
-# Trials of a grid.
+# The most trials of a grid.
 MAX_GRID = 10_000
-# Combinations of options that are checked one by one; a larger space is checked option by option.
+# The most combinations of options that are checked one by one; a larger space is checked option by option.
 MAX_COMBINATIONS = 256
 
-Pick = Callable[[str, Distribution], Any]  # a value for the parameter of that name
+Pick = Callable[[str, Distribution], Any]  # gives a value for the parameter of that name
 
 
 class Ask(Protocol):
-    """Where `Space.sample` takes its values from."""
+    """The source of the values of `Space.sample`."""
 
     def number(self, name: str, distribution: Number) -> float:
-        """A number of the range; a whole one where the range is one of whole numbers."""
+        """A number of the range; an int where the distribution is one of whole numbers."""
 
     def category(self, name: str, labels: Sequence[str]) -> str:
         """One of the labels."""
@@ -42,9 +43,9 @@ class Ask(Protocol):
 
 @dataclass(frozen=True)
 class Space:
-    """What a search may vary, and everything beside it in the same blocks."""
+    """The searchable blocks of an experiment: their parameters and their fixed values."""
 
-    tree: Node  # the searchable blocks, as written
+    tree: Node  # the searchable blocks as they were written
     _root: Spec = field(compare=False, repr=False)
 
     @classmethod
@@ -53,10 +54,10 @@ class Space:
 
         Args:
             tree: the searchable blocks.
-            problems: collects what is wrong with distributions; None raises it.
+            problems: collects the mistakes in distributions; None: they are raised.
 
         Raises:
-            ConfigError: a distribution is wrong, and no `problems` were given.
+            ConfigError: a distribution is not valid, and `problems` is None.
         """
         found = problems or Problems()
         space = cls(tree, parse(tree, "", "", found))
@@ -65,11 +66,11 @@ class Space:
         return space
 
     def names(self) -> list[str]:
-        """Every parameter, conditional ones included, in the order of the file."""
+        """The names of all parameters, conditional ones included, in the order of the file."""
         return [parameter.name for parameter in _parameters(self._root)]
 
     def conditional_names(self) -> list[str]:
-        """The parameters that exist only for one option of a choice."""
+        """The names of the parameters that exist for one option of a choice only."""
         return [parameter.name for parameter in _parameters(self._root) if parameter.condition]
 
     def defaults(self) -> dict[str, Any]:
@@ -77,7 +78,7 @@ class Space:
         return self._values(lambda name, distribution: distribution.default)
 
     def sample(self, ask: Ask) -> dict[str, Any]:
-        """Values from `ask`, which is asked for the parameters in effect only, a choice before what depends on it."""
+        """Draw values from `ask` for the parameters in effect: a choice before the parameters that depend on it."""
 
         def pick(name: str, distribution: Distribution) -> Any:
             if isinstance(distribution, Number):
@@ -105,7 +106,9 @@ class Space:
         _descend(self._root, pick)
         unknown = [name for name in values if name not in found]
         if unknown:
-            raise ConfigError(f"{unknown[0]}: no parameter of this configuration{did_you_mean(unknown[0], found)}")
+            raise ConfigError(
+                f"{unknown[0]}: is not a parameter of this configuration{did_you_mean(unknown[0], found)}"
+            )
         return found
 
     def resolve(self, values: Values) -> dict[str, Any]:
@@ -118,15 +121,16 @@ class Space:
         return resolved
 
     def resolved(self, values: Values) -> Node:
-        """The same as a tree that knows its lines."""
-        self.distributions(values)  # checks them
+        """The result of `resolve` as a tree of nodes, which know their lines in the file."""
+        self.distributions(values)  # checks the values
         return _descend(self._root, lambda name, distribution: values[name])
 
-    @cached_property  # of every suggestion, and every corner is resolved for it
+    @cached_property  # every suggestion needs it, and it resolves every corner
     def searched(self) -> list[str]:
         """The settings that differ between trials, by yaml path; a conditional one under the path of its choice.
 
-        What is the same in all blocks that have it is left out where the `kind` of the block tells them apart already.
+        A setting with the same value in all blocks that have it is left out where `kind` already distinguishes these
+        blocks.
         """
         corners = [flatten(self.resolve(corner)) for corner in self.corners()]
         found = dict.fromkeys(path for corner in corners for path in corner)
@@ -142,7 +146,7 @@ class Space:
         ]
 
     def settings(self, values: Values) -> dict[str, Any]:
-        """What a suggestion comes to, for people: the value of each searched setting, by yaml path.
+        """The values of a suggestion as tables show them: the value of each searched setting, by yaml path.
 
         Raises:
             ConfigError: as `resolve`.
@@ -151,9 +155,10 @@ class Space:
         return {path: resolved[path] for path in self.searched if path in resolved}
 
     def corners(self) -> list[dict[str, Any]]:
-        """Values to check a space by: both ends of every range under every combination of options.
+        """Values with which to check the space: both ends of every range under every combination of options.
 
-        Where these are more than MAX_COMBINATIONS: every option at least once, the other choices at their defaults.
+        With more than MAX_COMBINATIONS combinations: every option at least once, with all other choices at their
+        defaults.
         """
         routes: list[Mapping[str, Any]] = list(islice(_combinations(self._root), MAX_COMBINATIONS + 1))
         if len(routes) > MAX_COMBINATIONS:
@@ -185,7 +190,7 @@ class Space:
         return [first, *(values for values in found if values != first)]
 
     def parameters(self) -> list[Parameter]:
-        """Every parameter, conditional ones included, in the order of the file."""
+        """The names of all parameters, conditional ones included, in the order of the file."""
         return list(_parameters(self._root))
 
     def _values(self, pick: Pick) -> dict[str, Any]:
@@ -290,7 +295,7 @@ def _product(specs: Sequence[Spec], grid: bool) -> Iterator[dict[str, Any]]:
 def _values_of(name: str, number: Number) -> Iterator[float]:
     step = 1 if number.integer and number.step is None else number.step
     if step is None:
-        raise ValueError(f"{name} has any number of values; give a grid choices, whole numbers or steps")
+        raise ValueError(f"{name} has infinitely many values; a grid takes choices, whole numbers and steps")
     for i in range(round((number.high - number.low) / step) + 1):
-        value = float(f"{number.low + i * step:.12g}")  # 0.3 and not 0.30000000000000004: this is read by people
+        value = float(f"{number.low + i * step:.12g}")  # 0.3, not 0.30000000000000004: people read this number
         yield round(value) if number.integer else value

@@ -1,7 +1,7 @@
-"""Yaml as a tree of values that know where they were written, so that a mistake found late still names file and line.
+"""Yaml as a tree of nodes that know their file and line, so that a mistake that is found late still names them.
 
-Scalars follow YAML 1.2 where YAML 1.1 surprises: `1e-3` is a number, `no` and `on` are text, `1:30` and `010` are no
-base-60 or octal numbers, a date is text. A key written twice is a mistake, not the last one wins.
+Scalars follow YAML 1.2 where YAML 1.1 is surprising: `1e-3` is a number, `no` and `on` are text, `1:30` and `010` are
+not base-60 or octal numbers, and a date is text. A duplicate key is a mistake; its last value does not win.
 """
 
 import os
@@ -37,7 +37,7 @@ _SCALARS = (
 _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<fallback>:-(?P<default>[^}]*))?\}")
 
 
-_SHORT = 90  # characters of a block that is written in one line
+_SHORT = 90  # the most characters of a block that is written in one line
 
 
 class _Loader(yaml.SafeLoader):
@@ -45,7 +45,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes text that `_Loader` reads back: its scalars that look like ours are quoted."""
+    """Writes text that `_Loader` reads back: a string that looks like another scalar is quoted."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012
 
@@ -66,31 +66,31 @@ for _name, _pattern, _first in _SCALARS:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A value of the yaml and where it stands; two are equal where their values are."""
+    """A value of the yaml with its file and line; two nodes are equal if their values are."""
 
     value: "Scalar | Mapping[str, Node] | tuple[Node, ...]"
-    line: int = field(default=0, compare=False)  # of its key where it has one; 0 where there are no lines
+    line: int = field(default=0, compare=False)  # the line of its key, or its own; 0 where there are no lines
     source: str = field(default="", compare=False)  # the file, or the `--set path=value` it comes from
-    quoted: bool = field(default=False, compare=False)  # text between quotes stays text when a ${variable} is put in
+    quoted: bool = field(default=False, compare=False)  # quoted text stays text when a ${variable} is expanded
 
     @property
     def place(self) -> str:
-        """`experiments.yaml:12`, or the override."""
+        """Where the value was written: `experiments.yaml:12`, or the override."""
         return f"{self.source}:{self.line}" if self.line else self.source
 
     @property
     def entries(self) -> "Mapping[str, Node]":
-        """The entries of a mapping; none for anything else."""
+        """The entries of a mapping; empty for any other value."""
         return self.value if isinstance(self.value, Mapping) else {}
 
     def below(self, key: str | int) -> "Node | None":
-        """The entry of a mapping or a list; None where there is none."""
+        """The entry of a mapping or a list with this key or index; None where there is none."""
         if isinstance(self.value, tuple):
             return self.value[key] if isinstance(key, int) and key < len(self.value) else None
         return self.entries.get(str(key))
 
     def plain(self) -> Any:
-        """The same as plain dicts, lists and scalars."""
+        """The value as plain dicts, lists and scalars."""
         if isinstance(self.value, Mapping):
             return {key: node.plain() for key, node in self.value.items()}
         if isinstance(self.value, tuple):
@@ -98,7 +98,7 @@ class Node:
         return self.value
 
     def graft(self, value: Any) -> "Node":
-        """Plain dicts, lists and scalars as nodes at this node's place."""
+        """Nodes for plain dicts, lists and scalars, with this node's file and line."""
         if isinstance(value, Mapping):
             return replace(self, value={str(key): self.graft(entry) for key, entry in value.items()}, quoted=False)
         if isinstance(value, list | tuple):
@@ -106,7 +106,7 @@ class Node:
         return replace(self, value=value, quoted=False)
 
     def walk(self) -> "Iterator[Node]":
-        """This node and all below it."""
+        """This node and all nodes below it."""
         yield self
         below = self.value if isinstance(self.value, tuple) else self.entries.values()
         for node in below:
@@ -114,16 +114,16 @@ class Node:
 
 
 class Problems:
-    """The mistakes found so far, to be told all at once."""
+    """Collects mistakes, so that all of them are reported at once."""
 
     def __init__(self, prefix: str = "") -> None:
         self._prefix = prefix  # the experiment's name
         self._lines: dict[tuple[str, int, str], None] = {}
         self._nodes: set[int] = set()
-        self._kept: list[Node] = []  # keeps them alive, so that their ids stay theirs
+        self._kept: list[Node] = []  # keeps the nodes alive, so that their ids are not reused
 
     def add(self, node: Node, path: str, message: str) -> None:
-        """Note what is wrong with `node`, once."""
+        """Add a mistake of `node`, unless the node is closed."""
         if id(node) in self._nodes:
             return
         path = ".".join(part for part in (self._prefix, path) if part)
@@ -131,15 +131,15 @@ class Problems:
         self._lines[(node.source, node.line, text)] = None
 
     def close(self, node: Node) -> None:
-        """Hear no more about this node and what is below it."""
+        """Ignore further mistakes of this node and of the nodes below it."""
         self._nodes.update(id(below) for below in node.walk())
         self._kept.append(node)
 
     def check(self) -> None:
-        """Raise what was found.
+        """Raise the mistakes that were found, if any.
 
         Raises:
-            ConfigError: there was something.
+            ConfigError: with one line for each mistake, in the order of the file.
         """
         if self._lines:
             raise ConfigError("\n".join(text for _, _, text in sorted(self._lines, key=lambda found: found[:2])))
@@ -149,7 +149,7 @@ def read(file: Path) -> Node:
     """Read a yaml file.
 
     Raises:
-        ConfigError: there is no such file, it is not yaml, or a key stands twice in a block.
+        ConfigError: the file is missing, is not valid yaml, or has a duplicate key.
     """
     try:
         text = file.read_text(encoding="utf-8")
@@ -161,10 +161,15 @@ def read(file: Path) -> Node:
 
 
 def parse(text: str, source: str, lines: bool = True) -> Node:
-    """Parse yaml; `source` names it in errors, with the line unless it is an override.
+    """Parse yaml.
+
+    Args:
+        text: of the yaml.
+        source: names it in errors.
+        lines: whether errors name the line too; False for an override.
 
     Raises:
-        ConfigError: it is not yaml, or a key stands twice in a block.
+        ConfigError: the text is not valid yaml, or has a duplicate key.
     """
     problems = Problems()
     nowhere = Node(None, 1 if lines else 0, source)
@@ -174,7 +179,7 @@ def parse(text: str, source: str, lines: bool = True) -> Node:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if lines and mark else 0
-        hint = "; put a value with ${...} between quotes here" if "${" in _line(text, mark) else ""
+        hint = "; quote the value with ${...}" if "${" in _line(text, mark) else ""
         place = Node(None, line, source).place
         raise ConfigError(f"{place}: is not valid yaml: {error.problem or error.context}{hint}") from error
     except yaml.YAMLError as error:
@@ -184,20 +189,20 @@ def parse(text: str, source: str, lines: bool = True) -> Node:
 
 
 def dump(value: Any) -> str:
-    """Plain dicts, lists and scalars as yaml that `parse` reads back to the same."""
-    # In ASCII: PyYAML writes some line separators as they are and reads them back as others.
+    """Write plain dicts, lists and scalars as yaml that `parse` reads back as the same values."""
+    # In ASCII: PyYAML writes some line separators unescaped and reads them back as others.
     return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=120))
 
 
 def shown(value: Any, limit: int = 80) -> str:
-    """A value in one short line, as it would be written in the yaml."""
+    """A value in one line of at most `limit` characters, as in the yaml."""
     text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=True, width=10**6, allow_unicode=True)
     text = redacted(text.removesuffix("...\n").strip())
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def expand(node: Node, problems: Problems, environment: Mapping[str, str] = os.environ, path: str = "") -> Node:
-    """Put the environment in: `${X}` and `${X:-default}` in every text below `node`."""
+    """Replace `${X}` and `${X:-default}` by the environment's values in every text below `node`."""
     if isinstance(node.value, Mapping):
         below = {key: expand(entry, problems, environment, join(path, key)) for key, entry in node.value.items()}
         return replace(node, value=below)
@@ -220,18 +225,18 @@ def expand(node: Node, problems: Problems, environment: Mapping[str, str] = os.e
 
 
 def _value_of(environment: Mapping[str, str]) -> Callable[[re.Match[str]], str]:
-    # As in a shell, `:-` also covers a variable that is set to nothing.
+    # As in a shell, `:-` also replaces a variable that is set to the empty string.
     return lambda match: environment.get(match["name"], "") or match["default"] or ""
 
 
 class _Converter:
-    """PyYAML's nodes into ours."""
+    """Converts PyYAML's nodes into `Node`s."""
 
     def __init__(self, source: str, lines: bool, problems: Problems) -> None:
         self._source = source
         self._lines = lines
         self._problems = problems
-        self._open: set[int] = set()  # the collections around the node being converted
+        self._open: set[int] = set()  # the ids of the collections around the node that is converted
 
     def convert(self, raw: yaml.Node, key: yaml.Node | None = None, path: str = "") -> Node:
         line = (key or raw).start_mark.line + 1 if self._lines else 0
@@ -270,9 +275,7 @@ class _Converter:
             elif key.value in own:
                 first = own[key.value].line
                 where = f" (first in line {first})" if first else ""
-                self._problems.add(
-                    Node(None, line, self._source), join(path, key.value), f"this key stands twice{where}"
-                )
+                self._problems.add(Node(None, line, self._source), join(path, key.value), f"duplicate key{where}")
             else:
                 own[key.value] = self.convert(entry, key, join(path, key.value))
         return merged | own
@@ -282,7 +285,7 @@ def _scalar(tag: str, text: str) -> Scalar:
     """The value of a scalar's text.
 
     Raises:
-        ValueError: the text does not fit the tag, or the tag is none of yaml's own.
+        ValueError: the text does not fit the tag, or yaml has no such tag.
     """
     match tag.removeprefix(_TAG):
         case "str" | "merge":
