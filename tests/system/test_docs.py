@@ -203,6 +203,13 @@ def test_every_page_is_reached_from_the_readme() -> None:
     assert {f"docs/{path.name}" for path in (PROJECT / "docs").glob("*.md")} <= linked
 
 
+def test_the_map_of_the_readme_shows_every_package() -> None:
+    (shown,) = [block.text for block in blocks_of("README.md") if "tuner/  " in block.text]
+    packages = [init.parent for root in ("data", "models", "tuner") for init in PROJECT.glob(f"{root}/__init__.py")]
+    packages += [init.parent for init in PROJECT.glob("tuner/*/__init__.py")]
+    assert {package.name for package in packages} <= set(re.findall(r"^ *(\w+)/  ", shown, re.M))
+
+
 def test_every_block_says_what_it_is() -> None:
     unlabelled = [f"{block.page}:{block.line}" for block in BLOCKS if block.language not in LANGUAGES]
     assert not unlabelled
