@@ -70,6 +70,12 @@ def test_weights_and_buffers_come_back_bit_for_bit(finished_search: FinishedSear
     assert all(torch.equal(own[name], loaded[name]) for name in own)
 
 
+def test_a_folder_and_a_device_may_be_given_as_strings(exported: Path) -> None:
+    given, default = load_model(str(exported), "cpu"), load_model(exported)
+    features_BD = torch.ones(2, 32)
+    assert torch.equal(given.model(features_BD), default.model(features_BD))
+
+
 def test_the_folder_holds_what_the_card_says_and_its_checksums(exported: Path) -> None:
     assert {path.name for path in exported.iterdir()} == FILES
     lines = (exported / "SHA256SUMS").read_text().splitlines()
