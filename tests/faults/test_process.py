@@ -29,7 +29,7 @@ from tests.support.workplace import Workplace
 
 pytestmark = pytest.mark.fault
 
-EPOCHS, TRIALS = 40, 2
+EPOCHS, TRIALS = 24, 2
 SEARCH = ("--trials", str(TRIALS), "--set", f"training.epochs={EPOCHS}", "--set", "search.overlap=false")
 FaultRow = Callable[..., None]  # of the fixture fault_row
 

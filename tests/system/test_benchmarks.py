@@ -1,4 +1,4 @@
-"""Every benchmark runs from the project's root, compares what it says, and ends in one JSON line."""
+"""Every benchmark runs from the project's root and prints its comparison and one JSON object in the last line."""
 
 import json
 import subprocess
@@ -40,8 +40,7 @@ def test_ends_in_one_json_line_with_its_ratio(name: str) -> None:
 
 def test_every_benchmark_is_tried_here() -> None:
     scripts = {path.stem for path in Path(PROJECT, "benchmarks").glob("*.py")}
-    # Searches on real Rays; few_labels is a hundred trials, ensemble five on real videos: minutes, and hours. A try-out
-    # of driver.py took longer than its two minutes on a loaded machine.
+    # These take minutes to hours: searches on a real Ray, many trials (few_labels), trials on real videos (ensemble).
     large = {"trials", "driver", "driver_calibration", "few_labels", "ensemble", "faults", "storm"}
     assert scripts - large - {"card"} == TINY.keys() | {"compare"}
 
@@ -64,8 +63,8 @@ def test_models_are_tuned_alike_and_no_finished_run_is_made_again(tmp_path: Path
     assert list(found) == ["average_logistic", "attention"]
     for of_model in found.values():
         assert len(of_model["gaps"]) == len(of_model["maps"]) == 3 and all(0 < gap <= 1 for gap in of_model["gaps"])
-    assert len(list((tmp_path / "state").iterdir())) == 2 + 3 + 3 + 1  # the trials of a model without choices are one
-    assert json.loads(again.stdout.splitlines()[-1])["models"] == found  # the seconds of processor time, too
+    assert len(list((tmp_path / "state").iterdir())) == 2 + 3 + 3 + 1  # a model without choices has one trial
+    assert json.loads(again.stdout.splitlines()[-1])["models"] == found  # including the seconds of processor time
 
 
 def test_an_experiment_of_one_model_has_nothing_to_compare() -> None:

@@ -50,7 +50,7 @@ ELSEWHERE = {
     rf"{MINE} --resume": "tests/faults/test_process.py::test_a_killed_driver",
     rf"{MINE} --fresh": "tests/system/test_search.py::test_a_search_that_has_not_ended_is_mentioned",
     r"python tune\.py contrastive": "tests/system/test_search.py::"
-    "test_both_halves_of_a_contrastive_trial_survive_and_share_their_encoder",
+    "test_both_phases_of_a_contrastive_trial_resume_and_share_their_encoder",
     r"python -m tuner\.best contrastive --export": "tests/training/test_contrastive.py",
     r"python -m tuner\.best mine --ensemble 5 --bagging --export bagged": "tests/export/test_ensemble.py",
     r"python -m tuner\.predict frames_model .* --segments": FRAMES,

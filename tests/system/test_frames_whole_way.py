@@ -1,4 +1,4 @@
-"""Frames from shards to a model folder and back: train, export, load, evaluate, predict."""
+"""Models of frames and of segments from the shards to the predictions: train, export, load, evaluate, predict."""
 
 import csv
 import json
@@ -88,7 +88,7 @@ def test_the_program_takes_any_number_of_videos_and_frames(search: FinishedSearc
             torch.testing.assert_close(program(*inputs), model(*inputs))
 
 
-def test_padding_has_no_say(search: FinishedSearch) -> None:
+def test_padding_does_not_change_the_scores(search: FinishedSearch) -> None:
     model, (batch, *_) = search.load_best(), Batches(search.data.validate, batch_size=8, shuffle=False).epoch(0)
     frames_BTD, mask_BT = batch.inputs
     noise = torch.randint(0, 256, frames_BTD.shape, dtype=torch.uint8)
@@ -114,7 +114,7 @@ def test_predictions_are_the_models_on_every_example(search: FinishedSearch, fol
 
 
 def test_segments_are_ranked_by_class_whatever_frames_it_was_trained_on(search: FinishedSearch, folder: Path) -> None:
-    """All whole segments of every video, each class's best first, two of the classes, four of each."""
+    """For two classes, the four best of all whole segments are listed, the best one first."""
     (search.folder / "ids.csv").write_text("Index\n7\n3\n")
     output, classes = search.folder / "segments.csv", str(search.folder / "ids.csv")
     command = [str(folder), "--data", search.validate, "--output", str(output), "--segments", "--batch-size", "7"]
@@ -156,9 +156,9 @@ def test_an_ensemble_of_models_of_frames_is_a_model_like_any_other(search: Finis
     assert gap == pytest.approx(built.scores["validate"]["gap"], abs=1e-6)
 
 
-def test_a_class_that_is_not_rated_has_no_say_in_training_and_scores(search: FinishedSearch) -> None:
+def test_a_class_that_is_not_rated_changes_neither_training_nor_scores(search: FinishedSearch) -> None:
     if search.experiment.data.level != "segment":
-        pytest.skip("of videos all classes are rated")
+        pytest.skip("every class of a video is rated")
     data, model = search.data, search.load_best()
     (batch, *_) = data.train_batches(32, 1, CPU).epoch(0)
     rated_BC = cells_of(batch.rated_offsets, batch.rated_indices, 12)
@@ -178,7 +178,7 @@ def test_a_class_that_is_not_rated_has_no_say_in_training_and_scores(search: Fin
 
 def test_a_class_is_as_frequent_as_among_the_segments_rated_for_it(search: FinishedSearch, tmp_path: Path) -> None:
     if search.experiment.data.level != "segment":
-        pytest.skip("of videos all classes are rated")
+        pytest.skip("every class of a video is rated")
     settings = ["loss.pos_weight_power=0.5", "optimizer.learning_rate=1e-12", "training.epochs=1"]
     file, kept = str(search.folder / "experiments.yaml"), tmp_path / "kept"
     train.run(["--file", file, *(f"--set={setting}" for setting in settings), "--device=cpu", f"--save={kept}"])
@@ -192,7 +192,7 @@ def test_a_class_is_as_frequent_as_among_the_segments_rated_for_it(search: Finis
         objective = Objective(loss, data, **sizes, bootstrap=torch.Generator(), device=CPU, seed=1, ranks=ALONE)
         ratio_C = rated_C / labels_C.clip(1, rated_C - 1) - 1
         assert objective.pos_weights_C.tolist() == pytest.approx((ratio_C**0.5).tolist(), rel=1e-6)
-        if data is search.data:  # the trial has learned nothing beside the statistics
+        if data is search.data:  # with this learning rate the trial learns nothing: its biases are the priors
             odds_C = np.log((labels_C + 0.5) / (rated_C - labels_C + 0.5))
             assert load_file(kept / WEIGHTS)["head.bias"].tolist() == pytest.approx(odds_C.tolist(), abs=1e-6)
 
@@ -210,7 +210,7 @@ def test_long_videos_are_scored_fewer_at_a_time() -> None:
 
 
 def test_the_frames_of_a_sample_video_differ_more_than_the_means_of_its_videos(tmp_path: Path) -> None:
-    """Its classes are seen in a part of the frames: else attention and VLAD would have nothing to find."""
+    """Each class shows in some of the frames only: otherwise attention and VLAD would have nothing to find."""
     from data.frames import decode_frames
 
     schema = Schema(features={"rgb": 64}, num_classes=8, level="frame")

@@ -1,4 +1,4 @@
-"""A model folder, a checkpoint, a cache or a yaml from elsewhere runs no code: pickles are planted in every file."""
+"""No file from elsewhere runs code: pickles are planted in each file of exports, checkpoints, caches, and in yaml."""
 
 import ast
 import json
@@ -28,7 +28,7 @@ from tuner.training.contrastive.encoder_store import EncoderStore, key
 
 
 class Planted:
-    """Makes a folder when it is unpickled."""
+    """An object that makes a folder when it is unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -39,14 +39,14 @@ class Planted:
 
 @pytest.fixture
 def trace(tmp_path: Path) -> Path:
-    """A folder that appears where a planted pickle is run."""
+    """Return the folder that a planted pickle makes when it is loaded."""
     pickle.loads(pickle.dumps(Planted(tmp_path / "proof")))
-    assert (tmp_path / "proof").is_dir(), "the plant itself does not work"
+    assert (tmp_path / "proof").is_dir(), "unpickling a planted object makes no folder"
     return tmp_path / "trace"
 
 
 def plant(path: Path, trace: Path) -> None:
-    """Put a pickle into a file, in the form that its reader would unpickle."""
+    """Write a pickle into a file, in the form that the reader of such files would unpickle."""
     match path.suffix:
         case ".npy":
             np.save(path, np.array([Planted(trace)], dtype=object), allow_pickle=True)
@@ -59,7 +59,7 @@ def plant(path: Path, trace: Path) -> None:
             path.write_bytes(pickle.dumps(Planted(trace)))
 
 
-def told_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> bool:
+def is_one_sentence(capsys: pytest.CaptureFixture[str]) -> bool:
     said = capsys.readouterr().err
     return "Traceback" not in said and len(said.strip().splitlines()) == 1
 
@@ -71,7 +71,7 @@ def told_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> bool:
         ("model.safetensors", 2),
         ("classes.csv", 2),
         ("SHA256SUMS", 2),
-        ("model.pt2", 0),  # the rest is not read to score videos
+        ("model.pt2", 0),  # scoring videos does not read the files below
         ("statistics.safetensors", 0),
         ("trial.yaml", 0),
         ("metrics.json", 0),
@@ -94,12 +94,12 @@ def test_an_export(
         *("trial.yaml", "metrics.json", "README.md"),
     }
     plant(folder / name, trace)
-    if name != "SHA256SUMS":  # whoever plants it makes the checksums fit
+    if name != "SHA256SUMS":  # an attacker would make the checksums fit
         sums = {path.name: sha256(path) for path in folder.iterdir() if path.name != "SHA256SUMS"}
         (folder / "SHA256SUMS").write_text("".join(f"{digest}  {file}\n" for file, digest in sums.items()))
     arguments = (folder, "--data", finished_search.validate, "--device", "cpu")
     assert exit_code_of("tuner.evaluate", *arguments) == code
-    assert code == 0 or told_in_one_sentence(capsys)
+    assert code == 0 or is_one_sentence(capsys)
     assert not trace.exists()
 
 
@@ -135,12 +135,12 @@ def test_a_checkpoint_and_a_kept_encoder(name: str, trace: Path, tmp_path: Path,
     with pytest.raises(CheckpointError, match=name):
         checkpoint.load(tmp_path / "epoch-0001", settings=settings)
     planted_checkpoint(tmp_path / key(settings), name, trace, settings)
-    assert EncoderStore(directory=tmp_path, trial_id="t").find(settings) is None  # it is made anew
+    assert EncoderStore(directory=tmp_path, trial_id="t").find(settings) is None  # it is pretrained again
     assert not trace.exists()
 
 
 def test_a_cache(finished_search: FinishedSearch, trace: Path, tmp_path: Path) -> None:
-    """Each file of it; who opens it gets one sentence, who needs it builds it again."""
+    """A cache with a planted pickle in any of its files is built again."""
     validate, directory = finished_search.experiment.data, tmp_path / "cache"
 
     def open_it() -> Cache:

@@ -1,4 +1,4 @@
-"""Whole searches with a real Ray, a real SQLite MLflow and real signals: what a night must survive."""
+"""Whole searches with a real Ray, a real SQLite store of MLflow and real signals."""
 
 import re
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ EPOCHS = 12
 
 
 def test_the_baseline_ranks_a_class_by_its_share_of_the_segments_rated_for_it() -> None:
-    """Class 0 is a label of 2 of 4 segments, class 1 of the only one rated for it: so class 1 comes first."""
+    """Class 0 labels 2 of 4 rated segments, class 1 the only one that is rated for it: class 1 ranks first."""
     statistics = FeatureStatistics(
         num_videos=4,
         mean_D=torch.zeros(3),
@@ -31,7 +31,7 @@ def test_the_baseline_ranks_a_class_by_its_share_of_the_segments_rated_for_it() 
         rated_counts_C=torch.tensor([4, 1]),
     )
     segment = SimpleNamespace(
-        fingerprint="one segment, rated for both",
+        fingerprint="one segment, rated for both classes",
         features_ND=np.zeros((5, 3), np.uint8),
         frame_offsets=np.array([0, 5]),
         label_offsets=np.array([0, 1]),
@@ -77,7 +77,7 @@ def test_a_search_ends_with_a_model_that_scores_what_it_says(workplace: Workplac
     assert extended == 0, printed
     assert_nothing_was_lost(workplace, planned=5, epochs=EPOCHS)
     began = [entry["id"] for entry in entries_of(workplace) if entry["type"] == "report" and entry["epoch"] == 1]
-    assert began == sorted(began)  # one slot, and two trials at a time of which one trains
+    assert began == sorted(began)  # of the two trials at a time, one trains
     assert workplace.run("--resume")[0] == 2
 
 
@@ -119,7 +119,7 @@ experiments:
 
 
 @pytest.mark.slow
-def test_both_halves_of_a_contrastive_trial_survive_and_share_their_encoder(workplace: Workplace) -> None:
+def test_both_phases_of_a_contrastive_trial_resume_and_share_their_encoder(workplace: Workplace) -> None:
     (workplace.folder / "experiments.yaml").write_text(CONTRASTIVE)
     driver = workplace.start()
     workplace.wait_for_line(driver, "trial 000  epoch 3/12  contrastive loss")
