@@ -2,11 +2,7 @@
 
 # ruff: noqa: E501  (a mistake is asserted as the one line that it is)
 
-import os
 import pickle
-import subprocess
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,74 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.errors import ShardError
 from models.losses import DistillConfig, LossConfig
 from models.video.fused_mlp import FusedMLPConfig
-from tuner import errors
-from tuner.cli import main
+from tests.support.experiments import CHOICE_OF_BLOCKS, ROOT, VALID, Load, mistakes
 from tuner.config import reading
 from tuner.config.experiment import Experiment, load
 from tuner.config.search import PlateauConfig, ResourcesConfig, SearchConfig
 from tuner.config.yaml_tree import dump, parse
 from tuner.errors import ConfigError
-
-ROOT = Path(__file__).parents[2]
-
-VALID = """\
-default: tiny
-experiments:
-  tiny:
-    data:
-      train: t*.tfrecord
-      validate: v*.tfrecord
-    model: {kind: fused_mlp, towers: {mean_rgb: 8, mean_audio: 8}, dropout: {uniform: [0.2, 0.7]}}
-    optimizer:
-      kind: adam
-      learning_rate: {loguniform: [1e-4, 1e-2]}
-    loss:
-      l1: {choice: [0, {loguniform: [1e-3, 10]}]}
-    training: {batch_size: 16, epochs: 2}
-    search: {trials: 2}
-  broken:
-    data: ${UNSET_VARIABLE}
-"""
-
-CHOICE_OF_BLOCKS = VALID.replace(
-    """\
-    optimizer:
-      kind: adam
-      learning_rate: {loguniform: [1e-4, 1e-2]}
-""",
-    """\
-    optimizer:
-      choice:
-        - {kind: adam, learning_rate: {loguniform: [1e-4, 1e-2]}}
-        - kind: sgd
-          learning_rate: 0.1
-          momentum: {uniform: [0.5, 0.9]}
-""",
-)
-
-Load = Callable[..., Experiment]
-
-
-@pytest.fixture
-def load_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
-    """Loads a text as if it were experiments.yaml of the working directory."""
-    monkeypatch.chdir(tmp_path)
-
-    def load_text(text: str, name: str | None = None, overrides: tuple[str, ...] = ()) -> Experiment:
-        Path("experiments.yaml").write_text(text, encoding="utf-8")
-        return load(Path("experiments.yaml"), name, overrides)
-
-    return load_text
-
-
-def mistakes(load_text: Load, text: str, name: str | None = None, overrides: tuple[str, ...] = ()) -> list[str]:
-    with pytest.raises(ConfigError) as raised:
-        load_text(text, name, overrides)
-    return str(raised.value).splitlines()
-
 
 MISTAKES = [
     # keys
@@ -255,28 +191,6 @@ def test_relative_paths_are_relative_to_the_yaml(tmp_path: Path, monkeypatch: py
     assert data.sample is not None and data.sample.directory == f"{deep}/here"
 
 
-def test_scalars_are_what_they_look_like() -> None:
-    text = "[1e-3, 1E5, 1.0e-4, 4_000_000, 0x10, .inf, no, on, 010, 1:30, 2024-01-01, ~, true, '1', -.5, 1.]"
-    read = parse(text, "experiments.yaml").plain()
-    assert read[:6] == [0.001, 1e5, 1e-4, 4_000_000, 16, float("inf")]
-    assert read[6:] == ["no", "on", 10, "1:30", "2024-01-01", None, True, "1", -0.5, 1.0]
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=12)
-        | st.sampled_from(["1e-3", "no", "<<", "null", "1_0", "~", "${X}", "0x1", ".nan", "2024-01-01", "=", "- a"]),
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-        max_leaves=8,
-    )
-)  # fmt: skip
-def test_what_is_dumped_is_read_back(value: Any) -> None:
-    read = parse(dump(value), "experiments.yaml").plain()
-    assert read == value
-    assert repr(read) == repr(value)
-
-
 def test_an_anchor_may_be_merged_and_the_own_keys_win(load_text: Load) -> None:
     text = VALID.replace("    search: {trials: 2}", "    search: &mine {trials: 2, overlap: false}") + (
         "  other:\n    data: {train: a, validate: b}\n    model: {kind: fused_mlp, towers: {mean_rgb: 8, mean_audio: 8}}\n"
@@ -288,68 +202,6 @@ def test_an_anchor_may_be_merged_and_the_own_keys_win(load_text: Load) -> None:
 def test_a_tag_of_another_language_is_refused(load_text: Load) -> None:
     found = mistakes(load_text, VALID.replace("epochs: 2", "epochs: !!python/name:os.system 2"))
     assert found[0].startswith("experiments.yaml:13: experiments.tiny.training.epochs: '2' cannot be read as")
-
-
-# Overrides
-
-
-@pytest.mark.parametrize(
-    ("override", "path", "value"),
-    [
-        ("training.epochs=5", ("training", "epochs"), 5),
-        ("optimizer.learning_rate=1e-3", ("optimizer", "learning_rate"), 0.001),
-        ("optimizer.schedule.kind=cosine", ("optimizer", "schedule", "kind"), "cosine"),
-        ("model.dropout={quniform: [0, 0.4, 0.2]}", ("model", "dropout"), 0.2),
-        ("model.dropout.default=0.3", ("model", "dropout"), 0.3),
-        ("loss={l2: 7}", ("loss", "l2"), 7.0),
-        ("loss.bootstrap=fixed", ("loss", "bootstrap"), "fixed"),
-        ("loss.l1=2", ("loss", "l1"), 2.0),
-    ],
-)
-def test_an_override_replaces_a_setting_a_distribution_or_a_block(
-    load_text: Load, override: str, path: tuple[str, ...], value: Any
-) -> None:
-    experiment = load_text(VALID, overrides=(override,))
-    found: Any = experiment.trial_config(experiment.space.defaults())
-    for name in path:
-        found = getattr(found, name)
-    assert found == value
-
-
-def test_an_override_reaches_an_option_by_its_label_and_leaves_the_default_where_it_was(load_text: Load) -> None:
-    text = CHOICE_OF_BLOCKS.replace("loguniform: [1e-3, 10]}]", "loguniform: [1e-3, 10]}], default: loguniform")
-    experiment = load_text(text, overrides=("optimizer.sgd.momentum=0.6", "loss.l1.loguniform=3"))
-    assert experiment.space.names() == ["model.dropout", "optimizer", "optimizer.adam.learning_rate", "loss.l1"]
-    assert experiment.space.defaults()["loss.l1"] == "3"
-    values = {"model.dropout": 0.5, "optimizer": "sgd", "loss.l1": "0"}
-    assert experiment.trial_config(values).optimizer.momentum == 0.6
-
-
-@pytest.mark.parametrize(
-    ("override", "line"),
-    [
-        ("model.dropot=0.1", "tiny.model.dropot: unknown key; did you mean 'dropout'?"),
-        ("dropout=0.1", "tiny.dropout: unknown key; did you mean 'model.dropout'?"),
-        ("learning_rat=0.1", "tiny.learning_rat: unknown key; did you mean 'optimizer.learning_rate'?"),
-        ("serch.trials=1", "tiny.serch: unknown key; did you mean 'search'?"),
-        ("model.dropout=2", "tiny.model.dropout: dropout must be in [0, 1), but got 2.0"),
-        ("model.dropout={uniform: [1, 0]}", "tiny.model.dropout: the low end must be below the high end, but got [1.0, 0.0]"),
-        ("training.epochs.x=3", "training.epochs is a value and has no 'x' (got 2)"),
-        ("loss.l1.x=3", "loss.l1 is a choice, so name its option; one of: loss.l1.0, loss.l1.loguniform"),
-        ("training.epochs", "must have the form path=value, such as training.epochs=5"),
-        ("model.dropout={", "is not valid yaml: expected the node content, but found '<stream end>'"),
-        ("data.train=${UNSET_VARIABLE}", "tiny.data.train: the environment variable UNSET_VARIABLE is not set; set it, or write ${UNSET_VARIABLE:-a default}"),
-    ],
-)  # fmt: skip
-def test_a_wrong_override_is_told_as_it_was_typed(load_text: Load, override: str, line: str) -> None:
-    assert mistakes(load_text, VALID, overrides=(override,)) == [f"--set {override}: {line}"]
-
-
-def test_an_override_that_passes_a_choice_by_is_told_the_ways_through_it(load_text: Load) -> None:
-    assert mistakes(load_text, CHOICE_OF_BLOCKS, overrides=("optimizer.momentum=0.5",)) == [
-        "--set optimizer.momentum=0.5: optimizer is a choice, so name its option; "
-        "one of: optimizer.adam.momentum, optimizer.sgd.momentum"
-    ]
 
 
 # Experiment
@@ -625,143 +477,3 @@ def test_the_design_names_of_the_conditional_penalties(monkeypatch: pytest.Monke
     monkeypatch.setenv("YT8M_DIR", "/shards")
     names = load(ROOT / "experiments.yaml", "fused_mlp").space.names()
     assert {"loss.l1", "loss.l1.loguniform", "optimizer.learning_rate", "loss.pos_weight_power"} <= set(names)
-
-
-# tuner.cli.main
-
-
-@pytest.mark.parametrize(
-    ("raised", "code", "told"),
-    [
-        (None, 0, ""),
-        (ConfigError("a: b"), 2, "a: b\n"),
-        (errors.TrialDiverged("step 3"), 2, "step 3\n"),
-        (KeyboardInterrupt(), 130, "interrupted\n"),
-    ],
-)
-def test_a_command_tells_a_mistake_in_one_sentence(
-    raised: BaseException | None, code: int, told: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def command() -> None:
-        if raised:
-            raise raised
-
-    assert main(command) == code
-    assert capsys.readouterr() == ("", told)
-
-
-def test_a_damaged_shard_is_told_like_a_mistake_and_a_bug_keeps_its_traceback() -> None:
-    def damaged() -> None:
-        raise ShardError("a.tfrecord", "is cut off", 12, None)
-
-    def bug() -> None:
-        raise ZeroDivisionError
-
-    assert main(damaged) == 2
-    with pytest.raises(ZeroDivisionError):
-        main(bug)
-
-
-@pytest.mark.parametrize(
-    "cls", [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.TunerError)]
-)
-def test_every_error_crosses_processes(cls: type[Exception]) -> None:
-    error = pickle.loads(pickle.dumps(cls("why")))
-    assert type(error) is cls and str(error) == "why"
-
-
-def test_errors_import_nothing_heavy() -> None:
-    code = "import sys, tuner.errors; print(sorted({'torch', 'ray', 'numpy', 'pydantic'} & set(sys.modules)))"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    assert done.stdout == "[]\n"
-
-
-# The second pipeline
-
-
-@pytest.fixture
-def contrastive(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Experiment]:
-    return lambda *overrides: load(ROOT / "experiments.yaml", "contrastive", overrides)
-
-
-@pytest.mark.parametrize(
-    ("override", "line"),
-    [
-        ("pretrain.kind=moco_v4", "contrastive.pretrain.kind: 'moco_v4' is not one of: moco_v1, moco_v2, moco_v3"),
-        ("pretrain.temprature=0.3", "contrastive.pretrain.temprature: unknown key; did you mean 'temperature'?"),
-        ("training.epochs=3", "contrastive.training.epochs: unknown key; did you mean 'pretrain.epochs'?"),
-        ("loss.l2=3", "contrastive.loss: is a block of pipeline supervised; pipeline contrastive has model, "),
-        ("pretrain.views.corruption={mean_rgb: 0.1}", "contrastive.pretrain.views.corruption: pretrain.views.corrupt"),
-        ("pretrain.batch_norm_groups=1", "contrastive.pretrain.batch_norm_groups: pretrain.batch_norm_groups must be"),
-        (
-            "resources.workers=2",
-            "contrastive.resources.workers: pipeline: contrastive trains on one worker; set resources.",
-        ),
-        ("probe.dropout=0.5", "contrastive.probe.dropout: dropout has no effect on a linear probe, only on fine_tune"),
-        ("model.kind=logistic", "contrastive.model.kind: 'logistic' is not one of: fused_mlp"),
-        ("data.label_fraction=0", "contrastive.data.label_fraction: label_fraction must be in (0, 1], but got 0"),
-    ],
-)
-def test_a_mistake_in_a_contrastive_experiment_is_told_at_its_place(
-    contrastive: Callable[..., Experiment], override: str, line: str
-) -> None:
-    with pytest.raises(ConfigError) as told:
-        contrastive(override)
-    (found,) = str(told.value).splitlines()
-    assert found.startswith(f"--set {override}: {line}")
-
-
-def test_an_encoder_learns_from_features_of_videos_alone(contrastive: Callable[..., Experiment]) -> None:
-    with pytest.raises(ConfigError, match=r"contrastive\.pipeline: contrastive learns from features of whole videos"):
-        contrastive("data.level=frame", "data.features={mean_rgb: 1024, mean_audio: 128}")
-
-
-def test_epochs_of_a_contrastive_experiment_are_those_of_both_phases(contrastive: Callable[..., Experiment]) -> None:
-    assert contrastive("pretrain.epochs={int: [2, 5]}", "probe.epochs=3").max_epochs == 8
-
-
-def test_methods_of_pretraining_may_be_searched(contrastive: Callable[..., Experiment]) -> None:
-    both = "{choice: [{kind: moco_v2, queue: 100, epochs: 2}, {kind: moco_v3, hidden: 64, epochs: 3}]}"
-    experiment = contrastive(f"pretrain={both}")
-    kinds = {experiment.trial_config(corner).pretrain.kind for corner in experiment.space.corners()}
-    assert kinds == {"moco_v2", "moco_v3"} and experiment.max_epochs == 3 + 6
-    assert Experiment.from_yaml(experiment.to_yaml(), "contrastive", experiment.file) == experiment
-
-
-# The closed form
-
-LINEAR = """\
-default: linear
-experiments:
-  linear:
-    data: {train: t*.tfrecord, validate: v*.tfrecord}
-    model: {kind: linear, penalty: {loguniform: [0.1, 10]}}
-"""
-
-
-@pytest.mark.parametrize(
-    ("override", "path"),
-    [
-        ("optimizer={kind: adam, learning_rate: 0.1}", "optimizer"),
-        ("training.epochs={int: [2, 3]}", "training.epochs"),
-        ("training={precision: fp32, batch_size: 64}", "training.batch_size"),
-        ("training.seed=per_trial", "training.seed"),
-    ],
-)
-def test_settings_of_steps_are_refused_where_every_trial_is_fitted(load_text: Load, override: str, path: str) -> None:
-    why = "has no effect on model.kind linear, which is fitted in closed form; leave it out"
-    assert mistakes(load_text, LINEAR, overrides=(override,)) == [f"--set {override}: linear.{path}: {why}"]
-
-
-def test_what_is_fitted_needs_no_optimizer(load_text: Load) -> None:
-    experiment = load_text(LINEAR, overrides=("training.precision=fp32",))
-    assert experiment.trial_config(experiment.space.defaults()).optimizer is None and experiment.max_epochs == 1
-    assert Experiment.from_yaml(experiment.to_yaml(), "linear", experiment.file) == experiment
-
-
-def test_beside_other_models_a_fitted_one_leaves_them_their_settings(load_text: Load) -> None:
-    models = "model={choice: [{kind: linear}, {kind: logistic}]}"
-    steps = ("optimizer={kind: adam, learning_rate: 0.1}", "training.epochs=3")
-    assert load_text(LINEAR, overrides=(models, *steps)).max_epochs == 3
-    assert "linear.optimizer.kind: is missing" in mistakes(load_text, LINEAR, overrides=(models,))[0]

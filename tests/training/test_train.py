@@ -1,12 +1,9 @@
 """One trial: the numbers that it must give, twice, after a resume, and as they were recorded."""
 
-import json
 import math
-import shutil
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,17 +20,14 @@ from models.losses import DistillConfig, LossConfig
 from models.losses import weights as loss_weights
 from models.optim import AverageConfig, ClipConfig, OptimizerConfig, ScheduleConfig, learning_rate_at
 from models.video.fused_mlp import FusedMLPConfig
-from tests.support.finished import FinishedSearch
-from tests.support.workplace import PROJECT, Workplace
-from tuner import train as command
-from tuner.cli import main
+from tests.support.workplace import PROJECT
 from tuner.errors import CheckpointError, ConfigError, TrialDiverged
 from tuner.training import checkpoint, teacher
 from tuner.training.config import TrainingConfig, TrialConfig
 from tuner.training.dataset import DataConfig, Dataset, open_dataset
 from tuner.training.objective import Objective
 from tuner.training.ranks import ALONE
-from tuner.training.state import Progress, TrainingState
+from tuner.training.state import Progress
 from tuner.training.supervised import train
 
 GOLDEN = PROJECT / "tests" / "golden" / "fused_mlp_cpu.txt"
@@ -419,136 +413,6 @@ def test_the_best_epoch_so_far_is_told_with_each(data: Dataset) -> None:
 def test_seeds_of_trials_are_equal_unless_they_are_per_trial() -> None:
     assert [trial(seed=7).seed(number) for number in (0, 3)] == [7, 7]
     assert [trial(seed="per_trial").seed(number) for number in (0, 3)] == [1, 4]
-
-
-def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
-    command.run(list(arguments))
-    return capsys.readouterr().out.splitlines()
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert main(partial(command.run, list(arguments))) == 2
-    return capsys.readouterr().err
-
-
-def test_the_command_prints_epochs_and_ends_with_json(workplace: Workplace) -> None:
-    ran = workplace.python(
-        "-m", "tuner.train", "tiny", "--set", "training.epochs=2", "--device", "cpu", "--save", "kept"
-    )
-    assert ran.returncode == 0, ran.stderr
-    head, settings, *epochs, last = ran.stdout.splitlines()
-    assert head == "tiny on cpu: 300 training videos, 100 validation videos"
-    assert json.loads(settings)["training"]["epochs"] == 2
-    assert [line.split("  ")[0] for line in epochs] == ["epoch 1/2", "epoch 2/2"]
-    assert json.loads(last)["gap_best"] > 0
-    assert (workplace.folder / "kept" / "checkpoint.json").exists()
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (("tinny",), "there is no experiment 'tinny'; did you mean 'tiny'?"),
-        (("--set", "optimizer.momentun=1"), "tiny.optimizer.momentun: unknown key; did you mean 'momentum'?"),
-        (("--set", "data.train=nothing*"), "nothing*"),
-        (("--trial", "no-such-trial"), "no trial no-such-trial"),
-        (("--file", "absent.yaml"), "absent.yaml"),
-    ],
-)
-def test_a_mistake_is_one_sentence_and_exit_code_2(
-    workplace: Workplace,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: tuple[str, ...],
-    message: str,
-) -> None:
-    monkeypatch.chdir(workplace.folder)
-    error = refused(capsys, *arguments)
-    assert message in error and error.count("\n") == 1
-
-
-class Kept(NamedTuple):
-    folder: Path
-    arguments: tuple[str, ...]
-
-
-class TestKeptCheckpoint:
-    """`--save DIR` where a checkpoint exists: it is resumed or renamed, but never lost."""
-
-    @pytest.fixture
-    def kept(self, finished_search: FinishedSearch, tmp_path: Path) -> Kept:
-        file = str(finished_search.folder / "experiments.yaml")
-        return Kept(tmp_path / "kept", ("--file", file, "--device", "cpu", "--save", str(tmp_path / "kept")))
-
-    def test_a_resume_continues_where_it_stopped(self, kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
-        *_, whole = told(capsys, *kept.arguments)
-        shutil.rmtree(kept.folder)
-        stop_after_the_first_epoch(kept)
-        capsys.readouterr()
-        *_, resumed = told(capsys, *kept.arguments, "--resume")
-        assert {k: v for k, v in json.loads(resumed).items() if k not in TIMES} == {
-            k: v for k, v in json.loads(whole).items() if k not in TIMES
-        }
-
-    def test_other_settings_are_named_and_nothing_is_touched(
-        self, kept: Kept, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        stop_after_the_first_epoch(kept)
-        before = {path.name: path.read_bytes() for path in kept.folder.iterdir()}
-        capsys.readouterr()
-        said = refused(capsys, *kept.arguments, "--resume", "--set", "training.batch_size=16", "--set", "loss.l2=3")
-        assert "loss.l2: " in said and "training.batch_size: " in said and "-> 16" in said and "--fresh" in said
-        said = refused(capsys, *kept.arguments)
-        assert "kept exists: --resume continues it, --fresh renames it" in said
-        assert {path.name: path.read_bytes() for path in kept.folder.iterdir()} == before
-
-    def test_a_fresh_start_renames_the_old_folder(self, kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
-        for n in (1, 2):
-            kept.folder.mkdir()
-            (kept.folder / "old").write_text(str(n))
-            assert command._prepare(kept.folder, trial(), resume=False, fresh=True) is None
-        assert [(kept.folder.with_name(f"kept.{n}") / "old").read_text() for n in (1, 2)] == ["1", "2"]
-        assert not kept.folder.exists()
-
-    def test_there_must_be_something_to_resume(self, kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
-        assert "kept: there is no checkpoint to resume" in refused(capsys, *kept.arguments, "--resume")
-
-    @pytest.mark.parametrize("choice", ["--resume", "--fresh"])
-    def test_a_choice_without_a_folder_is_a_mistake(self, choice: str, capsys: pytest.CaptureFixture[str]) -> None:
-        with pytest.raises(SystemExit, match="2"):
-            command.run(["tiny", choice])
-        assert "name it with --save DIR" in capsys.readouterr().err
-
-
-def stop_after_the_first_epoch(kept: Kept) -> None:
-    """As Ctrl-C does once the first checkpoint is there."""
-    save = TrainingState.save
-
-    def interrupted(self: TrainingState, directory: Path, config: TrialConfig) -> None:
-        save(self, directory, config)
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(TrainingState, "save", interrupted)
-        command.run(list(kept.arguments))
-
-
-def test_a_replayed_trial_brings_its_own_settings(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        command.run(["tiny", "--trial", "t"])
-    assert "--trial brings its own settings" in capsys.readouterr().err
-
-
-def test_a_replay_by_trial_id_gives_the_numbers_of_the_search(
-    finished_search: FinishedSearch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shutil.copy(finished_search.folder / "experiments.yaml", tmp_path)  # another place, the same storage
-    file, storage = str(tmp_path / "experiments.yaml"), str(finished_search.storage)
-    *_, last = told(capsys, "--trial", "trial-1", "--file", file, "--storage", storage, "--device", "cpu")
-    journaled = finished_search.search.trials["trial-1"].reports[2]
-    replayed = json.loads(last)
-    # The search had another number of threads.
-    expected = {key: value for key, value in journaled.items() if key not in TIMES}
-    assert {key: replayed[key] for key in expected} == pytest.approx(expected, rel=1e-4)
 
 
 class TestLabelFraction:

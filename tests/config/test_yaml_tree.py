@@ -1,0 +1,30 @@
+"""Yaml as a tree: scalars are what they look like, and what is written is read back."""
+
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tuner.config.yaml_tree import dump, parse
+
+
+def test_scalars_are_what_they_look_like() -> None:
+    text = "[1e-3, 1E5, 1.0e-4, 4_000_000, 0x10, .inf, no, on, 010, 1:30, 2024-01-01, ~, true, '1', -.5, 1.]"
+    read = parse(text, "experiments.yaml").plain()
+    assert read[:6] == [0.001, 1e5, 1e-4, 4_000_000, 16, float("inf")]
+    assert read[6:] == ["no", "on", 10, "1:30", "2024-01-01", None, True, "1", -0.5, 1.0]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=12)
+        | st.sampled_from(["1e-3", "no", "<<", "null", "1_0", "~", "${X}", "0x1", ".nan", "2024-01-01", "=", "- a"]),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+        max_leaves=8,
+    )
+)  # fmt: skip
+def test_what_is_dumped_is_read_back(value: Any) -> None:
+    read = parse(dump(value), "experiments.yaml").plain()
+    assert read == value
+    assert repr(read) == repr(value)
