@@ -374,7 +374,7 @@ def test_mocos_rate_is_linear_in_the_batch(batch_size: int, rate: float) -> None
 
 
 def test_more_videos_in_a_batch_than_there_are_is_one_sentence(data: Dataset) -> None:
-    with pytest.raises(DataError, match=r"320 videos do not fill one batch of pretraining; give pretrain\.batch_size"):
+    with pytest.raises(DataError, match=r"320 videos do not fill one batch of pretraining; set pretrain\.batch_size"):
         next(train(trial(batch_size=512), data, device=CPU, seed=1))
 
 
