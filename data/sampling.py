@@ -29,10 +29,10 @@ class FramesConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    # all: every frame. uniform: frames at equal distances. random: frames drawn with replacement. sequence: consecutive
-    # frames from a random start.
+    # Which frames of a video a training step sees. all: every frame. uniform: frames at equal distances. random: frames
+    # drawn with replacement. sequence: consecutive frames from a random start. Validation always uses every frame.
     sampling: Literal["all", "uniform", "random", "sequence"] = "all"
-    count: int = 30  # of each video; has no effect on `all`
+    count: int = 30  # number of frames taken of each video; has no effect with sampling all
 
     def __post_init__(self) -> None:
         if self.count < 1:

@@ -16,7 +16,7 @@ class ModelConfig:
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
     level: ClassVar[str]  # "video": the model takes a row of features for each video; "frame": frames and their mask
 
-    kind: str  # the model's key in models.registry.MODELS
+    kind: str  # the kind of model
 
 
 def check_per_feature(name: str, given: Mapping[str, Any], sizes: Sizes) -> None:

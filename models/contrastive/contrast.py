@@ -41,8 +41,12 @@ class CrossModalConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    weight: float = 0.5  # share of the loss; the rest is that of two views of all features. 0: no such contrast
-    mix: float = 0.0  # alpha of the Beta distribution of mixing ratios (1: uniform); 0: videos are not mixed
+    # Share of the contrast between features in the loss; the contrast between two views of a video has the rest. 0: no
+    # contrast between features.
+    weight: float = 0.5
+    # Parameter alpha of the Beta distribution (1: uniform) of the ratios at which two videos are mixed; 0: videos are
+    # not mixed.
+    mix: float = 0.0
 
     def __post_init__(self) -> None:
         """Checks the ranges."""

@@ -101,9 +101,13 @@ class ViewsConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    corruption: float | Mapping[str, float] = 0.2  # probability to replace a value; or one for each feature
-    drop: float = 0.0  # probability that a video loses a feature (all its columns become their mean)
-    noise: float = 0.0  # standard deviation of Gaussian noise, in standard deviations of the column
+    # Probability with which each value is replaced by that of another video in the same column: one number, or one for
+    # each feature by name. 0: no value is replaced.
+    corruption: float | Mapping[str, float] = 0.2
+    # Probability with which a video loses one of its features: all columns of the feature become their mean.
+    drop: float = 0.0
+    # Standard deviation of the Gaussian noise that is added, in standard deviations of the column; 0: no noise.
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         """Checks the ranges."""

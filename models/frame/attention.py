@@ -29,9 +29,9 @@ class AttentionConfig(FrameModelConfig):
     positive: ClassVar[tuple[str, ...]] = ("heads", "units", "hidden")
 
     kind: Literal["attention"] = "attention"
-    heads: int = 8  # number of weighted means of a video
-    units: int = 128  # of the network that weighs the frames; 128 in the paper
-    hidden: int = 1024  # units of the layer after the pooling
+    heads: int = 8  # number of attention heads; each gives one weighted mean of the frames
+    units: int = 128  # number of units of the network that computes the weights of the frames (in the paper: 128)
+    hidden: int = 1024  # number of units of the layer after the pooling
 
 
 class Attention(nn.Module):

@@ -20,13 +20,16 @@ from models.layers import NormalizeKind, linear, start_at_prior
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AverageLogisticConfig(ModelConfig):
-    """Settings of the logistic regression on mean frames."""
+    """Settings of the logistic regression on the mean of a video's frames."""
 
     level: ClassVar[str] = "frame"
 
     kind: Literal["average_logistic"] = "average_logistic"
-    normalize: NormalizeKind = "l2"  # of a frame; standard: by the training frames' mean and variance
-    prior_bias: bool = True  # output biases start at the classes' log-odds instead of 0
+    # How each frame is scaled. standard: by the mean and variance of each column over the training frames. l2: to
+    # length 1, all features together. none: not at all.
+    normalize: NormalizeKind = "l2"
+    # true: the output biases start at the log-odds of each class in the training videos; false: at 0.
+    prior_bias: bool = True
 
 
 class AverageLogistic(nn.Module):

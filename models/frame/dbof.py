@@ -29,16 +29,19 @@ POOLINGS = {"max": masked_max, "average": masked_mean}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DbofConfig(FrameModelConfig):
-    """Settings of the deep bag of frames; its source trains on 30 random frames of each video."""
+    """Settings of the deep bag of frames. google/youtube-8m trains it on 30 random frames of each video."""
 
     positive: ClassVar[tuple[str, ...]] = ("clusters", "hidden")
 
     kind: Literal["dbof"] = "dbof"
-    clusters: int = 8192  # units that each frame is projected to before the pooling
-    hidden: int = 1024  # units of the layer after the pooling
-    pooling: Literal["max", "average"] = "max"  # how the clusters are pooled over the frames
-    activation: Literal["sigmoid", "relu6"] = "sigmoid"  # of both layers; relu6 in the source before 2019
-    batch_norm: bool = True  # False: the linear layers have biases instead
+    clusters: int = 8192  # number of units to which each frame is projected before the pooling
+    hidden: int = 1024  # number of units of the layer after the pooling
+    # Whether the maximum or the average of each unit over the frames is kept.
+    pooling: Literal["max", "average"] = "max"
+    # Activation of both layers; google/youtube-8m had relu6 before 2019.
+    activation: Literal["sigmoid", "relu6"] = "sigmoid"
+    # true: BatchNorm on the frames and after both layers; false: the layers have biases instead.
+    batch_norm: bool = True
 
 
 class Dbof(nn.Module):

@@ -23,7 +23,7 @@ from models.layers import BatchNorm, l2_normalize, normal_linear
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatedDbofConfig(ClusteredConfig):
-    """Settings of the gated bag of frames; WILLOW has 4096 clusters of rgb and 512 of audio."""
+    """Settings of the gated bag of frames. WILLOW has 4096 clusters for rgb and 512 for audio."""
 
     kind: Literal["gated_dbof"] = "gated_dbof"
 

@@ -22,11 +22,11 @@ from models.inputs import Sizes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GruConfig(RecurrentConfig):
-    """Settings of the GRU."""
+    """Settings of the GRU. Only the probability gating of its head has a BatchNorm."""
 
     kind: Literal["gru"] = "gru"
     cells: int = 1200
-    gate_bias: float = 1.0  # start of the biases of the reset and update gates
+    gate_bias: float = 1.0  # initial value of the biases of the reset and update gates
 
 
 class GruLayer(nn.Module):

@@ -25,11 +25,14 @@ SATURATED = 1e4  # a sigmoid gives exactly 1 for it in float32, and 0 for -SATUR
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LstmConfig(RecurrentConfig):
-    """Settings of the LSTM; its source trains on 150 random frames of each video at a learning rate of 0.001."""
+    """Settings of the LSTM. Its source trains it on 150 random frames of each video, at a learning rate of 0.001.
+
+    Only the probability gating of the head has a BatchNorm.
+    """
 
     kind: Literal["lstm"] = "lstm"
     cells: int = 1024
-    forget_bias: float = 1.0  # start of the biases of the forget gates
+    forget_bias: float = 1.0  # initial value of the biases of the forget gates
 
 
 class LstmLayer(nn.Module):

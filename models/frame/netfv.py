@@ -25,10 +25,12 @@ COUPLING = 0.01  # the source's fv_coupling_factor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetFvConfig(ClusteredConfig):
-    """Settings of NetFV; WILLOW has 128 clusters of rgb and 64 of audio."""
+    """Settings of NetFV. WILLOW has 128 clusters for rgb and 64 for audio."""
 
     kind: Literal["netfv"] = "netfv"
-    coupled: bool = False  # the centres are 0.01 times the weights of the assignments; False: separate weights
+    # true: the cluster centres are 0.01 times the weights of the cluster assignments; false: they are weights of their
+    # own.
+    coupled: bool = False
     context_gating: bool = True
 
 

@@ -20,7 +20,7 @@ from models.inputs import Sizes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetRVladConfig(ClusteredConfig):
-    """Settings of NetRVLAD; WILLOW has 256 clusters of rgb and 128 of audio."""
+    """Settings of NetRVLAD. WILLOW has 256 clusters for rgb and 128 for audio."""
 
     kind: Literal["netrvlad"] = "netrvlad"
     context_gating: bool = True

@@ -24,7 +24,7 @@ from models.layers import l2_normalize
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetVladConfig(ClusteredConfig):
-    """Settings of NetVLAD; WILLOW has 256 clusters of rgb and 128 of audio."""
+    """Settings of NetVLAD. WILLOW has 256 clusters for rgb and 128 for audio."""
 
     kind: Literal["netvlad"] = "netvlad"
     context_gating: bool = True

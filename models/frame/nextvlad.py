@@ -37,12 +37,17 @@ class NeXtVladConfig(FrameModelConfig):
     positive: ClassVar[tuple[str, ...]] = ("clusters", "groups", "expansion", "hidden", "gating_reduction")
 
     kind: Literal["nextvlad"] = "nextvlad"
-    clusters: Mapping[str, int]  # of each feature, by feature name (in the paper: 128 rgb, 64 audio)
-    groups: Mapping[str, int]  # of each feature (in the paper: 8 rgb, 4 audio); must divide expansion times its width
-    expansion: int = 2  # width of an expanded frame, in widths of the frame
-    hidden: int = 2048  # units of the layer after the pooling
-    gating_reduction: int = 8  # hidden units for each unit of the bottleneck that computes their gates
-    dropout: float = 0.5  # probability of zeroing a pooled value, in training only
+    # Number of clusters of each feature, by feature name; every feature of the data needs one (in the paper: 128 for
+    # rgb, 64 for audio).
+    clusters: Mapping[str, int]
+    # Number of groups of each feature, by feature name (in the paper: 8 for rgb, 4 for audio); must divide `expansion`
+    # times the width of the feature.
+    groups: Mapping[str, int]
+    expansion: int = 2  # factor by which a linear layer widens each frame before it is divided into groups
+    hidden: int = 2048  # number of units of the layer after the pooling
+    # Factor by which the bottleneck that computes the gates of the hidden units is narrower than `hidden`.
+    gating_reduction: int = 8
+    dropout: float = 0.5  # probability with which each pooled value is set to 0, in training only
 
     def __post_init__(self) -> None:
         """Checks the ranges."""

@@ -19,10 +19,11 @@ from models.layers import l2_normalize
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SoftDbofConfig(ClusteredConfig):
-    """Settings of the soft bag of frames; WILLOW has 8000 clusters of rgb and 1000 of audio."""
+    """Settings of the soft bag of frames. WILLOW has 8000 clusters for rgb and 1000 for audio."""
 
     kind: Literal["soft_dbof"] = "soft_dbof"
-    maximum: bool = False  # append the maximum of the shares over the frames to their sum
+    # true: the largest share of each cluster over the frames is used beside the sum of its shares.
+    maximum: bool = False
 
 
 class SoftCount(nn.Module):

@@ -24,8 +24,10 @@ class DistillConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    predictions: str  # of the training videos: a file that tuner.predict wrote with --output FILE.safetensors
-    weight: float = 0.5  # of the teacher's part
+    # Safetensors file with predictions for the training videos, which `python -m tuner.predict` with --output
+    # FILE.safetensors writes.
+    predictions: str
+    weight: float = 0.5  # share of the teacher's predictions in the loss; the labels have the rest
 
     def __post_init__(self) -> None:
         """Checks the range."""
@@ -35,25 +37,46 @@ class DistillConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossConfig:
-    """Settings of the training loss; the validation loss is always the plain sigmoid cross-entropy."""
+    """Settings of the training loss. Validation always uses sigmoid_cross_entropy, without weights and penalties."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
+    # What is minimised. sigmoid_cross_entropy: the cross-entropy, computed from the logits. cross_entropy, hinge,
+    # softmax: the losses of google/youtube-8m. hamming, weighted_hamming: the cross-entropy of clipped probabilities.
     kind: Kind = "sigmoid_cross_entropy"
-    # Those of a kind; None: its default in models/losses/registry.py.
-    epsilon: float | None = None  # cross_entropy: added to p in the logarithm; hamming, weighted_hamming: least p
-    margin: float | None = None  # hinge
-    scores: Scores | None = None  # hinge, softmax: whether a score is a logit, or a probability as in their sources
-    class_weight_power: float | None = None  # weighted_hamming: (mean n / n_c) ** power, with data.vocabulary's counts
-    # Those of every kind.
-    l1: float = 0.0  # times the mean (or sum) of |W| of every weight matrix
-    l2: float = 0.0  # times half the mean (or sum) of W^2 of every weight matrix
-    penalty: Convention = "mean"  # the mean, as in lidalei/youtube-8m, does not grow with the size of a matrix
-    layers: Mapping[str, LayerPenalty] = field(default_factory=dict)  # l1, l2 of one layer instead: {head: {l2: 1}}
-    pos_weight_power: float = 0.0  # positives of class c weigh (N_c / n_c - 1) ** power; 0: all weigh 1; lidalei: 0.5
-    pos_weight_max: float | None = None  # larger weights of positives are cut to this
-    distill: DistillConfig | None = None  # learn from the predictions of an ensemble too
-    bootstrap: Literal["none", "per_batch", "fixed"] = "none"  # draw videos with replacement: for each batch, or once
+    # cross_entropy: number added to a probability in the logarithm; null: 1e-05. hamming, weighted_hamming: smallest
+    # probability, to which smaller ones are raised; null: 1e-07.
+    epsilon: float | None = None
+    # hinge: a label costs nothing if its score is at least this number, another class nothing if its score is at most
+    # minus this number; null: 1.
+    margin: float | None = None
+    # hinge, softmax: what the loss takes as the score of a class: the logit, or the probability as in
+    # google/youtube-8m; null: logits.
+    scores: Scores | None = None
+    # weighted_hamming: class c has the weight (m / n_c) ** power, with n_c the TrainVideoCount of the class in
+    # data.vocabulary, and m their mean over the classes; null: 1.
+    class_weight_power: float | None = None
+    # Factor of the penalty that is added to the loss for each weight matrix W: the mean (or sum, see `penalty`) of |W|.
+    l1: float = 0.0
+    # Factor of the penalty that is added to the loss for each weight matrix W: half the mean (or sum, see `penalty`) of
+    # W^2.
+    l2: float = 0.0
+    # Whether l1 and l2 take the mean or the sum over a matrix; the mean, as in lidalei/youtube-8m, does not grow with
+    # the size of the matrix.
+    penalty: Convention = "mean"
+    # The penalties of single layers, in place of l1 and l2 of the whole model, by the layer's name in the model: {head:
+    # {l2: 1}}.
+    layers: Mapping[str, LayerPenalty] = field(default_factory=dict)
+    # A label of class c has the weight (N_c / n_c - 1) ** power, with N_c the number of training videos that are rated
+    # for the class, and n_c the number of those that have it. 0: every label has the weight 1. lidalei/youtube-8m has
+    # 0.5.
+    pos_weight_power: float = 0.0
+    pos_weight_max: float | None = None  # largest weight that pos_weight_power may give to a label; null: no limit
+    # A teacher, for example an ensemble, whose predictions are learned beside the labels; null: none.
+    distill: DistillConfig | None = None
+    # Whether training videos are drawn with replacement. none: no. per_batch: anew within each batch. fixed: one draw
+    # for the whole trial.
+    bootstrap: Literal["none", "per_batch", "fixed"] = "none"
 
     def __post_init__(self) -> None:
         """Checks the ranges, and refuses a setting that has no effect on the kind."""

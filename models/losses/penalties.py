@@ -18,8 +18,8 @@ class LayerPenalty:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    l1: float = 0.0  # l1 of this layer
-    l2: float = 0.0  # l2 of this layer
+    l1: float = 0.0  # l1 of this layer, in place of loss.l1; 0: no such penalty
+    l2: float = 0.0  # l2 of this layer, in place of loss.l2; 0: no such penalty
 
     def __post_init__(self) -> None:
         """Checks the ranges."""

@@ -28,8 +28,10 @@ class AverageConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    decay: float | None = None  # factor by which each further step reduces the weight of all earlier ones
-    half_life: float | None = None  # number of steps that halve the weight of a step: decay = 2 ** (-1 / half_life)
+    # Factor by which each step reduces the share of all earlier steps in the average; give decay or half_life.
+    decay: float | None = None
+    # Number of steps after which the share of a step is halved: decay = 2 ** (-1 / half_life); give decay or half_life.
+    half_life: float | None = None
 
     def __post_init__(self) -> None:
         """Checks the ranges.

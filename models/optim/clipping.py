@@ -16,8 +16,10 @@ class ClipConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    kind: Literal["none", "per_variable", "global"] = "none"  # the sources clip per variable
-    norm: float = 1.0  # largest Euclidean norm of each parameter's gradient, or of all together
+    # none: no limit. per_variable: the gradient of each parameter has its own norm, as in google/youtube-8m. global:
+    # the gradients of all parameters have one norm together.
+    kind: Literal["none", "per_variable", "global"] = "none"
+    norm: float = 1.0  # largest Euclidean norm; a longer gradient is scaled down to it. It has no effect with kind none
 
     def __post_init__(self) -> None:
         """Checks the range."""

@@ -23,22 +23,32 @@ else:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerConfig:
-    """Settings of the optimizer. None means the kind's default in models/optim/registry.py."""
+    """Settings of the optimizer. A setting that has no effect on the kind must be left out."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
+    # The kind of optimizer. rmsprop_tf: RMSProp as in TensorFlow 1. lars: SGD with a step scaled to each matrix.
     kind: Kind
-    learning_rate: float  # the peak of the schedule
-    decay: float | None = None  # rmsprop_tf: of the running mean square
-    momentum: float | None = None  # rmsprop_tf, sgd, lars
-    nesterov: bool = False  # sgd with momentum
-    epsilon: float | None = None  # rmsprop_tf (added inside the root), adam and adamw (outside)
-    beta1: float | None = None  # adam, adamw: decay of the mean
-    beta2: float | None = None  # adam, adamw: decay of the mean square
-    weight_decay: float | None = None  # of matrices only; adamw: times the learning rate; sgd, lars: in the gradient
-    trust: float | None = None  # lars: length of a step at a learning rate of 1, as a share of the matrix's norm
+    learning_rate: float  # the largest learning rate, which `schedule` may lower
+    decay: float | None = None  # rmsprop_tf: decay of the running mean of the squared gradient at each step; null: 0.9
+    # rmsprop_tf, sgd, lars: share of the last movement that is added to a step; null: 0.9 for lars, 0 for the others.
+    momentum: float | None = None
+    nesterov: bool = False  # sgd: Nesterov momentum; needs a momentum above 0
+    # rmsprop_tf, adam, adamw: number that keeps a step finite. rmsprop_tf adds it to the mean square before the root is
+    # taken; null: 1e-10. adam and adamw add it to the root; null: 1e-08.
+    epsilon: float | None = None
+    beta1: float | None = None  # adam, adamw: decay of the running mean of the gradient at each step; null: 0.9
+    # adam, adamw: decay of the running mean of the squared gradient at each step; null: 0.999.
+    beta2: float | None = None
+    # adamw, sgd, lars: decay of weight matrices; biases are not decayed. adamw: a step subtracts learning rate times
+    # weight_decay times weight; null: 0.01. sgd, lars: weight_decay times weight is added to the gradient; null: 0 for
+    # sgd, 1e-06 for lars.
+    weight_decay: float | None = None
+    # lars: length of a step at a learning rate of 1, as a fraction of the norm of the weight matrix; null: 0.001.
+    trust: float | None = None
+    # How the learning rate changes in the course of the training.
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    clip: ClipConfig = field(default_factory=ClipConfig)
+    clip: ClipConfig = field(default_factory=ClipConfig)  # limit on the norm of the gradient
 
     def __post_init__(self) -> None:
         """Checks the ranges, and refuses a setting that has no effect on the kind."""

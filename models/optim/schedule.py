@@ -13,13 +13,18 @@ class ScheduleConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
+    # How the learning rate changes. constant: not at all. staircase: multiplied by `decay` after every `decay_examples`
+    # videos. cosine: falls to `final` along half a cosine wave. step: multiplied by `factor` at every milestone.
     kind: Literal["constant", "staircase", "cosine", "step"] = "constant"
-    decay: float = 0.95  # staircase: factor of every step
-    decay_examples: int = 4_000_000  # staircase: examples between two steps
-    milestones: tuple[float, ...] = (0.6, 0.8)  # step: fractions of all examples at which the rate falls; MoCo v1's
-    factor: float = 0.1  # step: the rate is multiplied by it at every milestone
-    final: float = 0.0  # cosine: the rate at the end, as a fraction of the peak
-    warmup: float = 0.0  # fraction of all examples over which the rate rises linearly from 0
+    decay: float = 0.95  # staircase: number by which the learning rate is multiplied at each fall
+    # staircase: number of training videos between two falls; a video counts again in each epoch.
+    decay_examples: int = 4_000_000
+    # step: the points at which the learning rate falls, as fractions of the training; the default is that of MoCo v1.
+    milestones: tuple[float, ...] = (0.6, 0.8)
+    factor: float = 0.1  # step: number by which the learning rate is multiplied at each milestone
+    final: float = 0.0  # cosine: the learning rate at the end, as a fraction of the largest one
+    # Fraction of the training in which the learning rate rises linearly from 0; it applies to every kind.
+    warmup: float = 0.0
 
     def __post_init__(self) -> None:
         """Checks the ranges."""

@@ -23,22 +23,29 @@ from models.tensors import as_tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FusedMLPConfig(ModelConfig):
-    """Settings of the fused MLP; the defaults are lidalei's, except batch_norm_momentum and prior_bias."""
+    """Settings of the fused MLP; defaults as in lidalei/youtube-8m, except batch_norm_momentum and prior_bias."""
 
     level: ClassVar[str] = "video"
 
     kind: Literal["fused_mlp"] = "fused_mlp"
-    towers: Mapping[str, int]  # units of the tower of each feature, by feature name (lidalei: 2048 rgb, 256 audio)
-    hidden: int = 1200  # units of the joint layer
-    dropout: float = 0.5  # probability of zeroing a unit of the concatenated towers, in training only
-    norm: Literal["batch_norm", "layer_norm"] = "batch_norm"  # after each linear layer but the output
-    batch_norm_momentum: float = 0.1  # weight of a new batch in the running statistics; lidalei: 0.001, for 100k steps
-    batch_norm_epsilon: float = 1e-5  # added to the variance of the batch or the layer
+    # Number of units of each feature's tower, by feature name; every feature of the data needs one (lidalei/youtube-8m:
+    # 2048 for rgb, 256 for audio).
+    towers: Mapping[str, int]
+    hidden: int = 1200  # number of units of the joint layer
+    dropout: float = 0.5  # probability with which each unit of the concatenated towers is set to 0, in training only
+    # The normalisation after each linear layer except the output layer.
+    norm: Literal["batch_norm", "layer_norm"] = "batch_norm"
+    # Weight of a new batch in the running statistics of BatchNorm; has no effect with norm layer_norm.
+    # lidalei/youtube-8m has 0.001, which needs about 100,000 steps.
+    batch_norm_momentum: float = 0.1
+    # Number that BatchNorm or LayerNorm adds to the variance, so that it never divides by 0.
+    batch_norm_epsilon: float = 1e-5
     # Each standardised column is multiplied by its standard deviation to this power. YouTube-8M's visual columns are
-    # principal components that were whitened on other videos, so a column's variance here tells how much signal it
-    # carries. 0, as in the source, treats all columns alike.
+    # principal components that were whitened on other videos, so the variance of a column here tells how much signal it
+    # carries. 0, as in lidalei/youtube-8m, treats all columns alike.
     variance_power: float = 0.0
-    prior_bias: bool = True  # output biases start at the classes' log-odds instead of 0
+    # true: the output biases start at the log-odds of each class in the training videos; false: at 0.
+    prior_bias: bool = True
 
     def __post_init__(self) -> None:
         """Checks the ranges."""

@@ -21,13 +21,14 @@ from models.video.logistic import Logistic, LogisticConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearConfig(ModelConfig):
-    """Settings of the linear classifier."""
+    """Settings of the ridge regression of the labels on video-level features, which is solved in closed form."""
 
     level: ClassVar[str] = "video"
 
     kind: Literal["linear"] = "linear"
-    # The penalty on the squared weights, in units of the mean eigenvalue of the standardised features' centred X'X, so
-    # that one value suits any number of videos. lidalei tries 1e-6, 1e-5, ... 1e3 on X'X itself.
+    # Factor of the penalty on the squared weights, relative to the mean eigenvalue of X'X (X: the standardised features
+    # of the training videos), so that one value suits any number of videos. lidalei/youtube-8m tries 1e-6, 1e-5, ...
+    # 1e3 as absolute factors.
     penalty: float = 0.1
 
     def __post_init__(self) -> None:

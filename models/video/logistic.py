@@ -19,12 +19,13 @@ from models.layers import Normalize, linear, start_at_prior
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogisticConfig(ModelConfig):
-    """Settings of the logistic regression."""
+    """Settings of the logistic regression on video-level features."""
 
     level: ClassVar[str] = "video"
 
     kind: Literal["logistic"] = "logistic"
-    prior_bias: bool = True  # output biases start at the classes' log-odds instead of 0
+    # true: the output biases start at the log-odds of each class in the training videos; false: at 0.
+    prior_bias: bool = True
 
 
 class Logistic(nn.Module):

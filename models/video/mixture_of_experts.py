@@ -42,12 +42,21 @@ class MixtureOfExpertsConfig(ModelConfig):
     level: ClassVar[str] = "video"
 
     kind: Literal["mixture_of_experts"] = "mixture_of_experts"
-    normalize: NormalizeKind = "l2"  # standard: by the training videos' mean and variance
-    mixtures: int = 2  # experts of a class
-    low_rank: int | None = None  # the gates' weight matrix is a product of this rank; None: full rank
-    probability_gating: ProbabilityGating = "none"  # what gates the probabilities: nothing, they, or the inputs
-    batch_norm_momentum: float = 0.1  # of the probability gating; WILLOW: 0.001, for 100k steps
-    prior_bias: bool = True  # the mixtures start at the classes' frequencies instead of M / (2 M + 2)
+    # How the features of a video are scaled. standard: by the mean and variance of each column over the training
+    # videos. l2: to length 1, all features together. none: not at all.
+    normalize: NormalizeKind = "l2"
+    mixtures: int = 2  # number of experts of each class
+    # Rank of the gates' weight matrix, which is then a product of two smaller matrices; null: one matrix of full rank.
+    low_rank: int | None = None
+    # Whether the probability of each class is multiplied by a second gate, and what that gate is computed from. none:
+    # there is no second gate. probabilities: from the probabilities of all classes. inputs: from the features.
+    probability_gating: ProbabilityGating = "none"
+    # Weight of a new batch in the running statistics of BatchNorm, which only the second gate of probability_gating
+    # has. WILLOW has 0.001, which needs about 100,000 steps.
+    batch_norm_momentum: float = 0.1
+    # true: the probabilities start at the frequency of each class in the training videos; false: at M / (2 M + 2), with
+    # M = mixtures.
+    prior_bias: bool = True
 
     def __post_init__(self) -> None:
         """Checks the ranges."""

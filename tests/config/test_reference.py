@@ -1,11 +1,16 @@
 """The reference of all settings: complete, true, and the same in docs/settings.md and in `tune.py --explain`."""
 
+import re
 import subprocess
 import sys
 from dataclasses import fields, is_dataclass
+from typing import Any
 
 import pytest
 
+from models.contrastive.methods import METHODS
+from models.losses.registry import LOSSES
+from models.optim.registry import OPTIMIZERS
 from tests.support.workplace import PROJECT
 from tuner.config.reading import FIXED, SEARCHABLE
 from tuner.config.reference import explain, page, settings
@@ -32,6 +37,18 @@ def test_every_field_of_every_block_is_a_setting_with_a_type() -> None:
 
 def test_every_setting_says_what_it_means() -> None:
     assert [setting.name for setting in settings() if not setting.meaning] == []  # write a comment at the field
+
+
+def test_the_meaning_of_a_setting_that_may_be_null_states_the_default_of_each_kind() -> None:
+    text = {setting.path: setting.text for setting in settings()}
+    defaults: list[tuple[str, Any]] = [
+        *((f"optimizer.{name}", value) for kind in OPTIMIZERS.values() for name, value in kind.settings.items()),
+        *((f"loss.{name}", value) for loss in LOSSES.values() for name, value in loss.settings.items()),
+        *((f"pretrain.{field.name}", field.default) for method in METHODS.values() for field in fields(method)),
+    ]
+    for path, default in defaults:
+        shown = default if isinstance(default, str) else f"{default:g}"
+        assert path == "pretrain.kind" or shown in re.findall(r"[\w.-]*\w", text[path]), f"{path}: {shown}"
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,12 @@ prints an entry or a block, for example `python tune.py --explain optimizer.lear
 
 An experiment has the blocks `data`, `pipeline`, `search` and `resources`, and the blocks of its pipeline. Only settings
 of the pipeline's blocks can be distributions. A setting without a default is required.
+
+A meaning that begins with kinds, such as `moco_v1, moco_v2:`, is that of a setting which has an effect with these kinds
+only. A feature is a named vector of the data, such as rgb or audio. Three sources are named below. google/youtube-8m is
+the starter code of the data set. WILLOW is the model that won the YouTube-8M challenge of 2017 (Miech, Laptev and
+Sivic, "Learnable pooling with context gating for video classification"). lidalei/youtube-8m is the source of the fused
+MLP.
 """
 
 

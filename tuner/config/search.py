@@ -29,11 +29,12 @@ class SamplerConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    # tpe: a tree-structured Parzen estimator, of the newest 250 finished trials and the best 25. random: independent
-    # draws. gp: a Gaussian process; its time grows with the cube of the trials, so it suits some hundreds. cmaes:
-    # CMA-ES. qmc: a Sobol sequence. grid: every combination of options, whole numbers and steps once.
+    # How the values of a trial are chosen. tpe: a tree-structured Parzen estimator, on the newest 250 finished trials
+    # and the best 25. random: independent draws. gp: a Gaussian process, for at most some hundred trials, as its time
+    # grows with their cube. cmaes: the evolution strategy CMA-ES. qmc: a Sobol sequence. grid: every combination of
+    # options, whole numbers and steps once.
     kind: Literal["tpe", "random", "gp", "cmaes", "qmc", "grid"] = "tpe"
-    seed: int = 1  # the same seed gives the same proposals, with one trial at a time
+    seed: int = 1  # seed of the sampler; the same seed gives the same proposals where one trial runs at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,11 +43,11 @@ class SchedulerConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    # asha: stops all but the best trials at each rung of epochs. median: stops a trial below the median of the others.
-    # none: stops no trial.
+    # When a trial is stopped early. asha: when it is not among the best at a rung; the rungs are after `grace` epochs,
+    # `grace` times `reduction` epochs, and so on. median: when it is below the median of the other trials. none: never.
     kind: Literal["asha", "median", "none"] = "asha"
-    grace: int = 1  # epochs before a trial can be stopped
-    reduction: float = 3.0  # asha: 1 in this many trials continues at each rung
+    grace: int = 1  # number of epochs that every trial trains before it can be stopped
+    reduction: float = 3.0  # asha: one in this many trials continues at each rung
 
     def __post_init__(self) -> None:
         if self.grace < 1:
@@ -61,8 +62,8 @@ class PlateauConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    trials: int  # finished trials in a row without an improvement, after which the search ends
-    min_gain: float = 0.0  # a larger gain of the best score counts as an improvement
+    trials: int  # number of finished trials in a row without an improvement after which the search ends
+    min_gain: float = 0.0  # gain of the best score (GAP, from 0 to 1) above which it counts as an improvement
 
     def __post_init__(self) -> None:
         if self.trials < 1:
@@ -77,8 +78,10 @@ class FailuresConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    per_trial: int = 2  # times that a trial is resumed from its last checkpoint after a worker has died
-    per_search: int = 10  # failed trials that the search tolerates; one more ends it
+    # How many times a trial is resumed from its last checkpoint after one of its workers has died, before it counts as
+    # failed.
+    per_trial: int = 2
+    per_search: int = 10  # how many failed trials the search tolerates; one more ends it
 
     def __post_init__(self) -> None:
         for name in ("per_trial", "per_search"):
@@ -92,16 +95,20 @@ class SearchConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    metric: Literal["gap_best"] = "gap_best"  # a trial's score: the best GAP of its epochs
-    mode: Literal["max"] = "max"  # a larger score is better
-    trials: int = 20  # trials of the search; a grid has one for each combination
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)  # proposes the values of each trial
-    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)  # stops trials early
-    time_budget: Seconds | None = None  # after this time the search ends, and running trials are stopped
-    epoch_timeout: Seconds | None = None  # an epoch that takes longer hangs: its trial resumes in another worker
-    max_concurrent: Literal["auto"] | int = "auto"  # trials at a time; auto: as many as the cluster has room for
-    overlap: bool = True  # start the processes of the next trial while the last one trains
-    plateau: PlateauConfig | None = None  # end the search when it no longer improves
+    # The score of a trial: the best GAP (global average precision) of its epochs on the validation videos.
+    metric: Literal["gap_best"] = "gap_best"
+    mode: Literal["max"] = "max"  # whether a larger or a smaller score is better; always larger
+    trials: int = 20  # number of trials; leave it out with the grid sampler, which has one trial for each combination
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)  # the sampler, which chooses the values of each trial
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)  # the scheduler, which stops trials early
+    time_budget: Seconds | None = None  # time after which the search ends and stops the trials that run; null: no limit
+    # Time after which an epoch counts as hanging: the trial is resumed from its last checkpoint in another worker;
+    # null: no limit.
+    epoch_timeout: Seconds | None = None
+    # Number of trials that may run at the same time; auto: as many as the cluster has room for.
+    max_concurrent: Literal["auto"] | int = "auto"
+    overlap: bool = True  # true: the processes of the next trial start while the trials before it still train
+    plateau: PlateauConfig | None = None  # ends the search when the best score no longer improves; null: never
     failures: FailuresConfig = field(default_factory=FailuresConfig)  # how many failures the search tolerates
 
     def __post_init__(self) -> None:
@@ -121,9 +128,9 @@ class StartableConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    nodes: int  # the most nodes that it starts
-    cpu: float  # CPUs of a node
-    gpu: float = 0  # GPUs of a node
+    nodes: int  # largest number of nodes of this type that may run
+    cpu: float  # number of CPUs of a node of this type
+    gpu: float = 0  # number of GPUs of a node of this type
 
     def __post_init__(self) -> None:
         if self.nodes < 1 or self.cpu < 1 or self.gpu < 0:
@@ -136,8 +143,8 @@ class ElasticConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    min: int = 1  # the fewest workers with which a trial trains
-    max: int  # the most workers that it uses
+    min: int = 1  # smallest number of workers with which the trial trains
+    max: int  # largest number of workers that the trial uses
 
     def __post_init__(self) -> None:
         if not 1 <= self.min <= self.max:
@@ -150,10 +157,17 @@ class ResourcesConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    gpu: Literal["auto"] | float = "auto"  # GPUs of a worker; auto: one if the cluster has GPUs or can start some
-    cpu: Literal["auto"] | float = "auto"  # CPUs of a worker; auto: its share of the node's CPUs, at least 1
-    workers: int | ElasticConfig = 1  # workers of a trial, which share every batch; {min: 1, max: 4}: as nodes allow
-    startable: StartableConfig | None = None  # nodes that count as available although none of them runs yet
+    # Number of GPUs of a worker, or a fraction of one; auto: one where the cluster has GPUs or can start some, else
+    # none.
+    gpu: Literal["auto"] | float = "auto"
+    # Number of CPUs of a worker; auto: those of a node divided by the workers on it, at least 1.
+    cpu: Literal["auto"] | float = "auto"
+    # Number of workers of a trial, which share each batch; or {min: 1, max: 4}: as many as there is room for, while
+    # nodes come and go.
+    workers: int | ElasticConfig = 1
+    # Nodes of one type that an autoscaler can start, which count as available before they run; null: only running nodes
+    # and those of `ray up` count.
+    startable: StartableConfig | None = None
 
     def __post_init__(self) -> None:
         if self.gpu != "auto" and self.gpu < 0:

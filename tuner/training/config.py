@@ -25,17 +25,24 @@ Seed = int | Literal["per_trial"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
-    """How a supervised trial trains."""
+    """How long and on what batches a supervised trial trains."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    batch_size: int = 1024  # videos in a step, over all workers of the trial together
-    accumulate: int = 1  # parts into which a batch is split, to use less memory; the gradient is that of the batch
-    epochs: int = 20  # passes over the training videos
-    average: AverageConfig | None = None  # average the weights over the steps; the average is validated and exported
-    precision: Precision = "auto"  # of the matrix products; auto: bf16 where the hardware has it, else fp32
-    seed: Seed = 1  # of weights, order, dropout and bootstrap, the same in every trial; per_trial: 1 + trial's number
-    frames: FramesConfig = field(default_factory=FramesConfig)  # which frames of a video are trained on
+    batch_size: int = 1024  # number of videos in a step, over all workers of the trial together
+    # Number of parts into which a batch is split to use less memory; the gradient is that of the whole batch.
+    accumulate: int = 1
+    epochs: int = 20  # number of passes over the training videos
+    # An exponential average of the weights over the steps, which is validated and exported in place of the last
+    # weights; null: no average.
+    average: AverageConfig | None = None
+    # Number format of the matrix products; auto: bf16 where the hardware computes in it, else fp32.
+    precision: Precision = "auto"
+    # Seed of the initial weights, the order of the videos, dropout and bootstrap, the same in every trial; per_trial: 1
+    # plus the number of the trial.
+    seed: Seed = 1
+    # The frames of each video that a training step sees; has no effect on video-level models.
+    frames: FramesConfig = field(default_factory=FramesConfig)
 
     def __post_init__(self) -> None:
         _check_at_least_1(self, "batch_size", "accumulate", "epochs")
@@ -80,22 +87,33 @@ class TrialConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PretrainConfig:
-    """The first phase of a contrastive trial. None: as in the method's paper (models/contrastive/methods.py)."""
+    """The first phase of a contrastive trial: the encoder learns without labels."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     kind: Literal["moco_v1", "moco_v2", "moco_v3"]  # the contrastive method
-    temperature: float | None = None  # divides the similarities; null: as in the paper
-    dimension: int | None = None  # width of queries and keys; null: as in the paper
-    queue: int | None = None  # moco_v1, moco_v2: keys of earlier batches that serve as negatives; null: as in the paper
-    momentum: float | None = None  # of the momentum encoder; moco_v3: its first value, which rises to 1
-    hidden: int | None = None  # moco_v3: units of projector and predictor; null: as in the paper
-    batch_norm_groups: int | None = None  # groups of a batch with BatchNorm statistics of their own; keys are shuffled
-    views: ViewsConfig = field(default_factory=ViewsConfig)  # how the two views of a video are made
-    cross_modal: CrossModalConfig | None = None  # a further loss between the towers of the features
-    optimizer: OptimizerConfig | None = None  # null: as in the method's paper, the learning rate scaled to the batch
-    batch_size: int = 1024  # videos in a step
-    epochs: int = 20  # passes over the training videos, labelled or not
+    # Number by which the cosine similarities are divided; null: 0.07 for moco_v1, 0.2 for moco_v2, 1 for moco_v3, as in
+    # the papers.
+    temperature: float | None = None
+    # Width of the embeddings that are compared; null: 128 for moco_v1 and moco_v2, 256 for moco_v3, as in the papers.
+    dimension: int | None = None
+    # moco_v1, moco_v2: number of embeddings of earlier batches that serve as negatives; null: 65536, as in the papers.
+    queue: int | None = None
+    # Share of its weights that the momentum encoder keeps in a step; with moco_v3 it is the initial share, which rises
+    # to 1. null: 0.999 for moco_v1 and moco_v2, 0.99 for moco_v3, as in the papers.
+    momentum: float | None = None
+    # moco_v3: number of units between the layers of the projector and of the predictor; null: 4096, as in the paper.
+    hidden: int | None = None
+    # Number of groups of a batch, each with its own BatchNorm statistics. The keys are shuffled over the groups, so
+    # that the statistics do not reveal which key belongs to a query. null: 8; has no effect with model.norm layer_norm.
+    batch_norm_groups: int | None = None
+    views: ViewsConfig = field(default_factory=ViewsConfig)  # the random changes that make two views of a video
+    cross_modal: CrossModalConfig | None = None  # a second contrast, between the features of a video; null: none
+    # The optimizer of pretraining; null: that of the method's paper, with the learning rate proportional to batch_size
+    # (moco_v3: AdamW).
+    optimizer: OptimizerConfig | None = None
+    batch_size: int = 1024  # number of videos in a step of pretraining
+    epochs: int = 20  # number of passes over all training videos, with and without labels
 
     def __post_init__(self) -> None:
         _check_at_least_1(self, "batch_size", "epochs")
@@ -150,14 +168,20 @@ class ProbeConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    kind: Literal["linear", "fine_tune"] = "linear"  # linear: a layer on the frozen encoder; fine_tune: all weights
-    start: Literal["ridge", "prior"] = "ridge"  # the layer's first weights: the closed-form probe's, or the usual ones
-    dropout: float | None = None  # fine_tune: dropout of the model in this phase; null: as in pretraining
-    optimizer: OptimizerConfig  # how the weights are updated
-    loss: LossConfig = field(default_factory=LossConfig)  # what the probe minimises
-    average: AverageConfig | None = None  # average the weights over the steps; the average is validated and exported
-    batch_size: int = 1024  # videos in a step
-    epochs: int = 20  # passes over the labelled videos
+    # What the second phase trains. linear: only an output layer; the encoder keeps its pretrained weights. fine_tune:
+    # all weights.
+    kind: Literal["linear", "fine_tune"] = "linear"
+    # Initial weights of the output layer. ridge: those of the ridge regression of the labels on the embeddings, solved
+    # in closed form after pretraining. prior: random weights, and biases as model.prior_bias says.
+    start: Literal["ridge", "prior"] = "ridge"
+    dropout: float | None = None  # fine_tune: model.dropout in this phase; null: as in pretraining
+    optimizer: OptimizerConfig  # how the weights are updated in the second phase
+    loss: LossConfig = field(default_factory=LossConfig)  # what the second phase minimises
+    # An exponential average of the weights over the steps, which is validated and exported in place of the last
+    # weights; null: no average.
+    average: AverageConfig | None = None
+    batch_size: int = 1024  # number of videos in a step of the second phase
+    epochs: int = 20  # number of passes over the labelled training videos
 
     def __post_init__(self) -> None:
         _check_at_least_1(self, "batch_size", "epochs")
@@ -173,8 +197,11 @@ class PhasesConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    precision: Precision = "auto"  # of the matrix products; auto: bf16 where the hardware has it, else fp32
-    seed: Seed = 1  # of weights, order, views, dropout and bootstrap, as in a supervised trial
+    # Number format of the matrix products; auto: bf16 where the hardware computes in it, else fp32.
+    precision: Precision = "auto"
+    # Seed of the initial weights, the order of the videos, the views, dropout and bootstrap, the same in every trial;
+    # per_trial: 1 plus the number of the trial.
+    seed: Seed = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,13 +39,14 @@ class SampleConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    directory: str  # the folder of the shards: train*.tfrecord, validate*.tfrecord, test*.tfrecord
-    train: int = 4000  # training videos
-    validate: int = 1000  # validation videos
-    test: int = 0  # test videos
-    shards: int = 4  # shards of each split
-    seed: int = 1  # of the videos' features and labels
-    frames: int = sample.NUM_FRAMES  # frames of the longest video, at frame and segment level
+    directory: str  # local folder in which the shards are written: train*.tfrecord, validate*.tfrecord, test*.tfrecord
+    train: int = 4000  # number of training videos
+    validate: int = 1000  # number of validation videos
+    test: int = 0  # number of test videos
+    shards: int = 4  # number of shards of each split
+    seed: int = 1  # seed of the features and labels of the videos; the same seed gives the same bytes
+    # Number of frames of the longest video; has an effect at level frame and segment only.
+    frames: int = sample.NUM_FRAMES
 
     def __post_init__(self) -> None:
         for name in ("train", "validate", "shards", "frames"):
@@ -63,20 +64,37 @@ class DataConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    train: Patterns  # the training shards: a glob or several, of local paths or fsspec URLs
-    validate: Patterns  # the validation shards
-    test: Patterns | None = None  # the test shards; only the winner is scored on them, once
-    validate_fraction: float = 1.0  # share of the validation videos scored after an epoch; the winner is scored on all
-    label_fraction: float = 1.0  # share of the training videos that keep their labels; pretraining uses all videos
-    level: Level = "video"  # what a record holds: features of a video, its frames, or frames with rated segments
-    features: Mapping[str, int] = field(default_factory=dict)  # width of each feature, by key; empty: YouTube-8M's
-    max_frames: int = MAX_FRAMES  # frames of a video that are read, the first ones, at frame and segment level
-    num_classes: int = NUM_CLASSES  # labels are class indices below this number
-    on_bad_shard: Literal["fail", "skip"] = "fail"  # skip: train without damaged shards, and report which
-    vocabulary: str | None = None  # csv: Index, Name (for exports), TrainVideoCount (for loss weighted_hamming)
-    cache: str | None = None  # folder of the decoded shards; null: $TUNER_CACHE, else ~/.cache/tuner
-    dtype: Literal["float16", "float32"] = "float16"  # of the decoded features
-    sample: SampleConfig | None = None  # sample shards to write before the search
+    train: Patterns  # the training shards: a glob or a list of globs, of local paths or fsspec URLs
+    validate: Patterns  # the validation shards: a glob or a list of globs, of local paths or fsspec URLs
+    # The test shards: a glob or a list of globs; only the winner is scored on them, once. null: there are none.
+    test: Patterns | None = None
+    # Fraction of the validation videos on which a trial is scored after each epoch; the winner is scored on all of them
+    # at the end.
+    validate_fraction: float = 1.0
+    # Fraction of the training videos whose labels are used. pipeline supervised: the other videos are left out.
+    # pipeline contrastive: pretraining uses all videos.
+    label_fraction: float = 1.0
+    # What a record of the shards holds. video: one vector of each feature for a video. frame: the vectors of all frames
+    # of a video. segment: as frame, and the segments of 5 frames that were rated.
+    level: Level = "video"
+    # Names of the features in the shards, each with its width in columns; {}: those of YouTube-8M.
+    features: Mapping[str, int] = field(default_factory=dict)
+    # Number of frames that are read of each video, from its first; has an effect at level frame and segment only.
+    max_frames: int = MAX_FRAMES
+    num_classes: int = NUM_CLASSES  # number of classes; a label is an index from 0 to num_classes - 1
+    # What happens where a shard is damaged. fail: the search ends with an error. skip: training goes on without the
+    # shard, and the search reports it.
+    on_bad_shard: Literal["fail", "skip"] = "fail"
+    # A CSV file with the columns Index, Name (exports show it) and TrainVideoCount (loss.kind weighted_hamming needs
+    # it). null: the classes have no names.
+    vocabulary: str | None = None
+    # Local folder in which each machine keeps the decoded shards; null: the folder in the environment variable
+    # TUNER_CACHE, else ~/.cache/tuner.
+    cache: str | None = None
+    # Number format in which the decoded shards hold the video-level features.
+    dtype: Literal["float16", "float32"] = "float16"
+    # Sample shards, which the search writes before it starts where they are missing; null: none are written.
+    sample: SampleConfig | None = None
 
     def __post_init__(self) -> None:
         for name in ("validate_fraction", "label_fraction"):

@@ -29,11 +29,15 @@ class ClusteredConfig(FrameModelConfig):
 
     positive: ClassVar[tuple[str, ...]] = ("clusters", "hidden")
 
-    clusters: Mapping[str, int]  # number for each feature, by feature name
-    hidden: int = 1024  # units of the layer after the pooling
-    relu: bool = False  # BatchNorm and relu6 after the hidden layer
-    context_gating: bool = False  # after the hidden layer
-    batch_norm: bool = True  # of frames, assignments, hidden layer and its gates; False: biases instead
+    # Number of clusters of each feature, by feature name; every feature of the data needs one.
+    clusters: Mapping[str, int]
+    hidden: int = 1024  # number of units of the layer after the pooling
+    relu: bool = False  # true: BatchNorm and relu6 follow the layer after the pooling
+    # true: the units of the layer after the pooling are multiplied by gates that are computed from all of them.
+    context_gating: bool = False
+    # true: BatchNorm on the frames, the cluster assignments, the layer after the pooling and its gates; false: the
+    # layers have biases instead.
+    batch_norm: bool = True
 
 
 class SoftAssignment(nn.Module):

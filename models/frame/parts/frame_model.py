@@ -27,8 +27,13 @@ class FrameModelConfig(ModelConfig):
     level: ClassVar[str] = "frame"
     positive: ClassVar[tuple[str, ...]] = ()  # settings that must be at least 1
 
-    normalize: NormalizeKind = "l2"  # of a frame; standard: by the training frames' mean and variance
-    batch_norm_momentum: float = 0.1  # weight of a new batch in the running statistics; 0.001 in the sources
+    # How each frame is scaled. standard: by the mean and variance of each column over the training frames. l2: to
+    # length 1, all features together. none: not at all.
+    normalize: NormalizeKind = "l2"
+    # Weight of a new batch in the running statistics of BatchNorm. The sources of these models have 0.001, which needs
+    # about 100,000 steps.
+    batch_norm_momentum: float = 0.1
+    # The output layer: from the pooled frames of a video to a probability for each class.
     head: HeadConfig = field(default_factory=HeadConfig)
 
     def __post_init__(self) -> None:

@@ -22,11 +22,19 @@ class HeadConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
+    # The kind of output layer. moe: a mixture of experts. logistic: one linear layer.
     kind: Literal["moe", "logistic"] = "moe"
-    mixtures: int = 2  # moe: experts of a class
-    low_rank: int | None = None  # moe: the gates' weight matrix is a product of this rank; None: full rank
-    probability_gating: ProbabilityGating = "none"  # moe; WILLOW (2017), which won the challenge: probabilities
-    prior_bias: bool = True  # the probabilities start at the classes' frequencies
+    mixtures: int = 2  # moe: number of experts of each class
+    # moe: rank of the gates' weight matrix, which is then a product of two smaller matrices; null: one matrix of full
+    # rank.
+    low_rank: int | None = None
+    # moe: whether the probability of each class is multiplied by a second gate, and what that gate is computed from.
+    # none: there is no second gate. probabilities: from the probabilities of all classes, as in WILLOW. inputs: from
+    # the pooled frames.
+    probability_gating: ProbabilityGating = "none"
+    # true: the probabilities start at the frequency of each class in the training videos; false: they start independent
+    # of the data.
+    prior_bias: bool = True
 
     def __post_init__(self) -> None:
         """Checks the ranges, and refuses a setting that has no effect on the kind."""

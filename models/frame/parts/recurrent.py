@@ -27,10 +27,12 @@ class RecurrentConfig(FrameModelConfig):
 
     positive: ClassVar[tuple[str, ...]] = ("cells", "layers")
 
-    cells: int  # of each layer
-    layers: int = 2  # recurrent layers, one on the other
-    state: Literal["all", "top"] = "all"  # of all layers; top: h of the last layer, as in google/youtube-8m (2019)
-    reverse: bool = False  # read the last frame first
+    cells: int  # number of units of each recurrent layer
+    layers: int = 2  # number of recurrent layers, stacked
+    # What represents the video after its last frame. all: the states of all layers. top: the output of the last layer,
+    # as in google/youtube-8m since 2019.
+    state: Literal["all", "top"] = "all"
+    reverse: bool = False  # true: the frames are read from last to first
 
 
 class Recurrent(nn.Module):
