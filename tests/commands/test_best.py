@@ -41,7 +41,7 @@ def add_search(storage: Path, experiment: str, id: str, *failures: str) -> None:
     opened.close()
 
 
-def test_the_winner_is_printed_with_what_it_gained(finished_search: FinishedSearch, capsys: Printed) -> None:
+def test_the_winner_is_printed_with_its_gain_over_trial_0(finished_search: FinishedSearch, capsys: Printed) -> None:
     printed = told(capsys, "--storage", finished_search.storage)
     score, first = finished_search.best.score, finished_search.search.trials["trial-0"].score
     assert score is not None and first is not None
@@ -51,7 +51,7 @@ def test_the_winner_is_printed_with_what_it_gained(finished_search: FinishedSear
     assert "mlflow ui --backend-store-uri sqlite:///mlflow.db" in printed
 
 
-def test_a_conditional_parameter_shows_as_the_number_that_it_came_to(
+def test_a_conditional_parameter_is_shown_as_its_resolved_number(
     finished_search: FinishedSearch, capsys: Printed
 ) -> None:
     printed = told(capsys, "tiny", "--storage", finished_search.storage)
@@ -63,7 +63,7 @@ def test_a_conditional_parameter_shows_as_the_number_that_it_came_to(
     assert [row[-3:] for row in rows] == [["0.2", "0.03", "5"], ["0.5", "0.0001", "0"]]
 
 
-def test_the_table_is_as_long_as_asked(finished_search: FinishedSearch, capsys: Printed) -> None:
+def test_the_table_has_the_requested_length(finished_search: FinishedSearch, capsys: Printed) -> None:
     assert "\n  000  " not in told(capsys, "--storage", finished_search.storage, "--top", "1")
 
 
@@ -81,7 +81,7 @@ def test_scores_on_whole_splits_come_from_the_journal(own: FinishedSearch, tmp_p
     assert stored.keys() == {"validate", "test", "training"}
 
 
-def test_scores_of_an_earlier_winner_are_not_those_of_this_one(own: FinishedSearch, capsys: Printed) -> None:
+def test_scores_of_an_earlier_winner_are_not_shown_for_the_present_one(own: FinishedSearch, capsys: Printed) -> None:
     opened = Journal(own.directory)
     opened.append("winner", id="trial-0", metrics={"validate": {"gap": 0.8}})
     opened.close()
@@ -104,11 +104,11 @@ def test_the_storage_is_found_beside_the_yaml(
     assert "elsewhere: no search there yet; `python tune.py` runs one" in refused(capsys)
 
 
-def test_another_tracking_server_is_named_when_given(finished_search: FinishedSearch, capsys: Printed) -> None:
+def test_the_hint_names_a_tracking_server_that_was_given(finished_search: FinishedSearch, capsys: Printed) -> None:
     assert "open http://x:5000" in told(capsys, "--storage", finished_search.storage, "--tracking-uri", "http://x:5000")
 
 
-def test_unknown_names_are_told_with_the_nearest(own: FinishedSearch, capsys: Printed) -> None:
+def test_the_error_of_an_unknown_name_has_the_nearest_name(own: FinishedSearch, capsys: Printed) -> None:
     add_search(own.storage, "fused_mlp", "20250101-000000-0001")
     experiments = refused(capsys, "tinny", "--storage", own.storage)
     assert "no search of an experiment 'tinny'; did you mean 'tiny'? (there are: fused_mlp, tiny)" in experiments
@@ -117,7 +117,7 @@ def test_unknown_names_are_told_with_the_nearest(own: FinishedSearch, capsys: Pr
     assert "did you mean" not in refused(capsys, "--search", "x", "--storage", own.storage)
 
 
-def test_nothing_finished_says_how_many_failed_and_why(tmp_path: Path, capsys: Printed) -> None:
+def test_a_search_without_finished_trials_reports_how_many_failed_and_why(tmp_path: Path, capsys: Printed) -> None:
     add_search(tmp_path, "tiny", "20250101-000000-0001", "ShardError: a.tfrecord is damaged", "TrialDiverged: nan")
     sentence = refused(capsys, "--storage", tmp_path)
     assert "no trial has finished; 1 have not ended; 2 failed, the first with: ShardError: a.tfrecord" in sentence
@@ -125,7 +125,7 @@ def test_nothing_finished_says_how_many_failed_and_why(tmp_path: Path, capsys: P
         journal.read(tmp_path / "tiny" / "20250101-000000-0001").best_trial()
 
 
-def test_export_alone_goes_to_a_folder_named_after_the_search(
+def test_export_without_a_path_uses_a_folder_named_after_the_search(
     finished_search: FinishedSearch, tmp_path: Path, capsys: Printed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -154,7 +154,7 @@ def test_the_commands_run_one_after_the_other_as_typed(finished_search: Finished
 
 
 @pytest.mark.parametrize("module", ["tuner.best", "tuner.evaluate", "tuner.predict"])
-def test_help_waits_for_none_of_the_frameworks(module: str) -> None:
+def test_help_imports_no_framework(module: str) -> None:
     program = f"""
 import runpy, sys
 sys.argv = ["x", "--help"]

@@ -55,7 +55,7 @@ def test_the_command_prints_epochs_and_ends_with_json(workplace: Workplace) -> N
         (("--file", "absent.yaml"), "absent.yaml"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_exit_code_2(
+def test_an_error_is_one_sentence_with_exit_code_2(
     workplace: Workplace,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -90,7 +90,7 @@ class TestKeptCheckpoint:
             k: v for k, v in json.loads(whole).items() if k not in TIMES
         }
 
-    def test_other_settings_are_named_and_nothing_is_touched(
+    def test_different_settings_are_named_and_no_file_is_changed(
         self, kept: Kept, capsys: pytest.CaptureFixture[str]
     ) -> None:
         stop_after_the_first_epoch(kept)
@@ -111,18 +111,18 @@ class TestKeptCheckpoint:
         assert [(kept.folder.with_name(f"kept.{n}") / "old").read_text() for n in (1, 2)] == ["1", "2"]
         assert not kept.folder.exists()
 
-    def test_there_must_be_something_to_resume(self, kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_resume_without_a_checkpoint_is_refused(self, kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
         assert "kept: there is no checkpoint to resume" in refused(capsys, *kept.arguments, "--resume")
 
     @pytest.mark.parametrize("choice", ["--resume", "--fresh"])
-    def test_a_choice_without_a_folder_is_a_mistake(self, choice: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_resume_or_fresh_without_a_folder_is_refused(self, choice: str, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit, match="2"):
             command.run(["tiny", choice])
         assert "name it with --save DIR" in capsys.readouterr().err
 
 
 def stop_after_the_first_epoch(kept: Kept) -> None:
-    """As Ctrl-C does once the first checkpoint is there."""
+    """Interrupt the training after the first checkpoint, as Ctrl-C does."""
     save = TrainingState.save
 
     def interrupted(self: TrainingState, directory: Path, config: TrialConfig) -> None:
@@ -134,7 +134,7 @@ def stop_after_the_first_epoch(kept: Kept) -> None:
         command.run(list(kept.arguments))
 
 
-def test_a_replayed_trial_brings_its_own_settings(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_replayed_trial_uses_its_stored_settings(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         command.run(["tiny", "--trial", "t"])
     assert "--trial brings its own settings" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""experiments.yaml: what is read, what is refused, and in which words."""
+"""Reading experiments.yaml: what is read, what is refused, and the words of the errors."""
 
 # ruff: noqa: E501  (a mistake is asserted as the one line that it is)
 
@@ -81,12 +81,12 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("old", "new", "line"), [m[1:] for m in MISTAKES], ids=[m[0] for m in MISTAKES])
-def test_a_mistake_is_told_with_file_line_path_and_value(load_text: Load, old: str, new: str, line: str) -> None:
+def test_an_error_has_file_line_path_and_value(load_text: Load, old: str, new: str, line: str) -> None:
     assert old in VALID
     assert mistakes(load_text, VALID.replace(old, new, 1)) == [f"experiments.yaml:{line}"]
 
 
-def test_all_mistakes_of_an_experiment_are_told_at_once_in_the_order_of_the_file(load_text: Load) -> None:
+def test_all_errors_of_an_experiment_are_reported_together_in_file_order(load_text: Load) -> None:
     text = (
         VALID.replace("[0.2, 0.7]", "[0.7, 0.2]")
         .replace("kind: adam", "kind: adamm")
@@ -114,11 +114,11 @@ def test_all_mistakes_of_an_experiment_are_told_at_once_in_the_order_of_the_file
         ("kind: sgd", "kind: sdg", "11: tiny.optimizer.kind: 'sdg' is not one of: rmsprop_tf, adam, adamw, sgd, lars"),
     ],
 )  # fmt: skip
-def test_a_mistake_inside_an_option_finds_its_line(load_text: Load, old: str, new: str, line: str) -> None:
+def test_the_error_of_an_option_names_its_line(load_text: Load, old: str, new: str, line: str) -> None:
     assert mistakes(load_text, CHOICE_OF_BLOCKS.replace(old, new)) == [f"experiments.yaml:{line}"]
 
 
-def test_an_unknown_experiment_is_told_with_the_nearest_and_the_list(load_text: Load) -> None:
+def test_the_error_of_an_unknown_experiment_has_the_nearest_name_and_all_names(load_text: Load) -> None:
     told = "experiments.yaml: there is no experiment 'tinny'; did you mean 'tiny'? (experiments: tiny, broken)"
     assert mistakes(load_text, VALID, "tinny") == [told]
     no_default = VALID.removeprefix("default: tiny\n")
@@ -143,7 +143,9 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         load(tmp_path / "latin.yaml", None)
 
 
-def test_only_the_experiment_that_runs_needs_its_environment(load_text: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_chosen_experiment_needs_its_environment_variables(
+    load_text: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("UNSET_VARIABLE", raising=False)
     assert load_text(VALID).name == "tiny"
     monkeypatch.setenv("SHARDS", "/shards")
@@ -156,7 +158,7 @@ def test_only_the_experiment_that_runs_needs_its_environment(load_text: Load, mo
 @pytest.mark.parametrize(
     "override", ["data.train=s3://AKIA:hunter2@bucket/train*", "data.test=[a*, 'https://h/a?sig=hunter2']"]
 )
-def test_credentials_are_refused_and_never_shown(load_text: Load, override: str) -> None:
+def test_credentials_are_refused_and_not_shown(load_text: Load, override: str) -> None:
     with pytest.raises(ConfigError) as told:
         load_text(VALID, overrides=(override,))
     assert "holds credentials, which every search would store" in str(told.value)
@@ -170,7 +172,7 @@ def test_credentials_from_the_environment_are_refused_as_well(load_text: Load, m
     assert "hunter2" not in str(told.value)
 
 
-def test_an_unquoted_variable_may_be_a_number_and_a_quoted_one_stays_text(load_text: Load) -> None:
+def test_an_unquoted_variable_may_be_a_number_and_a_quoted_one_is_text(load_text: Load) -> None:
     text = VALID.replace("training: {batch_size: 16, epochs: 2}", "training:\n      batch_size: ${BATCH:-32}")
     experiment = load_text(text)
     assert experiment.trial_config(experiment.space.defaults()).training.batch_size == 32
@@ -191,7 +193,7 @@ def test_relative_paths_are_relative_to_the_yaml(tmp_path: Path, monkeypatch: py
     assert data.sample is not None and data.sample.directory == f"{deep}/here"
 
 
-def test_an_anchor_may_be_merged_and_the_own_keys_win(load_text: Load) -> None:
+def test_a_merged_anchor_is_overridden_by_the_keys_of_the_block(load_text: Load) -> None:
     text = VALID.replace("    search: {trials: 2}", "    search: &mine {trials: 2, overlap: false}") + (
         "  other:\n    data: {train: a, validate: b}\n    model: {kind: fused_mlp, towers: {mean_rgb: 8, mean_audio: 8}}\n"
         "    optimizer: {kind: adam, learning_rate: 1}\n    search: {<<: *mine, trials: 3}\n"
@@ -199,7 +201,7 @@ def test_an_anchor_may_be_merged_and_the_own_keys_win(load_text: Load) -> None:
     assert load_text(text, "other").search == SearchConfig(trials=3, overlap=False)
 
 
-def test_a_tag_of_another_language_is_refused(load_text: Load) -> None:
+def test_a_python_tag_is_refused(load_text: Load) -> None:
     found = mistakes(load_text, VALID.replace("epochs: 2", "epochs: !!python/name:os.system 2"))
     assert found[0].startswith("experiments.yaml:13: experiments.tiny.training.epochs: '2' cannot be read as")
 
@@ -264,7 +266,7 @@ def test_differences_are_readable_lines(load_text: Load) -> None:
     ]
 
 
-def test_a_number_written_in_another_way_is_no_difference(load_text: Load) -> None:
+def test_a_number_in_another_notation_is_not_a_difference(load_text: Load) -> None:
     stored = Experiment.from_yaml(load_text(VALID).to_yaml(), "tiny", Path("experiments.yaml"))
     assert stored.differences(load_text(VALID, overrides=("loss.l2=0", "search.scheduler.reduction=3"))) == []
 
@@ -288,7 +290,7 @@ def test_a_suggestion_becomes_a_trial_configuration(load_text: Load) -> None:
     ("epochs", "most"),
     [("3", 3), ("{int: [2, 9]}", 9), ("{choice: [2, 5, 4]}", 5), ("{choice: [2, {int: [3, 7]}]}", 7)],
 )
-def test_the_most_epochs_are_the_upper_end_of_those_searched(load_text: Load, epochs: str, most: int) -> None:
+def test_max_epochs_is_the_upper_end_of_the_searched_epochs(load_text: Load, epochs: str, most: int) -> None:
     assert load_text(VALID, overrides=(f"training.epochs={epochs}",)).max_epochs == most
 
 
@@ -299,14 +301,14 @@ def test_a_time_budget_is_seconds_or_a_duration(load_text: Load, written: str, s
     assert load_text(VALID, overrides=(f"search.time_budget={written}",)).search.time_budget == seconds
 
 
-def test_what_is_left_out_has_its_default(load_text: Load) -> None:
+def test_an_omitted_setting_has_its_default(load_text: Load) -> None:
     text = VALID.replace("    search: {trials: 2}\n", "").replace("    training: {batch_size: 16, epochs: 2}\n", "")
     experiment = load_text(text)
     assert (experiment.search, experiment.resources) == (SearchConfig(), ResourcesConfig())
     assert experiment.max_epochs == 20
 
 
-def test_a_block_with_nothing_but_comments_is_an_empty_block(load_text: Load) -> None:
+def test_a_block_with_only_comments_is_an_empty_block(load_text: Load) -> None:
     text = VALID.replace("    loss:\n      l1:", "    loss:\n      # l1:").replace("search: {trials: 2}", "search:")
     experiment = load_text(text)
     assert experiment.search == SearchConfig()
@@ -317,7 +319,7 @@ def with_loss(loss: str) -> str:
     return VALID.replace("      l1: {choice: [0, {loguniform: [1e-3, 10]}]}\n", f"      {loss}\n")
 
 
-def test_a_layer_that_the_model_has_not_is_told_with_those_it_has(load_text: Load) -> None:
+def test_the_error_of_an_unknown_layer_lists_the_layers_of_the_model(load_text: Load) -> None:
     (line,) = mistakes(load_text, with_loss("layers: {haed: {l2: 1e-8}}"))
     assert "tiny.loss: layers: the model has no layer 'haed'; those with weight matrices are encoder.towers.0" in line
     experiment = load_text(with_loss("layers: {head: {l2: {loguniform: [1e-8, 1e-6]}}}"))
@@ -332,7 +334,7 @@ def test_weighted_hamming_needs_a_vocabulary(load_text: Load) -> None:
 
 
 @pytest.mark.parametrize("written", ["t.safetensors", "{choice: [t.safetensors, u.safetensors]}"])
-def test_a_teachers_file_is_relative_to_the_yaml(load_text: Load, tmp_path: Path, written: str) -> None:
+def test_the_path_of_teacher_predictions_is_relative_to_the_yaml(load_text: Load, tmp_path: Path, written: str) -> None:
     experiment = load_text(with_loss(f"distill: {{predictions: {written}, weight: {{uniform: [0.3, 0.7]}}}}"))
     distill = experiment.trial_config(experiment.space.defaults()).loss.distill
     assert distill == DistillConfig(predictions=str(tmp_path / "t.safetensors"), weight=0.5)
@@ -393,7 +395,7 @@ def test_any_experiment_reads_back_and_each_of_its_corners_is_a_trial(blocks: di
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OtherConfig:
-    """A second model, as there will be."""
+    """A second model, which only these tests have."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
     level: ClassVar[str] = "video"
@@ -422,7 +424,7 @@ def test_a_block_of_several_kinds_is_read_by_its_kind(load_text: Load, monkeypat
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThirdConfig:
-    """A third one, with other settings."""
+    """A third model, with other settings than the second one."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
     level: ClassVar[str] = "video"
@@ -430,7 +432,7 @@ class ThirdConfig:
     width: int = 4
 
 
-def test_a_kind_may_be_searched_where_the_settings_left_out_differ(
+def test_a_kind_may_be_searched_if_the_omitted_settings_differ(
     load_text: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(reading.SEARCHABLE["supervised"], "model", (OtherConfig, ThirdConfig))
@@ -473,7 +475,7 @@ def test_workers_of_a_trial_are_a_number_or_a_range(load_text: Load) -> None:
     assert several.differences(elastic) == ["resources.workers: 4 -> {min: 2, max: 4}"]
 
 
-def test_the_design_names_of_the_conditional_penalties(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conditional_penalties_have_documented_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("YT8M_DIR", "/shards")
     names = load(ROOT / "experiments.yaml", "fused_mlp").space.names()
     assert {"loss.l1", "loss.l1.loguniform", "optimizer.learning_rate", "loss.pos_weight_power"} <= set(names)

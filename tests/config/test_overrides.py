@@ -32,7 +32,7 @@ def test_an_override_replaces_a_setting_a_distribution_or_a_block(
     assert found == value
 
 
-def test_an_override_reaches_an_option_by_its_label_and_leaves_the_default_where_it_was(load_text: Load) -> None:
+def test_an_override_addresses_an_option_by_its_label_and_keeps_the_default(load_text: Load) -> None:
     text = CHOICE_OF_BLOCKS.replace("loguniform: [1e-3, 10]}]", "loguniform: [1e-3, 10]}], default: loguniform")
     experiment = load_text(text, overrides=("optimizer.sgd.momentum=0.6", "loss.l1.loguniform=3"))
     assert experiment.space.names() == ["model.dropout", "optimizer", "optimizer.adam.learning_rate", "loss.l1"]
@@ -57,11 +57,11 @@ def test_an_override_reaches_an_option_by_its_label_and_leaves_the_default_where
         ("data.train=${UNSET_VARIABLE}", "tiny.data.train: the environment variable UNSET_VARIABLE is not set; set it, or write ${UNSET_VARIABLE:-a default}"),
     ],
 )  # fmt: skip
-def test_a_wrong_override_is_told_as_it_was_typed(load_text: Load, override: str, line: str) -> None:
+def test_the_error_of_an_override_quotes_it_as_typed(load_text: Load, override: str, line: str) -> None:
     assert mistakes(load_text, VALID, overrides=(override,)) == [f"--set {override}: {line}"]
 
 
-def test_an_override_that_passes_a_choice_by_is_told_the_ways_through_it(load_text: Load) -> None:
+def test_an_override_that_omits_the_option_of_a_choice_lists_the_options(load_text: Load) -> None:
     assert mistakes(load_text, CHOICE_OF_BLOCKS, overrides=("optimizer.momentum=0.5",)) == [
         "--set optimizer.momentum=0.5: optimizer is a choice, so name its option; "
         "one of: optimizer.adam.momentum, optimizer.sgd.momentum"

@@ -32,7 +32,7 @@ def contrastive(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Experiment]:
         ("data.label_fraction=0", "contrastive.data.label_fraction: label_fraction must be in (0, 1], but got 0"),
     ],
 )
-def test_a_mistake_in_a_contrastive_experiment_is_told_at_its_place(
+def test_the_error_of_a_contrastive_experiment_names_its_place(
     contrastive: Callable[..., Experiment], override: str, line: str
 ) -> None:
     with pytest.raises(ConfigError) as told:
@@ -41,12 +41,12 @@ def test_a_mistake_in_a_contrastive_experiment_is_told_at_its_place(
     assert found.startswith(f"--set {override}: {line}")
 
 
-def test_an_encoder_learns_from_features_of_videos_alone(contrastive: Callable[..., Experiment]) -> None:
+def test_pretraining_takes_only_video_level_data(contrastive: Callable[..., Experiment]) -> None:
     with pytest.raises(ConfigError, match=r"contrastive\.pipeline: contrastive learns from features of whole videos"):
         contrastive("data.level=frame", "data.features={mean_rgb: 1024, mean_audio: 128}")
 
 
-def test_epochs_of_a_contrastive_experiment_are_those_of_both_phases(contrastive: Callable[..., Experiment]) -> None:
+def test_the_epochs_of_a_contrastive_experiment_cover_both_phases(contrastive: Callable[..., Experiment]) -> None:
     assert contrastive("pretrain.epochs={int: [2, 5]}", "probe.epochs=3").max_epochs == 8
 
 
@@ -78,18 +78,20 @@ experiments:
         ("training.seed=per_trial", "training.seed"),
     ],
 )
-def test_settings_of_steps_are_refused_where_every_trial_is_fitted(load_text: Load, override: str, path: str) -> None:
+def test_settings_of_gradient_steps_are_refused_if_every_trial_is_fitted_in_closed_form(
+    load_text: Load, override: str, path: str
+) -> None:
     why = "has no effect on model.kind linear, which is fitted in closed form; leave it out"
     assert mistakes(load_text, LINEAR, overrides=(override,)) == [f"--set {override}: linear.{path}: {why}"]
 
 
-def test_what_is_fitted_needs_no_optimizer(load_text: Load) -> None:
+def test_a_closed_form_model_needs_no_optimizer(load_text: Load) -> None:
     experiment = load_text(LINEAR, overrides=("training.precision=fp32",))
     assert experiment.trial_config(experiment.space.defaults()).optimizer is None and experiment.max_epochs == 1
     assert Experiment.from_yaml(experiment.to_yaml(), "linear", experiment.file) == experiment
 
 
-def test_beside_other_models_a_fitted_one_leaves_them_their_settings(load_text: Load) -> None:
+def test_a_choice_with_a_closed_form_model_keeps_the_settings_of_the_other_models(load_text: Load) -> None:
     models = "model={choice: [{kind: linear}, {kind: logistic}]}"
     steps = ("optimizer={kind: adam, learning_rate: 0.1}", "training.epochs=3")
     assert load_text(LINEAR, overrides=(models, *steps)).max_epochs == 3

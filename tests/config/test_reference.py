@@ -19,7 +19,7 @@ from tuner.errors import ConfigError
 from tuner.training.config import TrainingConfig
 
 
-def test_the_page_is_the_one_that_the_code_makes() -> None:
+def test_the_page_is_up_to_date_with_the_code() -> None:
     assert (PROJECT / "docs" / "settings.md").read_text() == page(), (
         "make it anew: python -m tuner.config.reference > docs/settings.md"
     )
@@ -35,7 +35,7 @@ def test_every_field_of_every_block_is_a_setting_with_a_type() -> None:
     assert all(setting.type for setting in settings())
 
 
-def test_every_setting_says_what_it_means() -> None:
+def test_every_setting_has_a_meaning() -> None:
     assert [setting.name for setting in settings() if not setting.meaning] == []  # write a comment at the field
 
 
@@ -68,7 +68,7 @@ def test_a_range_is_what_the_dataclass_enforces(name: str, ranges: tuple[str, ..
     assert next(setting for setting in settings() if setting.name == name).ranges == ranges
 
 
-def test_both_ends_of_a_range_are_where_the_reference_says() -> None:
+def test_both_ends_of_a_documented_range_are_enforced() -> None:
     TrainingConfig(batch_size=1), SchedulerConfig(reduction=1.01)
     for refused in (lambda: TrainingConfig(batch_size=0), lambda: SchedulerConfig(reduction=1.0)):
         with pytest.raises(ValueError, match="must be"):
@@ -94,7 +94,7 @@ def test_a_kind_of_model_is_a_block() -> None:
     assert "model.mixture_of_experts.mixtures  whole number, default 2" in told and "model.fused_mlp" not in told
 
 
-def test_a_path_as_in_the_yaml_finds_every_kind_that_has_it() -> None:
+def test_a_yaml_path_finds_every_kind_that_has_the_setting() -> None:
     told = explain("model.hidden")
     assert "model.fused_mlp.hidden  " in told and "model.netvlad.hidden  " in told
 

@@ -69,7 +69,7 @@ def test_parameters_are_named_by_their_yaml_paths_and_options_by_their_labels() 
     ]
 
 
-def test_the_trial_sees_the_resolved_number_under_the_plain_name() -> None:
+def test_a_conditional_value_is_resolved_to_the_setting_itself() -> None:
     found = space(CONDITIONAL)
     values = {
         "loss.l1": "loguniform",
@@ -85,7 +85,7 @@ def test_the_trial_sees_the_resolved_number_under_the_plain_name() -> None:
     }
 
 
-def test_two_distributions_in_one_choice_keep_apart_labels() -> None:
+def test_two_distributions_in_one_choice_have_different_labels() -> None:
     found = space("a: {choice: [{uniform: [0, 1]}, {uniform: [5, 6]}, 0.5, true, null, none, '0.5x']}")
     assert found.distributions({"a": "true"}) == {
         "a": Choice(labels=("uniform", "uniform_2", "0.5", "true", "null", "none", "0.5x"), default="uniform")
@@ -153,7 +153,7 @@ def test_trial_0_has_the_default_or_the_middle(written: str, default: Any) -> No
         (".nan", "x: must be a finite number (got .nan)"),
     ],
 )
-def test_a_wrong_distribution_is_told_at_its_line(written: str, message: str) -> None:
+def test_the_error_of_a_distribution_names_its_line(written: str, message: str) -> None:
     with pytest.raises(ConfigError) as raised:
         space(f"# a comment\nx: {written}")
     assert str(raised.value) == f"experiments.yaml:2: {message}"
@@ -171,13 +171,13 @@ def test_a_wrong_distribution_is_told_at_its_line(written: str, message: str) ->
         ({"loss.l1": "0", "loss.l1.loguniform": 1}, "loss.l1.loguniform: is not a parameter of this configuration"),
     ],
 )
-def test_values_that_are_no_suggestion_of_the_space_are_refused(values: dict[str, Any], message: str) -> None:
+def test_values_that_the_space_cannot_suggest_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as raised:
         space("loss: {l1: {choice: [0, {loguniform: [1.0e-3, 10]}]}}").resolve(values)
     assert str(raised.value).startswith(message)
 
 
-def test_the_corners_of_a_large_space_are_few_and_hold_every_option() -> None:
+def test_the_corners_of_a_large_space_are_few_and_include_every_option() -> None:
     found = space("\n".join(f"x{i}: {{choice: [1, 2, {{choice: [3, {{int: [4, 5]}}]}}]}}" for i in range(12)))
     corners = found.corners()
     assert len(corners) <= 2 * MAX_COMBINATIONS
@@ -229,7 +229,7 @@ def test_every_suggestion_of_any_space_resolves_to_values_of_its_distributions(t
 
 @settings(max_examples=150, deadline=None)
 @given(tree=TREES)
-def test_the_corners_of_any_space_hold_both_ends_and_every_option(tree: dict[str, Any]) -> None:
+def test_the_corners_of_any_space_include_both_ends_and_every_option(tree: dict[str, Any]) -> None:
     found = space(dump(tree))
     seen: dict[str, set[Any]] = {name: set() for name in found.names()}
     distributions: dict[str, Any] = {}
@@ -252,7 +252,7 @@ def test_a_dumped_space_reads_back_to_an_equal_one(tree: dict[str, Any]) -> None
     assert space(dump(tree)) == space(dump(space(dump(tree)).tree.plain()))
 
 
-def test_optuna_suggests_along_the_branches_it_took() -> None:
+def test_optuna_suggests_only_parameters_of_the_chosen_options() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     found = space(CONDITIONAL + "training: {epochs: {int: [2, 6, 2]}, rate: {quniform: [0.4, 0.7, 0.1]}}")
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
@@ -276,13 +276,13 @@ def test_a_grid_has_every_combination_once_and_the_defaults_first() -> None:
     assert sorted(map(str, found)) == sorted(map(str, expected))
 
 
-def test_a_grid_of_any_number_of_values_is_refused() -> None:
+def test_an_infinite_or_too_large_grid_is_refused() -> None:
     with pytest.raises(ValueError, match="b has infinitely many values; a grid takes choices, whole numbers and steps"):
         assert space("a: {choice: [1, 2]}\nb: {uniform: [0, 1]}").grid
     with pytest.raises(ValueError, match="10,000 combinations at the most"):
         assert space("a: {int: [1, 101]}\nb: {int: [1, 100]}").grid
 
 
-def test_what_the_kind_of_a_block_tells_already_is_no_setting_of_its_own() -> None:
+def test_settings_that_a_kind_determines_are_not_listed_as_searched() -> None:
     kinds = "a: {choice: [{kind: x, n: 1, m: 1}, {kind: y, n: 2}]}\nb: {choice: [{c: 1}, {d: 2}]}"
     assert space(kinds).searched == ["a.kind", "a.n", "b.c", "b.d"]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tuner.config.yaml_tree import dump, parse
 
 
-def test_scalars_are_what_they_look_like() -> None:
+def test_scalars_have_the_type_of_their_notation() -> None:
     text = "[1e-3, 1E5, 1.0e-4, 4_000_000, 0x10, .inf, no, on, 010, 1:30, 2024-01-01, ~, true, '1', -.5, 1.]"
     read = parse(text, "experiments.yaml").plain()
     assert read[:6] == [0.001, 1e5, 1e-4, 4_000_000, 16, float("inf")]
@@ -24,7 +24,7 @@ def test_scalars_are_what_they_look_like() -> None:
         max_leaves=8,
     )
 )  # fmt: skip
-def test_what_is_dumped_is_read_back(value: Any) -> None:
+def test_a_dumped_tree_reads_back_equal(value: Any) -> None:
     read = parse(dump(value), "experiments.yaml").plain()
     assert read == value
     assert repr(read) == repr(value)

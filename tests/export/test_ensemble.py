@@ -62,7 +62,7 @@ def test_probabilities_are_averaged_and_not_logits() -> None:
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_sure_members_are_still_told_apart(sign: int) -> None:
+def test_near_certain_members_give_finite_distinct_log_odds(sign: int) -> None:
     """In float32 sigmoid(20) is 1 and sigmoid(-110) is 0; the log-odds of the mean are still finite."""
     logits = sign * torch.tensor([[20.0, 30.0, 90.0, 110.0]])
     found = mean_log_odds([logits, logits + 1], torch.tensor([0.5, 0.5]).log())
@@ -73,7 +73,7 @@ def test_sure_members_are_still_told_apart(sign: int) -> None:
     assert torch.isfinite(found).all() and (found.diff() != 0).all()
 
 
-def test_one_member_gives_its_own_logits() -> None:
+def test_an_ensemble_of_one_member_gives_the_logits_of_the_member() -> None:
     logits = torch.linspace(-80, 80, 33)[None]
     torch.testing.assert_close(Ensemble([Shift(0.0)], [1.0])(logits), logits)
 
@@ -88,7 +88,7 @@ def test_half_precision_members_are_averaged_in_float32() -> None:
 
 
 @pytest.mark.parametrize("weights", [[], [1.0], [0.5, 0.6], [1.5, -0.5], [1.0, 0.0]])
-def test_weights_that_make_no_mean_are_refused(weights: Sequence[float]) -> None:
+def test_invalid_weights_are_refused(weights: Sequence[float]) -> None:
     with pytest.raises(ValueError, match="weight"):
         Ensemble([Shift(0.0), Shift(1.0)], weights)
 
@@ -112,7 +112,7 @@ def noisy_members(deviations: Sequence[float], num_videos: int = 300) -> MemberP
     return predictions(1 / (1 + np.exp(2 - 4 * labels_NC - noise)), labels_NC)
 
 
-def test_the_gap_is_the_metric_s_own() -> None:
+def test_the_gap_equals_that_of_the_metric() -> None:
     from models import metrics
 
     random = np.random.default_rng(1)
@@ -121,7 +121,7 @@ def test_the_gap_is_the_metric_s_own() -> None:
     assert found == pytest.approx(metrics.gap(0.3 * scores[0] + 0.7 * scores[1], labels), rel=1e-6)
 
 
-def test_places_beyond_a_video_s_classes_are_no_predictions() -> None:
+def test_padding_after_the_classes_of_a_video_does_not_count_as_a_prediction() -> None:
     given = predictions(np.array([[[0.5, 0.4, 0.3]]]), np.array([[0, 1, 0]]))
     padded = replace(
         given,
@@ -142,13 +142,13 @@ def test_a_useless_member_gets_no_weight_and_the_good_ones_share_it() -> None:
     assert weights.sum() == pytest.approx(1) and weights[2] == 0 and min(weights[:2]) > 0.25
 
 
-def test_weights_that_carry_over_are_kept() -> None:
+def test_weights_that_are_better_on_other_videos_are_kept() -> None:
     chosen = member_weights.choose_weights(noisy_members([1.0, 6.0, 6.0, 6.0]))
     assert not chosen.equal and chosen.weights_M[0] > 0.5
     assert chosen.gap_cross_fitted > chosen.gap_equal
 
 
-def test_weights_that_only_fit_the_videos_that_chose_them_give_way_to_equal_ones() -> None:
+def test_weights_that_are_better_only_on_the_videos_they_were_chosen_on_are_replaced_by_equal_ones() -> None:
     """Of eight equal members, the selection prefers some by chance on 40 videos; other videos do not confirm it."""
     given = noisy_members([2.0] * 8, num_videos=40)
     chosen = member_weights.choose_weights(given)
@@ -168,13 +168,13 @@ def test_the_choice_of_weights_is_deterministic() -> None:
 
 
 def build(given: FinishedSearch, **options: Any) -> tuple[AssembledEnsemble, list[str]]:
-    """The ensemble, and the sentences that `say` got."""
+    """The ensemble, and the sentences that were passed to `say`."""
     said: list[str] = []
     wanted = EnsembleOptions(**{"count": 2} | options)
     return ensemble.assemble(given.directory, given.experiment, given.search, wanted, said.append), said
 
 
-def test_members_are_the_best_trials_and_the_scores_those_of_the_whole_split(finished_search: FinishedSearch) -> None:
+def test_members_are_the_best_trials_and_are_scored_on_the_whole_split(finished_search: FinishedSearch) -> None:
     built, said = build(finished_search, weights="equal")
     assert [member.trial.number for member in built.members] == [1, 0] and built.weights == [0.5, 0.5]
     assert said == [] and built.weighting is None
@@ -184,8 +184,8 @@ def test_members_are_the_best_trials_and_the_scores_those_of_the_whole_split(fin
     assert built.scores["validate"] == evaluation.evaluate(built.model, batches, "fp32")
 
 
-def test_what_chooses_the_weights_is_what_the_metrics_see(finished_search: FinishedSearch) -> None:
-    """All 12 classes are among the 20 best, so the kept predictions give exactly the GAP of the model."""
+def test_the_predictions_that_weights_are_chosen_on_give_the_gap_of_the_model(finished_search: FinishedSearch) -> None:
+    """The 20 best predictions of a video include all 12 classes, so they give exactly the GAP of the model."""
     built, _ = build(finished_search)
     kept = predict_members([member.model for member in built.members], finished_search.data.validate, "fp32")
     for member, scores in enumerate(built.member_scores):
@@ -193,7 +193,7 @@ def test_what_chooses_the_weights_is_what_the_metrics_see(finished_search: Finis
         assert kept.gap(one) == pytest.approx(scores["validate"]["gap"], rel=1e-6)
 
 
-def test_a_member_without_weight_is_left_out_and_named(finished_search: FinishedSearch) -> None:
+def test_a_member_of_weight_0_is_left_out_and_named(finished_search: FinishedSearch) -> None:
     """Trial 0 has hardly learned anything."""
     built, said = build(finished_search)
     assert built.weighting is not None and not built.weighting.equal
@@ -201,13 +201,13 @@ def test_a_member_without_weight_is_left_out_and_named(finished_search: Finished
     assert re.fullmatch(r"left out, because they do not improve the ensemble: trial 000 \(GAP 0\.\d{4}\)", said[0])
 
 
-def test_fewer_trials_than_asked_for_are_taken_and_that_is_said(finished_search: FinishedSearch) -> None:
+def test_an_ensemble_of_fewer_trials_than_requested_is_reported(finished_search: FinishedSearch) -> None:
     built, said = build(finished_search, count=5, weights="equal")
     assert len(built.members) == 2
     assert said == ["search 20260102-030405-0001 of tiny has 2 such trials, not 5: the ensemble consists of these"]
 
 
-def test_a_trial_without_a_whole_checkpoint_is_left_out_and_named(own: FinishedSearch) -> None:
+def test_a_trial_without_a_complete_checkpoint_is_left_out_and_named(own: FinishedSearch) -> None:
     shutil.rmtree(own.directory / "trials" / "trial-1")
     built, said = build(own, count=1)
     assert [member.trial.number for member in built.members] == [0]
@@ -233,7 +233,7 @@ def add_trial(given: FinishedSearch, number: int, *, bootstrap: str) -> None:
 
 
 def bagged(own: FinishedSearch, seed: str) -> FinishedSearch:
-    """A search over loss.bootstrap with the shards of `own`: only trials 0 and 1 have bootstrap samples."""
+    """A search over loss.bootstrap with the shards of `own`, of which only trials 0 and 1 have bootstrap samples."""
     from tuner.config import experiment as config
 
     overrides = [
@@ -251,13 +251,13 @@ def bagged(own: FinishedSearch, seed: str) -> FinishedSearch:
     return given
 
 
-def test_bagging_takes_trials_on_bootstrap_samples_of_their_own(own: FinishedSearch) -> None:
+def test_bagging_takes_only_trials_with_different_bootstrap_samples(own: FinishedSearch) -> None:
     built, said = build(bagged(own, "per_trial"), count=3, bagging=True, weights="equal")
     assert {member.trial.number for member in built.members} == {0, 1}
     assert said == ["search 20260102-030405-0001 of tiny has 2 such trials, not 3: the ensemble consists of these"]
 
 
-def test_one_seed_for_all_is_one_sample_for_all_and_that_is_said(own: FinishedSearch) -> None:
+def test_bagging_reports_that_trials_with_one_seed_share_one_bootstrap_sample(own: FinishedSearch) -> None:
     built, said = build(bagged(own, "1"), count=2, bagging=True)
     assert len(built.members) == 1
     assert "2 trials have loss.bootstrap: fixed, but together only 1 bootstrap samples" in said[0]
@@ -284,7 +284,7 @@ def refused(capsys: Printed, *arguments: str) -> str:
     return refusal_of(capsys, "tuner.best", *arguments, prints_before=True)
 
 
-def test_the_folder_is_a_model_like_any_other(
+def test_the_exported_ensemble_loads_as_a_model(
     finished_search: FinishedSearch, exported: Path, folder: Path, tmp_path: Path, capsys: Printed
 ) -> None:
     assert {path.name for path in folder.iterdir()} == {path.name for path in exported.iterdir()}
@@ -340,7 +340,7 @@ def test_an_export_of_the_format_before_ensembles_still_loads(exported: Path, tm
     assert torch.equal(load_model(tmp_path / "old", CPU).model(features), load_model(exported, CPU).model(features))
 
 
-def test_an_ensemble_takes_the_place_of_one_and_of_nothing_else(
+def test_an_ensemble_replaces_only_an_ensemble_of_the_same_search(
     finished_search: FinishedSearch, exported: Path, folder: Path, tmp_path: Path, capsys: Printed
 ) -> None:
     copies = tmp_path / "ensemble", tmp_path / "trial"
@@ -356,7 +356,7 @@ def test_an_ensemble_takes_the_place_of_one_and_of_nothing_else(
     assert "exists and holds an ensemble of search" in said and "for trial 001" in said
 
 
-def test_without_export_there_is_a_table_alone(
+def test_without_export_only_a_table_is_printed(
     finished_search: FinishedSearch, tmp_path: Path, capsys: Printed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -366,7 +366,7 @@ def test_without_export_there_is_a_table_alone(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_how_the_weights_were_found_is_told(finished_search: FinishedSearch, capsys: Printed) -> None:
+def test_the_method_that_chose_the_weights_is_printed(finished_search: FinishedSearch, capsys: Printed) -> None:
     run_command("tuner.best", *of(finished_search), "--ensemble", "2")
     printed = capsys.readouterr().out
     assert "weights by greedy selection on the validation videos" in printed and "with equal weights 0." in printed
@@ -381,7 +381,7 @@ def sizes(given: FinishedSearch) -> list[float]:
     return [ensemble._mib(members[:count], float16=False) for count in (1, 2)]
 
 
-def test_the_weakest_members_are_dropped_until_it_fits_and_that_is_said(
+def test_the_weakest_members_are_dropped_until_the_ensemble_fits_and_are_reported(
     finished_search: FinishedSearch, tmp_path: Path, capsys: Printed
 ) -> None:
     limit = sizes(finished_search)[1] - 0.001
@@ -393,12 +393,12 @@ def test_the_weakest_members_are_dropped_until_it_fits_and_that_is_said(
     assert [one["number"] for one in load_model(target, CPU).config["model"]["members"]] == [1]
 
 
-def test_the_size_is_known_before_it_is_written(finished_search: FinishedSearch, folder: Path) -> None:
+def test_the_predicted_size_is_that_of_the_written_file(finished_search: FinishedSearch, folder: Path) -> None:
     written = (folder / "model.safetensors").stat().st_size / 2**20
     assert written <= sizes(finished_search)[1] <= written + 0.01
 
 
-def test_half_the_size_is_asked_for_and_scored_as_it_is_stored(
+def test_with_half_the_scores_are_those_of_the_rounded_weights(
     finished_search: FinishedSearch, folder: Path, tmp_path: Path, capsys: Printed
 ) -> None:
     target = tmp_path / "half"
@@ -416,7 +416,7 @@ def test_half_the_size_is_asked_for_and_scored_as_it_is_stored(
     assert "weight matrices are rounded to float16" in (target / "README.md").read_text()
 
 
-def test_a_limit_that_not_even_one_member_keeps_is_refused(finished_search: FinishedSearch, capsys: Printed) -> None:
+def test_a_size_limit_below_the_size_of_one_member_is_refused(finished_search: FinishedSearch, capsys: Printed) -> None:
     said = refused(capsys, *of(finished_search), "--ensemble", "2", "--size-limit", "0.001")
     assert "--size-limit 0.001: trial 001" in said and "alone takes" in said and "--half stores it in" in said
 
@@ -435,7 +435,7 @@ def test_a_limit_that_not_even_one_member_keeps_is_refused(finished_search: Fini
         (["--size-limit", "5"], "--size-limit needs --ensemble K"),
     ],
 )
-def test_what_makes_no_sense_is_refused(
+def test_options_that_are_invalid_or_do_not_fit_together_are_refused(
     finished_search: FinishedSearch, capsys: Printed, arguments: list[str], told: str
 ) -> None:
     assert exit_code_of("tuner.best", *of(finished_search), *arguments) == 2

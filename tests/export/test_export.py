@@ -64,7 +64,7 @@ def test_the_exported_model_scores_as_its_trial_did(finished_search: FinishedSea
     assert metrics["loss"] == report["loss_validate"]
 
 
-def test_weights_and_buffers_come_back_bit_for_bit(finished_search: FinishedSearch, exported: Path) -> None:
+def test_weights_and_buffers_are_loaded_bit_for_bit(finished_search: FinishedSearch, exported: Path) -> None:
     own, loaded = finished_search.load_best().state_dict(), load_model(exported, CPU).model.state_dict()
     assert own.keys() == loaded.keys()
     assert all(torch.equal(own[name], loaded[name]) for name in own)
@@ -76,7 +76,7 @@ def test_a_folder_and_a_device_may_be_given_as_strings(exported: Path) -> None:
     assert torch.equal(given.model(features_BD), default.model(features_BD))
 
 
-def test_the_folder_holds_what_the_card_says_and_its_checksums(exported: Path) -> None:
+def test_the_folder_has_exactly_the_documented_files_with_their_checksums(exported: Path) -> None:
     assert {path.name for path in exported.iterdir()} == FILES
     lines = (exported / "SHA256SUMS").read_text().splitlines()
     sums = {name: digest for digest, name in (line.split("  ") for line in lines)}
@@ -120,7 +120,7 @@ def test_trial_yaml_is_an_experiment_that_trains_the_same_model_again(
     assert last.metrics["gap"] == finished_search.best.score
 
 
-def test_trial_yaml_of_a_fitted_trial_has_nothing_that_has_no_effect_on_it(tmp_path: Path) -> None:
+def test_trial_yaml_of_a_closed_form_trial_omits_settings_without_effect(tmp_path: Path) -> None:
     zoo = config.load(ROOT / "experiments.yaml", "zoo")
     trial = TrialHistory(number=2, id="2", values={**zoo.space.defaults(), "model": "linear"}, sampler_state={})
     (tmp_path / "trial.yaml").write_text(trial_yaml(zoo, [trial]))
@@ -128,14 +128,14 @@ def test_trial_yaml_of_a_fitted_trial_has_nothing_that_has_no_effect_on_it(tmp_p
     assert again == TrialConfig(model=LinearConfig())
 
 
-def test_config_json_says_where_the_model_comes_from(finished_search: FinishedSearch, exported: Path) -> None:
+def test_config_json_names_the_search_and_the_trial(finished_search: FinishedSearch, exported: Path) -> None:
     told = load_model(exported, CPU).config
     assert told["features"] == [{"name": "mean_rgb", "width": 24}, {"name": "mean_audio", "width": 8}]
     assert told["trial"] == {"number": 1, "id": "trial-1", "epoch": 2}
     assert (told["search"], told["data_fingerprint"]) == ("20260102-030405-0001", finished_search.search.fingerprint)
 
 
-def test_the_training_statistics_are_with_it(finished_search: FinishedSearch, exported: Path) -> None:
+def test_the_folder_has_the_training_statistics(finished_search: FinishedSearch, exported: Path) -> None:
     stored, statistics = load_file(exported / "statistics.safetensors"), finished_search.data.statistics
     assert torch.equal(stored["mean"], statistics.mean_D)
     assert torch.equal(stored["variance"], statistics.variance_D)
@@ -143,17 +143,19 @@ def test_the_training_statistics_are_with_it(finished_search: FinishedSearch, ex
     assert stored["num_videos"] == 400
 
 
-def test_class_names_are_kept_commas_quotes_and_all(exported: Path) -> None:
+def test_class_names_keep_their_commas_and_quotes(exported: Path) -> None:
     assert load_model(exported, CPU).class_names == NAMES
 
 
-def test_without_a_vocabulary_there_are_no_names(finished_search: FinishedSearch, tmp_path: Path) -> None:
+def test_without_a_vocabulary_the_export_has_no_class_names(finished_search: FinishedSearch, tmp_path: Path) -> None:
     finished_search.export(tmp_path / "out", class_names=None)
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES - {"classes.csv"}
     assert load_model(tmp_path / "out", CPU).class_names is None
 
 
-def test_the_card_shows_whole_splits_where_they_are_known(finished_search: FinishedSearch, tmp_path: Path) -> None:
+def test_the_card_shows_scores_on_whole_splits_if_they_are_known(
+    finished_search: FinishedSearch, tmp_path: Path
+) -> None:
     scores = {"gap": 0.8125, "hit_at_1": 0.5, "perr": 0.5, "map": 0.5, "num_videos": 3501.0}
     finished_search.export(tmp_path / "out", metrics={"validate": scores})
     card = (tmp_path / "out" / "README.md").read_text()
@@ -164,7 +166,7 @@ def test_the_card_shows_whole_splits_where_they_are_known(finished_search: Finis
     assert stored["training"]["gap"] == finished_search.best.score
 
 
-def test_an_export_needs_no_shards_where_the_search_kept_its_statistics(own: FinishedSearch, tmp_path: Path) -> None:
+def test_an_export_needs_no_shards_if_the_search_stored_its_statistics(own: FinishedSearch, tmp_path: Path) -> None:
     keep_statistics(own.directory, own.data.statistics)
     nowhere = replace(own.experiment.data, train="nowhere/*", validate="nowhere/*")
     told: list[str] = []
@@ -182,7 +184,7 @@ def test_statistics_of_other_shards_are_refused(own: FinishedSearch, tmp_path: P
 # ------------------------------------------------------------------------------------------------ the target
 
 
-def test_an_export_of_the_same_trial_is_replaced_and_that_is_said(
+def test_an_earlier_export_of_the_same_trial_is_replaced_and_reported(
     finished_search: FinishedSearch, tmp_path: Path
 ) -> None:
     told: list[str] = []
@@ -195,7 +197,7 @@ def test_an_export_of_the_same_trial_is_replaced_and_that_is_said(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_an_export_of_another_trial_is_left_alone(finished_search: FinishedSearch, tmp_path: Path) -> None:
+def test_an_export_of_another_trial_is_not_replaced(finished_search: FinishedSearch, tmp_path: Path) -> None:
     finished_search.export(tmp_path / "out", trial=finished_search.search.trials["trial-0"])
     with pytest.raises(ModelFolderError, match=r"exists and holds trial 000 of search .* folder for trial 001"):
         finished_search.export(tmp_path / "out")
@@ -203,7 +205,9 @@ def test_an_export_of_another_trial_is_left_alone(finished_search: FinishedSearc
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
-def test_a_stranger_in_the_way_is_left_alone(finished_search: FinishedSearch, tmp_path: Path, kind: str) -> None:
+def test_a_file_or_folder_that_is_not_an_export_is_not_replaced(
+    finished_search: FinishedSearch, tmp_path: Path, kind: str
+) -> None:
     stranger = tmp_path / "out" / "thesis.tex" if kind == "folder" else tmp_path / "out"
     stranger.parent.mkdir(exist_ok=True)
     stranger.write_text("three years")
@@ -212,7 +216,7 @@ def test_a_stranger_in_the_way_is_left_alone(finished_search: FinishedSearch, tm
     assert stranger.read_text() == "three years"
 
 
-def test_an_empty_folder_is_taken(finished_search: FinishedSearch, tmp_path: Path) -> None:
+def test_an_empty_folder_is_filled(finished_search: FinishedSearch, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     finished_search.export(tmp_path / "out")
     load_model(tmp_path / "out", CPU)
@@ -249,7 +253,7 @@ def test_an_export_that_gives_other_logits_is_refused(
 # ------------------------------------------------------------------------------------------- the checkpoint
 
 
-def test_the_best_checkpoint_is_that_of_the_best_epoch_that_is_there_and_whole(own: FinishedSearch) -> None:
+def test_the_best_checkpoint_is_the_complete_one_of_the_best_epoch(own: FinishedSearch) -> None:
     trial = replace(own.best, reports={1: {"gap": 0.6}, 2: {"gap": 0.5}, 3: {"gap": 0.9}})  # epoch 3 has no checkpoint
     folder = own.directory / "trials" / "trial-1"
     assert best_checkpoint(own.directory, trial) == folder / "epoch-0001"
@@ -261,21 +265,21 @@ def test_the_best_checkpoint_is_that_of_the_best_epoch_that_is_there_and_whole(o
         best_checkpoint(own.directory, trial)
 
 
-def test_of_equal_epochs_any_that_is_there_is_the_best(own: FinishedSearch) -> None:
+def test_of_epochs_with_equal_scores_the_first_stored_one_is_the_best(own: FinishedSearch) -> None:
     trial = replace(own.best, reports={1: {"gap": 0.6}, 2: {"gap": 0.6}})
     assert best_checkpoint(own.directory, trial).name == "epoch-0001"
     shutil.rmtree(own.directory / "trials" / "trial-1" / "epoch-0001")
     assert best_checkpoint(own.directory, trial).name == "epoch-0002"
 
 
-def test_a_lost_best_checkpoint_is_said(own: FinishedSearch, tmp_path: Path) -> None:
+def test_a_lost_best_checkpoint_is_reported(own: FinishedSearch, tmp_path: Path) -> None:
     shutil.rmtree(own.directory / "trials" / "trial-1" / "epoch-0002")
     told: list[str] = []
     own.export(tmp_path / "out", say=told.append)
     assert "best epoch 2 is missing or damaged; exporting epoch 1" in told[0]
 
 
-def test_of_a_damaged_best_checkpoint_the_next_best_is_exported_and_that_is_said(
+def test_if_the_best_checkpoint_is_damaged_the_next_best_is_exported_and_reported(
     own: FinishedSearch, tmp_path: Path
 ) -> None:
     folder = own.directory / "trials" / "trial-1"
@@ -289,7 +293,7 @@ def test_of_a_damaged_best_checkpoint_the_next_best_is_exported_and_that_is_said
         own.export(tmp_path / "out")
 
 
-def test_where_the_best_trial_is_damaged_the_next_best_is_exported_and_that_is_said(
+def test_if_the_best_trial_is_damaged_the_next_best_is_exported_and_reported(
     own: FinishedSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for path in (own.directory / "trials" / "trial-1").glob("*/model.safetensors"):
@@ -302,7 +306,7 @@ def test_where_the_best_trial_is_damaged_the_next_best_is_exported_and_that_is_s
     assert "exported trial 000" in told and (tmp_path / "out" / "model.pt2").exists()
 
 
-def test_ended_trials_keep_their_weights_alone(own: FinishedSearch) -> None:
+def test_discarding_the_training_states_of_an_ended_trial_keeps_its_weights(own: FinishedSearch) -> None:
     discard_training_states(own.directory, own.best)
     kept = {path.name for path in (own.directory / "trials" / "trial-1").rglob("*.*")}
     assert kept == {"model.safetensors", "checkpoint.json"}
@@ -352,7 +356,7 @@ DAMAGE: list[tuple[str, Callable[[Path], None], str]] = [
 
 
 @pytest.mark.parametrize(("name", "damage", "told"), DAMAGE)
-def test_a_damaged_folder_is_told_in_one_sentence(
+def test_a_damaged_folder_is_refused_in_one_sentence(
     exported: Path,
     finished_search: FinishedSearch,
     tmp_path: Path,
@@ -370,12 +374,12 @@ def test_a_damaged_folder_is_told_in_one_sentence(
     assert not (tmp_path / "out.csv").exists()
 
 
-def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelFolderError, match="is not an exported model"):
         load_model(tmp_path / "nowhere", CPU)
 
 
-def test_weights_of_another_model_are_told(exported: Path, tmp_path: Path) -> None:
+def test_weights_of_another_model_are_refused(exported: Path, tmp_path: Path) -> None:
     """config.json was edited by hand, and its checksum as well."""
     shutil.copytree(exported, tmp_path / "model")
     told = json.loads((tmp_path / "model" / "config.json").read_text())
@@ -388,7 +392,7 @@ def test_weights_of_another_model_are_told(exported: Path, tmp_path: Path) -> No
         load_model(tmp_path / "model", CPU)
 
 
-def test_exports_are_readable_for_others(exported: Path) -> None:
+def test_other_users_can_read_an_export(exported: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     assert exported.stat().st_mode & 0o777 == 0o777 & ~umask

@@ -76,7 +76,7 @@ def logistic(exported: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_every_video_comes_once_in_order_with_the_encoder_s_own_embedding(
+def test_every_video_is_written_once_in_order_with_the_embedding_of_the_encoder(
     finished_search: FinishedSearch, exported: Path, tmp_path: Path, dtype: str, precision: str
 ) -> None:
     folder = tmp_path / "model"
@@ -102,7 +102,7 @@ def test_every_video_comes_once_in_order_with_the_encoder_s_own_embedding(
     )  # the encoder really ran in this precision
 
 
-def test_the_model_s_head_on_the_embeddings_is_the_model(
+def test_the_head_applied_to_the_embeddings_gives_the_logits_of_the_model(
     finished_search: FinishedSearch, exported: Path, tmp_path: Path
 ) -> None:
     table = run(exported, tmp_path / "out.parquet", data=finished_search.validate)
@@ -114,7 +114,7 @@ def test_the_model_s_head_on_the_embeddings_is_the_model(
         torch.testing.assert_close(logits_NC, model(features_ND), rtol=1e-5, atol=1e-5)
 
 
-def test_the_file_says_its_types_and_where_the_encoder_comes_from(
+def test_the_file_has_its_types_and_names_the_encoder(
     finished_search: FinishedSearch, exported: Path, tmp_path: Path
 ) -> None:
     run(exported, tmp_path / "out.parquet", data=finished_search.validate)
@@ -124,7 +124,7 @@ def test_the_file_says_its_types_and_where_the_encoder_comes_from(
     assert schema.metadata == {b"experiment": b"tiny", b"search": b"20260102-030405-0001", b"trial": b"trial-1"}
 
 
-def test_it_is_written_shard_by_shard(finished_search: FinishedSearch, exported: Path, tmp_path: Path) -> None:
+def test_the_file_is_written_shard_by_shard(finished_search: FinishedSearch, exported: Path, tmp_path: Path) -> None:
     run(exported, tmp_path / "out.parquet", data=finished_search.validate)
     written = parquet.ParquetFile(tmp_path / "out.parquet").metadata
     of_shards = [sum(1 for _ in read_examples(shard)) for shard in find_shards(finished_search.validate)]
@@ -150,13 +150,13 @@ def test_labels_are_not_needed(exported: Path, tmp_path: Path) -> None:
     assert without.equals(labelled)
 
 
-def test_an_id_that_is_not_utf8_keeps_its_bytes_in_digits(exported: Path, tmp_path: Path) -> None:
+def test_an_id_that_is_not_utf8_is_written_with_escaped_bytes(exported: Path, tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "a.tfrecord", videos("\u00e9".encode(), b"\xff\xfe1"))
     table = run(exported, tmp_path / "out.parquet", data=shard)
     assert table["id"].to_pylist() == ["\u00e9", r"\xff\xfe1"]
 
 
-def test_neither_the_batch_size_nor_the_cut_into_shards_matters(exported: Path, tmp_path: Path) -> None:
+def test_the_embeddings_do_not_depend_on_the_batch_size_or_the_shards(exported: Path, tmp_path: Path) -> None:
     here = videos(*(f"v{number}".encode() for number in range(20)))
     one = write_shard(tmp_path / "one.tfrecord", here)
     for index, (first, last) in enumerate(((0, 7), (7, 7), (7, 13), (13, 20))):  # one of them is empty
@@ -167,21 +167,23 @@ def test_neither_the_batch_size_nor_the_cut_into_shards_matters(exported: Path, 
     np.testing.assert_allclose(matrix(parts), matrix(whole), rtol=0, atol=1e-6)
 
 
-def test_no_video_gives_a_file_without_rows(exported: Path, tmp_path: Path) -> None:
+def test_shards_without_videos_give_a_file_without_rows(exported: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.tfrecord").touch()
     table = run(exported, tmp_path / "out.parquet", data=str(tmp_path / "empty.tfrecord"))
     assert len(table) == 0 and table.schema.types == [pa.string(), pa.list_(pa.float32(), UNITS)]
 
 
-def test_the_last_line_says_how_many(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_last_line_has_the_number_of_videos(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(exported, tmp_path / "out.parquet", data=write_shard(tmp_path / "a.tfrecord", videos(b"one", b"two")))
     assert re.fullmatch(r".*out\.parquet: 2 videos in [\d.]+ s \([\d,]+ videos/s\)\n", capsys.readouterr().out)
 
 
-def test_a_full_disk_is_told_and_leaves_no_half_file(
+def test_a_full_disk_is_an_error_and_leaves_no_incomplete_file(
     finished_search: FinishedSearch, exported: Path, tmp_path: Path
 ) -> None:
-    """A limit on the size of a file has the same effect as a full disk."""
+    """A limit on the size of a file, which has the effect of a full disk."""
     program = "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
     program += "runpy.run_module('tuner.embed', run_name='__main__')"
     command = [sys.executable, "-c", program, str(exported), "--data", finished_search.validate, "--device", "cpu"]
@@ -199,7 +201,7 @@ def test_a_full_disk_is_told_and_leaves_no_half_file(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_model_without_an_encoder_is_refused_with_what_to_do(
+def test_a_model_without_an_encoder_is_refused_with_advice(
     logistic: Path, finished_search: FinishedSearch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out.parquet"
@@ -209,7 +211,9 @@ def test_a_model_without_an_encoder_is_refused_with_what_to_do(
 
 
 @pytest.mark.parametrize("name", ["out.csv", "out"])
-def test_another_name_is_refused(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_an_output_name_without_parquet_is_refused(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
     told = refused(capsys, exported, "--data", "a.tfrecord", "--output", tmp_path / name)
     assert told.startswith("--output must end in .parquet")
     assert not list(tmp_path.iterdir())

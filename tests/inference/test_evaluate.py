@@ -19,7 +19,7 @@ KEYS |= {"calibration_error"}
 WHOLE = KEYS | {"gap_at_1", "gap_at_5", "gap_at_10", "map_all"}  # of a split, once
 
 
-def test_how_videos_are_cut_into_batches_does_not_matter(finished_search: FinishedSearch) -> None:
+def test_the_metrics_do_not_depend_on_the_batch_size(finished_search: FinishedSearch) -> None:
     network = finished_search.load_best()
     one, many = (
         evaluate(network, Batches(finished_search.data.validate, batch_size=size, shuffle=False), "fp32")
@@ -30,7 +30,7 @@ def test_how_videos_are_cut_into_batches_does_not_matter(finished_search: Finish
     assert one["num_videos"] == 150
 
 
-def test_dropout_is_off_and_the_model_is_left_as_it_was(finished_search: FinishedSearch) -> None:
+def test_evaluation_turns_dropout_off_and_does_not_change_the_model(finished_search: FinishedSearch) -> None:
     network = finished_search.load_best().train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     batches = Batches(finished_search.data.validate, batch_size=50, shuffle=False)
@@ -39,7 +39,7 @@ def test_dropout_is_off_and_the_model_is_left_as_it_was(finished_search: Finishe
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
 
 
-def test_the_last_line_is_json_with_the_trial_s_own_metrics(
+def test_the_last_line_is_json_with_the_metrics_of_the_trial(
     finished_search: FinishedSearch, exported: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_command("tuner.evaluate", exported, "--data", finished_search.validate, "--device", "cpu")
@@ -50,7 +50,9 @@ def test_the_last_line_is_json_with_the_trial_s_own_metrics(
     assert [line.split()[0] for line in lines] == list(metrics)
 
 
-def test_the_classes_are_written_one_by_one(finished_search: FinishedSearch, exported: Path, tmp_path: Path) -> None:
+def test_the_metrics_of_each_class_are_written_to_a_file(
+    finished_search: FinishedSearch, exported: Path, tmp_path: Path
+) -> None:
     table = tmp_path / "classes.csv"
     run_command(
         "tuner.evaluate", str(exported), "--data", finished_search.validate, "--device", "cpu", "--classes", str(table)
@@ -67,7 +69,7 @@ def test_the_classes_are_written_one_by_one(finished_search: FinishedSearch, exp
     assert [float(row["mean_probability"]) for row in rows] == pytest.approx(probabilities.tolist(), rel=1e-3)
 
 
-def test_of_a_split_too_large_to_keep_the_classes_are_those_of_a_sample(
+def test_the_metrics_of_classes_in_a_large_split_come_from_a_sample_of_its_videos(
     finished_search: FinishedSearch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scorecard, "CELLS", 40 * finished_search.data.sizes.num_classes)
@@ -76,7 +78,7 @@ def test_of_a_split_too_large_to_keep_the_classes_are_those_of_a_sample(
     assert metrics["num_videos"] == 150 and set(classes.rated_C) == {40}
 
 
-def test_bf16_ranks_nearly_alike(finished_search: FinishedSearch) -> None:
+def test_bf16_gives_nearly_the_same_gap_as_fp32(finished_search: FinishedSearch) -> None:
     batches = Batches(finished_search.data.validate, batch_size=50, shuffle=False)
     exact, half = (evaluate(finished_search.load_best(), batches, precision)["gap"] for precision in ("fp32", "bf16"))
     assert half == pytest.approx(exact, abs=0.02)

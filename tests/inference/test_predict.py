@@ -40,7 +40,7 @@ def pairs(row: list[str]) -> tuple[list[int], list[float]]:
     return [int(label) for label in values[::2]], [float(probability) for probability in values[1::2]]
 
 
-def test_every_video_comes_once_in_order_with_the_models_own_ranking(
+def test_every_video_is_written_once_in_order_with_the_ranking_of_the_model(
     finished_search: FinishedSearch, exported: Path, tmp_path: Path
 ) -> None:
     rows = run(exported, tmp_path / "out.csv", data=str(finished_search.folder / "shards" / "t*"))
@@ -61,9 +61,7 @@ def test_every_video_comes_once_in_order_with_the_models_own_ranking(
     assert first == len(rows) == 450
 
 
-def test_the_csv_has_the_gap_that_the_trial_had(
-    finished_search: FinishedSearch, exported: Path, tmp_path: Path
-) -> None:
+def test_the_csv_gives_the_gap_of_the_trial(finished_search: FinishedSearch, exported: Path, tmp_path: Path) -> None:
     rows = run(exported, tmp_path / "out.csv", data=finished_search.validate)
     scores_NC, labels_NC = np.zeros((150, 12)), np.zeros((150, 12))
     cache = finished_search.data.validate
@@ -89,7 +87,7 @@ def test_labels_are_not_needed(exported: Path, tmp_path: Path) -> None:
     assert without == with_labels
 
 
-def test_ids_are_escaped_where_a_csv_wants_it(exported: Path, tmp_path: Path) -> None:
+def test_ids_with_commas_or_quotes_are_escaped_in_the_csv(exported: Path, tmp_path: Path) -> None:
     ids = [b"a,b", b'say "hi"', b" ", "\u00e9".encode(), b"\xff\xfe"]
     shard = write_shard(tmp_path / "a.tfrecord", videos(*ids))
     run_command("tuner.predict", exported, "--data", shard, "--output", tmp_path / "out.csv")
@@ -98,7 +96,7 @@ def test_ids_are_escaped_where_a_csv_wants_it(exported: Path, tmp_path: Path) ->
     assert b'\n"a,b",' in (tmp_path / "out.csv").read_bytes()
 
 
-def test_only_the_best_k_are_written(exported: Path, tmp_path: Path) -> None:
+def test_only_the_top_k_classes_are_written(exported: Path, tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "a.tfrecord", videos(b"one", b"two"))
     everything = run(exported, tmp_path / "all.csv", "--top-k", "99", data=shard)
     three = run(exported, tmp_path / "three.csv", "--top-k", "3", data=shard)
@@ -106,7 +104,7 @@ def test_only_the_best_k_are_written(exported: Path, tmp_path: Path) -> None:
     assert [pairs(row)[0] for row in three] == [pairs(row)[0][:3] for row in everything]
 
 
-def test_neither_the_batch_size_nor_the_cut_into_shards_matters(exported: Path, tmp_path: Path) -> None:
+def test_the_file_does_not_depend_on_the_batch_size_or_the_shards(exported: Path, tmp_path: Path) -> None:
     here = videos(*(f"v{number}".encode() for number in range(20)))
     one = write_shard(tmp_path / "one.tfrecord", here)
     for index, first in enumerate((0, 7, 7, 13)):
@@ -119,7 +117,7 @@ def test_neither_the_batch_size_nor_the_cut_into_shards_matters(exported: Path, 
         assert left[0] == right[0] and left[1] == pytest.approx(right[1], rel=1e-4)
 
 
-def test_no_video_gives_a_file_with_its_header(exported: Path, tmp_path: Path) -> None:
+def test_shards_without_videos_give_a_file_with_only_a_header(exported: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.tfrecord").touch()
     assert run(exported, tmp_path / "out.csv", data=str(tmp_path / "empty.tfrecord")) == []
 
@@ -140,7 +138,7 @@ def test_a_name_that_ends_in_gz_is_compressed(finished_search: FinishedSearch, e
     ),
     st.integers(1, 40),
 )
-def test_the_best_classes_are_those_of_a_stable_sort(logits_BC: np.ndarray, top_k: int) -> None:
+def test_the_top_classes_equal_those_of_a_stable_sort(logits_BC: np.ndarray, top_k: int) -> None:
     classes_BK, probabilities_BK = best_classes(torch.from_numpy(logits_BC), top_k)
     expected = np.argsort(-logits_BC, axis=1, kind="stable")[:, :top_k]
     np.testing.assert_array_equal(classes_BK.numpy(), expected)
@@ -149,7 +147,7 @@ def test_the_best_classes_are_those_of_a_stable_sort(logits_BC: np.ndarray, top_
     np.testing.assert_allclose(probabilities_BK.numpy(), sigmoid, rtol=1e-12)
 
 
-def test_equal_logits_of_bf16_go_to_the_lower_class() -> None:
+def test_of_equal_bf16_logits_the_lower_class_comes_first() -> None:
     classes_BK, _ = best_classes(torch.ones(1, 100, dtype=torch.bfloat16), 3)
     assert classes_BK.tolist() == [[0, 1, 2]]
 
@@ -163,14 +161,14 @@ def test_equal_logits_of_bf16_go_to_the_lower_class() -> None:
         (["--segments", "--per-class", "0"], "must be a whole number, at least 1, but got '0'"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(
+def test_options_that_exclude_each_other_are_refused(
     exported: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
 ) -> None:
     assert exit_code_of("tuner.predict", exported, "--data", "x", "--output", "out.csv", *arguments) == 2
     assert told in capsys.readouterr().err
 
 
-def test_features_of_whole_videos_have_no_segments(
+def test_segments_are_refused_for_a_video_level_model(
     exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shard = write_shard(tmp_path / "a.tfrecord", videos(b"one"))

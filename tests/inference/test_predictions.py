@@ -50,11 +50,11 @@ def score(path: Path, labels_NC: np.ndarray) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(("top_k", "gap"), [(5, 0.5588675), (2, 0.3777778), (1, 0.1944444)])
-def test_the_published_vectors(tmp_path: Path, top_k: int, gap: float) -> None:
+def test_gap_equals_the_published_test_vectors(tmp_path: Path, top_k: int, gap: float) -> None:
     assert score(write(tmp_path / "p.csv", *lines_of(P, top_k)), Y)["gap"] == pytest.approx(gap, abs=1e-7)
 
 
-def test_other_metrics_of_the_published_vectors(tmp_path: Path) -> None:
+def test_other_metrics_on_the_published_test_vectors(tmp_path: Path) -> None:
     found = score(write(tmp_path / "p.csv", *lines_of(P, 5)), Y)
     assert found["hit_at_1"] == found["perr"] == pytest.approx(2 / 3)
     assert found["map"] == pytest.approx(0.7083333, abs=1e-7)
@@ -62,7 +62,7 @@ def test_other_metrics_of_the_published_vectors(tmp_path: Path) -> None:
     assert found["precision"] == found["recall"] == pytest.approx(2 / 3)
 
 
-def test_a_whole_file_has_the_metrics_of_its_scores(tmp_path: Path) -> None:
+def test_a_file_with_all_classes_has_the_metrics_of_the_scores(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     shares_NC, labels_NC = random.random((200, 30)), random.random((200, 30)) < 0.1
     found = score(write(tmp_path / "p.csv", *lines_of(shares_NC.round(6), 30)), labels_NC)
@@ -70,8 +70,8 @@ def test_a_whole_file_has_the_metrics_of_its_scores(tmp_path: Path) -> None:
     assert found["perr"] == pytest.approx(metrics.perr(shares_NC.round(6), labels_NC), rel=1e-6)
 
 
-def test_a_class_that_is_not_listed_is_no_hit_by_chance(tmp_path: Path) -> None:
-    """Scored as 0, class 0 would be ranked second and be a hit; a label that nobody listed counts against the file."""
+def test_a_class_that_is_not_listed_never_counts_as_a_hit(tmp_path: Path) -> None:
+    """Scored as 0, class 0 would rank second and be a hit. A label that the file does not list counts against it."""
     found = score(write(tmp_path / "p.csv", "v0,3 0.9"), np.array([[1, 0, 0, 1]]))
     assert (found["gap"], found["perr"], found["map"]) == (0.5, 0.5, 0.5)
 
@@ -87,15 +87,15 @@ def test_probabilities_of_0_and_1_are_ranked(tmp_path: Path) -> None:
     assert found["gap"] == pytest.approx(1 / 3)
 
 
-def test_a_missing_video_has_no_predictions_and_an_unknown_one_no_part(tmp_path: Path) -> None:
+def test_a_missing_video_counts_without_predictions_and_an_unknown_one_is_ignored(tmp_path: Path) -> None:
     known = score(write(tmp_path / "p.csv", *lines_of(P, 5)[:2]), Y)
     assert known["num_videos"] == 3 and known["hit_at_1"] == pytest.approx(2 / 3)
     with_stranger = score(write(tmp_path / "q.csv", *lines_of(P, 5), "stranger,4 1"), Y)
     assert with_stranger == score(write(tmp_path / "p.csv", *lines_of(P, 5)), Y)
 
 
-def test_a_class_that_nobody_rated_has_no_part(tmp_path: Path) -> None:
-    """It is listed first, but counts neither as a miss nor as a hit."""
+def test_a_class_that_is_not_rated_for_a_video_is_ignored(tmp_path: Path) -> None:
+    """The file lists the class first, but it counts neither as a miss nor as a hit."""
 
     class Rated:
         ids = np.array([b"v0:5"])
@@ -117,7 +117,7 @@ def test_every_pair_of_a_line_is_read(tmp_path: Path) -> None:
     assert stored.of([b"v0"]).probabilities[49] == 0.451
 
 
-def test_the_header_is_no_video_and_the_last_line_has_no_newline(tmp_path: Path) -> None:
+def test_the_header_is_not_read_as_a_video_and_the_last_newline_may_be_missing(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("VideoId,LabelConfidencePairs\nv0,1 0.5\nv1,2 0.25")
     stored = predictions.read(tmp_path / "p.csv")
     assert list(stored.rows) == [b"v0", b"v1"] and stored.of([b"v1"]).probabilities.tolist() == [0.25]
@@ -129,7 +129,7 @@ def test_videos_are_looked_up_in_any_order(tmp_path: Path) -> None:
     assert listed.videos.tolist() == [0, 2, 2, 4, 4] and listed.classes.tolist() == [3, 1, 2, 1, 2]
 
 
-def test_what_is_written_is_what_is_read(finished_search: FinishedSearch, exported: Path, tmp_path: Path) -> None:
+def test_a_written_file_reads_back_equal(finished_search: FinishedSearch, exported: Path, tmp_path: Path) -> None:
     for name in ("p.csv", "p.csv.gz"):
         output = tmp_path / name
         run_command(
@@ -161,13 +161,13 @@ def test_what_is_written_is_what_is_read(finished_search: FinishedSearch, export
         (["v0,1 0.5,7"], "p.csv:2: must have 2 fields, but got 3"),
     ],
 )
-def test_a_wrong_line_is_told_with_its_number(tmp_path: Path, lines: list[str], told: str) -> None:
+def test_an_invalid_line_is_refused_with_its_number(tmp_path: Path, lines: list[str], told: str) -> None:
     with pytest.raises(ConfigError) as error:
         predictions.read(write(tmp_path / "p.csv", *lines))
     assert told in str(error.value)
 
 
-def test_a_file_of_another_kind_is_told(tmp_path: Path) -> None:
+def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"must begin with the line VideoId,LabelConfidencePairs, but got 'Class,Seg"):
         predictions.read(write(tmp_path / "p.csv", "1,v0:5", header="Class,Segments"))
     (tmp_path / "torn.csv.gz").write_bytes(gzip.compress(b"VideoId,LabelConfidencePairs\n" + b"v0,1 0.5\n" * 99)[:-20])
@@ -182,7 +182,7 @@ def test_a_file_of_another_kind_is_told(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def written(finished_search: FinishedSearch, exported: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What tuner.predict writes for the validation videos, with five classes for each."""
+    """A file of tuner.predict for the validation videos, with five classes for each."""
     output = tmp_path_factory.mktemp("predictions") / "stored.csv"
     command = [str(exported), "--data", finished_search.validate, "--output", str(output), "--top-k", "5"]
     run_command("tuner.predict", *command, "--device", "cpu")
@@ -262,7 +262,9 @@ def test_missing_and_unknown_videos_are_named(
     assert f"  missing from the file: {gone}\n  not in the shards: stranger\n" in printed
 
 
-def test_a_tolerance_of_ones_own(finished_search: FinishedSearch, exported: Path, stored: Path) -> None:
+def test_the_tolerance_of_a_comparison_can_be_set(
+    finished_search: FinishedSearch, exported: Path, stored: Path
+) -> None:
     text = stored.read_text().splitlines()
     rounded = [
         line.split(",")[0]
@@ -279,7 +281,7 @@ def test_a_tolerance_of_ones_own(finished_search: FinishedSearch, exported: Path
     assert run(*command, "--tolerance", "0.0051") == 0
 
 
-def test_ids_in_python_s_own_writing_are_unknown(
+def test_ids_printed_as_python_bytes_are_unknown(
     finished_search: FinishedSearch, exported: Path, stored: Path, capsys: Printed
 ) -> None:
     """The writer of google/youtube-8m printed ids as b'...'."""
@@ -302,12 +304,12 @@ def test_a_file_is_scored_without_a_model(finished_search: FinishedSearch, store
     ("arguments", "told"),
     [([], "give MODEL_DIR, or --predictions FILE"), (["m", "--tolerance", "1"], "--tolerance is a difference")],
 )
-def test_what_makes_no_sense_is_refused(capsys: Printed, arguments: list[str], told: str) -> None:
+def test_missing_or_unusable_arguments_are_refused(capsys: Printed, arguments: list[str], told: str) -> None:
     assert run(*arguments, "--data", "x") == 2
     assert told in capsys.readouterr().err
 
 
-def test_mistakes_are_told_in_one_sentence(
+def test_an_error_is_one_sentence(
     finished_search: FinishedSearch, exported: Path, tmp_path: Path, capsys: Printed
 ) -> None:
     other = write(tmp_path / "other.csv", "v0,99 0.5")

@@ -25,14 +25,14 @@ def of(video: bytes, *starts: int) -> list[Segment]:
     return [Segment(video, start) for start in starts]
 
 
-def test_every_class_has_its_segments_best_first() -> None:
+def test_the_segments_of_a_class_are_sorted_best_first() -> None:
     ranking = Ranking([2, 0])
     ranking.add(of(b"a", 0, 5), torch.tensor([[1.0, 9.0, -3.0], [2.0, 9.0, -1.0]]))
     ranking.add(of(b"b", 0), torch.tensor([[1.5, 9.0, -2.0]]))
     assert tuples(ranking) == {2: [(b"a", 5), (b"b", 0), (b"a", 0)], 0: [(b"a", 5), (b"b", 0), (b"a", 0)]}
 
 
-def test_equal_scores_go_to_the_earlier_segment() -> None:
+def test_of_equal_scores_the_earlier_segment_comes_first() -> None:
     ranking = Ranking([0])
     ranking.add(of(b"z", 10, 5), torch.tensor([[0.0], [-0.0]]))
     ranking.add(of(b"a", 0), torch.tensor([[0.0]]))
@@ -40,7 +40,7 @@ def test_equal_scores_go_to_the_earlier_segment() -> None:
 
 
 @pytest.mark.parametrize("step", [1, 7, 5000])
-def test_the_best_of_a_long_stream_are_those_of_a_stable_sort(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ranking_of_a_long_stream_equals_a_stable_sort(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """More segments are added than the ranking holds, in batches smaller and larger than its spare space."""
     monkeypatch.setattr(segments, "MIN_SPARE", 8)
     scores_SC = np.random.default_rng(0).integers(-50, 50, (900, 4)).astype(np.float32) / 7
@@ -53,15 +53,15 @@ def test_the_best_of_a_long_stream_are_those_of_a_stable_sort(step: int, monkeyp
     assert ranking._keys_KN.shape == (2, 50)
 
 
-def test_scores_of_every_size_and_sign_rank() -> None:
+def test_scores_of_any_size_and_sign_are_ranked() -> None:
     scores = torch.tensor([-torch.inf, -1e30, -2.5, -1e-40, 0.0, 1e-40, 0.25, 3.0, 1e30, torch.inf])
     ranking = Ranking([0])
     ranking.add(of(b"v", *range(10)), scores[:, None])
     assert [start for _, start in tuples(ranking)[0]] == list(range(9, -1, -1))
 
 
-def test_a_model_of_tensors_fills_it(tmp_path: Path) -> None:
-    """The scores of each segment, as any model of frames gives them."""
+def test_the_scores_of_a_frame_level_model_are_ranked(tmp_path: Path) -> None:
+    """The model gives a score for each class and segment, as every frame-level model does."""
 
     class Mean(nn.Module):
         def forward(self, frames_BTD: Tensor, mask_BT: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def test_a_model_of_tensors_fills_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["s.csv", "s.csv.gz"])
-def test_what_is_written_is_what_is_read(tmp_path: Path, name: str) -> None:
+def test_a_written_file_reads_back_equal(tmp_path: Path, name: str) -> None:
     ids = [b"u93s", b"2vab", "\u00e9:x".encode(), b"\xff"]
     ranking = Ranking([7, 3], per_class=100_000)
     for id in ids:
@@ -95,13 +95,13 @@ def test_ids_are_text_and_lines_end_with_an_id(tmp_path: Path) -> None:
     assert segments.read(tmp_path / "s.csv")[0][-1] == Segment(b"u93s", 0)
 
 
-def test_the_header_is_no_class_and_a_class_may_be_empty(tmp_path: Path) -> None:
-    """google/youtube-8m took the header for a class and failed."""
+def test_the_header_is_not_read_as_a_class_and_a_class_may_be_empty(tmp_path: Path) -> None:
+    """google/youtube-8m reads the header as a class and fails."""
     (tmp_path / "s.csv").write_text("Class,Segments\n3,\n5,a:0")
     assert segments.read(tmp_path / "s.csv") == {3: [], 5: [Segment(b"a", 0)]}
 
 
-def test_many_segments_are_one_line(tmp_path: Path) -> None:
+def test_a_class_with_many_segments_is_one_line(tmp_path: Path) -> None:
     """The line is longer than a field of the csv module may be."""
     ranking = Ranking([0])
     ranking.add(of(b"abcdefgh", *range(20_000)), torch.arange(20_000.0)[:, None])
@@ -122,14 +122,14 @@ def test_many_segments_are_one_line(tmp_path: Path) -> None:
         ("Class,Segments\n1,a:x\n", "s.csv:2: a segment must be video:start"),
     ],
 )
-def test_a_wrong_file_is_told_with_its_line(tmp_path: Path, text: str, told: str) -> None:
+def test_an_invalid_file_is_refused_with_the_line(tmp_path: Path, text: str, told: str) -> None:
     (tmp_path / "s.csv").write_text(text)
     with pytest.raises(ConfigError) as error:
         segments.read(tmp_path / "s.csv")
     assert told in str(error.value)
 
 
-def test_a_missing_or_torn_file_is_told(tmp_path: Path) -> None:
+def test_a_missing_or_incomplete_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "torn.csv.gz").write_bytes(gzip.compress(b"Class,Segments\n" + b"1,a:0\n")[:-9])
     for name in ("torn.csv.gz", "nowhere.csv"):
         with pytest.raises(ConfigError, match=f"{name}: cannot be read as ranked segments"):
@@ -156,7 +156,7 @@ def write_ratings(path: Path, ratings: dict[bytes, list[tuple[int, int, float]]]
     return path
 
 
-def test_a_file_is_scored_by_the_ratings_of_the_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_is_scored_with_the_ratings_of_the_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The example of google/youtube-8m: the rated ranking has labels 1, 0, 1, 0, 0, and 3 positives."""
     rated = {
         b"a": [(0, 7, 1.0), (5, 7, 0.0), (10, 7, 1.0), (15, 7, 0.0)],
@@ -170,7 +170,7 @@ def test_a_file_is_scored_by_the_ratings_of_the_shards(tmp_path: Path, capsys: p
     assert found == {"map_at_k": found["map_at_k"], "num_classes": 1, "num_positives": 3, "num_rated": 7}
 
 
-def test_segments_are_compared_with_no_model(
+def test_ranked_segments_and_a_model_are_refused_together(
     exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "s.csv").write_text("Class,Segments\n7,a:0\n")
@@ -178,7 +178,7 @@ def test_segments_are_compared_with_no_model(
     assert "ranked segments are scored without a model: omit MODEL_DIR" in told
 
 
-def test_records_without_ratings_are_told(tmp_path: Path) -> None:
+def test_records_without_ratings_are_refused(tmp_path: Path) -> None:
     writer = TFRecordWriter(str(tmp_path / "v.tfrecord"))
     writer.write({"id": (b"a", "byte"), "labels": ([1], "int")})
     writer.close()

@@ -30,7 +30,7 @@ def refused(capsys: pytest.CaptureFixture[str], command: Command, *arguments: st
 
 
 @pytest.mark.parametrize("there", [None, "yesterday's"])
-def test_a_bad_shard_leaves_no_half_file(
+def test_a_damaged_shard_leaves_no_incomplete_file(
     command: Command,
     finished_search: FinishedSearch,
     exported: Path,
@@ -50,7 +50,7 @@ def test_a_bad_shard_leaves_no_half_file(
     assert [path.read_text() for path in output.parent.iterdir()] == ([there] if there else [])
 
 
-def test_a_value_that_training_could_not_hold_is_named(
+def test_a_feature_value_outside_the_range_of_float16_is_named(
     command: Command, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     features_D = np.zeros(32)
@@ -70,7 +70,7 @@ def test_a_value_that_training_could_not_hold_is_named(
         ({"--device": "cuda:77"}, "--device cuda:77: this machine has"),
     ],
 )
-def test_what_cannot_be_done_is_told_in_one_sentence(
+def test_invalid_arguments_are_refused_in_one_sentence(
     command: Command,
     exported: Path,
     tmp_path: Path,

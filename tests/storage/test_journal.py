@@ -147,7 +147,7 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path, line: bytes, reas
             use(tmp_path)
 
 
-def test_a_journal_that_does_not_begin_with_its_search_is_damaged(tmp_path: Path) -> None:
+def test_a_journal_whose_first_entry_is_not_the_search_is_damaged(tmp_path: Path) -> None:
     (tmp_path / "journal.jsonl").write_text('{"type": "attempt", "job": "1"}\n')
     with pytest.raises(SearchError, match=r"journal\.jsonl:1: .*not of type search"):
         journal.read(tmp_path)

@@ -100,7 +100,7 @@ def test_the_lease_of_a_killed_driver_is_taken_over_once_it_is_stale(
     assert objects(directory) == ["lease.0002"]
 
 
-def test_a_lease_that_is_old_by_the_stores_clock_is_taken_at_once(
+def test_a_lease_that_is_stale_by_the_clock_of_the_store_is_taken_at_once(
     directory: UPath, take: Callable[[str], Lease], clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     take("first")
@@ -151,7 +151,7 @@ def test_a_driver_whose_renewals_fail_for_a_while_keeps_its_lease(
     assert json.loads((directory / "lease.0001").read_text())["renewals"] == 1
 
 
-def test_a_store_that_is_away_does_not_hide_the_error_that_ended_a_search(
+def test_an_unavailable_store_does_not_hide_the_error_that_ended_a_search(
     directory: UPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def gone(*arguments: object) -> None:

@@ -29,7 +29,7 @@ def publish(folder: Place, **files: str) -> None:
             (staging / name).write_text(text)
 
 
-def test_a_published_folder_replaces_the_one_before(root: Place) -> None:
+def test_a_published_folder_replaces_the_earlier_one(root: Place) -> None:
     folder = root / "model"
     publish(folder, first="1", last="1")
     assert contents(folder) == {"first": "1", "last": "1"}
@@ -38,7 +38,7 @@ def test_a_published_folder_replaces_the_one_before(root: Place) -> None:
     assert [path.name for path in root.iterdir()] == ["model"]
 
 
-def test_nothing_is_published_where_the_block_raises(root: Place) -> None:
+def test_nothing_is_published_if_the_block_raises(root: Place) -> None:
     folder = root / "model"
     publish(folder, first="1", last="1")
     with pytest.raises(RuntimeError), at(folder).publish(last="last") as staging:
@@ -100,7 +100,7 @@ def test_a_lock_is_free_after_its_block_and_names_its_owner_in_it(root: Place, m
     assert not [path for path in root.glob("*") if path.name != "driver.lock"]
 
 
-def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_file_is_replaced_completely_or_not_at_all(tmp_path: Path) -> None:
     output = tmp_path / "predictions.csv.gz"
     with replacing(output) as unfinished:
         assert unfinished.name.endswith(".csv.gz") and unfinished.parent == tmp_path

@@ -35,7 +35,7 @@ def driver(folder: Path) -> Iterator["subprocess.Popen[str]"]:
             process.kill()
 
 
-def test_a_second_driver_is_refused_with_the_name_of_the_first(tmp_path: Path) -> None:
+def test_a_second_driver_is_refused_and_the_first_is_named(tmp_path: Path) -> None:
     with driver(tmp_path / "tiny") as first:
         told = rf"search first is being run by process {first.pid} on .* since 20.* in .*tiny; .*--storage"
         with pytest.raises(SearchError, match=told), only_driver(tmp_path / "tiny", "second"):
@@ -58,7 +58,7 @@ def test_a_killed_driver_leaves_the_experiment_free(tmp_path: Path) -> None:
             pass
 
 
-def test_a_driver_whose_facts_are_just_being_written_is_not_named(tmp_path: Path) -> None:
+def test_a_driver_that_is_still_writing_its_lock_file_is_not_named(tmp_path: Path) -> None:
     with driver(tmp_path):
         (tmp_path / "driver.json").write_text('{"search": "fi')
         with pytest.raises(SearchError, match="another driver is running a search in"), only_driver(tmp_path, "second"):

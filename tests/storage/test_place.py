@@ -10,7 +10,7 @@ from tuner.storage.place import is_url
 from tuner.storage.stores import place
 
 
-def test_a_store_is_a_place_with_the_methods_of_a_folder() -> None:
+def test_a_place_in_an_object_store_has_the_methods_of_a_folder() -> None:
     store = place("memory://searches/", "--storage")
     assert is_url(store) and str(store / "tiny") == "memory://searches/tiny"
     assert not is_url(Path("searches"))

@@ -137,7 +137,7 @@ def test_a_journal_is_written_by_one_driver_at_a_time(s3: str, monkeypatch: pyte
 def test_a_worker_stores_and_finds_its_checkpoints_in_the_bucket(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the folder as it arrives in the worker's process."""
+    """The worker gets the folder pickled, as Ray sends it to its process."""
     import ray.train
 
     from tuner.training.ranks import ALONE
@@ -203,7 +203,7 @@ def test_a_store_that_does_not_answer_is_an_error(s3: str, monkeypatch: pytest.M
         storage_place("s3://bucket", None)
 
 
-def test_a_place_without_write_permission_is_an_error(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bucket_without_write_permission_is_an_error(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = place(f"{s3}/searches", "--storage")
     monkeypatch.setattr(folder.fs, "pipe_file", _denied)
     with pytest.raises(ConfigError, match=f"{s3}/searches: Access Denied"), only_driver(folder, "s"):
@@ -214,7 +214,7 @@ def _denied(*arguments: object, **options: object) -> None:
     raise PermissionError(13, "Access Denied")
 
 
-def test_shards_in_a_bucket_are_decoded_by_several_processes_and_their_faults_named(
+def test_shards_in_a_bucket_are_decoded_by_several_processes_and_damaged_ones_are_named(
     s3: str, finished_search: "FinishedSearch", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload(finished_search.folder / "shards", f"{s3}/shards")

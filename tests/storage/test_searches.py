@@ -57,7 +57,7 @@ def test_a_search_is_found_by_its_names_and_the_newest_one_without_them(tmp_path
     assert searches.find(tmp_path, None, "20250101-000000-0001").parent.name == "zeta"
 
 
-def test_a_folder_whose_journal_is_empty_is_no_search(tmp_path: Path) -> None:
+def test_a_folder_with_an_empty_journal_is_not_a_search(tmp_path: Path) -> None:
     assert not searches.exists(tmp_path)
     (tmp_path / "journal.jsonl").touch()
     assert not searches.exists(tmp_path)

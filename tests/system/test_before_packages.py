@@ -1,4 +1,4 @@
-"""A search and an export that an earlier version wrote are read, and go on to the numbers that it would have reached.
+"""A search and an export of an earlier version are read and continued, and give the numbers of that version.
 
 Their folder's README.md says how they were made: tests/fixtures/before-packages/README.md.
 """
@@ -49,7 +49,7 @@ def search(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def trained_on(tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Dataset]:
-    """The experiment of the search, and its shards, written again; only to be read."""
+    """The experiment of the search, and its shards, written again. Tests must not change them."""
     experiment = config.load(put(tmp_path_factory.mktemp("old")) / "experiment.yaml", None)
     return experiment, open_dataset(experiment.data)
 
@@ -71,7 +71,7 @@ def test_the_journal_has_its_trials_and_scores(search: Path) -> None:
     assert (replayed.id, replayed.planned, replayed.ended) == (ID, 5, None)
 
 
-def test_the_sampler_suggests_what_it_would_have_suggested(search: Path) -> None:
+def test_the_sampler_suggests_the_same_values_as_the_earlier_version(search: Path) -> None:
     """First the trials that were interrupted, then new ones: past the tenth, the suggestions depend on all scores."""
     experiment = config.load(search / "experiment.yaml", None)
     written = Journal(search)
@@ -91,7 +91,7 @@ def test_the_sampler_suggests_what_it_would_have_suggested(search: Path) -> None
     written.close()
 
 
-def test_training_goes_on_from_a_checkpoint_to_the_same_numbers(
+def test_training_resumes_from_a_checkpoint_to_the_same_numbers(
     search: Path, trained_on: tuple[Experiment, Dataset], one_thread: None
 ) -> None:
     experiment, data = trained_on
@@ -111,11 +111,11 @@ def test_training_goes_on_from_a_checkpoint_to_the_same_numbers(
     assert [resumed[epoch] for epoch in range(3, 31)] == pytest.approx(whole[2:], rel=1e-5)
 
 
-def test_the_shards_are_those_of_the_search(search: Path, trained_on: tuple[Experiment, Dataset]) -> None:
+def test_the_sample_shards_equal_those_of_the_search(search: Path, trained_on: tuple[Experiment, Dataset]) -> None:
     assert trained_on[1].fingerprint == journal.read(search).fingerprint == EXPECTED["fingerprint"]
 
 
-def test_the_export_scores_as_it_did(trained_on: tuple[Experiment, Dataset]) -> None:
+def test_the_export_has_the_score_of_the_earlier_version(trained_on: tuple[Experiment, Dataset]) -> None:
     data = trained_on[1]
     loaded = load_model(FIXTURE / "export", CPU)
     batches = Batches(data.validate, batch_size=64, shuffle=False)
@@ -127,7 +127,9 @@ def test_the_export_scores_as_it_did(trained_on: tuple[Experiment, Dataset]) -> 
     torch.testing.assert_close(program(features_BD), loaded.model(features_BD))
 
 
-def test_the_export_predicts_what_it_did(trained_on: tuple[Experiment, Dataset], tmp_path: Path) -> None:
+def test_the_export_predicts_the_same_as_the_earlier_version(
+    trained_on: tuple[Experiment, Dataset], tmp_path: Path
+) -> None:
     output = tmp_path / "predictions.csv"
     data = trained_on[0].data.validate
     run_command("tuner.predict", FIXTURE / "export", "--data", data, "--output", output, "--device", "cpu")

@@ -27,7 +27,7 @@ def run(name: str, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_ends_in_one_json_line_with_its_ratio(name: str) -> None:
+def test_a_benchmark_ends_with_one_json_line_that_has_its_ratio(name: str) -> None:
     done = run(name, *TINY[name])
     assert done.returncode == 0, done.stderr
     *card, last = done.stdout.splitlines()
@@ -38,14 +38,14 @@ def test_ends_in_one_json_line_with_its_ratio(name: str) -> None:
     assert any(f"ratio {report['ratio']}" in line for line in card)
 
 
-def test_every_benchmark_is_tried_here() -> None:
+def test_every_benchmark_has_a_test_here() -> None:
     scripts = {path.stem for path in Path(PROJECT, "benchmarks").glob("*.py")}
     # These take minutes to hours: searches on a real Ray, many trials (few_labels), trials on real videos (ensemble).
     large = {"trials", "driver", "driver_calibration", "few_labels", "ensemble", "faults", "storm"}
     assert scripts - large - {"card"} == TINY.keys() | {"compare"}
 
 
-def test_models_are_tuned_alike_and_no_finished_run_is_made_again(tmp_path: Path) -> None:
+def test_models_are_tuned_alike_and_no_finished_run_is_repeated(tmp_path: Path) -> None:
     settings = {
         "data.sample": f"{{directory: {tmp_path}, train: 200, validate: 50, shards: 1, frames: 4}}",
         "data.train": f"{tmp_path}/train*.tfrecord",
@@ -67,14 +67,14 @@ def test_models_are_tuned_alike_and_no_finished_run_is_made_again(tmp_path: Path
     assert json.loads(again.stdout.splitlines()[-1])["models"] == found  # including the seconds of processor time
 
 
-def test_an_experiment_of_one_model_has_nothing_to_compare() -> None:
+def test_comparing_an_experiment_with_one_model_is_refused() -> None:
     done = run("compare", "quickstart")
     assert done.returncode == 2
     assert "quickstart: model is no choice" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("name", ["decode", "feed"])
-def test_an_empty_glob_is_one_sentence(name: str) -> None:
+def test_a_glob_without_matches_is_refused_in_one_sentence(name: str) -> None:
     done = run(name, "--data", "nowhere/*.tfrecord")
     assert done.returncode == 2
     assert "nowhere/*.tfrecord" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""README and docs promise nothing that does not work: every command is run here, or by the test that a table names."""
+"""What README and docs show works: every command is run here, or by the test that the table ELSEWHERE names."""
 
 import gc
 import io
@@ -36,8 +36,8 @@ LANGUAGES = {"sh", "text", "yaml", "python"}
 # Commands that take minutes, several machines or a network: who runs them. Each is also checked to exist, see below.
 # A pattern matches the whole command.
 MINE = r"python tune\.py mine"
-SEARCH = "tests/system/test_search.py::test_a_search_ends_with_a_model_that_scores_what_it_says"
-TINY = "tests/system/test_benchmarks.py::test_ends_in_one_json_line_with_its_ratio"
+SEARCH = "tests/system/test_search.py::test_a_search_ends_with_a_model_that_has_the_reported_score"
+TINY = "tests/system/test_benchmarks.py::test_a_benchmark_ends_with_one_json_line_that_has_its_ratio"
 CLUSTER = "tests/cluster/test_cluster.py"
 BUCKET = "tests/storage/test_s3.py::test_a_killed_search_in_a_bucket_is_resumed_and_its_model_is_used_from_there"
 FRAMES = "tests/system/test_frames_whole_way.py"
@@ -48,14 +48,14 @@ ELSEWHERE = {
     rf"{MINE} --set \S+ --trials \d+": SEARCH,
     rf"{MINE} --extend \d+": SEARCH,
     rf"{MINE} --resume": "tests/faults/test_process.py::test_a_killed_driver",
-    rf"{MINE} --fresh": "tests/system/test_search.py::test_a_search_that_has_not_ended_is_mentioned",
+    rf"{MINE} --fresh": "tests/system/test_search.py::test_a_new_search_reports_an_earlier_one_that_has_not_ended",
     r"python tune\.py contrastive": "tests/system/test_search.py::"
     "test_both_phases_of_a_contrastive_trial_resume_and_share_their_encoder",
     r"python -m tuner\.best contrastive --export": "tests/training/test_contrastive.py",
     r"python -m tuner\.best mine --ensemble 5 --bagging --export bagged": "tests/export/test_ensemble.py",
     r"python -m tuner\.predict frames_model .* --segments": FRAMES,
     r"python -m tuner\.evaluate --data 'segments/.*": "tests/inference/test_segments.py::"
-    "test_a_file_is_scored_by_the_ratings_of_the_shards",
+    "test_a_file_is_scored_with_the_ratings_of_the_shards",
     r"pip install \"video-tuner\[s3\]\"": ".ci/run",
     rf"{MINE} --storage s3://\S+": BUCKET,
     r"python -m tuner\.best mine --storage s3://\S+ --export s3://\S+": BUCKET,
@@ -67,7 +67,7 @@ ELSEWHERE = {
     r"mlflow ui --backend-store-uri sqlite:///mlflow\.db": "tests/tracking/test_mlflow_server.py",
     r"python benchmarks/(decode|feed|step|pretrain|gap)\.py.*": TINY,
     r"python benchmarks/compare\.py .*": "tests/system/test_benchmarks.py::"
-    "test_models_are_tuned_alike_and_no_finished_run_is_made_again",
+    "test_models_are_tuned_alike_and_no_finished_run_is_repeated",
     r"python benchmarks/(few_labels|ensemble|trials|driver|driver_calibration|faults)\.py.*": PARSED,
     r"python -m benchmarks\.storm.*": PARSED,
     r"pytest( -m .*)?": ".ci/run",
@@ -100,12 +100,12 @@ def commands_of(page: str) -> list[str]:
 
 
 def elsewhere(command: str) -> str | None:
-    """Who runs a command that is not run here."""
+    """The test or script that runs a command which is not run here; None for any other command."""
     return next((where for pattern, where in ELSEWHERE.items() if re.fullmatch(pattern, command)), None)
 
 
 def spans_of(page: str) -> list[str]:
-    """`code` between the words of a page."""
+    """The texts in single backticks in the prose of a page."""
     prose = re.sub(r"^```.*?^```", "", (PROJECT / page).read_text(), flags=re.M | re.S)
     return [" ".join(span.split()) for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", prose)]
 
@@ -125,7 +125,7 @@ PROGRAMS = sorted(
 
 @cache
 def help_of(program: str) -> str:
-    """What `python PROGRAM --help` prints."""
+    """The output of `python PROGRAM --help`."""
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
         assert run(f"python {program} --help", patch) == 0, printed.getvalue()
@@ -161,7 +161,7 @@ def test_the_readme_has_at_most_a_thousand_words() -> None:
     assert len(README.read_text().split()) <= MOST_WORDS
 
 
-def test_the_first_two_blocks_are_the_two_lines_that_do_everything() -> None:
+def test_the_first_two_blocks_are_single_lines_that_install_and_run_everything() -> None:
     first, second = [block.text for block in blocks_of("README.md") if block.language == "sh"][:2]
     for line in (first, second):
         assert line.count("\n") == 1 and not line.rstrip().endswith("\\")  # one physical line
@@ -194,11 +194,11 @@ def test_the_leader_table_of_the_readme_is_what_a_search_prints() -> None:
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)
-def test_a_page_begins_with_what_it_is_for(subject: str) -> None:
+def test_a_page_begins_with_its_purpose(subject: str) -> None:
     assert PURPOSE.match((PROJECT / "docs" / f"{subject}.md").read_text())
 
 
-def test_every_page_is_reached_from_the_readme() -> None:
+def test_every_page_is_linked_from_the_readme() -> None:
     linked = set(re.findall(r"\]\((docs/[\w-]+\.md)", README.read_text()))
     assert {f"docs/{path.name}" for path in (PROJECT / "docs").glob("*.md")} <= linked
 
@@ -210,7 +210,7 @@ def test_the_map_of_the_readme_shows_every_package() -> None:
     assert {package.name for package in packages} <= set(re.findall(r"^ *(\w+)/  ", shown, re.M))
 
 
-def test_every_block_says_what_it_is() -> None:
+def test_every_block_names_its_language() -> None:
     unlabelled = [f"{block.page}:{block.line}" for block in BLOCKS if block.language not in LANGUAGES]
     assert not unlabelled
 
@@ -222,7 +222,7 @@ def anchors_of(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_link_leads_somewhere(page: str) -> None:
+def test_every_link_has_a_target(page: str) -> None:
     prose = re.sub(r"^```.*?^```", "", (PROJECT / page).read_text(), flags=re.M | re.S)
     for target in re.findall(r"\]\((?!https?://|mailto:)([^)]+)\)", prose):
         name, _, anchor = target.partition("#")
@@ -233,7 +233,7 @@ def test_every_link_leads_somewhere(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page != "CHANGELOG.md"])
-def test_every_file_that_a_page_names_is_there(page: str) -> None:
+def test_every_file_that_a_page_names_exists(page: str) -> None:
     folders = ("data", "models", "tuner", "tests", "benchmarks", "clusters", "docs", ".ci")
     known = {path.name for folder in folders for path in (PROJECT / folder).rglob("*.*")}
     known |= {path.name for path in PROJECT.iterdir()}
@@ -245,7 +245,7 @@ def test_every_file_that_a_page_names_is_there(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_name_is_in_the_file_that_a_page_says(page: str) -> None:
+def test_every_name_is_in_the_file_that_a_page_gives_for_it(page: str) -> None:
     prose = " ".join((PROJECT / page).read_text().split())
     for name, file in re.findall(r"`([\w.]+)` (?:of|in) `([\w/]+\.py)`", prose):
         text = (PROJECT / file).read_text()
@@ -256,7 +256,7 @@ def test_every_name_is_in_the_file_that_a_page_says(page: str) -> None:
 
 
 @pytest.mark.parametrize("pattern, where", ELSEWHERE.items())
-def test_what_runs_a_command_exists_and_the_command_too(pattern: str, where: str) -> None:
+def test_a_command_that_is_run_elsewhere_exists_and_so_does_its_test(pattern: str, where: str) -> None:
     assert any(re.fullmatch(pattern, command) for page in PAGES for command in commands_of(page)), "no such command"
     if where != PARSED:
         file, _, test = where.partition("::")
@@ -289,7 +289,7 @@ def test_every_extra_and_every_marker_exists() -> None:
     assert shown and set(re.findall(r"\w+", shown)) - {"or", "and", "not"} <= markers
 
 
-def test_the_command_that_shows_results_is_the_one_that_a_search_prints() -> None:
+def test_the_documented_command_for_results_is_the_one_that_a_search_prints() -> None:
     from tuner.tracking.uri import ui_command
 
     (shown,) = [command for page in PAGES for command in commands_of(page) if command.startswith("mlflow")]
@@ -303,7 +303,7 @@ def test_the_command_that_shows_results_is_the_one_that_a_search_prints() -> Non
 def folder(
     finished_search: FinishedSearch, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Path]:
-    """What a reader of the docs has: `experiments.yaml` with `mine`, shards, a finished search of it, and its model."""
+    """The folder of a reader: `experiments.yaml` with `mine`, shards, a finished search of it, and its model."""
     place = tmp_path / "reader"
     for name in ("shards", "cache"):
         shutil.copytree(finished_search.folder / name, place / name)
@@ -336,7 +336,7 @@ def test_every_command_is_run_here_or_elsewhere(
         assert code == 0, f"{page}: {command}\n{capfd.readouterr().err}"
 
 
-def test_the_readmes_yaml_works_when_it_is_pasted(
+def test_the_yaml_of_the_readme_works_when_pasted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (pasted,) = [block.text for block in blocks_of("README.md") if block.language == "yaml"]
@@ -351,7 +351,7 @@ def test_the_readmes_yaml_works_when_it_is_pasted(
 @pytest.mark.parametrize(
     "block", [block for block in BLOCKS if block.language == "yaml"], ids=lambda block: f"{block.page}:{block.line}"
 )
-def test_every_yaml_is_an_experiment_or_a_part_of_one(block: Block, folder: Path) -> None:
+def test_every_yaml_block_is_an_experiment_or_a_part_of_one(block: Block, folder: Path) -> None:
     from tuner.config.experiment import load
 
     content = yaml.safe_load(block.text)
@@ -369,6 +369,6 @@ def test_the_python_page_runs(folder: Path) -> None:
         exec(compile(block.text, f"docs/python.md:{block.line}", "exec"), namespace)
 
 
-def test_python_is_shown_on_no_other_page() -> None:
+def test_only_the_python_page_shows_python() -> None:
     others = [f"{block.page}:{block.line}" for block in BLOCKS if block.language == "python"]
     assert all(place.startswith("docs/python.md:") for place in others), "no test runs it there"

@@ -69,7 +69,7 @@ def folder(search: FinishedSearch) -> Path:
     return search.folder / "exported"
 
 
-def test_an_export_scores_as_its_trial_did(search: FinishedSearch, folder: Path) -> None:
+def test_an_export_has_the_score_of_its_trial(search: FinishedSearch, folder: Path) -> None:
     loaded = load_model(folder, CPU)
     assert loaded.schema == search.experiment.data.schema
     cache = loaded.open(search.validate)
@@ -79,7 +79,7 @@ def test_an_export_scores_as_its_trial_did(search: FinishedSearch, folder: Path)
     assert metrics["num_videos"] == cache.num_videos == search.data.validate.num_videos
 
 
-def test_the_program_takes_any_number_of_videos_and_frames(search: FinishedSearch, folder: Path) -> None:
+def test_the_exported_program_takes_any_number_of_videos_and_frames(search: FinishedSearch, folder: Path) -> None:
     model, program = load_model(folder, CPU).model, torch.export.load(folder / PROGRAM).module()
     for batch in (1, 3):
         for num_frames in (1, 9):
@@ -97,7 +97,7 @@ def test_padding_does_not_change_the_scores(search: FinishedSearch) -> None:
     torch.testing.assert_close(model(longer, mask), model(frames_BTD, mask_BT))
 
 
-def test_predictions_are_the_models_on_every_example(search: FinishedSearch, folder: Path) -> None:
+def test_predictions_equal_those_of_the_model_for_every_example(search: FinishedSearch, folder: Path) -> None:
     output = search.folder / "predictions.csv"
     run_command("tuner.predict", folder, "--data", search.validate, "--output", output, "--batch-size", "7")
     with output.open() as file:
@@ -113,7 +113,7 @@ def test_predictions_are_the_models_on_every_example(search: FinishedSearch, fol
         assert int(first[0]) == label and float(first[1]) == pytest.approx(share, abs=1e-5)
 
 
-def test_segments_are_ranked_by_class_whatever_frames_it_was_trained_on(search: FinishedSearch, folder: Path) -> None:
+def test_segments_are_ranked_by_class_whatever_the_training_frames(search: FinishedSearch, folder: Path) -> None:
     """For two classes, the four best of all whole segments are listed, the best one first."""
     (search.folder / "ids.csv").write_text("Index\n7\n3\n")
     output, classes = search.folder / "segments.csv", str(search.folder / "ids.csv")
@@ -132,7 +132,9 @@ def test_segments_are_ranked_by_class_whatever_frames_it_was_trained_on(search: 
         torch.testing.assert_close(logits_NC[numbers, label], best.values)
 
 
-def test_ranked_segments_have_a_map(search: FinishedSearch, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ranked_segments_are_scored_with_map(
+    search: FinishedSearch, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     if search.experiment.data.level != "segment":
         pytest.skip("its shards have no ratings")
     output = search.folder / "all.csv.gz"
@@ -143,7 +145,7 @@ def test_ranked_segments_have_a_map(search: FinishedSearch, folder: Path, capsys
     assert 0.2 < found["map_at_k"] <= 1 and found["num_positives"] > 0
 
 
-def test_an_ensemble_of_models_of_frames_is_a_model_like_any_other(search: FinishedSearch, tmp_path: Path) -> None:
+def test_an_ensemble_of_frame_level_models_is_used_as_a_model(search: FinishedSearch, tmp_path: Path) -> None:
     found = search.search
     wanted = ensemble.EnsembleOptions(count=2, weights="equal")
     built = ensemble.assemble(search.directory, search.experiment, found, wanted, print)
@@ -176,7 +178,7 @@ def test_a_class_that_is_not_rated_changes_neither_training_nor_scores(search: F
     assert scores[0].compute() == scores[1].compute()
 
 
-def test_a_class_is_as_frequent_as_among_the_segments_rated_for_it(search: FinishedSearch, tmp_path: Path) -> None:
+def test_the_frequency_of_a_class_is_that_among_its_rated_segments(search: FinishedSearch, tmp_path: Path) -> None:
     if search.experiment.data.level != "segment":
         pytest.skip("every class of a video is rated")
     settings = ["loss.pos_weight_power=0.5", "optimizer.learning_rate=1e-12", "training.epochs=1"]
@@ -197,12 +199,12 @@ def test_a_class_is_as_frequent_as_among_the_segments_rated_for_it(search: Finis
             assert load_file(kept / WEIGHTS)["head.bias"].tolist() == pytest.approx(odds_C.tolist(), abs=1e-6)
 
 
-def test_there_is_no_encoder_to_embed_with(search: FinishedSearch, folder: Path) -> None:
+def test_embedding_with_a_frame_level_model_is_refused(search: FinishedSearch, folder: Path) -> None:
     with pytest.raises(ModelFolderError, match="has no encoder"):
         encoder_of(load_model(folder, CPU))
 
 
-def test_long_videos_are_scored_fewer_at_a_time() -> None:
+def test_long_videos_are_scored_in_smaller_batches() -> None:
     assert batch_size_of(Schema()) == BATCH_SIZE
     assert batch_size_of(Schema(features={"a": 128}, level="frame", max_frames=10)) == BATCH_SIZE
     assert batch_size_of(Schema(features={"rgb": 1024, "audio": 128}, level="frame")) == (1 << 26) // (1152 * 300)

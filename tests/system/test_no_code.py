@@ -78,7 +78,7 @@ def is_one_sentence(capsys: pytest.CaptureFixture[str]) -> bool:
         ("README.md", 0),
     ],
 )
-def test_an_export(
+def test_a_pickle_in_an_export_is_not_loaded(
     name: str,
     code: int,
     exported: Path,
@@ -104,7 +104,7 @@ def test_an_export(
 
 
 @pytest.mark.parametrize("kind", ["os.system", "torch.nn.Linear", "__import__"])
-def test_a_model_folder_can_name_no_code(kind: str, exported: Path, tmp_path: Path) -> None:
+def test_a_model_folder_cannot_name_code_to_run(kind: str, exported: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(exported, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -128,7 +128,9 @@ def planted_checkpoint(folder: Path, name: str, trace: Path, settings: dict[str,
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "training.pt", "checkpoint.json"])
-def test_a_checkpoint_and_a_kept_encoder(name: str, trace: Path, tmp_path: Path, caplog: Any) -> None:
+def test_a_pickle_in_a_checkpoint_or_cached_encoder_is_not_loaded(
+    name: str, trace: Path, tmp_path: Path, caplog: Any
+) -> None:
     caplog.set_level("CRITICAL", logger="tuner.training.contrastive.encoder_store")
     settings = {"seed": 1}
     planted_checkpoint(tmp_path / "epoch-0001", name, trace, settings)
@@ -139,7 +141,7 @@ def test_a_checkpoint_and_a_kept_encoder(name: str, trace: Path, tmp_path: Path,
     assert not trace.exists()
 
 
-def test_a_cache(finished_search: FinishedSearch, trace: Path, tmp_path: Path) -> None:
+def test_a_pickle_in_a_cache_is_not_loaded(finished_search: FinishedSearch, trace: Path, tmp_path: Path) -> None:
     """A cache with a planted pickle in any of its files is built again."""
     validate, directory = finished_search.experiment.data, tmp_path / "cache"
 
@@ -160,7 +162,9 @@ def test_a_cache(finished_search: FinishedSearch, trace: Path, tmp_path: Path) -
         open_it().statistics()
 
 
-def test_a_cache_that_is_read_as_it_is(finished_search: FinishedSearch, trace: Path, tmp_path: Path) -> None:
+def test_a_pickle_in_a_cache_with_a_fitting_manifest_is_not_loaded(
+    finished_search: FinishedSearch, trace: Path, tmp_path: Path
+) -> None:
     cache = finished_search.data.validate
     for name in [path.name for path in cache.directory.iterdir() if path.suffix in (".npy", ".json")]:
         folder = tmp_path / name
@@ -176,7 +180,7 @@ def test_a_cache_that_is_read_as_it_is(finished_search: FinishedSearch, trace: P
     assert not trace.exists()
 
 
-def test_a_journal(trace: Path, tmp_path: Path) -> None:
+def test_a_pickle_in_a_journal_is_not_loaded(trace: Path, tmp_path: Path) -> None:
     plant(tmp_path / "journal.jsonl", trace)
     with pytest.raises(SearchError):
         journal.read(tmp_path)
@@ -191,7 +195,7 @@ def test_a_journal(trace: Path, tmp_path: Path) -> None:
         "!!python/name:os.sep",
     ],
 )
-def test_a_yaml(planted: str, trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_yaml_tag_runs_no_code(planted: str, trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "experiments.yaml"
     file.write_text(f"experiments:\n  tiny:\n    data: {planted.format(trace=trace)}\n")
 
@@ -207,7 +211,7 @@ def calls(tree: ast.AST) -> list[tuple[str, ast.Call]]:
     return [(ast.unparse(node.func), node) for node in ast.walk(tree) if isinstance(node, ast.Call)]
 
 
-def test_nothing_of_ours_unpickles_evaluates_or_imports_by_name() -> None:
+def test_no_module_unpickles_evaluates_or_imports_by_name() -> None:
     files = [path for name in ("data", "models", "tuner") for path in (PROJECT / name).rglob("*.py")]
     for path in [PROJECT / "tune.py", *files]:
         name = path.relative_to(PROJECT).as_posix()

@@ -43,7 +43,7 @@ def test_the_baseline_ranks_a_class_by_its_share_of_the_segments_rated_for_it() 
     assert frequency_baseline(batches, SimpleNamespace(statistics=statistics)) == 1
 
 
-def test_a_search_that_has_not_ended_is_mentioned(finished_search: FinishedSearch) -> None:
+def test_a_new_search_reports_an_earlier_one_that_has_not_ended(finished_search: FinishedSearch) -> None:
     said: list[str] = []
     mention_unfinished(finished_search.storage, "tiny", SimpleNamespace(print=said.append))
     mention_unfinished(finished_search.storage, "another", SimpleNamespace(print=said.append))
@@ -54,7 +54,7 @@ def test_a_search_that_has_not_ended_is_mentioned(finished_search: FinishedSearc
 
 
 @pytest.mark.slow
-def test_a_search_ends_with_a_model_that_scores_what_it_says(workplace: Workplace) -> None:
+def test_a_search_ends_with_a_model_that_has_the_reported_score(workplace: Workplace) -> None:
     code, printed = workplace.run()
     assert code == 0, printed
     assert_nothing_was_lost(workplace, planned=3, epochs=EPOCHS)
@@ -82,7 +82,7 @@ def test_a_search_ends_with_a_model_that_scores_what_it_says(workplace: Workplac
 
 
 @pytest.mark.slow
-def test_trials_follow_a_cluster_that_grows(workplace: Workplace) -> None:
+def test_more_trials_run_when_the_cluster_grows(workplace: Workplace) -> None:
     with long_lived_ray(workplace, cpus=1) as ray:
         wide = ("--set", "search.max_concurrent=auto", "--set", "search.overlap=false")
         driver = workplace.start("--address", ray.address, "--set", "training.epochs=150", *wide)

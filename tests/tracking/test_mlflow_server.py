@@ -88,7 +88,7 @@ def model_and_example() -> dict[str, Any]:
     return {"model": torch.nn.Linear(6, 3).eval(), "example": np.ones((2, 6), np.float32)}
 
 
-def test_an_answer_that_is_lost_makes_nothing_twice(server: Server) -> None:
+def test_a_lost_answer_creates_nothing_twice(server: Server) -> None:
     network = Network(server)
     name = "lost-answers"
     tracker = Tracker(network.uri, name, {})
@@ -148,7 +148,7 @@ def test_artifacts_and_the_model_go_through_the_server(server: Server, tmp_path:
     torch.testing.assert_close(loaded(features_BD), given["model"](features_BD))
 
 
-def test_a_server_killed_for_a_while_gets_everything_once_and_in_order(server: Server) -> None:
+def test_a_server_that_is_killed_and_restarted_gets_everything_once_and_in_order(server: Server) -> None:
     name = "killed-for-a-while"
     tracker = begin(server.uri, name)
     train(tracker, trial(0), range(1, 4))
@@ -176,7 +176,7 @@ def test_a_server_killed_for_a_while_gets_everything_once_and_in_order(server: S
     assert len(best) == 3 and at[2] <= at[3] <= at[1]  # in the order in which they ended; some in the same millisecond
 
 
-def test_what_a_server_never_got_is_told_by_the_next_driver(server: Server) -> None:
+def test_the_next_driver_sends_what_a_server_has_missed(server: Server) -> None:
     name = "never-came-back"
     tracker = begin(server.uri, name)
     train(tracker, trial(0), range(1, 3))
@@ -202,7 +202,7 @@ def test_what_a_server_never_got_is_told_by_the_next_driver(server: Server) -> N
     assert [steps(server, child) for child in children] == [[1, 2, 3]]
 
 
-def test_the_database_password_is_in_no_log_and_no_list_of_processes(server: Server) -> None:
+def test_the_database_password_is_in_no_log_and_no_command_line(server: Server) -> None:
     if not server.store:
         pytest.skip("SQLite has no password")
     psutil = pytest.importorskip("psutil")
@@ -223,13 +223,13 @@ def subtree(process: subprocess.Popen[str]) -> str:
 
 @pytest.mark.fault
 @pytest.mark.xdist_group("search_and_its_server")
-def test_a_search_outlives_its_server_and_a_resume_tells_it_the_rest(
+def test_a_search_completes_without_its_server_and_a_resume_sends_the_rest(
     workplace: Workplace,
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
     fault_row: Callable[..., None],
 ) -> None:
-    """Nothing: what MLflow has missed it is told by the same driver, or by the next one."""
+    """Nothing: this driver or the next one sends MLflow what it has missed."""
     server = Server(tmp_path_factory.mktemp("server"))
     server.start()
     try:

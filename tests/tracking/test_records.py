@@ -4,12 +4,12 @@ from tuner.storage.journal import TrialHistory
 from tuner.tracking.records import MAX_ERROR, METRICS, outcome_tags, recorded_metrics, winner_metrics
 
 
-def test_of_a_report_the_metrics_are_recorded_and_nothing_else() -> None:
+def test_only_the_metrics_of_a_report_are_recorded() -> None:
     metrics = {key: 0.5 for key in METRICS}
     assert recorded_metrics({**metrics, "epoch": 3, "tags": {"host": "h"}, "training_iteration": 7}) == metrics
 
 
-def test_the_end_of_a_trial_is_a_tag_without_credentials() -> None:
+def test_the_reason_why_a_trial_ended_is_a_tag_without_credentials() -> None:
     def ended(**facts: str) -> dict[str, str]:
         return outcome_tags(TrialHistory(number=0, id="t0", values={}, sampler_state={}, **facts))
 

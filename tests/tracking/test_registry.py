@@ -17,7 +17,7 @@ from tuner.tracking.tracker import Tracker
 Start = Callable[..., Tracker]
 
 
-def test_the_winner_is_a_registered_model_without_pickle(
+def test_the_winner_is_registered_as_a_model_without_pickle(
     uri: str, start: Start, runs: Any, name: str, finished_search: FinishedSearch
 ) -> None:
     model = finished_search.load_best()

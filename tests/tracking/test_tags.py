@@ -1,4 +1,4 @@
-"""The tags that say what a run was made with."""
+"""The tags of a run: the versions of the software and the commit."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import torch
 from tuner.tracking.tags import environment_tags
 
 
-def test_every_run_says_what_it_was_made_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_run_has_tags_with_its_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tags = environment_tags(Path(__file__).parent)
     assert tags["version.torch"] == torch.__version__
     assert tags["git_dirty"] in ("true", "false") and len(tags["git_commit"]) == 40

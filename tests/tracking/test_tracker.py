@@ -162,7 +162,7 @@ def test_every_way_a_trial_can_end_is_recorded(start: Start, runs: Any) -> None:
     ids=["locked", "away"],
 )
 @pytest.mark.parametrize("method", ["create_run", "log_batch", "set_terminated"])
-def test_a_store_that_is_away_for_a_while_gets_every_write_once(
+def test_a_store_that_is_unavailable_for_a_while_gets_every_write_once(
     uri: str, start: Start, runs: Any, method: str, error: Exception
 ) -> None:
     tracker = start()
@@ -177,7 +177,7 @@ def test_a_store_that_is_away_for_a_while_gets_every_write_once(
     tracker.client = tracker.client.client
 
 
-def test_a_slow_store_delays_nothing(start: Start) -> None:
+def test_a_slow_store_does_not_delay_the_search(start: Start) -> None:
     tracker = start()
     client = tracker.client
     tracker.client = FlakyClient(client, "log_batch", 10**9, ConnectionError("away"))
@@ -188,7 +188,9 @@ def test_a_slow_store_delays_nothing(start: Start) -> None:
     tracker.client = client
 
 
-def test_a_store_that_stays_away_costs_only_the_patience(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_stays_unavailable_delays_the_end_by_the_patience_only(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(outbox, "PATIENCE_SECONDS", 0.2)
     tracker = start()
     client = tracker.client
@@ -198,7 +200,7 @@ def test_a_store_that_stays_away_costs_only_the_patience(start: Start, monkeypat
     tracker.client = client
 
 
-def test_a_write_that_mlflow_refuses_is_named_and_the_rest_is_written(uri: str, start: Start, runs: Any) -> None:
+def test_a_write_that_mlflow_refuses_is_logged_and_the_rest_is_written(uri: str, start: Start, runs: Any) -> None:
     tracker = start()
     train(tracker, trial(0), range(1, 2))
     tracker.report("s-1-0000", 2, {"no such: key!*": 1.0}, {"host": "h"})
@@ -231,9 +233,7 @@ def test_the_data_is_logged_as_datasets(start: Start, runs: Any) -> None:
     assert {i.dataset.digest for i in inputs} == {("0123456789abcdef" * 4)[:36]}
 
 
-def test_an_mlflow_that_cannot_be_reached_is_an_error_of_one_sentence(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_an_unreachable_mlflow_is_an_error_of_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no database")
     with pytest.raises(SearchError) as told:
         Tracker(f"sqlite:///{tmp_path / 'file'}/mlflow.db", "tiny", {})
@@ -260,7 +260,7 @@ def test_looking_for_a_trial_creates_no_database(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_more_runs_than_a_page_holds_are_all_found(
+def test_runs_on_several_result_pages_are_all_found(
     start: Start, runs: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracker_module, "MAX_RUNS", 2)
@@ -272,7 +272,7 @@ def test_more_runs_than_a_page_holds_are_all_found(
     assert [run.info.status for run in runs()[1].values()] == ["KILLED"] * 5
 
 
-def test_credentials_of_a_server_are_in_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_message_shows_the_credentials_of_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
         monkeypatch.setenv(name, "-")  # so that the test restores them at its end
     with pytest.raises(SearchError) as told:
@@ -301,5 +301,5 @@ def test_credentials_of_a_server_are_in_no_message(monkeypatch: pytest.MonkeyPat
     ],
     ids=str,
 )
-def test_transient_errors_are_told_from_refusals(error: Exception, passing: bool) -> None:
+def test_transient_errors_are_distinguished_from_refusals(error: Exception, passing: bool) -> None:
     assert _is_transient(error) is passing

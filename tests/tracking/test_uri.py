@@ -8,7 +8,7 @@ from tuner.errors import ConfigError, SearchError
 from tuner.tracking.uri import choose_uri, default_uri
 
 
-def test_the_database_is_beside_the_yaml_unless_the_environment_says_otherwise(
+def test_the_database_is_beside_the_yaml_unless_the_environment_names_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert default_uri(tmp_path) == f"sqlite:///{tmp_path.resolve()}/mlflow.db"
@@ -16,7 +16,7 @@ def test_the_database_is_beside_the_yaml_unless_the_environment_says_otherwise(
     assert default_uri(tmp_path) == "http://server:5000"
 
 
-def test_a_resumed_search_logs_where_it_did_unless_the_command_line_says_otherwise(
+def test_a_resumed_search_keeps_its_tracking_uri_unless_the_command_line_gives_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert choose_uri(None, None, tmp_path) == default_uri(tmp_path)

@@ -1,4 +1,4 @@
-"""A trial's state on disk: back bit for bit, or refused in one sentence."""
+"""The state of a trial on disk is loaded bit for bit, or refused in one sentence."""
 
 import errno
 import json
@@ -40,14 +40,14 @@ def equal(left: Any, right: Any) -> bool:
     return bool(left == right)
 
 
-def test_a_checkpoint_comes_back_bit_for_bit(saved: Path) -> None:
+def test_a_checkpoint_is_loaded_bit_for_bit(saved: Path) -> None:
     model, training = checkpoint.load(saved, settings=SETTINGS)
     assert equal(model, state()[0])
     assert equal(training, state()[1])
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_flipped_byte_is_found_in_every_file(saved: Path, name: str) -> None:
+def test_a_flipped_byte_in_any_file_is_detected(saved: Path, name: str) -> None:
     content = bytearray((saved / name).read_bytes())
     content[len(content) // 2] ^= 0x80
     (saved / name).write_bytes(content)
@@ -63,7 +63,7 @@ def test_a_missing_file_is_named(saved: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES[:2])
-def test_a_file_cut_short_is_found(saved: Path, name: str) -> None:
+def test_a_truncated_file_is_detected(saved: Path, name: str) -> None:
     (saved / name).write_bytes((saved / name).read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=f"{name}: damaged"):
         checkpoint.load(saved, settings=SETTINGS)
@@ -77,7 +77,7 @@ def test_other_settings_are_named_with_both_values(saved: Path) -> None:
         checkpoint.load_weights(saved, settings=others)
 
 
-def test_a_setting_that_came_later_is_no_difference_where_it_has_its_old_meaning(tmp_path: Path) -> None:
+def test_a_setting_that_is_newer_than_the_checkpoint_may_have_its_default(tmp_path: Path) -> None:
     model, training = state()
     before, now = {"loss": {"l2": 1.0}}, {"loss": {"l2": 1.0, "kind": "sigmoid_cross_entropy", "layers": {}}}
     checkpoint.save(
@@ -98,13 +98,13 @@ def test_a_checkpoint_of_a_newer_version_is_refused(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("manifest", ["{}", "[]", "3", '{"version": 1}', '{"version": 1, "settings": {}, "files": {}}'])
-def test_a_manifest_of_another_shape_is_damage(saved: Path, manifest: str) -> None:
+def test_a_manifest_of_another_structure_counts_as_damaged(saved: Path, manifest: str) -> None:
     (saved / "checkpoint.json").write_text(manifest)
     with pytest.raises(CheckpointError):
         checkpoint.load(saved, settings={})
 
 
-def test_without_its_training_state_the_weights_are_left(saved: Path) -> None:
+def test_discarding_the_training_state_keeps_the_weights(saved: Path) -> None:
     checkpoint.discard_training_state(saved)
     checkpoint.discard_training_state(saved)
     checkpoint.check(saved, weights_only=True)
@@ -113,7 +113,7 @@ def test_without_its_training_state_the_weights_are_left(saved: Path) -> None:
         checkpoint.load(saved, settings=SETTINGS)
 
 
-def test_no_byte_of_the_manifest_can_pass_for_other_settings(saved: Path) -> None:
+def test_a_flipped_byte_in_the_manifest_is_damage_and_not_other_settings(saved: Path) -> None:
     path = saved / "checkpoint.json"
     content = path.read_bytes()
     for place in range(len(content)):
@@ -122,7 +122,7 @@ def test_no_byte_of_the_manifest_can_pass_for_other_settings(saved: Path) -> Non
             checkpoint.load(saved, settings=SETTINGS)
 
 
-def test_half_a_copy_is_damaged(saved: Path) -> None:
+def test_an_incomplete_copy_is_damaged(saved: Path) -> None:
     checkpoint.check(saved, weights_only=True)
     (saved / "model.safetensors").write_bytes((saved / "model.safetensors").read_bytes()[:-1])
     with pytest.raises(CheckpointDamaged, match=r"model\.safetensors: damaged"):
@@ -132,7 +132,7 @@ def test_half_a_copy_is_damaged(saved: Path) -> None:
         checkpoint.check(saved, weights_only=True)
 
 
-def test_a_save_that_fails_leaves_what_was_there(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_save_that_fails_keeps_the_earlier_checkpoint(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, training = state()
 
     def fail(*_: object) -> None:
@@ -146,7 +146,7 @@ def test_a_save_that_fails_leaves_what_was_there(saved: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("kilobytes", [40, 300])
-def test_a_full_disk_is_told_by_an_error_that_names_it(tmp_path: Path, kilobytes: int) -> None:
+def test_a_full_disk_is_an_error_that_names_the_disk(tmp_path: Path, kilobytes: int) -> None:
     """On a real one: the weights do not fit, or the training state does not."""
     options = f"size={kilobytes}k"
     if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(tmp_path)], check=False).returncode:
@@ -160,7 +160,7 @@ def test_a_full_disk_is_told_by_an_error_that_names_it(tmp_path: Path, kilobytes
         subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
-def test_a_trial_that_goes_on_from_a_checkpoint_ends_as_if_it_had_not_stopped(
+def test_a_trial_resumed_from_a_checkpoint_equals_the_uninterrupted_one(
     finished_search: FinishedSearch, tmp_path: Path
 ) -> None:
     settings = finished_search.experiment.trial_config(FAST)

@@ -69,7 +69,7 @@ def data(config: DataConfig) -> Dataset:
 
 
 def trial(*, method: str = "moco_v2", probe: dict[str, Any] | None = None, **pretrain: Any) -> ContrastiveConfig:
-    """Two epochs of each phase."""
+    """A contrastive trial of two epochs of each phase."""
     settings = {"optimizer": ADAMW, "batch_size": 64, "epochs": 2, "batch_norm_groups": 4, **METHODS[method]}
     of_probe = {"optimizer": OptimizerConfig(kind="adam", learning_rate=1e-2), "batch_size": 16, "epochs": 2}
     return ContrastiveConfig(
@@ -85,7 +85,7 @@ def numbers(progress: Progress) -> dict[str, float]:
 
 
 def run(config: ContrastiveConfig, data: Dataset, **arguments: Any) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
-    """The numbers of every epoch that is told, and the classifier in the end."""
+    """The numbers of every reported epoch, and the classifier after the last one."""
     told = []
     for progress in train(config, data, device=CPU, seed=1, **arguments):
         told.append(numbers(progress))
@@ -121,7 +121,7 @@ def test_the_same_seed_gives_the_same_numbers(data: Dataset) -> None:
     assert run(trial(), data)[0] == run(trial(), data)[0]
 
 
-def test_the_model_of_every_epoch_scores_what_the_epoch_told(data: Dataset, tmp_path: Path) -> None:
+def test_the_checkpoint_of_every_epoch_has_the_gap_that_the_epoch_reported(data: Dataset, tmp_path: Path) -> None:
     config = trial()
     validation = data.validate_batches(32, CPU)
     for progress in train(config, data, device=CPU, seed=1):
@@ -141,7 +141,7 @@ CASES: dict[str, ContrastiveConfig] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_resume_anywhere_equals_the_uninterrupted_trial(data: Dataset, tmp_path: Path, name: str) -> None:
+def test_a_resume_after_any_epoch_equals_the_uninterrupted_trial(data: Dataset, tmp_path: Path, name: str) -> None:
     config = CASES[name]
     expected = []
     for progress in train(config, data, device=CPU, seed=1):
@@ -155,7 +155,7 @@ def test_a_resume_anywhere_equals_the_uninterrupted_trial(data: Dataset, tmp_pat
         assert_same(weights, final)
 
 
-def test_no_label_has_a_part_in_the_encoder(data: Dataset) -> None:
+def test_the_encoder_does_not_depend_on_labels(data: Dataset) -> None:
     class WithoutLabels:
         """The training split, of which only features may be read."""
 
@@ -178,13 +178,13 @@ def test_no_label_has_a_part_in_the_encoder(data: Dataset) -> None:
     assert_same(encoder(WithoutLabels(data)), encoder(data))
 
 
-def test_pretraining_sees_the_unlabelled_videos(config: DataConfig) -> None:
+def test_pretraining_uses_the_unlabelled_videos(config: DataConfig) -> None:
     data = open_dataset(replace(config, label_fraction=0.05))
     rows = torch.cat([batch.rows for batch in data.pretrain_batches(64, 1, CPU).epoch(0)])
     assert len(set(rows.tolist())) == 320 and data.statistics.num_videos == 16
 
 
-def test_probing_leaves_the_encoder_as_pretraining_made_it(data: Dataset) -> None:
+def test_a_linear_probe_does_not_change_the_encoder(data: Dataset) -> None:
     encoders_seen = [
         copy.deepcopy(progress.state.classifier.encoder.state_dict())
         for progress in train(trial(), data, device=CPU, seed=1)
@@ -210,7 +210,7 @@ def test_an_encoder_that_its_probe_changed_fails_the_trial(data: Dataset, monkey
 
 
 @pytest.mark.parametrize("kind", ["linear", "fine_tune"])
-def test_the_probe_starts_where_the_closed_form_ended(data: Dataset, kind: str) -> None:
+def test_the_probe_starts_with_the_ridge_solution(data: Dataset, kind: str) -> None:
     still = {"kind": kind, "optimizer": OptimizerConfig(kind="sgd", learning_rate=1e-12)}
     (_, ridge, first, _), _ = run(trial(probe=still), data)
     assert first["gap"] == pytest.approx(ridge["gap"], abs=1e-3 if kind == "linear" else 0.1)
@@ -218,13 +218,13 @@ def test_the_probe_starts_where_the_closed_form_ended(data: Dataset, kind: str) 
     assert other["gap"] < ridge["gap"] - 0.1
 
 
-def test_fine_tuning_moves_the_encoder(data: Dataset) -> None:
+def test_fine_tuning_changes_the_encoder(data: Dataset) -> None:
     steps = list(train(trial(probe={"kind": "fine_tune"}), data, device=CPU, seed=1))
     first, second = run(trial(), data)[1], steps[-1].state.classifier.state_dict()
     assert not torch.equal(first["encoder.joint.linear.weight"], second["encoder.joint.linear.weight"])
 
 
-def test_a_collapse_is_said_and_fails_the_trial(data: Dataset) -> None:
+def test_a_collapse_is_reported_and_fails_the_trial(data: Dataset) -> None:
     decayed = OptimizerConfig(kind="sgd", learning_rate=0.1, weight_decay=9.0)  # all weights to 0 within a few steps
     config = trial(optimizer=decayed, epochs=8)
     with pytest.raises(TrialCollapsed, match=r"pretraining collapsed in epoch \d: different videos have the same"):
@@ -253,7 +253,7 @@ class TestEncoderStore:
         for progress, expected in zip(shared, alone[1:], strict=True):
             assert progress.metrics["gap"] == expected["gap"]
 
-    def test_a_trial_that_took_an_encoder_is_resumed_like_any(self, data: Dataset, tmp_path: Path) -> None:
+    def test_a_trial_with_a_cached_encoder_is_resumed_like_any_other(self, data: Dataset, tmp_path: Path) -> None:
         encoder_store = EncoderStore(directory=tmp_path / "encoder_store", trial_id="maker")
         list(train(trial(), data, device=CPU, seed=1, encoder_store=encoder_store))
         config, expected = trial(probe={"loss": LossConfig(l2=5.0)}), []
@@ -265,14 +265,14 @@ class TestEncoderStore:
                 run(config, data, resume_from=tmp_path / str(epoch), encoder_store=encoder_store)[0] == expected[index:]
             )
 
-    def test_the_maker_is_named_in_its_own_run(self, data: Dataset, tmp_path: Path) -> None:
+    def test_the_trial_that_pretrained_a_cached_encoder_is_named(self, data: Dataset, tmp_path: Path) -> None:
         first = next(
             train(trial(), data, device=CPU, seed=1, encoder_store=EncoderStore(directory=tmp_path, trial_id="maker"))
         )
         key = encoders.key(encoders.shaped_by(trial(), data, 1))
         assert first.tags == {"encoder": key, "encoder_made_by": "maker"}
 
-    def test_a_damaged_encoder_is_made_anew(self, data: Dataset, tmp_path: Path) -> None:
+    def test_a_damaged_cached_encoder_is_pretrained_again(self, data: Dataset, tmp_path: Path) -> None:
         encoder_store = EncoderStore(directory=tmp_path, trial_id="maker")
         expected, _ = run(trial(), data, encoder_store=encoder_store)
         (weights,) = tmp_path.glob("*/model.safetensors")
@@ -280,7 +280,7 @@ class TestEncoderStore:
         assert run(trial(), data, encoder_store=encoder_store)[0] == expected  # all epochs again
         assert len(run(trial(), data, encoder_store=encoder_store)[0]) == 3  # and the new one is sound
 
-    def test_the_key_follows_what_shapes_the_encoder_and_nothing_else(self, config: DataConfig, data: Dataset) -> None:
+    def test_the_key_depends_only_on_what_determines_the_encoder(self, config: DataConfig, data: Dataset) -> None:
         def key(config: ContrastiveConfig = trial(), data: Dataset = data, seed: int = 1) -> str:  # noqa: B008
             return encoders.key(encoders.shaped_by(config, data, seed))
 
@@ -300,8 +300,10 @@ class TestEncoderStore:
         swapped = open_dataset(replace(config, train=config.validate, label_fraction=1.0))
         assert len({key(), key(seed=2), key(data=swapped), *map(key, others)}) == 3 + len(others)
 
-    def test_the_key_follows_the_source(self, data: Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        """Of a module, and of a file in a package."""
+    def test_the_key_depends_on_the_source_of_the_modules(
+        self, data: Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """An edit of a module changes the key, and so does an edit of a file in a package."""
         before = encoders.key(encoders.shaped_by(trial(), data, 1))
         module = shutil.copy(models.video.fused_mlp.__file__, tmp_path)
         package = shutil.copytree(Path(models.contrastive.__file__).parent, tmp_path / "contrastive")
@@ -316,7 +318,7 @@ class TestEncoderStore:
                 assert encoders.key(encoders.shaped_by(trial(), data, 1)) != before
 
 
-def test_embeddings_in_a_file_are_those_in_memory(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embeddings_in_a_file_equal_those_in_memory(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = classifier(trial(), data, run(trial(), data)[1]).encoder
     in_memory = embed(encoder, data, device=CPU, precision="fp32")
     monkeypatch.setattr(embeddings_module, "LARGEST_IN_MEMORY", 0)
@@ -325,7 +327,7 @@ def test_embeddings_in_a_file_are_those_in_memory(data: Dataset, monkeypatch: py
     np.testing.assert_array_equal(in_file.features_ND, in_memory.features_ND)
 
 
-def test_embeddings_are_those_of_the_labelled_videos_with_their_labels(data: Dataset) -> None:
+def test_embeddings_of_the_labelled_videos_come_with_their_labels(data: Dataset) -> None:
     encoder = classifier(trial(), data, run(trial(), data)[1]).encoder
     found = embed(encoder, data, device=CPU, precision="fp32")
     assert data.labelled_rows is not None and len(found.features_ND) == len(data.labelled_rows) == 80
@@ -352,7 +354,7 @@ def test_embeddings_are_those_of_the_labelled_videos_with_their_labels(data: Dat
         ({"epochs": 0}, "epochs must be at least 1, but got 0"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         trial(**settings)
 
@@ -361,24 +363,24 @@ def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: 
     ("kind", "optimizer", "schedule"),
     [("moco_v1", "sgd", "step"), ("moco_v2", "sgd", "cosine"), ("moco_v3", "adamw", "cosine")],
 )
-def test_a_method_without_an_optimizer_has_its_published_one(kind: str, optimizer: str, schedule: str) -> None:
+def test_a_method_without_an_optimizer_uses_that_of_its_paper(kind: str, optimizer: str, schedule: str) -> None:
     chosen = PretrainConfig(kind=kind, batch_size=512).chosen_optimizer
     assert (chosen.kind, chosen.schedule.kind) == (optimizer, schedule)
     assert chosen.learning_rate == pytest.approx({"sgd": 0.06, "adamw": 3e-4}[optimizer])  # linear in the batch
 
 
 @pytest.mark.parametrize(("batch_size", "rate"), [(256, 0.03), (128, 0.015)])
-def test_mocos_rate_is_linear_in_the_batch(batch_size: int, rate: float) -> None:
-    """reference/systems.md, section D."""
+def test_the_learning_rate_of_moco_is_proportional_to_the_batch_size(batch_size: int, rate: float) -> None:
+    """The learning rate is 0.03 for a batch of 256, as in the papers, and proportional to the batch size."""
     assert PretrainConfig(kind="moco_v2", batch_size=batch_size).chosen_optimizer.learning_rate == rate
 
 
-def test_more_videos_in_a_batch_than_there_are_is_one_sentence(data: Dataset) -> None:
+def test_a_batch_size_above_the_number_of_videos_is_refused(data: Dataset) -> None:
     with pytest.raises(DataError, match=r"320 videos do not fill one batch of pretraining; set pretrain\.batch_size"):
         next(train(trial(batch_size=512), data, device=CPU, seed=1))
 
 
-def test_settings_come_back_from_a_checkpoint(data: Dataset, tmp_path: Path) -> None:
+def test_a_checkpoint_stores_the_settings_of_both_phases(data: Dataset, tmp_path: Path) -> None:
     config = trial()
     next(train(config, data, device=CPU, seed=1)).state.save(tmp_path / "one", config)
     assert checkpoint.read_manifest(tmp_path / "one")["settings"]["pretrain"]["kind"] == "moco_v2"

@@ -47,8 +47,8 @@ def fitted(data: Dataset, **settings: float) -> Progress:
     return progress
 
 
-def test_it_is_the_ridge_regression_of_the_labels(data: Dataset) -> None:
-    """By numpy, up to the one slope and shift that make logits of scores."""
+def test_the_classifier_equals_ridge_regression_of_the_labels(data: Dataset) -> None:
+    """The logits are the solution of numpy, times one slope and plus one shift, which turn scores into logits."""
     model = fitted(data).state.scored.eval()  # type: ignore[attr-defined]
     (batch,) = data.labelled_batches(1000, CPU).epoch(0)
     x = batch.features_BD if data.sizes.level == "video" else None
@@ -73,20 +73,22 @@ def test_it_is_the_ridge_regression_of_the_labels(data: Dataset) -> None:
     np.testing.assert_allclose(logits, slope * scores + shift, atol=2e-3)
 
 
-def test_it_ends_after_one_epoch_and_knows_something(data: Dataset) -> None:
+def test_the_trial_ends_after_one_epoch_and_is_better_than_chance(data: Dataset) -> None:
     progress = fitted(data)
     assert TRIAL.epochs == progress.epoch == 1
     assert progress.metrics["gap"] == progress.metrics["gap_best"] > 0.5
     assert progress.metrics["loss_validate"] < 5 * np.log(2)  # its scores were made logits
 
 
-def test_the_penalty_matters(data: Dataset) -> None:
+def test_another_penalty_gives_another_gap(data: Dataset) -> None:
     small, large = fitted(data, penalty=1e-3), fitted(data, penalty=1e3)
     assert small.metrics["gap"] != large.metrics["gap"]
 
 
 @pytest.mark.parametrize("optimizer", [TRIAL.optimizer, None])
-def test_a_checkpoint_is_the_whole_trial(data: Dataset, tmp_path: Path, optimizer: OptimizerConfig | None) -> None:
+def test_a_resume_from_the_checkpoint_repeats_the_metrics(
+    data: Dataset, tmp_path: Path, optimizer: OptimizerConfig | None
+) -> None:
     trial = replace(TRIAL, optimizer=optimizer)
     (progress,) = train(trial, data, device=CPU, seed=1)
     progress.state.save(tmp_path / "epoch-1", trial)
@@ -94,12 +96,12 @@ def test_a_checkpoint_is_the_whole_trial(data: Dataset, tmp_path: Path, optimize
     assert again.repeated and again.metrics == progress.metrics
 
 
-def test_another_model_needs_an_optimizer() -> None:
+def test_every_other_model_needs_an_optimizer() -> None:
     with pytest.raises(ValueError, match=r"optimizer is missing; model\.kind logistic needs one"):
         replace(TRIAL, model=LogisticConfig(), optimizer=None)
 
 
-def test_what_has_no_effect_is_refused(data: Dataset) -> None:
+def test_settings_without_effect_and_out_of_range_are_refused(data: Dataset) -> None:
     with pytest.raises(ValueError, match="loss has no effect on model"):
         replace(TRIAL, loss=LossConfig(l2=1.0))
     with pytest.raises(ConfigError, match="linear trains on one worker, but got 2"):

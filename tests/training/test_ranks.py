@@ -1,4 +1,4 @@
-"""Several workers of one trial, as real processes: the numbers of one, whatever their number."""
+"""Several workers of one trial, as real processes: they give the numbers of a single worker."""
 
 import socket
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ def group() -> Iterator[Group]:
 
 @pytest.fixture(scope="module")
 def data(finished_search: FinishedSearch) -> DataConfig:
-    """400 videos to train on and 150 to validate."""
+    """Shards of 400 training videos and 150 validation videos."""
     return finished_search.experiment.data
 
 
@@ -81,7 +81,9 @@ def assert_alike(found: dict[str, Tensor], expected: dict[str, Tensor], **tolera
     ],
     ids=["batch_norm", "layer_norm", "per_batch", "fixed", "uneven", "one_batch", "accumulated"],
 )
-def test_ranks_have_the_numbers_of_one_process(group: Group, data: DataConfig, config: TrialConfig, size: int) -> None:
+def test_several_ranks_give_the_numbers_of_one_process(
+    group: Group, data: DataConfig, config: TrialConfig, size: int
+) -> None:
     epochs, weights = ranked.train_trial(ALONE, config, data)
     results = group.run(size, ranked.train_trial, config, data)
     for found, found_weights in results:
@@ -93,7 +95,7 @@ def test_ranks_have_the_numbers_of_one_process(group: Group, data: DataConfig, c
         assert_alike(found_weights, results[0][1], rtol=0, atol=0)
 
 
-def test_ranks_with_dropout_are_resumed_where_they_stood(group: Group, data: DataConfig, tmp_path: Path) -> None:
+def test_ranks_with_dropout_resume_to_the_same_numbers(group: Group, data: DataConfig, tmp_path: Path) -> None:
     config = trial(ADAM, dropout=0.4, bootstrap="per_batch")
     whole, *_ = group.run(2, ranked.train_trial, config, data, None, tmp_path / "one")
     again = group.run(2, ranked.train_trial, config, data, tmp_path / "one")
@@ -102,7 +104,9 @@ def test_ranks_with_dropout_are_resumed_where_they_stood(group: Group, data: Dat
         assert_alike(weights, whole[1], rtol=0, atol=0)
 
 
-def test_a_checkpoint_of_two_ranks_is_one_of_any_number(group: Group, data: DataConfig, tmp_path: Path) -> None:
+def test_a_checkpoint_of_two_ranks_is_resumed_by_any_number_of_ranks(
+    group: Group, data: DataConfig, tmp_path: Path
+) -> None:
     config = trial(bootstrap="per_batch")
     (whole, _), _ = group.run(2, ranked.train_trial, config, data, None, tmp_path / "one")
     for size in (1, 3):
@@ -111,7 +115,7 @@ def test_a_checkpoint_of_two_ranks_is_one_of_any_number(group: Group, data: Data
                 assert one == pytest.approx(other, rel=1e-4)
 
 
-def test_every_rank_drops_units_of_its_own_and_the_same_ones_again(group: Group) -> None:
+def test_each_rank_draws_its_own_random_numbers_reproducibly(group: Group) -> None:
     first, second = (group.run(3, ranked.draw, epoch) for epoch in (0, 1))
     torch.manual_seed(5)
     assert first[0] == second[0] == torch.rand(4).tolist()  # as a lone worker's
@@ -126,14 +130,14 @@ def test_a_loss_that_is_not_finite_on_one_rank_fails_all(group: Group, data: Dat
 
 
 @pytest.mark.parametrize("failing", [(), (0,), (1,), (1, 2), (0, 1, 2)])
-def test_what_one_rank_cannot_do_none_does(group: Group, failing: tuple[int, ...]) -> None:
+def test_an_error_on_one_rank_is_raised_on_all_ranks(group: Group, failing: tuple[int, ...]) -> None:
     told = group.run(3, ranked.together, failing)
     assert told == ([f"rank {failing[0]}"] * 3 if failing else ["did 0", "did 1", "did 2"])
 
 
 @pytest.mark.parametrize("fraction", [1.0, 0.5, 2 / 150, 1 / 150])  # of 150 videos: down to fewer than there are ranks
 @pytest.mark.parametrize("constant", [True, False])
-def test_metrics_of_ranks_are_those_of_one_process(
+def test_metrics_of_several_ranks_equal_those_of_one_process(
     group: Group, data: DataConfig, fraction: float, constant: bool
 ) -> None:
     data = replace(data, validate_fraction=fraction)
@@ -146,7 +150,7 @@ def test_metrics_of_ranks_are_those_of_one_process(
 
 
 @pytest.mark.parametrize("rows", [[8, 8], [5, 4], [1, 12], [3, 4, 2]])
-def test_batch_norm_over_ranks_is_that_of_all_rows(group: Group, rows: list[int]) -> None:
+def test_batch_norm_over_ranks_uses_the_statistics_of_all_rows(group: Group, rows: list[int]) -> None:
     generator = torch.Generator().manual_seed(1)
     x, grad = (torch.randn(sum(rows), 5, generator=generator) for _ in range(2))
     x = x * 3 + 40  # a mean that one pass over squares would lose digits to
@@ -178,7 +182,7 @@ def job(finished_search: FinishedSearch) -> Job:
     )
 
 
-def test_all_ranks_report_equally_often_and_the_same(group: Group, job: Job) -> None:
+def test_all_ranks_report_the_same_epochs_and_metrics(group: Group, job: Job) -> None:
     first, second = group.run(2, ranked.work, job, None)
     assert [metrics["epoch"] for metrics, _ in first] == [1, 2] and all(saved for _, saved in first)
     for (one, _), (other, _) in zip(first, second, strict=True):
@@ -188,12 +192,12 @@ def test_all_ranks_report_equally_often_and_the_same(group: Group, job: Job) -> 
 
 
 @pytest.mark.parametrize("broken", [0, 1])
-def test_a_node_that_cannot_open_its_data_is_told_by_all(group: Group, job: Job, broken: int) -> None:
+def test_all_ranks_report_a_node_that_cannot_open_its_data(group: Group, job: Job, broken: int) -> None:
     told = ({"fatal": f"{socket.gethostname()}: no shard matches on this node"}, False)
     assert group.run(2, ranked.work, job, broken) == [[told], [told]]
 
 
-def test_a_lone_rank_needs_no_group() -> None:
+def test_a_single_rank_needs_no_process_group() -> None:
     model, value = torch.nn.Linear(2, 2), torch.ones(3)
     assert Ranks.of_this_process() == ALONE and ALONE.parallel(model) is model
     assert ALONE.sum(value) is value and ALONE.gather(7) == [7]

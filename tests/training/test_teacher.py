@@ -28,7 +28,7 @@ def write(path: Path, ids: list[bytes] = IDS, num_classes: int = 12) -> Path:
     return path
 
 
-def test_videos_are_found_by_id_and_strangers_are_not(tmp_path: Path) -> None:
+def test_predictions_are_found_by_video_id_and_an_unknown_id_has_none(tmp_path: Path) -> None:
     read = teacher.read(write(tmp_path / "t.safetensors"), 12)
     rows = read.rows(np.array([b"c\xff", b"zzzzzz", b"b", b"", b"a", b"aa"]))
     assert read.classes_NK[rows[[0, 2, 5]], 0].tolist() == [2, 0, 1]
@@ -37,7 +37,7 @@ def test_videos_are_found_by_id_and_strangers_are_not(tmp_path: Path) -> None:
     assert read.model == MODEL
 
 
-def test_the_format_is_the_one_that_is_written_down(tmp_path: Path) -> None:
+def test_the_file_has_the_documented_format(tmp_path: Path) -> None:
     path = write(tmp_path / "t.safetensors")
     stored = load_file(path)
     assert {name: (str(array.dtype), array.shape) for name, array in stored.items()} == {
@@ -50,17 +50,17 @@ def test_the_format_is_the_one_that_is_written_down(tmp_path: Path) -> None:
         assert file.metadata().keys() == {"format", "num_classes", "model"}
 
 
-def test_of_a_video_that_comes_twice_the_first_counts(tmp_path: Path) -> None:
+def test_of_a_video_that_occurs_twice_the_first_predictions_are_used(tmp_path: Path) -> None:
     read = teacher.read(write(tmp_path / "t.safetensors", [b"a", b"b", b"a"]), 12)
     assert read.ids.tolist() == [b"a", b"b"] and read.classes_NK[:, 0].tolist() == [0, 1]
 
 
-def test_no_video_is_a_file_as_well(tmp_path: Path) -> None:
+def test_a_file_may_have_no_videos(tmp_path: Path) -> None:
     read = teacher.read(write(tmp_path / "t.safetensors", []), 12)
     assert read.rows(np.array([b"a", b"b"])).tolist() == [-1, -1]
 
 
-def test_the_command_writes_what_the_model_says(
+def test_the_command_writes_the_predictions_of_the_model(
     finished_search: FinishedSearch, exported: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "teacher.safetensors"
@@ -78,9 +78,7 @@ def test_the_command_writes_what_the_model_says(
     assert read.model["trials"] == [1] and read.model["data_fingerprint"] == finished_search.search.fingerprint
 
 
-def test_fewer_classes_are_kept_where_that_is_asked(
-    finished_search: FinishedSearch, exported: Path, tmp_path: Path
-) -> None:
+def test_fewer_classes_are_kept_on_request(finished_search: FinishedSearch, exported: Path, tmp_path: Path) -> None:
     output = tmp_path / "teacher.safetensors"
     run_command(
         "tuner.predict", str(exported), "--data", finished_search.validate, "--output", str(output), "--top-k", "3"
@@ -96,7 +94,7 @@ def damaged(path: Path, **changes: Any) -> None:
     save_file(load_file(path) | changes, path, metadata)
 
 
-def test_what_is_no_such_file_is_told_in_one_sentence(tmp_path: Path) -> None:
+def test_a_file_of_another_format_is_refused_in_one_sentence(tmp_path: Path) -> None:
     path = write(tmp_path / "t.safetensors")
     with pytest.raises(ConfigError, match=r"the teacher has 12 classes, but the data has 3,862; write it with"):
         teacher.read(path, 3862)
@@ -118,7 +116,7 @@ def test_what_is_no_such_file_is_told_in_one_sentence(tmp_path: Path) -> None:
         teacher.read(tmp_path / "nowhere", 12)
 
 
-def test_an_unfinished_file_is_not_left(exported: Path, tmp_path: Path) -> None:
+def test_an_interrupted_write_leaves_no_file(exported: Path, tmp_path: Path) -> None:
     (tmp_path / "a.tfrecord").write_bytes(b"damaged")
     output = tmp_path / "teacher.safetensors"
     assert exit_code_of("tuner.predict", exported, "--data", tmp_path / "a.tfrecord", "--output", output) == 2

@@ -1,4 +1,4 @@
-"""One trial: the numbers that it must give, twice, after a resume, and as they were recorded."""
+"""The numbers of one trial: as recorded, equal in two runs, and equal after a resume."""
 
 import math
 from dataclasses import replace
@@ -70,7 +70,7 @@ def data(shards: DataConfig) -> Dataset:
 
 
 def trial(optimizer: OptimizerConfig = ADAM, *, dropout: float = 0.4, **settings: Any) -> TrialConfig:
-    """A small trial; what is not the optimizer's is training's or the loss's."""
+    """A small trial; `settings` are those of training and of the loss."""
     names = ("batch_size", "epochs", "precision", "seed", "accumulate", "average")
     training = {name: settings.pop(name) for name in names if name in settings}
     norm = settings.pop("norm", "batch_norm")
@@ -87,19 +87,19 @@ def numbers(progress: Progress) -> dict[str, float]:
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
-    """Weights and buffers, as they are now."""
+    """A copy of the weights and buffers."""
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Bit for bit, not-a-numbers too."""
+    """Check that the tensors are equal bit for bit, with NaN equal to NaN."""
     assert found.keys() == expected.keys()
     for name in expected:
         np.testing.assert_array_equal(found[name].numpy(), expected[name].numpy(), err_msg=name)
 
 
 def run(config: TrialConfig, data: Dataset, **arguments: Any) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
-    """The numbers of every epoch, and the weights in the end."""
+    """The numbers of every epoch, and the weights after the last one."""
     epochs = []
     for progress in train(config, data, device=CPU, seed=1, **arguments):
         epochs.append(numbers(progress))
@@ -107,7 +107,7 @@ def run(config: TrialConfig, data: Dataset, **arguments: Any) -> tuple[list[dict
 
 
 def losses_of_steps(config: TrialConfig, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The training loss of every step, the data term."""
+    """The training loss of every step, without the penalties."""
     seen: list[float] = []
     original = losses.build
 
@@ -137,7 +137,7 @@ def test_training_follows_the_recorded_losses(data: Dataset, monkeypatch: pytest
     ), "\n".join(f"{step} {loss:.6f}" for step, loss in enumerate(found, start=1))
 
 
-def test_the_same_trial_twice_gives_the_same_numbers(data: Dataset) -> None:
+def test_two_runs_of_a_trial_give_the_same_numbers(data: Dataset) -> None:
     config = trial(bootstrap="per_batch")
     (first, first_weights), (second, second_weights) = run(config, data), run(config, data)
     assert first == second
@@ -149,7 +149,7 @@ def test_another_seed_gives_other_numbers(data: Dataset) -> None:
     assert one["loss_train"] != other["loss_train"]
 
 
-def test_training_learns(data: Dataset) -> None:
+def test_training_raises_the_gap(data: Dataset) -> None:
     epochs, _ = run(trial(epochs=8), data)
     assert epochs[-1]["loss_validate"] < 0.8 * epochs[0]["loss_validate"]
     assert epochs[-1]["gap"] > 1.3 * epochs[0]["gap"]
@@ -171,8 +171,8 @@ def test_a_resumed_trial_equals_the_uninterrupted_one(data: Dataset, tmp_path: P
         assert_same(found_weights, expected_weights)
 
 
-def test_a_resumed_trial_goes_on_with_both_its_weights(data: Dataset, tmp_path: Path) -> None:
-    """The averaged ones, which the checkpoint exports, and the live ones, which the next step moves."""
+def test_a_resumed_trial_restores_the_averaged_and_the_live_weights(data: Dataset, tmp_path: Path) -> None:
+    """The averaged weights are those that the checkpoint exports; the next step changes the live weights."""
     config = trial(average=AverageConfig(decay=0.9))
     expected, live = [], {}
     for progress in train(config, data, device=CPU, seed=1):
@@ -189,7 +189,7 @@ def test_a_resumed_trial_goes_on_with_both_its_weights(data: Dataset, tmp_path: 
         assert_same(found_live, live)
 
 
-def test_averaging_is_validated_and_leaves_training_as_it_is(data: Dataset) -> None:
+def test_the_average_is_validated_and_does_not_change_training(data: Dataset) -> None:
     plain, plain_weights = run(trial(), data)
     (*_, averaged), averaged_weights = run(trial(average=AverageConfig(half_life=8.0)), data)
     assert averaged["loss_train"] == plain[-1]["loss_train"]
@@ -199,7 +199,7 @@ def test_averaging_is_validated_and_leaves_training_as_it_is(data: Dataset) -> N
 
 @pytest.mark.parametrize("settings", [{}, {"bootstrap": "per_batch"}, {"bootstrap": "fixed"}], ids=str)
 def test_accumulated_gradients_are_those_of_the_whole_batch(data: Dataset, settings: dict[str, Any]) -> None:
-    """Without BatchNorm and dropout; with clipping, which must come after all parts."""
+    """The model has no BatchNorm and no dropout. Gradients are clipped, which must come after all parts."""
     optimizer = OptimizerConfig(kind="sgd", learning_rate=0.1, momentum=0.9, schedule=COSINE, clip=CLIPPED)
     whole, parts = (
         run(trial(optimizer, dropout=0.0, norm="layer_norm", l2=1.0, accumulate=n, **settings), data) for n in (1, 4)
@@ -211,12 +211,12 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(data: Dataset, setti
         torch.testing.assert_close(parts[1][name], weight, rtol=1e-3, atol=1e-5)
 
 
-def test_a_batch_that_is_accumulated_must_be_filled(data: Dataset) -> None:
+def test_accumulation_needs_enough_videos_for_one_batch(data: Dataset) -> None:
     with pytest.raises(DataError, match=r"do not fill one batch of 1,000, which training\.accumulate needs"):
         next(train(trial(batch_size=1000, accumulate=2), data, device=CPU, seed=1))
 
 
-def test_a_batch_has_equal_parts() -> None:
+def test_a_batch_size_that_accumulate_does_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match="batch_size must be a multiple of accumulate, but got 64 and 3"):
         trial(accumulate=3)
 
@@ -224,7 +224,7 @@ def test_a_batch_has_equal_parts() -> None:
 class TestWeightedHamming:
     """Class weights from the vocabulary's TrainVideoCount."""
 
-    def test_the_weights_go_by_the_index_and_not_by_the_row(self, data: Dataset, tmp_path: Path) -> None:
+    def test_class_weights_follow_the_index_column_and_not_the_row(self, data: Dataset, tmp_path: Path) -> None:
         path, counts = tmp_path / "vocabulary.csv", [2 ** (c % 5) for c in range(12)]
         rows = [f'{c},{counts[c]},"a, {c}"' for c in (3, 0, 11, *range(1, 3), *range(4, 11))]  # not sorted
         path.write_text("\n".join(["Index,TrainVideoCount,Name", *rows]))
@@ -237,17 +237,17 @@ class TestWeightedHamming:
         batch = replace(batch, label_offsets=torch.zeros(91, dtype=torch.long), label_indices=torch.zeros(0).long())
         assert loss_of(logits, batch).item() == pytest.approx(np.log(2) * weights_C[4], rel=1e-3)
 
-    def test_without_a_vocabulary_it_is_refused(self, data: Dataset) -> None:
+    def test_weighted_hamming_without_a_vocabulary_is_refused(self, data: Dataset) -> None:
         with pytest.raises(ConfigError, match=r"needs the counts of data\.vocabulary, which is not set"):
             objective(trial(kind="weighted_hamming"), data)
 
 
 class TestDistillation:
-    """lambda CE(p, teacher) + (1 - lambda) CE(p, y), the teacher's rows found by the videos' ids."""
+    """The loss is w CE(p, teacher) + (1 - w) CE(p, y), with the teacher's rows found by the videos' ids."""
 
     @staticmethod
     def written(path: Path, ids: np.ndarray) -> DistillConfig:
-        """Predictions of these videos, in another order than theirs: each listed by what its id says."""
+        """Write predictions of these videos in another order; the classes of a video depend on its id."""
         classes_NK = np.stack([np.arange(3) + int(id_[0]) % 9 for id_ in ids]).astype(np.int32)
         probabilities_NK = np.tile(np.float16([0.75, 0.5, 0.25]), (len(ids), 1))
         order = np.random.default_rng(0).permutation(len(ids))
@@ -267,7 +267,7 @@ class TestDistillation:
         found = objective(trial(distill=distill), data)(logits, batch)
         assert found.item() == pytest.approx((0.25 * soft + 0.75 * hard).item(), rel=1e-5)
 
-    def test_a_teacher_who_lacks_a_video_is_refused(self, data: Dataset, tmp_path: Path) -> None:
+    def test_a_teacher_without_predictions_for_a_video_is_refused(self, data: Dataset, tmp_path: Path) -> None:
         distill = self.written(tmp_path / "t.safetensors", data.train.ids[:-2])
         with pytest.raises(ConfigError, match="has no predictions of 2 of the 300 training videos; predict all of"):
             objective(trial(distill=distill), data)
@@ -279,7 +279,7 @@ def objective(config: TrialConfig, data: Dataset) -> Objective:
     return Objective(config.loss, data, **sizes, bootstrap=generator, device=CPU, seed=1, ranks=ALONE)
 
 
-def test_a_resumed_trial_knows_its_past(data: Dataset, tmp_path: Path) -> None:
+def test_a_resumed_trial_has_the_metrics_of_the_epochs_before(data: Dataset, tmp_path: Path) -> None:
     config = trial()
     steps = train(config, data, device=CPU, seed=1)
     history = [next(steps).metrics]
@@ -301,7 +301,7 @@ def test_a_checkpoint_of_other_settings_is_refused(data: Dataset, tmp_path: Path
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_a_loss_that_is_not_finite_fails_the_trial_and_moves_no_weight(data: Dataset, kind: str) -> None:
+def test_a_loss_that_is_not_finite_fails_the_trial_and_changes_no_weight(data: Dataset, kind: str) -> None:
     steps = train(trial(OPTIMIZERS[kind], l2=1.0), data, device=CPU, seed=1)
     state = next(steps).state
     with torch.no_grad():
@@ -316,14 +316,14 @@ def test_a_loss_that_is_not_finite_fails_the_trial_and_moves_no_weight(data: Dat
     assert state.epoch == 1  # the epoch is not one
 
 
-def test_a_far_too_large_learning_rate_diverges(data: Dataset) -> None:
+def test_a_trial_with_a_far_too_large_learning_rate_diverges(data: Dataset) -> None:
     wild = OptimizerConfig(kind="adam", learning_rate=1e38, schedule=STEADY)
     with pytest.raises(TrialDiverged, match=r"learning rate 1e\+38"):
         run(trial(wild), data)
 
 
 class TestWhatActsInTrainingOnly:
-    """Bootstrap, positive weights and penalties: one step on all videos against its definition."""
+    """One step on all videos, with bootstrap, positive weights and penalties, is compared with its definition."""
 
     VARIANTS = (
         {},
@@ -335,7 +335,7 @@ class TestWhatActsInTrainingOnly:
     )
 
     @pytest.mark.parametrize("settings", VARIANTS, ids=str)
-    def test_the_validation_loss_is_the_plain_one(self, data: Dataset, settings: dict[str, Any]) -> None:
+    def test_the_validation_loss_has_no_weights_or_penalties(self, data: Dataset, settings: dict[str, Any]) -> None:
         (progress,) = train(trial(epochs=1, **settings), data, device=CPU, seed=1)
         features_ND, labels_NC = dense(data.validate_batches(90, CPU))
         with torch.no_grad():
@@ -344,7 +344,7 @@ class TestWhatActsInTrainingOnly:
         assert progress.metrics["loss_validate"] == pytest.approx(plain.sum(1).mean().item(), rel=1e-5)
 
     @pytest.mark.parametrize("settings", VARIANTS, ids=str)
-    def test_the_training_loss_is_the_weighted_one(self, data: Dataset, settings: dict[str, Any]) -> None:
+    def test_the_training_loss_has_the_weights_and_penalties(self, data: Dataset, settings: dict[str, Any]) -> None:
         config = trial(epochs=1, dropout=0.0, batch_size=300, **settings)
         (progress,) = train(config, data, device=CPU, seed=1)
         torch.manual_seed(1)
@@ -398,19 +398,19 @@ def test_the_schedule_reaches_its_end_with_the_last_step(data: Dataset, kind: An
     assert epochs[-1]["learning_rate"] == pytest.approx(0.01 * end, rel=0.12)  # the last step is one before the end
 
 
-def test_a_batch_larger_than_the_data_is_all_of_it(data: Dataset) -> None:
+def test_a_batch_size_above_the_number_of_videos_gives_one_step_an_epoch(data: Dataset) -> None:
     optimizer = OptimizerConfig(kind="adam", learning_rate=0.01, schedule=ScheduleConfig(kind="cosine"))
     epochs, _ = run(trial(optimizer, epochs=2, batch_size=1000), data)
     assert epochs[1]["learning_rate"] == pytest.approx(0.005)  # half of the examples are seen
 
 
-def test_the_best_epoch_so_far_is_told_with_each(data: Dataset) -> None:
+def test_each_epoch_reports_the_best_gap_so_far(data: Dataset) -> None:
     epochs, _ = run(trial(epochs=4), data)
     for epoch, metrics in enumerate(epochs, start=1):
         assert metrics["gap_best"] == max(past["gap"] for past in epochs[:epoch])
 
 
-def test_seeds_of_trials_are_equal_unless_they_are_per_trial() -> None:
+def test_all_trials_have_one_seed_unless_it_is_per_trial() -> None:
     assert [trial(seed=7).seed(number) for number in (0, 3)] == [7, 7]
     assert [trial(seed="per_trial").seed(number) for number in (0, 3)] == [1, 4]
 
@@ -420,14 +420,12 @@ class TestLabelFraction:
     def few(self, data: Dataset) -> Dataset:
         return data.with_labels_of(np.arange(0, 300, 5))
 
-    def test_training_sees_the_labelled_videos_alone(self, few: Dataset) -> None:
+    def test_training_uses_only_the_labelled_videos(self, few: Dataset) -> None:
         seen = [batch.rows for epoch in (0, 1) for batch in few.train_batches(16, 1, CPU).epoch(epoch)]
         assert set(torch.cat(seen).tolist()) <= set(range(0, 300, 5))
         assert len(torch.cat(seen)) == 2 * 48  # of 60, the last smaller batch is left out
 
-    def test_the_labels_are_counted_where_they_are_and_the_features_everywhere(
-        self, few: Dataset, data: Dataset
-    ) -> None:
+    def test_labels_are_counted_on_the_labelled_videos_and_features_on_all(self, few: Dataset, data: Dataset) -> None:
         dense = np.zeros((300, 12), np.int64)
         for row in range(300):
             begin, end = data.train.label_offsets[row : row + 2]
@@ -436,7 +434,7 @@ class TestLabelFraction:
         assert few.statistics.label_counts_C.tolist() == dense[::5].sum(axis=0).tolist()
         assert torch.equal(few.statistics.mean_D, data.statistics.mean_D)
 
-    def test_a_sample_of_the_labelled_videos_is_one_of_them(self, few: Dataset, data: Dataset) -> None:
+    def test_a_sample_of_training_videos_has_only_labelled_ones(self, few: Dataset, data: Dataset) -> None:
         for source, step in ((few, 5), (data, 1)):
             rows = torch.cat([batch.rows for batch in source.labelled_batches(16, CPU, most=40).epoch(0)]).tolist()
             assert len(set(rows)) == len(rows) == 40 and all(row % step == 0 for row in rows)
@@ -447,7 +445,7 @@ class TestLabelFraction:
         assert weights.sum() == 60 and not weights[torch.arange(300) % 5 != 0].any()
         assert torch.equal(weights[::5], loss_weights.fixed_bootstrap_weights(60, 3))
 
-    def test_data_of_another_share_is_other_data(self, few: Dataset, data: Dataset) -> None:
+    def test_another_label_fraction_gives_another_fingerprint(self, few: Dataset, data: Dataset) -> None:
         assert few.fingerprint != data.fingerprint and few.train.fingerprint == data.train.fingerprint
 
     def test_shares_are_nested_and_the_same_for_every_trial(self, shards: DataConfig) -> None:
@@ -455,7 +453,9 @@ class TestLabelFraction:
         assert rows[0] is not None and rows[1] is not None and rows[2] is not None
         assert set(rows[0]) < set(rows[1]) and rows[0].tolist() == rows[2].tolist()
 
-    def test_a_share_without_a_label_is_one_sentence(self, data: Dataset, shards: DataConfig, tmp_path: Path) -> None:
+    def test_training_videos_without_any_label_are_refused(
+        self, data: Dataset, shards: DataConfig, tmp_path: Path
+    ) -> None:
         features = {"rgb": np.zeros(24, np.float32), "audio": np.zeros(8, np.float32)}
         writer = TFRecordWriter(str(tmp_path / "train.tfrecord"))
         for number in range(4):

@@ -9,7 +9,7 @@ from tuner.errors import ConfigError
 from tuner.training import vocabulary
 
 
-def test_names_come_by_index_from_rows_in_any_order(tmp_path: Path) -> None:
+def test_names_are_sorted_by_index_whatever_the_order_of_the_rows(tmp_path: Path) -> None:
     import gzip
 
     (tmp_path / "names.csv").write_text(VOCABULARY)
@@ -32,13 +32,13 @@ def test_names_come_by_index_from_rows_in_any_order(tmp_path: Path) -> None:
         (b"Index,Name\n0,\xff\n", "cannot be read as a list of classes"),
     ],
 )
-def test_a_wrong_vocabulary_is_told(tmp_path: Path, content: str | bytes, told: str) -> None:
+def test_an_invalid_vocabulary_is_refused(tmp_path: Path, content: str | bytes, told: str) -> None:
     (tmp_path / "names.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ConfigError, match=told):
         vocabulary.read(tmp_path / "names.csv", 3)
 
 
-def test_a_missing_or_torn_vocabulary_is_told(tmp_path: Path) -> None:
+def test_a_missing_or_incomplete_vocabulary_is_refused(tmp_path: Path) -> None:
     (tmp_path / "torn.csv.gz").write_bytes(b"\x1f\x8b\x08 and no more")
     for name in ("nowhere.csv", "torn.csv.gz"):
         with pytest.raises(ConfigError, match=f"{name}: cannot be read as a list of classes"):
@@ -66,13 +66,13 @@ def test_the_classes_of_2019_are_read(yt8m: Path) -> None:
         ("", "lacks the column Index; its columns are: none"),
     ],
 )
-def test_a_wrong_list_of_classes_is_told(tmp_path: Path, content: str, told: str) -> None:
+def test_an_invalid_list_of_classes_is_refused(tmp_path: Path, content: str, told: str) -> None:
     (tmp_path / "c.csv").write_text(content)
     with pytest.raises(ConfigError, match=told):
         vocabulary.read_indices(str(tmp_path / "c.csv"), 12)
 
 
-def test_no_list_is_fetched_from_elsewhere(tmp_path: Path) -> None:
+def test_a_url_of_a_list_of_classes_is_not_fetched(tmp_path: Path) -> None:
     """The default of google/youtube-8m was a URL."""
     with pytest.raises(ConfigError, match="must be a file of this machine, not a URL"):
         vocabulary.read_indices("https://example.org/segment_label_ids.csv", 12)
