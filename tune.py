@@ -42,7 +42,7 @@ def run() -> int:
         return 0
 
     # Imported here: `--help` needs none of it, and these know torch, ray and mlflow.
-    from tuner.config import experiment as config
+    from tuner.config.experiment import load
     from tuner.console import Console
     from tuner.project import experiments_file, storage_place
 
@@ -52,7 +52,7 @@ def run() -> int:
     if options.dry_run:
         from tuner.search.dry_run import dry_run
 
-        dry_run(config.load(file, options.experiment, overrides), console, address=options.address)
+        dry_run(load(file, options.experiment, overrides), console, address=options.address)
         return 0
 
     from tuner.search import driver

@@ -27,8 +27,7 @@ from few_labels import held_out
 
 from tuner.cli import main
 from tuner.config import distributions
-from tuner.config import experiment as config
-from tuner.config.experiment import Experiment
+from tuner.config.experiment import Experiment, load
 from tuner.console import describe_seconds
 from tuner.errors import ConfigError
 from tuner.inference import scorecard
@@ -56,13 +55,13 @@ def run(arguments: list[str] | None = None) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     options.state.mkdir(parents=True, exist_ok=True)
     started, file = time.monotonic(), HERE.parent / "experiments.yaml"
-    experiment = config.load(file, options.experiment, options.set)
+    experiment = load(file, options.experiment, options.set)
     models, found = models_of(experiment), {}
     data = open_dataset(experiment.data)
     for model, block in models.items():
         # A model that is fitted in closed form takes no settings of an optimizer or of a training.
         steps = ["optimizer=null", "training=null"] if block["kind"] == "linear" else []
-        alone = config.load(file, options.experiment, [*options.set, f"model={json.dumps(block)}", *steps])
+        alone = load(file, options.experiment, [*options.set, f"model={json.dumps(block)}", *steps])
         found[model] = tuned(alone, model, data, options.trials, options.state)
     rows = [["", "GAP@20", "mAP", "CPU seconds"]]
     rows += [[model, spread(of["gaps"]), spread(of["maps"]), f"{of['cpu']:.0f}"] for model, of in found.items()]

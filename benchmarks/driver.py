@@ -45,8 +45,7 @@ from ray.tune.experiment import Experiment as TuneExperiment
 from ray.tune.search.search_generator import SearchGenerator
 from rich.console import Console as RichConsole
 
-from tuner.config import experiment as config
-from tuner.config.experiment import Experiment
+from tuner.config.experiment import Experiment, load
 from tuner.console import Console, SearchView, quiet
 from tuner.search.recorder import Recorder
 from tuner.search.schedulers import ReplayingScheduler
@@ -300,7 +299,7 @@ def simulate(
 ) -> dict[str, Any]:
     """Simulate one search; returns its figures."""
     (folder / "experiments.yaml").write_text(EXPERIMENT.replace("TRIALS", str(trials)))
-    experiment = config.load(folder / "experiments.yaml", "driver")
+    experiment = load(folder / "experiments.yaml", "driver")
     clock, meter = Clock(), Meter()
     started = yardstick_ms()
     try:

@@ -19,8 +19,7 @@ from card import show
 
 from data.batches import Batches
 from tuner.cli import main
-from tuner.config import experiment as config
-from tuner.config.experiment import Experiment
+from tuner.config.experiment import Experiment, load
 from tuner.export import ensemble
 from tuner.export.checkpoints import discard_training_states
 from tuner.export.loader import load_model
@@ -49,7 +48,7 @@ def run(arguments: list[str] | None = None) -> None:
     parser.add_argument("--storage", type=Path, default=HERE.parent / "storage" / "ensemble", metavar="DIR")
     options = parser.parse_args(arguments)
     os.environ["YT8M_SMALL_DIR"] = str(options.data.resolve())
-    experiment = config.load(HERE / "ensemble.yaml", "ensemble")
+    experiment = load(HERE / "ensemble.yaml", "ensemble")
     data = open_dataset(experiment.data)
     directory = options.storage / experiment.name / "members"
     search_without_ray(directory, experiment, data)

@@ -27,11 +27,10 @@ from torch import Tensor, nn
 from data.batches import sample_rows
 from models.layers import Normalize
 from tuner.cli import main
-from tuner.config import experiment as config
-from tuner.config.experiment import Experiment
+from tuner.config.experiment import Experiment, load
 from tuner.console import describe_seconds
 from tuner.storage.local import replacing
-from tuner.training.contrastive import ridge as closed_form
+from tuner.training.contrastive import ridge
 from tuner.training.contrastive.encoder_store import EncoderStore
 from tuner.training.dataset import LABEL_SEED, Dataset, open_dataset
 from tuner.training.evaluation import BATCH_SIZE, evaluate
@@ -77,7 +76,7 @@ def run(arguments: list[str] | None = None) -> None:
     started, cells = time.monotonic(), {}
     for way in WAYS:
         for fraction in FRACTIONS:
-            experiment = config.load(options.settings, f"{way}_{100 * fraction:g}")
+            experiment = load(options.settings, f"{way}_{100 * fraction:g}")
             cells[way, fraction] = cell(options.state, experiment, fraction)
     rows = [["GAP@20 on validate", *(f"{100 * fraction:g} % of the labels" for fraction in FRACTIONS)]]
     rows += [[name, *(spread(cells[way, fraction]["scores"]) for fraction in FRACTIONS)] for way, name in WAYS.items()]
@@ -182,7 +181,7 @@ class Standardised(nn.Module):
 def ridge_gap(data: Dataset) -> float:
     """GAP of ridge regression on the standardised features, with the penalty chosen by leave-one-out."""
     encoder = Standardised(data)
-    probe = closed_form.fit(encoder, data, width=encoder.width, device=CPU, precision="fp32")
+    probe = ridge.fit(encoder, data, width=encoder.width, device=CPU, precision="fp32")
     head = nn.Linear(encoder.width, data.sizes.num_classes)
     head.load_state_dict({"weight": probe.weight_CH, "bias": probe.bias_C})
     return evaluate(nn.Sequential(encoder, head), data.validate_batches(BATCH_SIZE, CPU), "fp32")["gap"]

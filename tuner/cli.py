@@ -81,7 +81,7 @@ def add_tracking_uri(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
-    """MODEL_DIR, the first argument; the value is for `tuner.storage.place.place`."""
+    """MODEL_DIR, the first argument; the value is for `tuner.storage.stores.place`."""
     parser.add_argument(
         "model",
         nargs="?" if optional else None,
@@ -91,7 +91,7 @@ def add_model(parser: argparse.ArgumentParser, *, optional: bool = False) -> Non
 
 
 def add_data(parser: argparse.ArgumentParser, shards: str) -> None:
-    """--data GLOB [GLOB ...], required; the value is for `data.cache.store.find_shards`.
+    """--data GLOB [GLOB ...], required; the value is for `data.cache.recipe.find_shards`.
 
     Args:
         parser: gets the option.

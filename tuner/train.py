@@ -55,7 +55,7 @@ def run(arguments: list[str] | None = None) -> None:
         parser.error("--trial brings its own settings; leave EXPERIMENT and --set out")
 
     # Imported here: `--help` needs none of these.
-    from tuner.config import experiment as config
+    from tuner.config.experiment import load
     from tuner.project import experiments_file, storage_place
     from tuner.training.dataset import open_dataset
     from tuner.training.pipelines import train
@@ -69,7 +69,7 @@ def run(arguments: list[str] | None = None) -> None:
             options.trial, storage_place(options.storage, file), options.tracking_uri, file
         )
     else:
-        experiment = config.load(file, options.experiment, options.set)
+        experiment = load(file, options.experiment, options.set)
         values, number = experiment.space.defaults(), 0
     trial = experiment.trial_config(values)
     resume_from = None

@@ -234,7 +234,7 @@ def add_trial(given: FinishedSearch, number: int, *, bootstrap: str) -> None:
 
 def bagged(own: FinishedSearch, seed: str) -> FinishedSearch:
     """A search over loss.bootstrap with the shards of `own`, of which only trials 0 and 1 have bootstrap samples."""
-    from tuner.config import experiment as config
+    from tuner.config.experiment import load
 
     overrides = [
         "loss.bootstrap={choice: [none, fixed, per_batch]}",
@@ -242,7 +242,7 @@ def bagged(own: FinishedSearch, seed: str) -> FinishedSearch:
         f"data.train={own.experiment.data.train}",
         f"data.validate={own.experiment.data.validate}",
     ]
-    given = replace(own, experiment=config.load(own.folder / "experiments.yaml", None, overrides))
+    given = replace(own, experiment=load(own.folder / "experiments.yaml", None, overrides))
     shutil.rmtree(given.directory / "trials")
     journal = given.directory / "journal.jsonl"
     journal.write_text(journal.read_text().splitlines(keepends=True)[0])
@@ -313,17 +313,17 @@ def test_its_probabilities_are_the_mean_of_its_members(finished_search: Finished
 
 
 def test_its_card_and_its_settings_name_the_members(finished_search: FinishedSearch, folder: Path) -> None:
-    from tuner.config import experiment as config
+    from tuner.config.experiment import load
 
     card = (folder / "README.md").read_text()
     assert "the weighted mean of the probabilities of 2 trials of search 20260102" in card
     scores = [trial.score for trial in finished_search.search.finished]
     assert re.search(rf"\| 001 \| 2 \| fused_mlp \| 0\.500 \| {scores[0]:.4f} \|", card)
     assert f"| all of validate | {json.loads((folder / 'metrics.json').read_text())['validate']['gap']:.4f} |" in card
-    again = config.load(folder / "trial.yaml", "tiny_000").trial_config({})
+    again = load(folder / "trial.yaml", "tiny_000").trial_config({})
     trial = finished_search.search.trials["trial-0"]
     assert again.model == finished_search.experiment.trial_config(trial.values).model
-    assert config.load(folder / "trial.yaml", None).name == "tiny_001"
+    assert load(folder / "trial.yaml", None).name == "tiny_001"
 
 
 def test_an_export_of_the_format_before_ensembles_still_loads(exported: Path, tmp_path: Path) -> None:

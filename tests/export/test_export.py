@@ -20,7 +20,7 @@ from data.batches import Batches
 from models import LinearConfig
 from tests.support.commands import refusal_of, run_command
 from tests.support.finished import NAMES, FinishedSearch
-from tuner.config import experiment as config
+from tuner.config.experiment import load
 from tuner.errors import ModelFolderError, NothingToExport, SearchError
 from tuner.export import model_card, weights, writer
 from tuner.export.checkpoints import best_checkpoint, discard_training_states, keep_statistics
@@ -110,7 +110,7 @@ def test_loading_needs_neither_yaml_nor_pydantic_nor_the_frameworks(exported: Pa
 def test_trial_yaml_is_an_experiment_that_trains_the_same_model_again(
     finished_search: FinishedSearch, exported: Path
 ) -> None:
-    again = config.load(exported / "trial.yaml", None)
+    again = load(exported / "trial.yaml", None)
     settings = finished_search.experiment.trial_config(finished_search.best.values)
     assert settings.training.seed == "per_trial"
     trial = again.trial_config({})
@@ -121,10 +121,10 @@ def test_trial_yaml_is_an_experiment_that_trains_the_same_model_again(
 
 
 def test_trial_yaml_of_a_closed_form_trial_omits_settings_without_effect(tmp_path: Path) -> None:
-    zoo = config.load(ROOT / "experiments.yaml", "zoo")
+    zoo = load(ROOT / "experiments.yaml", "zoo")
     trial = TrialHistory(number=2, id="2", values={**zoo.space.defaults(), "model": "linear"}, sampler_state={})
     (tmp_path / "trial.yaml").write_text(trial_yaml(zoo, [trial]))
-    again = config.load(tmp_path / "trial.yaml", None).trial_config({})
+    again = load(tmp_path / "trial.yaml", None).trial_config({})
     assert again == TrialConfig(model=LinearConfig())
 
 

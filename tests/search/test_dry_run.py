@@ -9,7 +9,7 @@ import pytest
 from tests.support.workplace import Workplace
 from tuner.cluster import nodes
 from tuner.cluster.resources import Node
-from tuner.config import experiment as config
+from tuner.config.experiment import load
 from tuner.console import Console
 from tuner.errors import ConfigError
 from tuner.search.dry_run import dry_run
@@ -75,7 +75,7 @@ class Here:
         self.place, self.capfd = place, capfd
 
     def run(self, *overrides: str) -> str:
-        experiment = config.load(self.place.folder / "experiments.yaml", "tiny", overrides)
+        experiment = load(self.place.folder / "experiments.yaml", "tiny", overrides)
         shown = Console()
         with shown._out:
             dry_run(experiment, shown, address="local")
@@ -129,7 +129,7 @@ def test_a_running_cluster_is_asked_for_its_nodes(here: Here, monkeypatch: pytes
     joined = Attempt(cluster="session", job="01", scratch=None)
     monkeypatch.setattr(connection, "connect", lambda address: nullcontext(joined))
     monkeypatch.setattr(nodes, "alive", lambda: [Node(cpus=16, gpus=4)] * 2)
-    experiment = config.load(here.place.folder / "experiments.yaml", "tiny", ["resources.cpu=auto"])
+    experiment = load(here.place.folder / "experiments.yaml", "tiny", ["resources.cpu=auto"])
     shown = Console()
     with shown._out:
         dry_run(experiment, shown, address="10.0.0.1:6379")
@@ -141,7 +141,7 @@ def test_nodes_that_an_autoscaler_may_start_count(here: Here, monkeypatch: pytes
     monkeypatch.setattr(connection, "connect", lambda address: nullcontext(joined))
     monkeypatch.setattr(nodes, "alive", lambda: [Node(cpus=4, gpus=0)])
     told = ["resources={gpu: 1, startable: {nodes: 6, cpu: 8, gpu: 1}}"]
-    experiment = config.load(here.place.folder / "experiments.yaml", "tiny", told)
+    experiment = load(here.place.folder / "experiments.yaml", "tiny", told)
     shown = Console()
     with shown._out:
         dry_run(experiment, shown, address="10.0.0.1:6379")

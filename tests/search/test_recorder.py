@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tuner.config import experiment as config
+from tuner.config.experiment import load
 from tuner.errors import SearchError
 from tuner.search.recorder import Recorder
 from tuner.search.schedulers import ReplayingScheduler
@@ -40,7 +40,7 @@ class Driver:
     """A driver of a search of one trial."""
 
     def __init__(self, directory: Path, file: Path) -> None:
-        experiment = config.load(file, "tiny")
+        experiment = load(file, "tiny")
         self.journal = Journal(directory)
         if self.journal.search is None:
             facts = {"fingerprint": "f", "planned": 1, "tracking_uri": "-", "overrides": [], "baseline": 0.1}

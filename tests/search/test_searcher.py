@@ -13,11 +13,9 @@ from optuna.samplers import BruteForceSampler
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from tuner.config import experiment as config
-from tuner.config.experiment import Experiment
+from tuner.config.experiment import Experiment, load
 from tuner.errors import ConfigError
-from tuner.search import samplers
-from tuner.search import tpe as recent_tpe
+from tuner.search import samplers, tpe
 from tuner.search.searcher import JournaledSearch
 from tuner.storage import journal
 from tuner.storage.journal import Journal, TrialHistory
@@ -41,7 +39,7 @@ CONDITIONAL = CONTINUOUS.replace(
 
 def experiment_of(folder: Path, sampler: str, text: str = CONTINUOUS, trials: int = TRIALS) -> Experiment:
     (folder / "experiments.yaml").write_text(text % (trials, sampler))
-    return config.load(folder / "experiments.yaml", "tiny")
+    return load(folder / "experiments.yaml", "tiny")
 
 
 def score(values: dict[str, Any]) -> float:
@@ -202,8 +200,8 @@ def test_no_two_of_several_at_a_time_are_the_same(drive: Drive, tmp_path: Path, 
 def test_a_search_longer_than_the_history_of_tpe_is_resumed_the_same(
     drive: Drive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
-    monkeypatch.setattr(recent_tpe, "HISTORY", 4)
-    monkeypatch.setattr(recent_tpe, "BEST", 2)
+    monkeypatch.setattr(tpe, "HISTORY", 4)
+    monkeypatch.setattr(tpe, "BEST", 2)
     experiment = experiment_of(tmp_path, "tpe", text, trials=18)
     whole = drive(tmp_path / "search", experiment)
     expected = whole.run()
@@ -368,7 +366,7 @@ experiments:
 
 def test_a_grid_is_tried_once_even_with_a_resume(tmp_path: Path) -> None:
     (tmp_path / "experiments.yaml").write_text(GRID)
-    experiment = config.load(tmp_path / "experiments.yaml", "tiny")
+    experiment = load(tmp_path / "experiments.yaml", "tiny")
     assert experiment.search.trials == 4
     suggested = []
     for _ in range(2):
@@ -397,4 +395,4 @@ def test_a_grid_is_tried_once_even_with_a_resume(tmp_path: Path) -> None:
 def test_what_is_no_grid_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
     (tmp_path / "experiments.yaml").write_text(GRID.replace(old, new))
     with pytest.raises(ConfigError, match=message):
-        config.load(tmp_path / "experiments.yaml", "tiny")
+        load(tmp_path / "experiments.yaml", "tiny")

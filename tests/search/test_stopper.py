@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from tuner.config import experiment as config
-from tuner.config.experiment import Experiment
+from tuner.config.experiment import Experiment, load
 from tuner.config.search import FailuresConfig, PlateauConfig
-from tuner.search import stopper as stop_rule
+from tuner.search import stopper
 from tuner.search.stopper import StopRule, sigterm_as_interrupt
 from tuner.storage.journal import SearchHistory, TrialHistory
 
@@ -37,14 +36,14 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(stop_rule, "time", SimpleNamespace(monotonic=made.monotonic))
+    monkeypatch.setattr(stopper, "time", SimpleNamespace(monotonic=made.monotonic))
     return made
 
 
 @pytest.fixture
 def experiment(tmp_path: Path) -> Experiment:
     (tmp_path / "experiments.yaml").write_text(EXPERIMENT)
-    return config.load(tmp_path / "experiments.yaml", "tiny")
+    return load(tmp_path / "experiments.yaml", "tiny")
 
 
 def with_search(experiment: Experiment, **settings: Any) -> Experiment:

@@ -6,7 +6,7 @@ from optuna.distributions import FloatDistribution
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from tuner.search import tpe as recent_tpe
+from tuner.search import tpe
 from tuner.search.tpe import RecentTPE
 
 SPACE = {"dropout": FloatDistribution(0, 1), "rate": FloatDistribution(1e-4, 1, log=True)}
@@ -37,7 +37,7 @@ def recent(seed: int = 7) -> RecentTPE:
     return RecentTPE([], seed=seed, constant_liar=True)
 
 
-@pytest.mark.parametrize(("finished", "running"), [(5, 0), (30, 0), (30, 6), (recent_tpe.HISTORY, 3)])
+@pytest.mark.parametrize(("finished", "running"), [(5, 0), (30, 0), (30, 6), (tpe.HISTORY, 3)])
 def test_while_no_trial_is_left_out_it_suggests_what_optuna_does(finished: int, running: int) -> None:
     trials = study_of(finished, running)
     for seed in range(3):
@@ -45,20 +45,20 @@ def test_while_no_trial_is_left_out_it_suggests_what_optuna_does(finished: int, 
 
 
 def test_past_its_history_the_best_of_all_and_the_newest_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recent_tpe, "HISTORY", 40)
+    monkeypatch.setattr(tpe, "HISTORY", 40)
     trials = study_of(200, 10)
     suggested = next_after(trials, recent())
     ranked = sorted(range(200), key=lambda number: -(trials[number].value or 0))
-    old_and_poor = [number for number in ranked[recent_tpe.BEST :] if number < 160]
+    old_and_poor = [number for number in ranked[tpe.BEST :] if number < 160]
     kept = [trial for number, trial in enumerate(trials) if number not in old_and_poor]
-    assert len(kept) < 40 + recent_tpe.BEST + 10 + 1
+    assert len(kept) < 40 + tpe.BEST + 10 + 1
     assert suggested == next_after(kept, recent()) == next_after(kept, TPESampler(seed=7, constant_liar=True))
     best_old = next(number for number in ranked if number < 160)
     assert suggested != next_after(trials[:best_old] + trials[best_old + 1 :], recent())
 
 
 def test_at_most_as_many_running_trials_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recent_tpe, "HISTORY", 40)
+    monkeypatch.setattr(tpe, "HISTORY", 40)
     trials = study_of(60, 100)
     assert next_after(trials, recent()) == next_after(trials[:60] + trials[-39:], recent())
 

@@ -10,8 +10,7 @@ import torch
 from tfrecord.writer import TFRecordWriter
 
 from data.sample import write_splits
-from tuner.config import experiment as config
-from tuner.config.experiment import Experiment
+from tuner.config.experiment import Experiment, load
 from tuner.export.checkpoints import load_trial
 from tuner.export.writer import export_trial
 from tuner.storage import journal
@@ -98,7 +97,7 @@ def make_finished_search(
     """Write shards, train two trials for two epochs each, and write the journal that a driver would have written."""
     (folder / "vocabulary.csv").write_text(VOCABULARY)
     (folder / "experiments.yaml").write_text(experiments)
-    experiment = config.load(folder / "experiments.yaml", None)
+    experiment = load(folder / "experiments.yaml", None)
     write_splits(
         folder / "shards",
         num_videos={"train": 400, "validate": 150, "test": 50},

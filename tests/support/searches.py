@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.support.workplace import Workplace, wait_for
-from tuner.config import experiment as config
+from tuner.config.experiment import load
 from tuner.storage import journal, searches
 from tuner.storage.journal import SearchHistory
 from tuner.training.dataset import open_dataset
@@ -97,7 +97,7 @@ def assert_nothing_is_left(place: Workplace) -> None:
 def assert_equals_the_uninterrupted(place: Workplace, number: int, rel: float = 1e-6) -> None:
     """Check that a trial has the same GAP in every epoch as one that a single process trains without interruption."""
     search = search_of(place)
-    experiment = config.load(place.folder / "experiments.yaml", "tiny", search.overrides)
+    experiment = load(place.folder / "experiments.yaml", "tiny", search.overrides)
     trial = list(search.trials.values())[number]
     settings = experiment.trial_config(trial.values)
     torch.set_num_threads(1)

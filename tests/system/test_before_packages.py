@@ -15,8 +15,7 @@ import torch
 from data.batches import Batches
 from tests.support.commands import run_command
 from tests.support.workplace import PROJECT, Workplace
-from tuner.config import experiment as config
-from tuner.config.experiment import Experiment
+from tuner.config.experiment import Experiment, load
 from tuner.export.loader import load_model
 from tuner.search.searcher import JournaledSearch
 from tuner.storage import journal
@@ -50,7 +49,7 @@ def search(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def trained_on(tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Dataset]:
     """The experiment of the search, and its shards, written again. Tests must not change them."""
-    experiment = config.load(put(tmp_path_factory.mktemp("old")) / "experiment.yaml", None)
+    experiment = load(put(tmp_path_factory.mktemp("old")) / "experiment.yaml", None)
     return experiment, open_dataset(experiment.data)
 
 
@@ -73,7 +72,7 @@ def test_the_journal_has_its_trials_and_scores(search: Path) -> None:
 
 def test_the_sampler_suggests_the_same_values_as_the_earlier_version(search: Path) -> None:
     """First the trials that were interrupted, then new ones: past the tenth, the suggestions depend on all scores."""
-    experiment = config.load(search / "experiment.yaml", None)
+    experiment = load(search / "experiment.yaml", None)
     written = Journal(search)
     count = len(EXPECTED["trials"]) + len(EXPECTED["next_suggestions"])
     written.append("extended", trials=count - experiment.search.trials)

@@ -18,7 +18,7 @@ from tests.support.commands import exit_code_of
 from tests.support.finished import FinishedSearch
 from tests.support.workplace import PROJECT
 from tuner.cli import main
-from tuner.config import experiment as config
+from tuner.config.experiment import load
 from tuner.errors import CheckpointError, ModelFolderError, SearchError
 from tuner.export.layout import sha256
 from tuner.export.loader import load_model
@@ -199,10 +199,10 @@ def test_a_yaml_tag_runs_no_code(planted: str, trace: Path, tmp_path: Path, caps
     file = tmp_path / "experiments.yaml"
     file.write_text(f"experiments:\n  tiny:\n    data: {planted.format(trace=trace)}\n")
 
-    def load() -> None:
-        config.load(file, "tiny")
+    def command() -> None:
+        load(file, "tiny")
 
-    assert main(load) == 2
+    assert main(command) == 2
     assert all(line.startswith(str(file)) for line in capsys.readouterr().err.splitlines())  # a line for each mistake
     assert not trace.exists()
 

@@ -13,7 +13,7 @@ from tests.support.finished import FinishedSearch
 from tests.support.rays import long_lived_ray
 from tests.support.searches import assert_nothing_was_lost, entries_of, processes_of, runs_of, search_of
 from tests.support.workplace import Workplace, wait_for
-from tuner.config import experiment as config
+from tuner.config.experiment import load
 from tuner.search.begin import frequency_baseline, mention_unfinished
 from tuner.training.dataset import open_dataset
 from tuner.training.pipelines import train
@@ -136,7 +136,7 @@ def test_both_phases_of_a_contrastive_trial_resume_and_share_their_encoder(workp
     search = search_of(workplace)
     first, second = search.trials.values()
     assert list(first.reports) == list(range(1, 13)) and list(second.reports) == list(range(6, 13))
-    experiment = config.load(workplace.folder / "experiments.yaml", "tiny")
+    experiment = load(workplace.folder / "experiments.yaml", "tiny")
     torch.set_num_threads(1)
     data = open_dataset(experiment.data)
     whole = train(experiment.trial_config(first.values), data, device=torch.device("cpu"), seed=1)

@@ -15,7 +15,7 @@ from ray import cloudpickle
 from tests.support.finished import FAST, FinishedSearch
 from tests.support.workplace import PROJECT
 from tuner.cluster.resources import Resources
-from tuner.config import experiment as config
+from tuner.config.experiment import load
 from tuner.training import checkpoint
 from tuner.workers.reports import checkpoint_name, kept
 from tuner.workers.trial import epochs_of, trainable
@@ -223,7 +223,7 @@ def test_checkpoints_sort_by_epoch() -> None:
 
 
 def test_of_a_trials_three_processes_the_workers_alone_import_torch() -> None:
-    experiment, resources = config.load(PROJECT / "experiments.yaml", "quickstart"), Resources(gpu=1, cpu=1)
+    experiment, resources = load(PROJECT / "experiments.yaml", "quickstart"), Resources(gpu=1, cpu=1)
     function = cloudpickle.dumps(trainable(experiment, Path("s"), Path("e"), resources, fingerprint="f"))
     program = f"import pickle, sys; assert callable(pickle.loads({function!r})); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], cwd=PROJECT, check=True)

@@ -9,8 +9,7 @@ import torch
 from data.batches import Batches
 from models.inputs import rated_counts
 from models.metrics import Accumulator
-from tuner.config import experiment as config
-from tuner.config.experiment import Experiment
+from tuner.config.experiment import Experiment, load
 from tuner.console import Console
 from tuner.errors import ConfigError, SearchError
 from tuner.export import checkpoints
@@ -48,7 +47,7 @@ def folder_and_experiment(file: Path, name: str | None, options: Options) -> tup
         ConfigError: the file is wrong, or its experiment has changed since the search began that is to be resumed.
         SearchError: there is no search to resume, or it has ended.
     """
-    experiment = config.load(file, name, options.overrides)
+    experiment = load(file, name, options.overrides)
     if not options.continues:
         return options.storage / experiment.name / searches.new_id(options.storage), experiment
     name = experiment.name
@@ -63,7 +62,7 @@ def folder_and_experiment(file: Path, name: str | None, options: Options) -> tup
             "--extend N adds trials to it"
         )
     stored = Experiment.from_yaml((directory / "experiment.yaml").read_text(), name, file)
-    today = config.load(file, name, options.overrides or search.overrides)
+    today = load(file, name, options.overrides or search.overrides)
     changed = stored.differences(today)
     if changed:
         raise ConfigError(
