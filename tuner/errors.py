@@ -73,6 +73,11 @@ def disk_full_message(error: OSError) -> str | None:
     return f"{error.filename or 'a file'}: cannot be written, the disk is full ({error.strerror}); free some space"
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its type where it has no message."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The known name that is most similar to `name`.
 

@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from tuner.errors import SearchError
+from tuner.errors import SearchError, first_line
 from tuner.storage.place import Place
 
 # For a task on every node. The first task on a node starts a Python process there.
@@ -49,7 +49,7 @@ def check_shared(folder: Place) -> None:
                 )
     except RayError as error:
         raise SearchError(
-            f"{folder}: cannot check whether all nodes share it ({str(error).splitlines()[0]}); is every node "
+            f"{folder}: cannot check whether all nodes share it ({first_line(error)}); is every node "
             "reachable? `ray status` lists them"
         ) from error
     finally:

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from tuner.errors import ConfigError
+from tuner.errors import ConfigError, first_line
 from tuner.redact import redacted
 
 Scalar = str | int | float | bool | None
@@ -183,7 +183,7 @@ def parse(text: str, source: str, lines: bool = True) -> Node:
         place = Node(None, line, source).place
         raise ConfigError(f"{place}: is not valid yaml: {error.problem or error.context}{hint}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: is not valid yaml: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{source}: is not valid yaml: {first_line(error)}") from error
     problems.check()
     return node
 

@@ -7,7 +7,7 @@ probe.safetensors        of a contrastive trial: the linear layer, embeddings ->
 config.json              what `load_model` needs to build the model, and where the model comes from
 statistics.safetensors   mean, variance and label counts of the training videos
 trial.yaml               the trial as an experiment: `python -m tuner.train --file trial.yaml` trains it again
-(of an ensemble: one experiment for each member)
+                         (of an ensemble: one experiment for each member)
 classes.csv              Index,Name; written if the experiment names a vocabulary
 metrics.json  README.md  the scores and the model card
 SHA256SUMS               checksums of all other files: `sha256sum -c SHA256SUMS`
@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tuner.errors import ModelFolderError
+from tuner.errors import ModelFolderError, first_line
 from tuner.storage.journal import SearchHistory, TrialHistory
 from tuner.storage.place import Place
 
@@ -132,8 +132,3 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type if the message is empty."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

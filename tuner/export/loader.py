@@ -25,15 +25,15 @@ from data.cache.progress import BuildProgress
 from data.cache.recipe import find_shards
 from data.cache.store import Cache, default_directory, open_cache
 from data.schema import MAX_FRAMES, Schema
-from models import FeatureStatistics, Sizes
+from models import Sizes
 from models.ensemble import Ensemble
-from tuner.errors import ModelFolderError
-from tuner.export.layout import CHECKSUMS, CLASSES, CONFIG, WEIGHTS, check_file, first_line, read_checksums, read_config
+from tuner.errors import ModelFolderError, first_line
+from tuner.export.layout import CHECKSUMS, CLASSES, CONFIG, WEIGHTS, check_file, read_checksums, read_config
 from tuner.redact import refuse_credentials
 from tuner.storage.place import Place
 from tuner.storage.stores import at, place
 from tuner.training import vocabulary
-from tuner.training.dataset import sizes_of
+from tuner.training.dataset import empty_statistics, sizes_of
 from tuner.training.precision import Precision, forward
 
 
@@ -130,11 +130,5 @@ def _model_of(config: Mapping[str, Any], sizes: Sizes) -> nn.Module:
 
 def model_without_weights(config: models.ModelConfig, sizes: Sizes) -> nn.Module:
     """Build a model whose weights and statistics are placeholders that load_state_dict replaces."""
-    statistics = FeatureStatistics(
-        num_videos=0,
-        mean_D=torch.zeros(sizes.width),
-        variance_D=torch.zeros(sizes.width),
-        label_counts_C=torch.zeros(sizes.num_classes, dtype=torch.int64),
-    )
     # A separate generator: loading a model must not change the random numbers of a training that runs beside it.
-    return models.build(config, sizes, statistics, torch.Generator())
+    return models.build(config, sizes, empty_statistics(sizes), torch.Generator())

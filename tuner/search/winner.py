@@ -37,8 +37,7 @@ def score_winner(journal: Journal, experiment: Experiment, data: Dataset, tracke
             console.print(f"{error}; the next best trial is scored instead")
     else:
         return
-    known = search.winner or {}
-    metrics = dict(known.get("metrics", {})) if known.get("trial") == best.id else {}
+    metrics = search.metrics_on_whole_splits(best)
     if not metrics:
         metrics = _score(model, best, journal.directory, experiment, data)
         journal.append("winner", id=best.id, metrics=metrics)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from upath import UPath
 
-from tuner.errors import ConfigError, SearchError, TunerError
+from tuner.errors import ConfigError, SearchError, TunerError, first_line
 from tuner.redact import redacted
 from tuner.storage.append_log import AppendLog
 
@@ -105,5 +105,5 @@ def store_errors(what: str) -> Iterator[None]:
     except TunerError:
         raise
     except Exception as error:  # each library has its own classes; those of S3 are no OSErrors
-        words = (getattr(error, "strerror", None) or str(error)).splitlines()
-        raise ConfigError(f"{what}: {redacted(words[0]) if words else type(error).__name__}") from error
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise ConfigError(f"{what}: {redacted(reason)}") from error

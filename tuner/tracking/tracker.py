@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tuner.errors import SearchError
+from tuner.errors import SearchError, first_line
 from tuner.redact import redacted
 from tuner.storage.journal import TrialHistory
 from tuner.tracking import outbox
@@ -271,11 +271,10 @@ def _is_transient(error: Exception) -> bool:
 
 
 def _unreachable(uri: str, error: Exception) -> str:
-    first = next(iter(str(error).splitlines()), type(error).__name__)
     hint = ""
     if isinstance(error, ModuleNotFoundError):
         hint = "; for PostgreSQL: pip install 'video-tuner[postgresql]'"
-    return f"MLflow at {redacted(uri)}: {redacted(first)}{hint}"
+    return f"MLflow at {redacted(uri)}: {redacted(first_line(error))}{hint}"
 
 
 def trial_of_run(run_id: str, uri: str) -> str | None:

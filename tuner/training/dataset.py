@@ -393,6 +393,16 @@ def feature_statistics(statistics: Statistics) -> FeatureStatistics:
     )
 
 
+def empty_statistics(sizes: Sizes) -> FeatureStatistics:
+    """The statistics of no videos, to build a model whose weights and statistics are not used or are loaded later."""
+    return FeatureStatistics(
+        num_videos=0,
+        mean_D=torch.zeros(sizes.width),
+        variance_D=torch.zeros(sizes.width),
+        label_counts_C=torch.zeros(sizes.num_classes, dtype=torch.int64),
+    )
+
+
 def take(offsets: np.ndarray, indices: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The labels, or rated classes, of some rows in the order of `rows`: offsets int64 [rows + 1], classes int32."""
     begins, ends = offsets[rows], offsets[rows + 1]

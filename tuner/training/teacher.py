@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from tuner.errors import ConfigError
+from tuner.errors import ConfigError, first_line
 
 FORMAT = "teacher-1"
 TOP_K = 50  # as the winners of 2017 and 2018 used
@@ -98,7 +98,7 @@ def read(path: str | Path, num_classes: int) -> Teacher:
             ids, classes_NK, probabilities_NK = map(file.get_tensor, ("ids", "classes", "probabilities"))
         known, model = int(metadata["num_classes"]), json.loads(metadata["model"])
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise ConfigError(f"{path}: cannot be read as teacher predictions ({reason}); {again}") from error
     if known != num_classes:
         raise ConfigError(f"{path}: the teacher has {known:,} classes, but the data has {num_classes:,}; {again}")

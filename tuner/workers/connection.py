@@ -13,7 +13,7 @@ import ray
 import torch
 
 from tuner.cluster.nodes import BOOTSTRAP_FILE
-from tuner.errors import SearchError
+from tuner.errors import SearchError, first_line
 from tuner.storage.journal import Attempt
 from tuner.workers import placement, ray_internals
 
@@ -123,7 +123,7 @@ def _join(address: str) -> None:
         ray.init(address=address, log_to_driver=True)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise SearchError(
-            f"no Ray answers at {address}: {str(error).splitlines()[0]}; check that it runs, and that its token "
+            f"no Ray answers at {address}: {first_line(error)}; check that it runs, and that its token "
             "(`ray get-auth-token` there prints it) is in ~/.ray/auth_token here"
         ) from error
     if os.environ.get("OMP_NUM_THREADS") == "1":

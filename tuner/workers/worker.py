@@ -24,7 +24,14 @@ import torch
 from data.errors import DataError
 from tuner.cluster.resources import Resources
 from tuner.config.experiment import Experiment
-from tuner.errors import CheckpointDamaged, EpochTimeout, TrialOutOfMemory, TunerError, disk_full_message
+from tuner.errors import (
+    CheckpointDamaged,
+    EpochTimeout,
+    TrialOutOfMemory,
+    TunerError,
+    disk_full_message,
+    first_line,
+)
 from tuner.storage.place import Place
 from tuner.training import checkpoint
 from tuner.training.config import Trial
@@ -223,6 +230,6 @@ def _memory() -> Iterator[None]:
         if not known and not any(text in str(error) for text in CPU_OUT_OF_MEMORY):
             raise
         raise TrialOutOfMemory(
-            f"not enough memory on {socket.gethostname()} ({str(error).splitlines()[0]}); a smaller batch or a "
+            f"not enough memory on {socket.gethostname()} ({first_line(error)}); a smaller batch or a "
             "smaller model needs less"
         ) from error
