@@ -127,7 +127,7 @@ def run(arguments: list[str] | None = None) -> None:
             experiment=experiment,
             search=search,
             class_names=experiment.data.class_names(),
-            say=console.print,
+            print_line=console.print,
         )
     if folder is not None:
         console.print("next:")
@@ -199,7 +199,7 @@ def _ensemble(
             experiment=experiment,
             search=search,
             class_names=experiment.data.class_names(),
-            say=console.print,
+            print_line=console.print,
         )
 
 

@@ -32,7 +32,7 @@ from data.cache.columns import (
     remove_working_files,
     sync,
 )
-from data.cache.eviction import GIGABYTE, make_room, room
+from data.cache.eviction import GIGABYTE, available_bytes, evict
 from data.cache.progress import BuildProgress
 from data.cache.recipe import FORMAT, Recipe, Shard, find_shard, fingerprint_of
 from data.cache.workers import map_in_order
@@ -148,11 +148,11 @@ def _decoded(recipe: Recipe, num_done: int, workers: int | None) -> Generator[tu
 
 def group(shards: Sequence[Shard], schema: Schema) -> list[tuple[str, ...]]:
     """Returns the paths in order, in groups to decode together: small shards of frames up to _TOGETHER_BYTES."""
-    most = _TOGETHER_BYTES if schema.level == "frame" else 0
+    max_bytes = _TOGETHER_BYTES if schema.level == "frame" else 0
     groups: list[list[str]] = []
     size = 0
     for shard in shards:
-        if not groups or size + shard.size > most:
+        if not groups or size + shard.size > max_bytes:
             groups.append([])
             size = 0
         groups[-1].append(shard.path)
@@ -217,7 +217,7 @@ def _write_manifest(working: Path, recipe: Recipe, records: Sequence[ShardRecord
 
 
 def _check_disk(recipe: Recipe, folder: Path, *, num_done: int) -> list[str]:
-    """Makes room for the shards that are not done, whose size is estimated from the records of the largest shard.
+    """Frees space for the shards that are not done, whose size is estimated from the records of the largest shard.
 
     Returns:
         A sentence for each older cache that was removed.
@@ -239,12 +239,12 @@ def _check_disk(recipe: Recipe, folder: Path, *, num_done: int) -> list[str]:
         # Of a video: its features, and 64 bytes for offsets, id and labels.
         video_bytes = recipe.schema.width * np.dtype(recipe.dtype).itemsize + 64
         size = int(counted_videos / max(counted_bytes, 1) * size * video_bytes)
-    # Frames take as much room here as in the shards, unless those are compressed. 5 % more, in case other shards have
+    # Frames take as much space here as in the shards, unless those are compressed. 5 % more, in case other shards have
     # smaller records than the largest.
     need = int(1.05 * size) + (1 << 20)
     directory = folder.parent
-    removed = make_room(directory, need, folder) if need > room(directory) else []
-    if need > (free := room(directory)):
+    removed = evict(directory, need, folder) if need > available_bytes(directory) else []
+    if need > (free := available_bytes(directory)):
         raise CacheError(
             f"{directory}: the cache of {len(recipe.shards)} shards needs about {need / GIGABYTE:.2f} GB more, but "
             f"{free / GIGABYTE:.2f} GB are free; free space there or give another folder for the cache "

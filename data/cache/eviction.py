@@ -1,4 +1,4 @@
-"""Removes caches to make room for a new one: the least recently used first, never one that a process has open.
+"""Removes caches to free space for a new one: the least recently used first, never one that a process has open.
 
 A process that opens a cache holds a shared lock on its manifest for as long as it uses the columns; the kernel drops
 the lock when the process ends. Opening also sets the manifest's modification time, the time of last use. Between two
@@ -6,7 +6,7 @@ trials of a search a node may have no process at all, so a cache that was used w
 working folders of killed builds are removed by the same rules.
 
 Without $TUNER_CACHE_LIMIT (in GB, for all caches of the folder together) caches are removed only where the disk has no
-room for the new one.
+space for the new one.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ def hold(folder: Path) -> IO[bytes]:
         manifest.close()  # the cache was removed, and perhaps built again, before we had the lock
 
 
-def make_room(directory: Path, need: int, keep: Path) -> list[str]:
-    """Removes caches until there is room for `need` more bytes in `directory`, or nothing is left to remove.
+def evict(directory: Path, need: int, keep: Path) -> list[str]:
+    """Removes caches until `need` more bytes are available in `directory`, or nothing is left to remove.
 
     Args:
         directory: the folder of all caches.
         need: bytes.
-        keep: the folder of the cache that the room is for; it and its working folder stay.
+        keep: the folder of the cache that needs the space; it and its working folder stay.
 
     Returns:
         A sentence for each cache that was removed.
@@ -65,19 +65,19 @@ def make_room(directory: Path, need: int, keep: Path) -> list[str]:
     removed: list[str] = []
     for folder in sorted(used, key=lambda folder: used[folder]):
         idle = time.time() - used[folder]  # wall-clock time, as in the file system
-        if idle < IDLE_SECONDS or _room(directory, limit) >= need:
+        if idle < IDLE_SECONDS or _available_bytes(directory, limit) >= need:
             break
         size = size_of(folder)
         if _remove(folder):
             removed.append(
-                f"removed {folder} ({size / GIGABYTE:.2f} GB, last used {idle / 3600:,.0f} h ago) to make room"
+                f"removed {folder} ({size / GIGABYTE:.2f} GB, last used {idle / 3600:,.0f} h ago) to free space"
             )
     return removed
 
 
-def room(directory: Path) -> int:
-    """Returns the bytes that a further cache may take: what is free on the disk, within $TUNER_CACHE_LIMIT."""
-    return _room(directory, _limit())
+def available_bytes(directory: Path) -> int:
+    """Returns the bytes that another cache may take: what is free on the disk, within $TUNER_CACHE_LIMIT."""
+    return _available_bytes(directory, _limit())
 
 
 def size_of(folder: Path) -> int:
@@ -88,7 +88,7 @@ def size_of(folder: Path) -> int:
     return total
 
 
-def _room(directory: Path, limit: float) -> int:
+def _available_bytes(directory: Path, limit: float) -> int:
     free = shutil.disk_usage(directory).free
     return free if limit == float("inf") else min(free, int(limit) - size_of(directory))
 

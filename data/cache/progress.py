@@ -17,7 +17,7 @@ class BuildProgress:
     num_videos: int  # in the shards done
     num_skipped: int
     waiting_for_lock: bool = False  # another process builds the cache
-    removed: tuple[str, ...] = ()  # older caches that were removed to make room for this one, a sentence each
+    removed: tuple[str, ...] = ()  # older caches that were removed to free space for this one, a sentence each
 
     @classmethod
     def of(cls, records: Sequence[ShardRecord], shards_total: int, waiting_for_lock: bool = False) -> Self:

@@ -75,7 +75,7 @@ def write_splits(
         settings |= {"level": level, "num_frames": num_frames}
     written = json.loads(marker.read_text()) if marker.exists() else {"settings": None, "files": {}}
     sizes = {path.name: path.stat().st_size for path in directory.glob("*.tfrecord")}
-    most = max(num_videos.values())
+    largest = max(num_videos.values())
     if written["settings"] != settings or any(sizes.get(name) != size for name, size in written["files"].items()):
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".sample-", dir=directory) as scratch:
@@ -85,7 +85,7 @@ def write_splits(
                 for shard in write_shards(
                     scratch,
                     num_videos=count,
-                    num_shards=num_shards if count == most else max(1, round(num_shards * count / most)),
+                    num_shards=num_shards if count == largest else max(1, round(num_shards * count / largest)),
                     num_classes=num_classes,
                     seed=seed,
                     features=features,

@@ -92,7 +92,7 @@ def test_workers_that_do_not_fit_together_are_one_sentence() -> None:
     with pytest.raises(ConfigError) as told:
         settled([(8, 1), (8, 2)], workers=ElasticConfig(min=4, max=8))
     assert str(told.value) == (
-        "resources: a trial needs 4 workers of 4 CPUs and 1 GPUs, but the cluster has room for 3 (it has 8 CPUs and 1 "
+        "resources: a trial needs 4 workers of 4 CPUs and 1 GPUs, but the cluster can hold 3 (it has 8 CPUs and 1 "
         "GPUs, 8 CPUs and 2 GPUs); lower resources.workers, cpu or gpu, or add nodes"
     )
 

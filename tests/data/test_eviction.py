@@ -70,8 +70,8 @@ def test_the_least_recently_used_caches_are_removed_and_no_more_than_needed(
     opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders = {name: idle(opened(name), hours) for name, hours in (("a", 5), ("bb", 9), ("ccc", 2), ("dddd", 0.5))}
-    room = iter([0, 0, 0, 1 << 40, 1 << 40, 1 << 40])  # before, and after the second that is removed
-    monkeypatch.setattr(eviction, "_room", lambda *_: next(room))
+    available = iter([0, 0, 0, 1 << 40, 1 << 40, 1 << 40])  # before, and after the second that is removed
+    monkeypatch.setattr(eviction, "_available_bytes", lambda *_: next(available))
     reports: list[build.BuildProgress] = []
     opened("eeeee", progress=reports.append)  # type: ignore[call-arg]
     assert [name for name, folder in folders.items() if folder.exists()] == ["ccc", "dddd"]
@@ -83,7 +83,7 @@ def test_a_cache_that_is_open_or_was_used_within_the_hour_stays(
     opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second, third = idle(opened("a"), 9), idle(opened("bb"), 0.9), idle(opened("ccc"), 2)
-    monkeypatch.setattr(eviction, "_room", lambda *_: 0)
+    monkeypatch.setattr(eviction, "_available_bytes", lambda *_: 0)
     with held(first) as process:
         idle(Cache.load(first), 9)  # opening it was a use
         with pytest.raises(CacheError, match=r"0\.00 GB are free"):
@@ -131,8 +131,8 @@ def test_the_working_folder_of_a_killed_build_is_removed_too(
     (left / "journal.jsonl").touch()
     os.utime(left / "journal.jsonl", (0, 0))
     (tmp_path / "caches" / "something else").mkdir()
-    room = iter([0, 0, 1 << 40, 1 << 40])
-    monkeypatch.setattr(eviction, "_room", lambda *_: next(room))
+    available = iter([0, 0, 1 << 40, 1 << 40])
+    monkeypatch.setattr(eviction, "_available_bytes", lambda *_: next(available))
     opened("a")
     assert not left.exists() and (tmp_path / "caches" / "something else").exists()
 

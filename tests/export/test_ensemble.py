@@ -168,7 +168,7 @@ def test_the_choice_of_weights_is_deterministic() -> None:
 
 
 def build(given: FinishedSearch, **options: Any) -> tuple[AssembledEnsemble, list[str]]:
-    """The ensemble, and the sentences that were passed to `say`."""
+    """The ensemble, and the sentences that were passed to `print_line`."""
     said: list[str] = []
     wanted = EnsembleOptions(**{"count": 2} | options)
     return ensemble.assemble(given.directory, given.experiment, given.search, wanted, said.append), said

@@ -170,7 +170,7 @@ def test_an_export_needs_no_shards_if_the_search_stored_its_statistics(own: Fini
     keep_statistics(own.directory, own.data.statistics)
     nowhere = replace(own.experiment.data, train="nowhere/*", validate="nowhere/*")
     told: list[str] = []
-    own.export(tmp_path / "out", experiment=replace(own.experiment, data=nowhere), say=told.append)
+    own.export(tmp_path / "out", experiment=replace(own.experiment, data=nowhere), print_line=told.append)
     assert "34 random videos" in told[0] and "real" not in told[0]
 
 
@@ -188,10 +188,10 @@ def test_an_earlier_export_of_the_same_trial_is_replaced_and_reported(
     finished_search: FinishedSearch, tmp_path: Path
 ) -> None:
     told: list[str] = []
-    finished_search.export(tmp_path / "out", say=told.append)
+    finished_search.export(tmp_path / "out", print_line=told.append)
     assert "replaced" not in told[-1]
     (tmp_path / "out" / "notes.txt").write_text("of the old one")
-    finished_search.export(tmp_path / "out", say=told.append)
+    finished_search.export(tmp_path / "out", print_line=told.append)
     assert "replaced an earlier export of the same trial" in told[-1]
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -275,7 +275,7 @@ def test_of_epochs_with_equal_scores_the_first_stored_one_is_the_best(own: Finis
 def test_a_lost_best_checkpoint_is_reported(own: FinishedSearch, tmp_path: Path) -> None:
     shutil.rmtree(own.directory / "trials" / "trial-1" / "epoch-0002")
     told: list[str] = []
-    own.export(tmp_path / "out", say=told.append)
+    own.export(tmp_path / "out", print_line=told.append)
     assert "best epoch 2 is missing or damaged; exporting epoch 1" in told[0]
 
 
@@ -285,7 +285,7 @@ def test_if_the_best_checkpoint_is_damaged_the_next_best_is_exported_and_reporte
     folder = own.directory / "trials" / "trial-1"
     flip(folder / "epoch-0002" / "model.safetensors")
     told: list[str] = []
-    own.export(tmp_path / "out", say=told.append)
+    own.export(tmp_path / "out", print_line=told.append)
     assert told[0].startswith(f"{folder / 'epoch-0002' / 'model.safetensors'}: damaged")
     assert "best epoch 2 is missing or damaged; exporting epoch 1 with GAP" in told[1]
     flip(folder / "epoch-0001" / "model.safetensors")

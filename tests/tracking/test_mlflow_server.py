@@ -187,7 +187,7 @@ def test_the_next_driver_sends_what_a_server_has_missed(server: Server) -> None:
         finish(tracker, trial(0))
         tracker.end_search("FINISHED")
         said: list[str] = []
-        assert tracker.close(patience=0.5, say=said.append) == 3
+        assert tracker.close(patience=0.5, print_line=said.append) == 3
     finally:
         server.start()
     assert runs(server, name)[0].info.status == "RUNNING"  # the server was away

@@ -113,11 +113,11 @@ def test_ctrl_c_ends_the_wait(server: Server, monkeypatch: pytest.MonkeyPatch) -
         box.put(server.write(number))
     said: list[str] = []
 
-    def say(text: str) -> None:
+    def print_line(text: str) -> None:
         said.append(text)
         _thread.interrupt_main()
 
-    assert box.close(patience=600, say=say) >= 3
+    assert box.close(patience=600, print_line=print_line) >= 3
     assert "Ctrl-C ends the wait" in said[0] and server.told == []
 
 

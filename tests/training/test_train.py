@@ -436,9 +436,11 @@ class TestLabelFraction:
 
     def test_a_sample_of_training_videos_has_only_labelled_ones(self, few: Dataset, data: Dataset) -> None:
         for source, step in ((few, 5), (data, 1)):
-            rows = torch.cat([batch.rows for batch in source.labelled_batches(16, CPU, most=40).epoch(0)]).tolist()
+            rows = torch.cat(
+                [batch.rows for batch in source.labelled_batches(16, CPU, max_videos=40).epoch(0)]
+            ).tolist()
             assert len(set(rows)) == len(rows) == 40 and all(row % step == 0 for row in rows)
-        assert few.labelled_batches(16, CPU, most=60).num_videos == few.labelled_batches(16, CPU).num_videos == 60
+        assert few.labelled_batches(16, CPU, max_videos=60).num_videos == few.labelled_batches(16, CPU).num_videos == 60
 
     def test_a_fixed_bootstrap_draws_from_the_labelled_videos(self, few: Dataset) -> None:
         weights = few.bootstrap_weights(3)

@@ -58,7 +58,7 @@ def plan(config: ResourcesConfig, nodes: Sequence[Node]) -> Plan:
         if fitting == 0:
             problem = f"a worker needs {need}, but no node of the cluster can hold that"
         else:
-            problem = f"a trial needs {config.min_workers} workers of {need}, but the cluster has room for {fitting}"
+            problem = f"a trial needs {config.min_workers} workers of {need}, but the cluster can hold {fitting}"
         have = ", ".join(f"{node.cpus:g} CPUs and {node.gpus:g} GPUs" for node in nodes) or "no node"
         lower = "resources.cpu or resources.gpu" if fitting == 0 else "resources.workers, cpu or gpu"
         raise ConfigError(f"resources: {problem} (it has {have}); lower {lower}, or add nodes")
@@ -102,6 +102,6 @@ def describe(plan: Plan) -> str:
     held: Mapping[str, float] = {"GPU": resources.gpu, "CPU": resources.cpu}
     each = " and ".join(f"{amount:g} {name}" for name, amount in held.items() if amount)
     if resources.max_workers > 1:
-        few, many = resources.min_workers, resources.max_workers
-        each = f"{many if few == many else f'{few} to {many}'} workers of {each}"
+        low, high = resources.min_workers, resources.max_workers
+        each = f"{high if low == high else f'{low} to {high}'} workers of {each}"
     return f"{plan.slots} trial{'s' if plan.slots > 1 else ''} at a time, each with {each}"

@@ -105,7 +105,7 @@ class SearchConfig:
     # Time after which an epoch counts as hanging: the trial is resumed from its last checkpoint in another worker;
     # null: no limit.
     epoch_timeout: Seconds | None = None
-    # Number of trials that may run at the same time; auto: as many as the cluster has room for.
+    # Number of trials that may run at the same time; auto: as many as fit on the cluster.
     max_concurrent: Literal["auto"] | int = "auto"
     overlap: bool = True  # true: the processes of the next trial start while the trials before it still train
     plateau: PlateauConfig | None = None  # ends the search when the best score no longer improves; null: never
@@ -162,7 +162,7 @@ class ResourcesConfig:
     gpu: Literal["auto"] | float = "auto"
     # Number of CPUs of a worker; auto: those of a node divided by the workers on it, at least 1.
     cpu: Literal["auto"] | float = "auto"
-    # Number of workers of a trial, which share each batch; or {min: 1, max: 4}: as many as there is room for, while
+    # Number of workers of a trial, which share each batch; or {min: 1, max: 4}: as many as fit, while
     # nodes come and go.
     workers: int | ElasticConfig = 1
     # Nodes of one type that an autoscaler can start, which count as available before they run; null: only running nodes
@@ -181,10 +181,10 @@ class ResourcesConfig:
 
     @property
     def min_workers(self) -> int:
-        """The fewest workers with which a trial trains."""
+        """The smallest number of workers that train a trial."""
         return self.workers if isinstance(self.workers, int) else self.workers.min
 
     @property
     def max_workers(self) -> int:
-        """The most workers that a trial uses where the cluster has room."""
+        """The largest number of workers that train a trial, where the cluster holds so many."""
         return self.workers if isinstance(self.workers, int) else self.workers.max

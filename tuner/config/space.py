@@ -23,9 +23,9 @@ __all__ = ["Ask", "Choice", "Distribution", "Number", "Space", "Values"]
 
 Values = Mapping[str, Any]  # number or label by parameter name
 
-# The most trials of a grid.
+# The largest number of trials of a grid.
 MAX_GRID = 10_000
-# The most combinations of options that are checked one by one; a larger space is checked option by option.
+# So many combinations of options are checked one by one; a larger space is checked option by option.
 MAX_COMBINATIONS = 256
 
 Pick = Callable[[str, Distribution], Any]  # gives a value for the parameter of that name
@@ -67,11 +67,11 @@ class Space:
 
     def names(self) -> list[str]:
         """The names of all parameters, conditional ones included, in the order of the file."""
-        return [parameter.name for parameter in _parameters(self._root)]
+        return [parameter.name for parameter in self.parameters()]
 
     def conditional_names(self) -> list[str]:
         """The names of the parameters that exist for one option of a choice only."""
-        return [parameter.name for parameter in _parameters(self._root) if parameter.condition]
+        return [parameter.name for parameter in self.parameters() if parameter.condition]
 
     def defaults(self) -> dict[str, Any]:
         """The values of trial 0: each distribution's default."""
@@ -137,12 +137,12 @@ class Space:
         given = {path: [corner[path] for corner in corners if path in corner] for path in found}
         varied = {path for path, values in given.items() if any(value != values[0] for value in values)}
 
-        def told_by_kind(path: str) -> bool:
+        def known_by_kind(path: str) -> bool:
             blocks = path.split(".")[:-1]
             return any(".".join([*blocks[:i], "kind"]) in varied for i in range(1, len(blocks) + 1))
 
         return [
-            path for path in found if path in varied or (len(given[path]) < len(corners) and not told_by_kind(path))
+            path for path in found if path in varied or (len(given[path]) < len(corners) and not known_by_kind(path))
         ]
 
     def settings(self, values: Values) -> dict[str, Any]:
@@ -185,12 +185,12 @@ class Space:
         """
         found = list(islice(_combinations(self._root, grid=True), MAX_GRID + 1))
         if len(found) > MAX_GRID:
-            raise ValueError(f"a grid has {MAX_GRID:,} combinations at the most, and these are more")
+            raise ValueError(f"a grid has at most {MAX_GRID:,} combinations, but the space has more")
         first = self.defaults()
         return [first, *(values for values in found if values != first)]
 
     def parameters(self) -> list[Parameter]:
-        """The names of all parameters, conditional ones included, in the order of the file."""
+        """All parameters, conditional ones included, in the order of the file."""
         return list(_parameters(self._root))
 
     def _values(self, pick: Pick) -> dict[str, Any]:

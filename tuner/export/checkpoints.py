@@ -27,13 +27,15 @@ if TYPE_CHECKING:
     from tuner.config.experiment import Experiment
 
 
-def best_checkpoint(search_directory: Place, trial: TrialHistory, say: Callable[[str], None] = lambda _: None) -> Place:
+def best_checkpoint(
+    search_directory: Place, trial: TrialHistory, print_line: Callable[[str], None] = lambda _: None
+) -> Place:
     """The checkpoint of the trial's best epoch, among the checkpoints that exist and are undamaged.
 
     Args:
         search_directory: the folder of the search.
         trial: the trial.
-        say: is called with a sentence about each damaged checkpoint.
+        print_line: prints a sentence about each damaged checkpoint.
 
     Raises:
         NothingToExport: the trial has no undamaged checkpoint.
@@ -46,7 +48,7 @@ def best_checkpoint(search_directory: Place, trial: TrialHistory, say: Callable[
                 checkpoint.check(local, weights_only=True)
             return kept[epoch]
         except CheckpointDamaged as error:
-            say(str(error))
+            print_line(str(error))
     raise NothingToExport(
         f"trial {trial.number:03d} of search {search_directory.name} has no undamaged checkpoint in "
         f"{_trial_directory(search_directory, trial)} (it reported {len(trial.reports)} epochs)"
@@ -58,7 +60,7 @@ def load_trial(
     experiment: Experiment,
     trial: TrialHistory,
     device: torch.device,
-    say: Callable[[str], None] = lambda _: None,
+    print_line: Callable[[str], None] = lambda _: None,
 ) -> nn.Module:
     """Load the model of the trial's best epoch, in eval mode on `device`.
 
@@ -67,13 +69,13 @@ def load_trial(
         experiment: the experiment, as the search ran it.
         trial: the trial.
         device: where the model is placed.
-        say: is called with a sentence about each damaged checkpoint.
+        print_line: prints a sentence about each damaged checkpoint.
 
     Raises:
         NothingToExport: the trial has no undamaged checkpoint.
         CheckpointError: the checkpoint was written by a trial with other settings.
     """
-    return load_checkpoint(best_checkpoint(search_directory, trial, say), experiment, trial, device)
+    return load_checkpoint(best_checkpoint(search_directory, trial, print_line), experiment, trial, device)
 
 
 def load_checkpoint(directory: Place, experiment: Experiment, trial: TrialHistory, device: torch.device) -> nn.Module:

@@ -36,7 +36,7 @@ from tuner.training.precision import Precision
 MIB = 2**20
 CPU = torch.device("cpu")
 
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +136,11 @@ def _describe_weighting(weighting: Weighting) -> list[str]:
 
 
 def assemble(
-    search_directory: Place, experiment: Experiment, search: SearchHistory, options: EnsembleOptions, say: Say
+    search_directory: Place,
+    experiment: Experiment,
+    search: SearchHistory,
+    options: EnsembleOptions,
+    print_line: PrintLine,
 ) -> AssembledEnsemble:
     """Choose the members and their weights, and score all of them on the whole of `validate` (and `test`).
 
@@ -145,14 +149,14 @@ def assemble(
         experiment: the experiment, as the search ran it.
         search: the search.
         options: which ensemble to assemble.
-        say: is called with a sentence about each trial that is left out.
+        print_line: prints a sentence about each trial that is left out.
 
     Raises:
         NothingToExport: no trial can be a member.
         TunerError: a single member is already larger than the size limit.
         DataError: the validation shards cannot be read.
     """
-    members = _within_limit(_members(search_directory, experiment, search, options, say), options, say)
+    members = _within_limit(_members(search_directory, experiment, search, options, print_line), options, print_line)
     precision = _precision(experiment, members)
     splits = _splits(experiment, search)
     weighting = None
@@ -162,7 +166,7 @@ def assemble(
         weights = weighting.weights_M
     if not weights.all():
         left_out = ", ".join(_name(member) for member, weight in zip(members, weights, strict=True) if not weight)
-        say(f"left out, because they do not improve the ensemble: {left_out}")
+        print_line(f"left out, because they do not improve the ensemble: {left_out}")
     members = [member for member, weight in zip(members, weights, strict=True) if weight]
     model = Ensemble([member.model for member in members], weights[weights > 0].tolist()).eval().requires_grad_(False)
     return AssembledEnsemble(
@@ -181,18 +185,22 @@ def assemble(
 
 
 def _members(
-    search_directory: Place, experiment: Experiment, search: SearchHistory, options: EnsembleOptions, say: Say
+    search_directory: Place,
+    experiment: Experiment,
+    search: SearchHistory,
+    options: EnsembleOptions,
+    print_line: PrintLine,
 ) -> list[Member]:
     """The best trials that can be loaded, at most `options.count`."""
     members: list[Member] = []
-    candidates = _bootstrapped(experiment, search, say) if options.bagging else search.finished
+    candidates = _bootstrapped(experiment, search, print_line) if options.bagging else search.finished
     for trial in candidates:
         if len(members) == options.count:
             break
         try:
-            checkpoint = best_checkpoint(search_directory, trial, say)
+            checkpoint = best_checkpoint(search_directory, trial, print_line)
         except NothingToExport as error:
-            say(f"{error}; it is left out")
+            print_line(f"{error}; it is left out")
             continue
         model = load_checkpoint(checkpoint, experiment, trial, CPU)
         members.append(Member(trial=trial, epoch=epoch_of(checkpoint), model=model))
@@ -201,14 +209,14 @@ def _members(
         kind = "finished trial on a bootstrap sample (loss.bootstrap: fixed)" if options.bagging else "finished trial"
         raise NothingToExport(f"{name}: no {kind} has an undamaged checkpoint, so there is no ensemble")
     if len(members) < options.count:
-        say(f"{name} has {len(members)} such trials, not {options.count}: the ensemble consists of these")
+        print_line(f"{name} has {len(members)} such trials, not {options.count}: the ensemble consists of these")
     if options.float16:
         for member in members:
             round_to_float16(member.model)
     return members
 
 
-def _bootstrapped(experiment: Experiment, search: SearchHistory, say: Say) -> list[TrialHistory]:
+def _bootstrapped(experiment: Experiment, search: SearchHistory, print_line: PrintLine) -> list[TrialHistory]:
     """The finished trials with a fixed bootstrap sample, best first; of trials with the same sample, the best one."""
     by_sample: dict[int, TrialHistory] = {}
     found = 0
@@ -219,14 +227,14 @@ def _bootstrapped(experiment: Experiment, search: SearchHistory, say: Say) -> li
             found += 1
             by_sample.setdefault(settings.seed(trial.number), trial)
     if found > len(by_sample):
-        say(
+        print_line(
             f"{found} trials have loss.bootstrap: fixed, but together only {len(by_sample)} bootstrap samples: the "
             "seed draws the sample, and training.seed: per_trial gives each trial a different one"
         )
     return list(by_sample.values())
 
 
-def _within_limit(members: list[Member], options: EnsembleOptions, say: Say) -> list[Member]:
+def _within_limit(members: list[Member], options: EnsembleOptions, print_line: PrintLine) -> list[Member]:
     """The best members that together do not exceed the size limit."""
     if options.size_limit is None:
         return members
@@ -238,7 +246,9 @@ def _within_limit(members: list[Member], options: EnsembleOptions, say: Say) -> 
                 f"--size-limit {options.size_limit:g}: {_name(kept[0])} alone takes {size:.1f} MiB{hint}: "
                 "give a larger limit"
             )
-        say(f"{len(kept)} members take {size:.1f} MiB, more than {options.size_limit:g}: {_name(kept[-1])} is dropped")
+        print_line(
+            f"{len(kept)} members take {size:.1f} MiB, more than {options.size_limit:g}: {_name(kept[-1])} is dropped"
+        )
         kept = kept[:-1]
     return kept
 

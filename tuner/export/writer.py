@@ -60,7 +60,7 @@ def export_best(
     experiment: Experiment,
     search: SearchHistory,
     class_names: Sequence[str] | None,
-    say: Callable[[str], None] = print,
+    print_line: Callable[[str], None] = print,
 ) -> None:
     """Export the best finished trial; if none of its checkpoints is undamaged, the next best trial, and so on.
 
@@ -76,14 +76,14 @@ def export_best(
                 trial=trial,
                 metrics=search.metrics_on_whole_splits(trial),
                 class_names=class_names,
-                say=say,
+                print_line=print_line,
             )
             return
         except NothingToExport as error:
             if number == len(search.finished):
                 raise
             following = search.finished[number]
-            say(f"{error}; the next best trial is trial {following.number:03d} with GAP {following.score:.4f}")
+            print_line(f"{error}; the next best trial is trial {following.number:03d} with GAP {following.score:.4f}")
 
 
 def export_trial(
@@ -95,7 +95,7 @@ def export_trial(
     trial: TrialHistory,
     metrics: Mapping[str, Mapping[str, float]],
     class_names: Sequence[str] | None,
-    say: Callable[[str], None] = print,
+    print_line: Callable[[str], None] = print,
 ) -> None:
     """Export the model of one trial.
 
@@ -107,7 +107,7 @@ def export_trial(
         trial: the trial to export.
         metrics: the model's metrics on whole splits, by split; may be empty.
         class_names: by class index; None: there is no vocabulary.
-        say: is called with each line of the report.
+        print_line: prints each line of the report.
 
     Raises:
         NothingToExport: the trial has no undamaged checkpoint.
@@ -116,10 +116,10 @@ def export_trial(
         SearchError: the search stored no statistics, and the training shards have changed since it began.
         DataError: the search stored no statistics, and the training shards cannot be read.
     """
-    best = best_checkpoint(search_directory, trial, say)
+    best = best_checkpoint(search_directory, trial, print_line)
     epoch = epoch_of(best)
     if epoch != trial.best_epoch and trial.reports[epoch]["gap"] != trial.score:
-        say(
+        print_line(
             f"the checkpoint of the trial's best epoch {trial.best_epoch} is missing or damaged; "
             f"exporting epoch {epoch} with GAP {trial.reports[epoch]['gap']:.4f} instead of {trial.score:.4f}"
         )
@@ -140,7 +140,7 @@ def export_trial(
         experiment=experiment,
         search=search,
         class_names=class_names,
-        say=say,
+        print_line=print_line,
     )
 
 
@@ -152,7 +152,7 @@ def export_model(
     experiment: Experiment,
     search: SearchHistory,
     class_names: Sequence[str] | None,
-    say: Callable[[str], None] = print,
+    print_line: Callable[[str], None] = print,
 ) -> None:
     """Write a model folder, read it back, and compare its logits with the model's.
 
@@ -180,11 +180,11 @@ def export_model(
         for path in staging.iterdir():  # safetensors lets only the owner read its files
             path.chmod((staging / CONFIG).stat().st_mode)
         forms = {one.name: one.read_back(staging) for one in formats if one.read_back is not None}
-        say(compare(exported.model, forms, experiment.data))
+        print_line(compare(exported.model, forms, experiment.data))
     what = "an ensemble of the same search" if trial is None else "the same trial"
     replaced = f" (replaced an earlier export of {what})" if replaces else ""
     epoch = "" if trial is None else f", epoch {exported.config['trial']['epoch']},"
-    say(f"exported {describe_trial(trial)}{epoch} to {folder}{replaced}")
+    print_line(f"exported {describe_trial(trial)}{epoch} to {folder}{replaced}")
 
 
 def _config(experiment: Experiment, search: SearchHistory, exported: ModelToExport) -> dict[str, Any]:

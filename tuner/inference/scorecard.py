@@ -45,10 +45,10 @@ def score(
     batch_size = batch_size_of(cache.schema)
     whole = Batches(cache, batch_size=batch_size, shuffle=False, device=device)
     classes = PerClass(num_classes)
-    most = max(CELLS // num_classes, 1)
-    metrics = evaluate(model, whole, precision, gap_at=GAP_AT, classes=classes if num_videos <= most else None)
-    if num_videos > most:
-        rows = sample_rows(num_videos, most / num_videos, SAMPLE_SEED)
+    max_videos = max(CELLS // num_classes, 1)
+    metrics = evaluate(model, whole, precision, gap_at=GAP_AT, classes=classes if num_videos <= max_videos else None)
+    if num_videos > max_videos:
+        rows = sample_rows(num_videos, max_videos / num_videos, SAMPLE_SEED)
         sample = Batches(cache, batch_size=batch_size, shuffle=False, rows=rows, device=device)
         evaluate(model, sample, precision, classes=classes)
     found = classes.compute()

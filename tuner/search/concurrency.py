@@ -18,7 +18,7 @@ class Concurrency:
         limit: int | None,
         overlap: bool,
         nodes: Callable[[], Sequence[Node]],
-        report: Callable[[str], None],
+        print_line: Callable[[str], None],
     ) -> None:
         """Start with the plan of the search.
 
@@ -26,10 +26,10 @@ class Concurrency:
             layout: the plan; what a worker holds does not change with the nodes.
             limit: the number of trials at a time that was asked for; None: as many as the cluster holds.
             overlap: whether one more trial than there are slots starts its processes and waits for a slot.
-            nodes: returns the nodes of the cluster, those included that its autoscaler may start.
-            report: prints a sentence for the user.
+            nodes: returns the nodes of the cluster, including those that its autoscaler may start.
+            print_line: prints a sentence for the user.
         """
-        self._layout, self._limit, self._nodes, self._report = layout, limit, nodes, report
+        self._layout, self._limit, self._nodes, self._print_line = layout, limit, nodes, print_line
         # Where a lower limit leaves slots free, one more trial would not wait but train.
         self.overlap = overlap and (limit is None or limit >= layout.slots)
         self._slots = layout.slots
@@ -44,6 +44,6 @@ class Concurrency:
             slots = slots_on(self._nodes(), self._layout.resources)
             if slots != self._slots:
                 now = f"{slots} trial{'s' if slots > 1 else ''} at a time" if slots else "no trial; waiting for nodes"
-                self._report(f"the cluster has changed: it now holds {now}")
+                self._print_line(f"the cluster has changed: it now holds {now}")
             self._slots, self._checked = slots, time.monotonic()
         return self._slots

@@ -57,12 +57,12 @@ class Outbox:
         """Deliver `write` even if writes before it were given up, for example one that closes a run."""
         self._waiting.put(write)
 
-    def close(self, patience: float = PATIENCE_SECONDS, say: Callable[[str], None] = _log.warning) -> int:
+    def close(self, patience: float = PATIENCE_SECONDS, print_line: Callable[[str], None] = _log.warning) -> int:
         """Deliver the remaining writes and stop the thread; Ctrl-C ends the wait.
 
         Args:
             patience: seconds without success until the rest is given up.
-            say: prints a line about the wait, if it is long.
+            print_line: prints a line about the wait, if it is long.
 
         Returns:
             How many writes were given up.
@@ -72,7 +72,7 @@ class Outbox:
         try:
             self._thread.join(NOTICE_SECONDS)
             if self._thread.is_alive():
-                say(f"waiting for MLflow to accept {self._waiting.qsize()} more writes; Ctrl-C ends the wait")
+                print_line(f"waiting for MLflow to accept {self._waiting.qsize()} more writes; Ctrl-C ends the wait")
                 self._thread.join()
         except KeyboardInterrupt:
             self._given_up.set()

@@ -207,17 +207,17 @@ class Tracker:
 
         self._outbox.put_last(write)
 
-    def close(self, patience: float | None = None, say: Callable[[str], None] = print) -> int:
+    def close(self, patience: float | None = None, print_line: Callable[[str], None] = print) -> int:
         """Write what is left and stop the thread.
 
         Args:
             patience: seconds to wait for a server that is away; None: `outbox.PATIENCE_SECONDS`.
-            say: prints a line where there is something to wait for.
+            print_line: prints a line where there is something to wait for.
 
         Returns:
             How many writes the server did not get, because it stayed away.
         """
-        return self._outbox.close(outbox.PATIENCE_SECONDS if patience is None else patience, say)
+        return self._outbox.close(outbox.PATIENCE_SECONDS if patience is None else patience, print_line)
 
     @property
     def refused(self) -> list[str]:

@@ -34,8 +34,8 @@ LATER: dict[str, Any] = {
     "training.accumulate": 1,
     "training.frames": {"sampling": "all", "count": 30},
 }
-# A disk with less free space, in bytes, counts as full.
-LITTLE_ROOM = 1 << 20
+# A disk with less free space counts as full.
+MIN_FREE_BYTES = 1 << 20
 WEIGHTS, TRAINING, MANIFEST = FILES = "model.safetensors", "training.pt", "checkpoint.json"
 
 
@@ -52,7 +52,7 @@ def save(directory: Place, *, model: dict[str, Tensor], training: dict[str, Any]
             save_file({name: tensor.contiguous() for name, tensor in model.items()}, staging / WEIGHTS)
             torch.save(training, staging / TRAINING)
         except (SafetensorError, RuntimeError) as error:  # neither library raises an OSError for a full disk
-            if shutil.disk_usage(staging).free >= LITTLE_ROOM:
+            if shutil.disk_usage(staging).free >= MIN_FREE_BYTES:
                 raise
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory)) from error
         files = {name: _describe(staging / name) for name in (WEIGHTS, TRAINING)}

@@ -197,7 +197,7 @@ class TrainingData(Protocol):
 
     @property
     def statistics(self) -> FeatureStatistics:
-        """Of the training videos."""
+        """The statistics of the training videos."""
 
     @property
     def vocabulary(self) -> str | None:
@@ -205,7 +205,7 @@ class TrainingData(Protocol):
 
     @property
     def ids(self) -> np.ndarray:
-        """Of the rows that a batch's `rows` index."""
+        """The ids of the videos; the `rows` of a batch index them."""
 
     def train_batches(
         self, batch_size: int, seed: int, device: torch.device, ranks: Ranks = ALONE, frames: FramesConfig = ALL
@@ -294,11 +294,11 @@ class Dataset:
             )
         return Batches(self.train, batch_size=batch_size, shuffle=True, seed=seed, drop_last=True, device=device)
 
-    def labelled_batches(self, batch_size: int, device: torch.device, most: int | None = None) -> Batches:
-        """The labelled training videos in cache order, each once; where there are more than `most`, a seeded sample."""
+    def labelled_batches(self, batch_size: int, device: torch.device, max_videos: int | None = None) -> Batches:
+        """The labelled training videos in cache order, each once; of more than `max_videos`, a seeded sample."""
         rows, num_videos = self.labelled_rows, self.statistics.num_videos
-        if most is not None and num_videos > most:
-            chosen = sample_rows(num_videos, most / num_videos, LABEL_SEED)
+        if max_videos is not None and num_videos > max_videos:
+            chosen = sample_rows(num_videos, max_videos / num_videos, LABEL_SEED)
             rows = chosen if rows is None else rows[chosen]
         return Batches(self.train, batch_size=batch_size, shuffle=False, rows=rows, device=device)
 

@@ -40,7 +40,7 @@ def train(
         device=device,
         precision=trial.training.precision,
         penalties=(trial.model.penalty,),
-        most=None,
+        max_videos=None,
     )
     with torch.no_grad():
         logistic.head.weight.copy_(fitted.weight_CH)

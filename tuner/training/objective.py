@@ -60,8 +60,8 @@ class Objective:
         self.pos_weights_C: Tensor | None = None
         if config.pos_weight_power:
             counts_C, rated_C = data.statistics.label_counts_C, rated_counts(data.statistics)
-            power, most = config.pos_weight_power, config.pos_weight_max
-            self.pos_weights_C = loss_weights.positive_weights(counts_C, rated_C, power, most).to(device)
+            power, limit = config.pos_weight_power, config.pos_weight_max
+            self.pos_weights_C = loss_weights.positive_weights(counts_C, rated_C, power, limit).to(device)
         self.fixed_weights_N: Tensor | None = None
         if config.bootstrap == "fixed":
             self.fixed_weights_N = data.bootstrap_weights(seed).to(device)

@@ -1,9 +1,9 @@
 """Carries a trial's reports from Train's controller to Tune, so that none is lost when the trial ends.
 
 Ray's own callback (`TuneReportCallback`) uses a queue as well, which Tune's side of the trial's actor reads between two
-checks of whether the trial has ended. Where its process stands still between them, as on a busy machine, the last
-report stays in the queue (observed: one epoch of 2,000, while processes were killed all the time). Here the trial ends
-when its queue is empty.
+checks of whether the trial has ended. Where the system suspends its process between them, as on a busy machine, the
+last report stays in the queue (observed: one epoch of 2,000, while processes were killed all the time). Here the trial
+ends when its queue is empty.
 """
 
 import threading
@@ -18,17 +18,17 @@ class Queue(Protocol):
     """A queue between Ray actors, or between threads."""
 
     def put(self, item: Any) -> None:
-        """Add an item, when there is room for it."""
+        """Add an item; wait while the queue is full."""
 
     def get(self) -> Any:
-        """Remove and return the first item, when there is one."""
+        """Remove and return the first item; wait while the queue is empty."""
 
 
 class Relay(UserCallback):
     """Puts every report into the queue; runs in Train's controller."""
 
     def __init__(self, reports: Queue) -> None:
-        """Remember the queue."""
+        """Pass the reports to the queue `reports`."""
         self._reports = reports
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:

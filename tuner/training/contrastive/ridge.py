@@ -1,7 +1,7 @@
 """The closed-form probe: it measures an encoder in seconds, without training.
 
-It is a ridge regression of the labels on the embeddings (models/ridge.py). Its penalty is the one of a few
-whose leave-one-out scores have the best GAP, so the validation videos are not used.
+It is a ridge regression of the labels on the embeddings (models/ridge.py). Of several penalties it takes the one whose
+leave-one-out scores have the best GAP, so the validation videos are not used.
 
 Shapes   H units of the embedding   C classes   S labelled videos in the sample
 """
@@ -21,9 +21,9 @@ from tuner.training.precision import Precision
 
 # In units of the mean eigenvalue of the centred X'X.
 PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-# The most labelled videos that the probe is fitted to; a quarter of a million measure an encoder well enough.
-MOST_VIDEOS = 1 << 18
-# The most labelled videos that leave-one-out scores are computed for.
+# The largest number of labelled videos that the probe is fitted to; so many measure an encoder well enough.
+MAX_VIDEOS = 1 << 18
+# Leave-one-out scores are computed for the first batches, of about this many labelled videos together.
 SAMPLE = 2 * BATCH_SIZE
 
 
@@ -44,7 +44,7 @@ def fit(
     device: torch.device,
     precision: Precision,
     penalties: Sequence[float] = PENALTIES,
-    most: int | None = MOST_VIDEOS,
+    max_videos: int | None = MAX_VIDEOS,
 ) -> LinearProbe:
     """Fit the probe to the labelled training videos; the encoder is not changed.
 
@@ -55,12 +55,12 @@ def fit(
         device: where the encoder is.
         precision: of the encoder's matrix products.
         penalties: to choose from, in ascending order, in units of the mean eigenvalue of the centred X'X.
-        most: the most videos to fit to; of more, a seeded sample is taken. None: all.
+        max_videos: of more labelled videos, a seeded sample of so many is taken; None: all are taken.
     """
     equations = NormalEquations(width, data.sizes.num_classes, device)
     sample: list[tuple[Tensor, Tensor, Tensor]] = []
     batch_size = BATCH_SIZE if data.sizes.level == "video" else batch_size_of(data.train.schema)
-    batches = data.labelled_batches(batch_size, device, most=most)
+    batches = data.labelled_batches(batch_size, device, max_videos=max_videos)
     for embeddings_BH, batch in embedded(encoder, batches, precision):
         equations.update(embeddings_BH, batch.label_offsets, batch.label_indices)
         if sum(len(rows) for rows, *_ in sample) < SAMPLE:
