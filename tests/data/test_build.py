@@ -205,7 +205,7 @@ def test_a_build_killed_in_the_middle_decodes_no_finished_shard_again(shards, fo
     assert_holds(resumed, shards)
     assert decodings.paths == shards[len(done) :]
     assert resumed.fingerprint == open_cache(shards, SCHEMA, tmp_path / "fresh").fingerprint
-    fault_row("kill -9 of who decodes the shards", lost_epochs=0, recovery_seconds=None)
+    fault_row("kill -9 of the process that decodes the shards", lost_epochs=0, recovery_seconds=None)
 
 
 def test_several_processes_that_open_at_once_build_once(shards, folder, tmp_path):

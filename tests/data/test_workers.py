@@ -76,4 +76,4 @@ def test_processes_end_when_their_parent_is_killed(fault_row):
     while any(Path(f"/proc/{pid}").exists() for pid in orphans):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    fault_row("kill -9 of a process that has others decode", lost_epochs=0, recovery_seconds=None)
+    fault_row("kill -9 of a process whose workers decode shards", lost_epochs=0, recovery_seconds=None)

@@ -209,7 +209,7 @@ time.time = jumping
 
 @pytest.mark.parametrize("hours", [-30, 30])
 def test_a_clock_that_jumps(workplace: Workplace, fault_row: FaultRow, hours: int) -> None:
-    """Nothing. Durations come from a clock that does not jump, and names tell which file is the newest."""
+    """Nothing. Durations come from a clock that does not jump, and the newest file is found by its name."""
     hook = workplace.folder / "hook"
     hook.mkdir()
     (hook / "sitecustomize.py").write_text(CLOCK)
