@@ -9,19 +9,13 @@ import argparse
 import json
 import sys
 import time
-from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tuner.cli import add_device, add_file, add_set, add_storage, add_tracking_uri, choose_device, main
-from tuner.errors import CheckpointDamaged, CheckpointError
-
-if TYPE_CHECKING:  # `--help` needs no torch
-    from tuner.training.config import Trial
 
 
 def run(arguments: list[str] | None = None) -> None:
-    """The command line.
+    """Run the command line.
 
     Raises:
         TunerError: the experiment, the trial or the checkpoint cannot be used, or the training failed.
@@ -57,6 +51,7 @@ def run(arguments: list[str] | None = None) -> None:
     # Imported here: `--help` needs none of these.
     from tuner.config.experiment import load
     from tuner.project import experiments_file, storage_place
+    from tuner.training.checkpoint import prepare_folder
     from tuner.training.dataset import open_dataset
     from tuner.training.pipelines import train
 
@@ -74,7 +69,9 @@ def run(arguments: list[str] | None = None) -> None:
     trial = experiment.trial_config(values)
     resume_from = None
     if options.save is not None:
-        resume_from = _prepare(options.save, trial, resume=options.resume, fresh=options.fresh)
+        resume_from = prepare_folder(
+            options.save, settings=trial.settings, resume=options.resume, fresh=options.fresh, print_line=print
+        )
     data = open_dataset(experiment.data)
     print(
         f"{experiment.name} on {device}: {data.train.num_videos:,} training videos, "
@@ -94,37 +91,6 @@ def run(arguments: list[str] | None = None) -> None:
         if options.save is not None and not progress.repeated:
             progress.state.save(options.save, trial)
     print(json.dumps({**progress.metrics, "seconds": round(time.monotonic() - started, 3)}))
-
-
-def _prepare(directory: Path, trial: "Trial", *, resume: bool, fresh: bool) -> Path | None:
-    """Return the checkpoint to resume from, if any. An existing folder is renamed, never overwritten or deleted.
-
-    Raises:
-        CheckpointError: the checkpoint to resume is missing or belongs to other settings; or the folder exists and
-            neither option says what to do with it.
-    """
-    from tuner.training import checkpoint
-
-    if not directory.exists():
-        if resume:
-            raise CheckpointError(f"{directory}: there is no checkpoint to resume; leave --resume out to begin one")
-        return None
-    if resume:
-        try:
-            checkpoint.manifest_of(directory, trial.settings)
-        except CheckpointDamaged:
-            raise
-        except CheckpointError as error:
-            raise CheckpointError(
-                f"{error}\nset these values back to resume it, or use --fresh, which renames the folder and begins anew"
-            ) from error
-        return directory
-    if not fresh:
-        raise CheckpointError(f"{directory} exists: --resume continues it, --fresh renames it and begins anew")
-    renamed = next(path for n in count(1) if not (path := directory.with_name(f"{directory.name}.{n}")).exists())
-    directory.rename(renamed)
-    print(f"renamed {directory} to {renamed}")
-    return None
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from tests.support.finished import FinishedSearch
 from tests.support.workplace import Workplace
 from tuner import train as command
 from tuner.cli import main
+from tuner.training.checkpoint import prepare_folder
 from tuner.training.config import TrialConfig
 from tuner.training.state import TrainingState
 
@@ -103,11 +104,11 @@ class TestKeptCheckpoint:
         assert {path.name: path.read_bytes() for path in kept.folder.iterdir()} == before
 
     def test_a_fresh_start_renames_the_old_folder(self, kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
-        any_trial = TrialConfig(model=LinearConfig())
+        settings = TrialConfig(model=LinearConfig()).settings
         for n in (1, 2):
             kept.folder.mkdir()
             (kept.folder / "old").write_text(str(n))
-            assert command._prepare(kept.folder, any_trial, resume=False, fresh=True) is None
+            assert prepare_folder(kept.folder, settings=settings, resume=False, fresh=True, print_line=print) is None
         assert [(kept.folder.with_name(f"kept.{n}") / "old").read_text() for n in (1, 2)] == ["1", "2"]
         assert not kept.folder.exists()
 

@@ -11,6 +11,8 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +141,49 @@ def sealed(manifest: dict[str, Any]) -> str:
     """The text of checkpoint.json with its own checksum, so that a damaged setting is not taken for another value."""
     content = json.dumps({key: value for key, value in manifest.items() if key != "crc32c"}, indent=1)
     return json.dumps({**json.loads(content), "crc32c": crc32c.crc32c(content.encode())}, indent=1)
+
+
+def prepare_folder(
+    directory: Path, *, settings: dict[str, Any], resume: bool, fresh: bool, print_line: Callable[[str], None]
+) -> Path | None:
+    """Prepare the folder into which `python -m tuner.train --save` writes checkpoints.
+
+    An existing folder is never overwritten or deleted.
+
+    Args:
+        directory: the folder.
+        settings: of the trial that is to be trained.
+        resume: continue the checkpoint in the folder.
+        fresh: rename an existing folder.
+        print_line: prints the new name of the folder.
+
+    Returns:
+        The checkpoint to resume from; None: the training begins with epoch 1.
+
+    Raises:
+        CheckpointError: the checkpoint to resume is missing or belongs to other settings; or the folder exists, and
+            neither `resume` nor `fresh` says what to do with it.
+    """
+    if not directory.exists():
+        if resume:
+            raise CheckpointError(f"{directory}: there is no checkpoint to resume; leave --resume out to begin one")
+        return None
+    if resume:
+        try:
+            manifest_of(directory, settings)
+        except CheckpointDamaged:
+            raise
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error}\nset these values back to resume it, or use --fresh, which renames the folder and starts again"
+            ) from error
+        return directory
+    if not fresh:
+        raise CheckpointError(f"{directory} exists: --resume continues it, --fresh renames it and starts again")
+    renamed = next(path for n in count(1) if not (path := directory.with_name(f"{directory.name}.{n}")).exists())
+    directory.rename(renamed)
+    print_line(f"renamed {directory} to {renamed}")
+    return None
 
 
 def discard_training_state(directory: Place) -> None:
