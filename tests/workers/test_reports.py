@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import ray.train
 
+from tuner.training.checkpoint import folder_name
 from tuner.training.ranks import ALONE
-from tuner.workers.reports import Reporter, checkpoint_name, kept
+from tuner.workers.reports import Reporter, kept
 
 GAPS = (0.1, 0.5, 0.2, 0.3, 0.4)
 Told = list[tuple[dict[str, Any], list[str]]]
@@ -59,13 +60,13 @@ def test_an_epoch_is_reported_when_its_checkpoint_is_stored_and_the_best_and_the
     names = [[int(name[-4:]) for name in stored] for _, stored in told]
     assert names == [[1], [1, 2], [2, 3], [2, 3, 4], [2, 4, 5]]
     found = [(path.name, (path / "state").read_text()) for path in reporter.checkpoints(ALONE)]
-    assert found == [(checkpoint_name(epoch), f"of epoch {epoch}") for epoch in (5, 4, 2)]
+    assert found == [(folder_name(epoch), f"of epoch {epoch}") for epoch in (5, 4, 2)]
 
 
 def test_a_checkpoint_written_again_replaces_a_damaged_one(folder: Path, told: Told) -> None:
     reporter = Reporter(folder, stores=True)
     report_all(reporter)
-    reporter({"epoch": 5}, state("anew"), [checkpoint_name(5)])
+    reporter({"epoch": 5}, state("anew"), [folder_name(5)])
     reporter.wait()
     assert [(path / "state").read_text() for path in reporter.checkpoints(ALONE)] == ["anew"]
 

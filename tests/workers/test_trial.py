@@ -17,7 +17,8 @@ from tests.support.workplace import PROJECT
 from tuner.cluster.resources import Resources
 from tuner.config.experiment import load
 from tuner.training import checkpoint
-from tuner.workers.reports import checkpoint_name, kept
+from tuner.training.checkpoint import folder_name
+from tuner.workers.reports import kept
 from tuner.workers.trial import epochs_of, trainable
 from tuner.workers.worker import Job, run
 
@@ -67,7 +68,7 @@ def test_a_report_comes_with_the_checkpoint_of_its_epoch(job: Job, tmp_path: Pat
 
     def keep(metrics: dict[str, Any], save: Callable[[Path], None] | None, names: Sequence[str]) -> None:
         assert save is not None
-        folder = tmp_path / checkpoint_name(metrics["epoch"])
+        folder = tmp_path / folder_name(metrics["epoch"])
         save(folder)
         _, position = checkpoint.load(folder, settings=job.trial.settings)
         saved.append(len(position["history"]))
@@ -107,8 +108,8 @@ def test_instead_of_a_damaged_checkpoint_the_one_before_is_used_with_a_note(
 ) -> None:
     for metrics, save in (told := reports(job)):
         assert save is not None
-        save(tmp_path / checkpoint_name(metrics["epoch"]))  # of the end of training, both
-    one, two = tmp_path / "one", tmp_path / checkpoint_name(2)
+        save(tmp_path / folder_name(metrics["epoch"]))  # of the end of training, both
+    one, two = tmp_path / "one", tmp_path / folder_name(2)
 
     def keep(metrics: dict[str, Any], save: Callable[[Path], None] | None, names: Sequence[str]) -> None:
         if metrics["epoch"] == 1 and save is not None:
@@ -218,7 +219,7 @@ def test_a_report_holds_its_own_epoch_or_all_so_far() -> None:
 
 
 def test_checkpoints_sort_by_epoch() -> None:
-    names = [checkpoint_name(epoch) for epoch in (1, 9, 10, 100)]
+    names = [folder_name(epoch) for epoch in (1, 9, 10, 100)]
     assert names == sorted(names) == ["epoch-0001", "epoch-0009", "epoch-0010", "epoch-0100"]
 
 

@@ -19,6 +19,7 @@ from tuner.export.layout import STATISTICS
 from tuner.export.loader import model_without_weights
 from tuner.storage.journal import SearchHistory, TrialHistory
 from tuner.storage.place import Place
+from tuner.storage.searches import TRIALS
 from tuner.storage.stores import at
 from tuner.training import checkpoint
 from tuner.training.dataset import feature_statistics
@@ -94,11 +95,6 @@ def load_checkpoint(directory: Place, experiment: Experiment, trial: TrialHistor
     return model.to(device).eval()
 
 
-def epoch_of(checkpoint_directory: Place) -> int:
-    """The epoch after which a checkpoint was written, from the name of its folder."""
-    return int(checkpoint_directory.name.removeprefix("epoch-"))
-
-
 def discard_training_states(search_directory: Place, trial: TrialHistory) -> None:
     """Delete everything but the weights from the checkpoints of an ended trial.
 
@@ -144,10 +140,10 @@ def _as_tensors(statistics: FeatureStatistics) -> dict[str, Tensor]:
 
 
 def _trial_directory(search_directory: Place, trial: TrialHistory) -> Place:
-    return search_directory / "trials" / trial.id
+    return search_directory / TRIALS / trial.id
 
 
 def _checkpoints(search_directory: Place, trial: TrialHistory) -> dict[int, Place]:
     """The checkpoints of a trial, by epoch."""
     found: list[Place] = list(_trial_directory(search_directory, trial).glob("epoch-[0-9]*"))
-    return {epoch_of(path): path for path in sorted(found, key=lambda path: path.name)}
+    return {checkpoint.epoch_of(path): path for path in sorted(found, key=lambda path: path.name)}

@@ -22,13 +22,14 @@ from data.cache.store import Cache
 from models.ensemble import Ensemble
 from tuner.config.experiment import Experiment
 from tuner.errors import NothingToExport, TunerError
-from tuner.export.checkpoints import best_checkpoint, epoch_of, load_checkpoint
+from tuner.export.checkpoints import best_checkpoint, load_checkpoint
 from tuner.export.member_predictions import predict_members
 from tuner.export.member_weights import Weighting, choose_weights
 from tuner.export.weights import round_to_float16, stored_bytes
 from tuner.export.writer import ModelToExport
 from tuner.storage.journal import SearchHistory, TrialHistory
 from tuner.storage.place import Place
+from tuner.training.checkpoint import epoch_of
 from tuner.training.config import ContrastiveConfig
 from tuner.training.evaluation import batch_size_of, evaluate
 from tuner.training.precision import Precision

@@ -20,13 +20,14 @@ from models.ensemble import Ensemble
 from tuner.config.experiment import Experiment
 from tuner.errors import NothingToExport
 from tuner.export import encoder_and_probe, metadata, model_card, torch_export, weights
-from tuner.export.checkpoints import best_checkpoint, epoch_of, load_checkpoint, read_statistics
+from tuner.export.checkpoints import best_checkpoint, load_checkpoint, read_statistics
 from tuner.export.formats import Contents, Format
 from tuner.export.layout import CHECKSUMS, CONFIG, FORMAT_VERSION, check_target, describe_trial, write_checksums
 from tuner.export.read_back import compare
 from tuner.storage.journal import SearchHistory, TrialHistory
 from tuner.storage.place import Place
 from tuner.storage.stores import at
+from tuner.training.checkpoint import epoch_of
 
 # What is written to a model folder, in this order. SHA256SUMS follows at the end.
 FORMATS: tuple[Format, ...] = (

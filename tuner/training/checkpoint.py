@@ -175,7 +175,7 @@ def prepare_folder(
             raise
         except CheckpointError as error:
             raise CheckpointError(
-                f"{error}\nset these values back to resume it, or use --fresh, which renames the folder and starts again"
+                f"{error}\nset these values back to resume, or use --fresh, which renames the folder and starts again"
             ) from error
         return directory
     if not fresh:
@@ -184,6 +184,16 @@ def prepare_folder(
     directory.rename(renamed)
     print_line(f"renamed {directory} to {renamed}")
     return None
+
+
+def folder_name(epoch: int) -> str:
+    """The name of the folder of an epoch's checkpoint, in the folder of its trial; the names sort by epoch."""
+    return f"epoch-{epoch:04d}"
+
+
+def epoch_of(directory: Place) -> int:
+    """The epoch after which a checkpoint was written, from the name of its folder."""
+    return int(directory.name.removeprefix("epoch-"))
 
 
 def discard_training_state(directory: Place) -> None:

@@ -27,11 +27,6 @@ Save = Callable[[Path], None]  # writes the trial's state into the directory
 LAST = 2
 
 
-def checkpoint_name(epoch: int) -> str:
-    """The name of an epoch's checkpoint in the trial's folder."""
-    return f"epoch-{epoch:04d}"
-
-
 class Reporter:
     """Passes a trial's reports to Train in their order, each after its checkpoint is stored; from its own thread."""
 
@@ -59,7 +54,7 @@ class Reporter:
         """
         directory = None
         if save is not None and self._stores:
-            directory = Path(tempfile.mkdtemp(prefix="checkpoint-")) / checkpoint_name(metrics["epoch"])
+            directory = Path(tempfile.mkdtemp(prefix="checkpoint-")) / checkpoint.folder_name(metrics["epoch"])
             save(directory)
         self.wait()  # one at a time: where the storage is slower than the training, the training waits
         self._last = self._thread.submit(self._deliver, metrics, directory, kept)
@@ -100,7 +95,7 @@ class Reporter:
 def kept(history: Sequence[dict[str, float]]) -> list[str]:
     """The checkpoints to keep when the last epoch of `history` is stored: the best epoch's, and the last two."""
     best = max(history, key=lambda metrics: metrics["gap"])  # of equal ones the first
-    return [checkpoint_name(int(metrics["epoch"])) for metrics in (best, *history[-LAST:])]
+    return [checkpoint.folder_name(int(metrics["epoch"])) for metrics in (best, *history[-LAST:])]
 
 
 # A store's own errors, and not ConfigErrors as tuner/storage/objects.py raises them: Ray repeats the attempt after an
@@ -108,7 +103,7 @@ def kept(history: Sequence[dict[str, float]]) -> list[str]:
 
 
 def _store(directory: Path, target: Place) -> None:
-    """Copy the files of a checkpoint to `target`, the one that says what the others are last.
+    """Copy the files of a checkpoint to `target`, its manifest last.
 
     Files of the same names are replaced. The folder around `target` must exist: where it does not, this machine does
     not share the storage of the search.

@@ -18,6 +18,7 @@ from ray.train import BackendConfig, FailureConfig, LoggingConfig, RunConfig, Sc
 from ray.util.queue import Queue
 
 from tuner.cluster.resources import Resources
+from tuner.storage import searches
 from tuner.storage.place import Place
 from tuner.workers import slots
 from tuner.workers.ray_internals import Trainer, root_cause
@@ -29,10 +30,9 @@ if TYPE_CHECKING:
 # Seconds that a worker waits for another worker, which may decode shards for hours. Ray notices at once when one dies.
 PATIENCE = 6 * 3600
 # Seconds that a trial of elastic workers waits for the number of workers that Ray has announced, before it asks again:
-# a node may have died without Ray's notice. Trials of a fixed number of workers wait (tuner/workers/connection.py).
+# a node may have died, and Ray may not have noticed. Trials of a fixed number of workers wait
+# (tuner/workers/connection.py).
 ELASTIC_PATIENCE = 30
-# The folder of the trials in a search's: one folder for each, named by the trial's id.
-FOLDER = "trials"
 
 
 def trainable(
@@ -59,7 +59,7 @@ def trainable(
     sealed = pickle.dumps(
         {
             "experiment": experiment,
-            "trials": directory / FOLDER,
+            "trials": directory / searches.TRIALS,
             "encoders": encoders,
             "resources": resources,
             "fingerprint": fingerprint,
@@ -81,7 +81,7 @@ def trainable(
             scaling_config=scaling_config,
             run_config=RunConfig(
                 name=config["trial_id"],
-                **ray_storage(directory / FOLDER),
+                **ray_storage(directory / searches.TRIALS),
                 callbacks=[Relay(reports)],
                 # Workers on a node that the cloud takes back have not failed, however often that happens.
                 failure_config=FailureConfig(max_failures=failures, max_preemption_failures=-1),
