@@ -68,7 +68,7 @@ def _best(search: SearchHistory) -> list[str]:
         "  " + describe_settings(best.settings),
         *(
             f"  on all of {split}: GAP {scores['gap']:.4f} over {scores['num_videos']:,.0f} videos"
-            for split, scores in (search.winner or {}).get("metrics", {}).items()
+            for split, scores in search.metrics_on_whole_splits(best).items()
         ),
     ]
 
