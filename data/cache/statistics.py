@@ -3,8 +3,8 @@
 Shapes   N videos   F frames of all of them   D features side by side   C classes
 
 Sums run in float64 and two summaries merge exactly as if they had been one (Chan, Golub and LeVeque, 1979,
-"Updating formulae and a pairwise algorithm for computing sample variances"), so the chunk size and
-the order of the shards change at most the last bits of a float64.
+"Updating formulae and a pairwise algorithm for computing sample variances"), so the chunk size and the order of the
+shards change at most the last bits of a float64.
 """
 
 from __future__ import annotations

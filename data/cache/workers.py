@@ -114,9 +114,8 @@ def _close(process: subprocess.Popen[bytes]) -> None:
 
 def _serve() -> None:
     """Runs in the child: reads a function, then jobs, until the input ends; writes an outcome for each job."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches all processes of a terminal; the parent decides what to do
+    # Ctrl-C reaches all processes of a terminal; the parent decides what to do.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     inlet, outlet = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not get among the results
     function = pickle.load(inlet)

@@ -1,7 +1,7 @@
 """Notices that the head of a Ray cluster is gone.
 
-Ray ends a driver a minute after its head is gone, from C++: nothing is closed, and the user is told nothing. This
-notices it earlier.
+Ray ends a driver a minute after its head is gone, from C++: nothing is closed, and no message is printed. This module
+notices the loss earlier.
 """
 
 import socket

@@ -27,7 +27,7 @@ def capacity(startable: StartableConfig | None, *, private: bool) -> list[Node]:
     """The nodes that are alive, and those that an autoscaler may still start.
 
     Args:
-        startable: what the experiment says of the autoscaler; None: what `ray up` was given, if it made this cluster.
+        startable: the nodes that the experiment names; None: those of the cluster file, if `ray up` made this cluster.
         private: whether this program started Ray for itself alone; no autoscaler starts nodes for it.
     """
     running, bootstrap = alive(), BOOTSTRAP_FILE.expanduser()

@@ -35,9 +35,7 @@ _SCALARS = (
     ("merge", re.compile(r"^<<$"), ["<"]),
 )
 _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<fallback>:-(?P<default>[^}]*))?\}")
-
-
-_SHORT = 90  # the most characters of a block that is written in one line
+_SHORT = 90  # a block of at most so many characters is written in one line
 
 
 class _Loader(yaml.SafeLoader):

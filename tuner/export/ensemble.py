@@ -182,9 +182,6 @@ def assemble(
     )
 
 
-# ---------------------------------------------------------------------------------------------------------- the members
-
-
 def _members(
     search_directory: Place,
     experiment: Experiment,
@@ -268,9 +265,6 @@ def _precision(experiment: Experiment, members: Iterable[Member]) -> Precision:
     """The precision of all members; fp32, which is correct for each of them, if they differ."""
     precisions = {experiment.trial_config(member.trial.values).training.precision for member in members}
     return precisions.pop() if len(precisions) == 1 else "fp32"
-
-
-# ----------------------------------------------------------------------------------------------------------- the scores
 
 
 def _splits(experiment: Experiment, search: SearchHistory) -> dict[str, Cache]:

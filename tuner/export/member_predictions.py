@@ -18,8 +18,8 @@ from tuner.export.member_weights import TOP_K, MemberPredictions
 from tuner.training.evaluation import batch_size_of
 from tuner.training.precision import Precision, forward
 
-# Videos that choose the weights; of a larger split, a seeded sample. More videos would not
-# improve a few weights, but cost time and memory.
+# Videos that choose the weights; of a larger split, a seeded sample. More videos would not improve a few weights, but
+# cost time and memory.
 MAX_VIDEOS, SAMPLE_SEED = 20_000, 0
 
 

@@ -23,6 +23,7 @@ from tuner.inference.text_files import open_text, reading
 
 if TYPE_CHECKING:
     from torch import Tensor
+
 HEADER = ("VideoId", "LabelConfidencePairs")
 TOP_K = 20  # predictions of a video that count for GAP
 CHUNK = 1024  # videos that are scored at once

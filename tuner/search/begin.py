@@ -44,7 +44,7 @@ def folder_and_experiment(file: Path, name: str | None, options: Options) -> tup
     """The folder of the search, and the experiment: of a resumed search, the one that was stored when it began.
 
     Raises:
-        ConfigError: the file is wrong, or its experiment has changed since the search began that is to be resumed.
+        ConfigError: the file is wrong, or its experiment has changed since the search to resume began.
         SearchError: there is no search to resume, or it has ended.
     """
     experiment = load(file, name, options.overrides)
@@ -85,7 +85,7 @@ def mention_unfinished(storage: Place, name: str, console: Console) -> None:
 
 
 def begin(open_journal: Journal, experiment: Experiment, options: Options, uri: str, data: Dataset) -> SearchHistory:
-    """Write the first records of a search; of a resumed one, check that its data is unchanged.
+    """Write the first entries of a search's journal; of a resumed search, check that its data is unchanged.
 
     Args:
         open_journal: the journal of the search, open.

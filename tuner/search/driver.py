@@ -65,8 +65,8 @@ def run(file: Path, name: str | None, options: Options, console: Console) -> int
         console: prints the search.
 
     Raises:
-        ConfigError: the file is wrong, has changed since the search began that is to be resumed, or asks for more than
-            the cluster can hold.
+        ConfigError: the file is wrong, has changed since the search to resume began, or asks for more than the cluster
+            can hold.
         SearchError: there is no search to resume, another driver runs the experiment in this storage, or Ray or MLflow
             cannot be reached.
         DataError: the shards are missing or damaged.
@@ -189,7 +189,7 @@ class _Search:
             self.journal.append("tracked")
 
     def _exit_without_ray(self, head: str) -> None:
-        """End this process because its Ray is gone; the main thread would wait for an answer of Ray without end."""
+        """End this process because its Ray is gone; the main thread would wait forever for an answer of Ray."""
         self.console.print(f"\nno Ray answers at {head} any more\n" + interrupted(self.search))
         self.tracker.suspend_trials()
         self.tracker.end_search("KILLED")
@@ -207,7 +207,7 @@ class _Search:
             tune_config=TuneConfig(
                 metric=settings.metric,
                 mode=settings.mode,
-                num_samples=-1,  # the searcher says when all planned trials are suggested
+                num_samples=-1,  # the searcher returns FINISHED after all planned trials
                 search_alg=JournaledSearch(self.experiment, self.journal, self.concurrency, self.stop.halt),
                 scheduler=scheduler,
                 reuse_actors=False,

@@ -15,13 +15,13 @@ from tuner.storage.journal import SearchHistory, Unsaved
 
 
 class StopRule(Unsaved, Stopper):
-    """Tells Tune when to end the search before its last planned trial."""
+    """Decides when the search ends before its last planned trial; Tune asks it after every event."""
 
     def __init__(self, experiment: Experiment, search: SearchHistory) -> None:
         """Start the clock. A resumed search has its whole time budget again.
 
         Args:
-            experiment: its settings say when to stop.
+            experiment: its settings `search` limit time, failures and plateaus.
             search: the journal of the search, which grows while the search runs.
         """
         self._config, self._search = experiment.search, search

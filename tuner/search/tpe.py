@@ -1,7 +1,7 @@
 """TPE whose time does not grow with the length of a search: it sees the best trials and the newest ones.
 
-Optuna's TPE compares the density of the best trials (a tenth of them, at most 25) with that of all others, and
-gives older ones less weight. Its time grows with the number of trials: half a second for a suggestion after 10,000.
+Optuna's TPE compares the density of the best trials (a tenth of them, at most 25) with that of all others, and gives
+older ones less weight. Its time grows with the number of trials: half a second for a suggestion after 10,000.
 Here the best trials are still those of the whole search, and the others are the newest HISTORY; a search with fewer
 trials gets exactly Optuna's suggestions.
 """

@@ -102,9 +102,7 @@ class SearchHistory:
     ended: str | None = None  # planned, time_budget, plateau or failures; None: it has not ended and can be resumed
     tracked: bool = False  # whether MLflow has everything; if not, resuming an ended search writes the rest
     baseline: float = 0.0  # GAP on the validation sample of the labels' frequencies as scores of every video
-    winner: dict[str, Any] | None = (
-        None  # of the best trial: its id as "trial", and "metrics" on whole splits, by split
-    )
+    winner: dict[str, Any] | None = None  # the best trial's id as "trial", and its "metrics" on whole splits, by split
 
     @property
     def finished(self) -> list[TrialHistory]:

@@ -107,9 +107,7 @@ class Lease:
             if self._taken_by is None:
                 try:
                     self._object(self._number).unlink(missing_ok=True)
-                except (
-                    Exception
-                ):  # each store's library has its own; the error that ended the search must not be hidden
+                except Exception:  # each store's library has its own; it must not hide the error that ended the search
                     logging.getLogger(__name__).exception("the lease of the search could not be removed")
 
     def _wait_until_stale(self) -> _Held | None:

@@ -33,7 +33,7 @@ class Objective:
         seed: int,
         ranks: Ranks,
     ) -> None:
-        """Prepares the weights of classes and videos.
+        """Prepare the weights of classes and videos.
 
         Args:
             config: the settings of the loss.
@@ -103,7 +103,7 @@ class TeacherPredictions:
     """A teacher's probabilities, looked up by rows of the training data. All of them are on the device."""
 
     def __init__(self, path: str, data: TrainingData, device: torch.device) -> None:
-        """Reads the file and finds every training video in it.
+        """Read the file and find every training video in it.
 
         Raises:
             ConfigError: the file cannot be read, has other classes, or lacks a training video.

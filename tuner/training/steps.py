@@ -42,7 +42,7 @@ class StepLoop:
         accumulate: int = 1,
         unreduced: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """Prepares the loop.
+        """Prepare the loop.
 
         Args:
             optimizer: built from `config`.

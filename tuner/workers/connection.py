@@ -47,11 +47,13 @@ def start_together(slots: int) -> None:
 
 
 def resolve_address(address: str | None) -> str:
-    """`local` for a private Ray, or the address of a running one; never one of somebody else that Ray finds by chance.
+    """`local` for a private Ray, or the address of a running one.
+
+    Ray's own search for a running Ray is not used, because it may find the Ray of another user.
 
     Args:
-        address: of the command line; None: $RAY_ADDRESS, else `auto` on the head of a
-            cluster that `ray up` made, else `local`.
+        address: of the command line; None: $RAY_ADDRESS, else `auto` on the head of a cluster that `ray up` made, else
+            `local`.
     """
     if address:
         return address

@@ -36,7 +36,7 @@ class Probe:
         seed: int,
         saved: dict[str, Any] | None = None,
     ) -> None:
-        """Prepares the training.
+        """Prepare the training.
 
         Args:
             trial: the whole trial.
