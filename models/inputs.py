@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
-from data.schema import MAX_FRAMES, Level
+from data.schema import MAX_FRAMES, Level, Schema
 from models.tensors import as_tensor
 
 
@@ -37,6 +37,16 @@ class Sizes:
             )
         if self.num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, but got {self.num_classes}")
+
+    @classmethod
+    def of(cls, schema: Schema) -> Self:
+        """The sizes of the records of a schema."""
+        return cls(
+            features=dict(schema.features),
+            num_classes=schema.num_classes,
+            level=schema.level,
+            max_frames=schema.max_frames,
+        )
 
     @property
     def width(self) -> int:
@@ -77,6 +87,16 @@ class FeatureStatistics:
     variance_D: Tensor
     label_counts_C: Tensor
     rated_counts_C: Tensor | None = None
+
+    @classmethod
+    def empty(cls, sizes: Sizes) -> Self:
+        """The statistics of no videos, for a model whose weights are not used or are loaded later."""
+        return cls(
+            num_videos=0,
+            mean_D=torch.zeros(sizes.width),
+            variance_D=torch.zeros(sizes.width),
+            label_counts_C=torch.zeros(sizes.num_classes, dtype=torch.int64),
+        )
 
 
 def rated_counts(statistics: Statistics) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 
 import models
 from data.sampling import FramesConfig
+from models import FeatureStatistics
 from models.losses import penalties
 from tuner.config.distributions import distribution_of
 from tuner.config.search import SearchConfig
@@ -17,7 +18,7 @@ from tuner.config.space import Space
 from tuner.config.yaml_tree import Node, Problems, join
 from tuner.redact import has_credentials, redacted
 from tuner.training.config import ContrastiveConfig, Trial, TrialConfig, without_effect
-from tuner.training.dataset import DataConfig, empty_statistics
+from tuner.training.dataset import DataConfig
 from tuner.training.pipelines import pipeline_of
 
 
@@ -83,7 +84,7 @@ def check_loss(resolved: Node, config: Trial, data: DataConfig, problems: Proble
     if trial.loss.kind == "weighted_hamming" and data.vocabulary is None:
         problems.add(node, block, "kind weighted_hamming needs the counts of data.vocabulary, which is not set")
     if trial.loss.layers:
-        statistics = empty_statistics(data.sizes)
+        statistics = FeatureStatistics.empty(data.sizes)
         try:
             with torch.device("meta"):  # names without memory
                 model = models.build(trial.model, data.sizes, statistics, torch.Generator("cpu"))

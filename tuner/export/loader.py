@@ -25,7 +25,7 @@ from data.cache.progress import BuildProgress
 from data.cache.recipe import find_shards
 from data.cache.store import Cache, default_directory, open_cache
 from data.schema import MAX_FRAMES, Schema
-from models import Sizes
+from models import FeatureStatistics, Sizes
 from models.ensemble import Ensemble
 from tuner.errors import ModelFolderError, first_line
 from tuner.export.layout import CHECKSUMS, CLASSES, CONFIG, WEIGHTS, check_file, read_checksums, read_config
@@ -33,7 +33,6 @@ from tuner.redact import refuse_credentials
 from tuner.storage.place import Place
 from tuner.storage.stores import at, place
 from tuner.training import vocabulary
-from tuner.training.dataset import empty_statistics, sizes_of
 from tuner.training.precision import Precision, forward
 
 
@@ -105,7 +104,7 @@ def _load_model(folder: Path, device: torch.device) -> ExportedModel:
             level=config.get("level", "video"),  # format version 2 has no levels: all its models take whole videos
             max_frames=config.get("max_frames", MAX_FRAMES),
         )
-        model = _model_of(config["model"], sizes_of(schema))
+        model = _model_of(config["model"], Sizes.of(schema))
         model.load_state_dict(load_file(folder / WEIGHTS))
         return ExportedModel(
             model=model.to(device).eval(),
@@ -131,4 +130,4 @@ def _model_of(config: Mapping[str, Any], sizes: Sizes) -> nn.Module:
 def model_without_weights(config: models.ModelConfig, sizes: Sizes) -> nn.Module:
     """Build a model whose weights and statistics are placeholders that load_state_dict replaces."""
     # A separate generator: loading a model must not change the random numbers of a training that runs beside it.
-    return models.build(config, sizes, empty_statistics(sizes), torch.Generator())
+    return models.build(config, sizes, FeatureStatistics.empty(sizes), torch.Generator())

@@ -122,7 +122,7 @@ class DataConfig:
     @property
     def sizes(self) -> Sizes:
         """The widths and counts that a model is built from."""
-        return sizes_of(self.schema)
+        return Sizes.of(self.schema)
 
     def class_names(self) -> list[str] | None:
         """The names of the classes in the order of their indices; None where the experiment names no vocabulary.
@@ -176,16 +176,6 @@ class DataConfig:
                 "so new trials do not compare with its old ones; put the old shards back, or start a new search"
             )
         return cache
-
-
-def sizes_of(schema: Schema) -> Sizes:
-    """The widths and counts of a schema, as `models.build` takes them."""
-    return Sizes(
-        features=dict(schema.features),
-        num_classes=schema.num_classes,
-        level=schema.level,
-        max_frames=schema.max_frames,
-    )
 
 
 class TrainingData(Protocol):
@@ -390,16 +380,6 @@ def feature_statistics(statistics: Statistics) -> FeatureStatistics:
         variance_D=torch.from_numpy(statistics.variance_D),
         label_counts_C=torch.from_numpy(statistics.label_counts_C),
         rated_counts_C=None if statistics.rated_counts_C is None else torch.from_numpy(statistics.rated_counts_C),
-    )
-
-
-def empty_statistics(sizes: Sizes) -> FeatureStatistics:
-    """The statistics of no videos, to build a model whose weights and statistics are not used or are loaded later."""
-    return FeatureStatistics(
-        num_videos=0,
-        mean_D=torch.zeros(sizes.width),
-        variance_D=torch.zeros(sizes.width),
-        label_counts_C=torch.zeros(sizes.num_classes, dtype=torch.int64),
     )
 
 
