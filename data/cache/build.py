@@ -27,7 +27,7 @@ from data.cache.columns import (
     MANIFEST,
     ColumnFiles,
     Part,
-    ShardRecord,
+    ShardSummary,
     columns_of,
     remove_working_files,
     sync,
@@ -75,25 +75,25 @@ def build(
     columns = columns_of(recipe.schema, recipe.dtype)
     try:
         with ColumnFiles(working, recipe) as files:
-            records = files.records
-            removed = _check_disk(recipe, directory, num_done=len(records))
-            so_far = replace(BuildProgress.of(records, len(recipe.shards)), removed=tuple(removed))
+            summaries = files.summaries
+            removed = _check_disk(recipe, directory, num_done=len(summaries))
+            so_far = replace(BuildProgress.of(summaries, len(recipe.shards)), removed=tuple(removed))
             progress(so_far)
-            with closing(_decoded(recipe, len(records), workers)) as parts:
-                for shard, part in zip(recipe.shards[len(records) :], parts, strict=True):
+            with closing(_decoded(recipe, len(summaries), workers)) as parts:
+                for shard, part in zip(recipe.shards[len(summaries) :], parts, strict=True):
                     if isinstance(part, ShardError):
                         if on_bad_shard == "fail":
                             raise part
                         files.skip(part)
                     else:
                         files.append(shard.path, *part)
-                    so_far = so_far.after(records[-1])
+                    so_far = so_far.after(summaries[-1])
                     progress(so_far)
             files.finish()
         for shard in recipe.shards:
             if find_shard(shard.path) != shard:
                 raise CacheError(f"{shard.path}: the shard changed while it was read; start again when it is complete")
-        _write_manifest(working, recipe, records)
+        _write_manifest(working, recipe, summaries)
     except ChildProcessError as error:  # the working folder stays, and the next build resumes from it
         raise CacheError(f"{error}; if the machine is short of memory, give fewer workers") from None
     except OSError as error:
@@ -195,8 +195,8 @@ def _num_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _write_manifest(working: Path, recipe: Recipe, records: Sequence[ShardRecord]) -> None:
-    contents = [(record.num_videos, record.content_hash) for record in records if record.error is None]
+def _write_manifest(working: Path, recipe: Recipe, summaries: Sequence[ShardSummary]) -> None:
+    contents = [(summary.num_videos, summary.content_hash) for summary in summaries if summary.error is None]
     columns = columns_of(recipe.schema, recipe.dtype)
     manifest = {
         "format": FORMAT,
@@ -206,9 +206,9 @@ def _write_manifest(working: Path, recipe: Recipe, records: Sequence[ShardRecord
         "max_frames": recipe.schema.max_frames,
         "dtype": recipe.dtype,
         "fingerprint": fingerprint_of(recipe.schema, contents),
-        "num_videos": sum(record.num_videos for record in records),
+        "num_videos": sum(summary.num_videos for summary in summaries),
         "columns": {column.finished: (working / column.finished).stat().st_size for column in columns},
-        "shards": [asdict(record) for record in records],
+        "shards": [asdict(summary) for summary in summaries],
     }
     path = working / MANIFEST
     path.write_text(json.dumps(manifest, indent=1))

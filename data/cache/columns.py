@@ -9,8 +9,8 @@
     ids.bin              ids of each shard, as wide as its longest -> ids.npy at the end
 
 N counts examples: videos, or at segment level rated segments. `Column` describes one of these files, `Part` holds the
-rows of one shard, `ShardRecord` is the shard's line in the journal, and `ColumnFiles` writes the files. The manifest of
-a finished cache lists its columns with their sizes, and its shards.
+rows of one shard, `ShardSummary` is the shard's line in the journal, and `ColumnFiles` writes the files. The manifest
+of a finished cache lists its columns with their sizes, and its shards.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ BUILDING = ".building"  # the ending of a cache's folder while it is built
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShardRecord:
+class ShardSummary:
     """What the cache holds of a shard: a line of the journal, an entry of the manifest."""
 
     path: str
@@ -66,19 +66,19 @@ class Column:
     """One file of a cache while it is built."""
 
     name: str  # of the array in a `Part`
-    count: str  # the field of ShardRecord that says how many entries a shard has
+    count: str  # the field of ShardSummary that says how many entries a shard has
     dtype: str  # "": bytes as wide as the shard's longest
     width: int | None = None  # values of an entry; None: an entry is one value
     working: str  # name of the file during the build
     finished: str  # name of the file that it becomes at the end
 
-    def dtype_in(self, record: ShardRecord) -> np.dtype[Any]:
+    def dtype_in(self, summary: ShardSummary) -> np.dtype[Any]:
         """Returns the type of a shard's entries."""
-        return np.dtype(self.dtype or f"S{record.id_width}")
+        return np.dtype(self.dtype or f"S{summary.id_width}")
 
-    def num_bytes(self, record: ShardRecord) -> int:
+    def num_bytes(self, summary: ShardSummary) -> int:
         """Returns the size of a shard's entries."""
-        return int(getattr(record, self.count)) * (self.width or 1) * self.dtype_in(record).itemsize
+        return int(getattr(summary, self.count)) * (self.width or 1) * self.dtype_in(summary).itemsize
 
 
 def columns_of(schema: Schema, dtype: str) -> tuple[Column, ...]:
@@ -121,10 +121,10 @@ class Part:
         }
         return cls(arrays={column.name: cast(NDArray[Any], arrays[column.name]) for column in columns})
 
-    def record(self, path: str, content_hash: str) -> ShardRecord:
+    def summary(self, path: str, content_hash: str) -> ShardSummary:
         """Returns the journal's line for these rows."""
         sizes = {name: len(array) for name, array in self.arrays.items()}
-        return ShardRecord(
+        return ShardSummary(
             path=path,
             num_videos=sizes["ids"],
             num_labels=sizes["label_indices"],
@@ -147,32 +147,32 @@ def _lengths(offsets: NDArray[np.int64] | None) -> NDArray[np.int32] | None:
     return None if offsets is None else np.diff(offsets).astype(np.int32)
 
 
-def read_journal(working: Path) -> list[ShardRecord]:
+def read_journal(working: Path) -> list[ShardSummary]:
     """Returns the shards that a build, running or killed, has written so far, without an unfinished last line."""
     try:
         lines = (working / JOURNAL).read_text().splitlines()
     except FileNotFoundError:
         return []
-    records = []
+    summaries = []
     for line in lines:
         try:
-            records.append(ShardRecord.from_json(json.loads(line)))
+            summaries.append(ShardSummary.from_json(json.loads(line)))
         except (ValueError, TypeError, KeyError):
             break
-    return records
+    return summaries
 
 
 class ColumnFiles:
     """The files of a cache while it is built, open at the end of the last whole shard.
 
     Attributes:
-        records: the shards that the files hold; on entering those that an earlier build wrote as a whole.
+        summaries: the shards that the files hold; on entering those that an earlier build wrote as a whole.
     """
 
     def __init__(self, working: Path, recipe: Recipe) -> None:
         self._working, self._recipe = working, recipe
         self._columns = columns_of(recipe.schema, recipe.dtype)
-        self.records: list[ShardRecord] = []
+        self.summaries: list[ShardSummary] = []
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -182,10 +182,10 @@ class ColumnFiles:
             self._files = {name: stack.enter_context(open(self._working / name, "r+b")) for name in names}
             self._journal = stack.enter_context(open(self._working / JOURNAL, "r+b"))
             self._write_headers()
-            for record in read_journal(self._working):
-                if not self._is_whole(record):
+            for summary in read_journal(self._working):
+                if not self._is_whole(summary):
                     break
-                self.records.append(record)
+                self.summaries.append(summary)
             self._truncate()
             self._stack = stack.pop_all()
         return self
@@ -199,11 +199,11 @@ class ColumnFiles:
             file, array = self._files[column.working], part.arrays[column.name]
             file.write(np.ascontiguousarray(array).view(np.uint8).data if array.size else b"")
             file.flush()
-        self._note(part.record(path, content_hash))
+        self._note(part.summary(path, content_hash))
 
     def skip(self, error: ShardError) -> None:
         """Notes that a bad shard is left out as a whole."""
-        self._note(ShardRecord(path=error.path, error=(error.reason, error.offset, error.key)))
+        self._note(ShardSummary(path=error.path, error=(error.reason, error.offset, error.key)))
 
     def finish(self) -> None:
         """Writes the numbers of rows, the offsets and the ids, and flushes all finished columns to the disk."""
@@ -216,10 +216,10 @@ class ColumnFiles:
                 np.save(self._working / column.finished, self._all_ids(column))
             sync(self._working / column.finished)
 
-    def _note(self, record: ShardRecord) -> None:
-        self._journal.write(_line(record))
+    def _note(self, summary: ShardSummary) -> None:
+        self._journal.write(_line(summary))
         self._journal.flush()
-        self.records.append(record)
+        self.summaries.append(summary)
 
     def _write_headers(self) -> None:
         """Writes headers for as many rows as there are; numpy pads them, so they keep their size as rows are added."""
@@ -227,49 +227,52 @@ class ColumnFiles:
             file = self._files[column.working]
             file.seek(0)
             if column.working == column.finished:
-                count = sum(getattr(record, column.count) for record in self.records)
+                count = sum(getattr(summary, column.count) for summary in self.summaries)
                 shape = (count,) if column.width is None else (count, column.width)
                 header = {"descr": np.dtype(column.dtype).str, "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, header)
                 file.flush()
 
-    def _is_whole(self, record: ShardRecord) -> bool:
+    def _is_whole(self, summary: ShardSummary) -> bool:
         """Reads the rows of the recipe's next shard; returns whether they have the checksum of its line."""
-        if len(self.records) == len(self._recipe.shards) or record.path != self._recipe.shards[len(self.records)].path:
+        if (
+            len(self.summaries) == len(self._recipe.shards)
+            or summary.path != self._recipe.shards[len(self.summaries)].path
+        ):
             return False
         arrays = {
-            column.name: np.frombuffer(self._files[column.working].read(column.num_bytes(record)), np.uint8)
+            column.name: np.frombuffer(self._files[column.working].read(column.num_bytes(summary)), np.uint8)
             for column in self._columns
         }
-        return Part(arrays=arrays).checksum() == record.checksum
+        return Part(arrays=arrays).checksum() == summary.checksum
 
     def _truncate(self) -> None:
         """Truncates every file after the last whole shard and seeks to its end."""
         self._write_headers()
         for column in self._columns:
             file = self._files[column.working]
-            size = file.tell() + sum(column.num_bytes(record) for record in self.records)
+            size = file.tell() + sum(column.num_bytes(summary) for summary in self.summaries)
             file.truncate(size)
             file.seek(size)
         self._journal.seek(0)
         self._journal.truncate()
-        self._journal.writelines(_line(record) for record in self.records)
+        self._journal.writelines(_line(summary) for summary in self.summaries)
         self._journal.flush()
 
     def _all_ids(self, column: Column) -> NDArray[np.bytes_]:
         """Returns the ids of all shards, as wide as the longest."""
         ids = np.zeros(
-            sum(record.num_videos for record in self.records),
-            f"S{max((record.id_width for record in self.records), default=1)}",
+            sum(summary.num_videos for summary in self.summaries),
+            f"S{max((summary.id_width for summary in self.summaries), default=1)}",
         )
         file = self._files[column.working]
         file.seek(0)
         row = 0
-        for record in self.records:
-            ids[row : row + record.num_videos] = np.frombuffer(
-                file.read(column.num_bytes(record)), column.dtype_in(record)
+        for summary in self.summaries:
+            ids[row : row + summary.num_videos] = np.frombuffer(
+                file.read(column.num_bytes(summary)), column.dtype_in(summary)
             )
-            row += record.num_videos
+            row += summary.num_videos
         return ids
 
 
@@ -289,5 +292,5 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _line(record: ShardRecord) -> bytes:
-    return json.dumps(asdict(record)).encode() + b"\n"
+def _line(summary: ShardSummary) -> bytes:
+    return json.dumps(asdict(summary)).encode() + b"\n"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Self
 
-from data.cache.columns import ShardRecord
+from data.cache.columns import ShardSummary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,18 +20,18 @@ class BuildProgress:
     removed: tuple[str, ...] = ()  # older caches that were removed to free space for this one, a sentence each
 
     @classmethod
-    def of(cls, records: Sequence[ShardRecord], shards_total: int, waiting_for_lock: bool = False) -> Self:
+    def of(cls, summaries: Sequence[ShardSummary], shards_total: int, waiting_for_lock: bool = False) -> Self:
         """Sums up the shards that a journal lists."""
         started = cls(
             shards_done=0, shards_total=shards_total, num_videos=0, num_skipped=0, waiting_for_lock=waiting_for_lock
         )
-        return reduce(cls.after, records, started)
+        return reduce(cls.after, summaries, started)
 
-    def after(self, record: ShardRecord) -> Self:
+    def after(self, summary: ShardSummary) -> Self:
         """Returns the progress when one more shard is done."""
         return replace(
             self,
             shards_done=self.shards_done + 1,
-            num_videos=self.num_videos + record.num_videos,
-            num_skipped=self.num_skipped + (record.error is not None),
+            num_videos=self.num_videos + summary.num_videos,
+            num_skipped=self.num_skipped + (summary.error is not None),
         )

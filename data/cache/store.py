@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from data.cache.build import build, working_directory
-from data.cache.columns import MANIFEST, Column, Part, ShardRecord, columns_of, read_journal
+from data.cache.columns import MANIFEST, Column, Part, ShardSummary, columns_of, read_journal
 from data.cache.eviction import hold
 from data.cache.progress import BuildProgress
 from data.cache.recipe import FORMAT, Recipe, find_shard
@@ -58,7 +58,7 @@ class Cache:
     frame_offsets: NDArray[np.int64] | None  # the frames of row n are features_ND[offsets[n] : offsets[n + 1]]
     rated_offsets: NDArray[np.int64] | None  # of segments: the rated classes, laid out as the labels are
     rated_indices: NDArray[np.int32] | None
-    shards: tuple[ShardRecord, ...]  # in the order of their rows, without the skipped ones
+    shards: tuple[ShardSummary, ...]  # in the order of their rows, without the skipped ones
     skipped: tuple[tuple[str, str], ...]  # path and reason of the bad shards that were left out
 
     def __reduce__(self) -> tuple[Callable[[Path], Cache], tuple[Path]]:
@@ -87,7 +87,7 @@ class Cache:
         """Makes the next `open_cache` build the cache again."""
         (self.directory / MANIFEST).unlink()
 
-    def _part(self, row: int, shard: ShardRecord, columns: Sequence[Column]) -> Part:
+    def _part(self, row: int, shard: ShardSummary, columns: Sequence[Column]) -> Part:
         """Returns the rows of a shard, of which `row` is the first, as they were appended."""
 
         def rows(offsets: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
@@ -144,7 +144,7 @@ class Cache:
         for name, size in manifest["columns"].items():
             if (directory / name).stat().st_size != size:
                 raise CacheError(f"{directory / name}: the file is not as long as when it was written")
-        records = [ShardRecord.from_json(entry) for entry in manifest["shards"]]
+        summaries = [ShardSummary.from_json(entry) for entry in manifest["shards"]]
         schema = Schema(
             features=manifest["features"],
             num_classes=manifest["num_classes"],
@@ -166,8 +166,8 @@ class Cache:
             frame_offsets=arrays.get("frame_offsets"),
             rated_offsets=arrays.get("rated_offsets"),
             rated_indices=arrays.get("rated_indices"),
-            shards=tuple(record for record in records if record.error is None),
-            skipped=tuple((record.path, record.error[0]) for record in records if record.error is not None),
+            shards=tuple(summary for summary in summaries if summary.error is None),
+            skipped=tuple((summary.path, summary.error[0]) for summary in summaries if summary.error is not None),
         )
 
 
@@ -243,8 +243,8 @@ def _locked(folder: Path, num_shards: int, report: Callable[[BuildProgress], Non
             lock.acquire(timeout=0)
             break
         except Timeout:
-            records = read_journal(working_directory(folder))
-            report(BuildProgress.of(records, num_shards, waiting_for_lock=True))
+            summaries = read_journal(working_directory(folder))
+            report(BuildProgress.of(summaries, num_shards, waiting_for_lock=True))
             time.sleep(_POLL_SECONDS)
     try:
         yield
@@ -282,7 +282,7 @@ def _load_if_whole(folder: Path) -> Cache | None:
 
 def _first_error(folder: Path) -> ShardError:
     manifest = json.loads((folder / MANIFEST).read_text())
-    errors = (ShardRecord.from_json(entry).shard_error() for entry in manifest["shards"])
+    errors = (ShardSummary.from_json(entry).shard_error() for entry in manifest["shards"])
     return next(error for error in errors if error is not None)
 
 

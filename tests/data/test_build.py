@@ -198,7 +198,7 @@ def test_a_build_killed_in_the_middle_decodes_no_finished_shard_again(shards, fo
     process.send_signal(signal.SIGKILL)
     process.communicate()
     (working,) = folder.glob("*.building")
-    done = [record.path for record in read_journal(working)]
+    done = [shard.path for shard in read_journal(working)]
     assert 2 <= len(done) < 5
     decodings = Decodings(monkeypatch)
     resumed = open_cache(shards, SCHEMA, folder)
