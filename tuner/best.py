@@ -168,10 +168,9 @@ def _show(
 
 
 def _over_trial_0(search: SearchHistory, score: float) -> str:
-    first = next((trial for trial in search.trials.values() if trial.number == 0), None)
-    if first is None or first.score is None:
+    if search.untuned_score is None:
         return "trial 0 (the defaults) has no score"
-    return f"{score - first.score:+.4f} over trial 0 (the defaults)"
+    return f"{score - search.untuned_score:+.4f} over trial 0 (the defaults)"
 
 
 def _ensemble(

@@ -49,8 +49,8 @@ class SearchView:
         best = self._best
         if best is None:
             return ""
-        first = next(iter(self.search.trials.values()))
-        gain = f" (+{(best.score or 0) - first.score:.4f} over trial 0)" if first.score is not None else ""
+        untuned = self.search.untuned_score
+        gain = f" (+{(best.score or 0) - untuned:.4f} over trial 0)" if untuned is not None else ""
         return f"best {best.number:03d} GAP {best.score:.4f}{gain}"
 
     def left(self) -> str:

@@ -58,9 +58,9 @@ def resume_command(search: SearchHistory) -> str:
 
 
 def _best(search: SearchHistory) -> list[str]:
-    best, first = search.finished[0], next(iter(search.trials.values()))
+    best, untuned = search.finished[0], search.untuned_score
     score = best.score or 0.0
-    gain = f", {score - first.score:+.4f} over trial 0 (the defaults)" if first.score is not None else ""
+    gain = f", {score - untuned:+.4f} over trial 0 (the defaults)" if untuned is not None else ""
     times = f" ({score / search.baseline:.1f} times)" if search.baseline else ""
     over = f"{score - search.baseline:+.4f} over ranking by label frequency{times}"
     return [

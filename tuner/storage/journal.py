@@ -120,6 +120,11 @@ class SearchHistory:
         """Trials that were suggested and have neither finished nor failed."""
         return [trial for trial in self.trials.values() if trial.status == "running"]
 
+    @property
+    def untuned_score(self) -> float | None:
+        """The score of trial 0, which has the experiment's defaults; None where it has none yet, or failed."""
+        return next((trial.score for trial in self.trials.values() if trial.number == 0), None)
+
     def best_trial(self) -> TrialHistory:
         """The finished trial with the best score.
 
