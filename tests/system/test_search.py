@@ -89,7 +89,7 @@ def test_more_trials_run_when_the_cluster_grows(workplace: Workplace) -> None:
         workplace.wait_for_line(driver, "trial 000  epoch 3/")
         assert "1 trial at a time" in workplace.printed() and "trial 001" not in workplace.printed()
         raylet = ray.add_node(cpus=1)
-        workplace.wait_for_line(driver, "it holds 2 trials at a time")
+        workplace.wait_for_line(driver, "it now holds 2 trials at a time")
         wait_for(lambda: len(processes_of(workplace, "RayTrainWorker")) == 2)
         assert raylet.pid in {worker.ppid() for worker in processes_of(workplace, "RayTrainWorker")}
         assert driver.wait(600) == 0, workplace.printed()
