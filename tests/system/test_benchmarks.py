@@ -70,7 +70,10 @@ def test_models_are_tuned_alike_and_no_finished_run_is_repeated(tmp_path: Path) 
 def test_comparing_an_experiment_with_one_model_is_refused() -> None:
     done = run("compare", "quickstart")
     assert done.returncode == 2
-    assert "quickstart: model must be a choice of several models" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    assert (
+        "quickstart: model must be a choice of several models" in done.stderr.splitlines()[-1]
+        and "Traceback" not in done.stderr
+    )
 
 
 @pytest.mark.parametrize("name", ["decode", "feed"])
