@@ -50,6 +50,7 @@ def run(arguments: list[str] | None = None) -> None:
 
     # Imported here: `--help` needs none of these.
     from tuner.config.experiment import load
+    from tuner.console.text import describe_losses
     from tuner.project import experiments_file, storage_place
     from tuner.training.checkpoint import prepare_folder
     from tuner.training.dataset import open_dataset
@@ -81,10 +82,8 @@ def run(arguments: list[str] | None = None) -> None:
     started = time.monotonic()
     for progress in train(trial, data, device=device, seed=trial.seed(number), resume_from=resume_from):
         metrics = progress.metrics
-        names = {"loss_train": "loss", "loss_pretrain": "contrastive loss"}
-        loss = "".join(f"{name} {metrics[key]:.4f}  " for key, name in names.items() if key in metrics)
         print(
-            f"epoch {progress.epoch}/{trial.epochs}  {loss}"
+            f"epoch {progress.epoch}/{trial.epochs}  {describe_losses(metrics, 4)}"
             f"validate {metrics['loss_validate']:.4f}  GAP {metrics['gap']:.4f}  best {metrics['gap_best']:.4f}  "
             f"{metrics['videos_per_second']:,.0f} videos/s"
         )

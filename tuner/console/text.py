@@ -24,12 +24,17 @@ def describe_end(trial: TrialHistory) -> str:
 
 def describe_epoch(trial: TrialHistory, epoch: int, epochs: int, metrics: Mapping[str, float]) -> str:
     """The line of an epoch of training or pretraining, or of an encoder that another trial has pretrained."""
-    losses = {"loss_train": "loss", "loss_pretrain": "contrastive loss"}
-    loss = "".join(f"{name} {metrics[key]:.3f}  " for key, name in losses.items() if key in metrics)
     rate = "uses the encoder of another trial"
     if "videos_per_second" in metrics:
         rate = f"{metrics['videos_per_second']:,.0f} videos/s"
-    return f"trial {trial.number:03d}  epoch {epoch}/{epochs}  {loss}GAP {metrics['gap']:.4f}  {rate}"
+    scores = f"{describe_losses(metrics, 3)}GAP {metrics['gap']:.4f}"
+    return f"trial {trial.number:03d}  epoch {epoch}/{epochs}  {scores}  {rate}"
+
+
+def describe_losses(metrics: Mapping[str, Any], digits: int) -> str:
+    """The training losses that an epoch has, each followed by two spaces; empty where it has none."""
+    names = {"loss_train": "loss", "loss_pretrain": "contrastive loss"}
+    return "".join(f"{name} {metrics[key]:.{digits}f}  " for key, name in names.items() if key in metrics)
 
 
 def describe_settings(settings: Mapping[str, Any]) -> str:
