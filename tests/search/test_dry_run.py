@@ -38,6 +38,7 @@ def test_a_valid_experiment_is_shown_with_configurations_and_trains_nothing(work
     above, header, first, *others = (line.split() for line in printed.splitlines()[-5:])
     assert above == ["model.", "optimizer."] and header == ["trial", "dropout", "learning_rate"]
     assert first == ["0", "0.35", "0.003162"] and [row[0] for row in others] == ["1", "2"]
+    assert "A new study created" not in printed  # Optuna's own log
     assert left_behind(workplace) == {"experiments.yaml", "shards"}
 
 

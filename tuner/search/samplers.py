@@ -19,6 +19,8 @@ from tuner.config.experiment import Experiment
 from tuner.config.space import Space
 from tuner.search.tpe import RecentTPE
 
+optuna.logging.set_verbosity(optuna.logging.WARNING)  # its log reports each new study
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:

@@ -24,8 +24,6 @@ from tuner.search.optuna_internals import StudyState
 from tuner.search.samplers import Study, is_exhaustive, make_sampler, planned_values
 from tuner.storage.journal import Journal, TrialHistory, Unsaved
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
-
 
 class JournaledSearch(Unsaved, Searcher):
     """Proposes the trials of an experiment. A configuration is {trial_id, number, values}."""
