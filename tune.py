@@ -41,6 +41,9 @@ def run() -> int:
         print(explain(options.explain))
         return 0
 
+    from tuner.search import stages
+
+    stages.begin("imports")
     # Imported here: `--help` needs none of it, and these know torch, ray and mlflow.
     from tuner.config.experiment import load
     from tuner.console import Console

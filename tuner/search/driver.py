@@ -28,6 +28,7 @@ from tuner.console import Console, quiet
 from tuner.errors import TunerError
 from tuner.project import PROJECT
 from tuner.redact import redacted
+from tuner.search import stages
 from tuner.search.begin import Options, begin, folder_and_experiment, mention_unfinished
 from tuner.search.concurrency import Concurrency
 from tuner.search.recorder import Recorder
@@ -71,6 +72,7 @@ def run(file: Path, name: str | None, options: Options, console: Console) -> int
             cannot be reached.
         DataError: the shards are missing or damaged.
     """
+    stages.begin("experiment")
     directory, experiment = folder_and_experiment(file, name, options)
     with sigterm_as_interrupt(), lock.only_driver(directory.parent, directory.name) as still_ours:
         if not (options.continues or options.fresh):
@@ -92,14 +94,18 @@ def _run(
     earlier = journal.read(directory) if searches.exists(directory) else None
     uri = choose_uri(options.tracking_uri, earlier.tracking_uri if earlier else None, experiment.file.parent)
     experiment.data.class_names()  # a mistake in them would be found by the export, days later
+    stages.begin("data")
     with console.decoding() as progress:
         data = open_dataset(experiment.data, progress, fingerprint=earlier.fingerprint if earlier else None)
     for split, cache in (("train", data.train), ("validate", data.validate)):
         for path, reason in cache.skipped:
             console.print(f"data.{split}: left out {path}: {reason}")
-    with at(directory / LOG).buffered() as log, quiet(log):
+    with at(directory / LOG).buffered() as log, quiet(log), stages.reported():
+        stages.begin("mlflow")
         tracker = Tracker(uri, experiment.name, environment_tags(PROJECT))
+        stages.begin("ray")
         with connection.connect(connection.resolve_address(options.address)) as attempt:
+            stages.begin("journal")
             shared_storage.check_shared(directory)
             private = attempt.scratch is not None
             capacity = partial(nodes.capacity, experiment.resources.startable, private=private)
@@ -161,18 +167,22 @@ class _Search:
             head = ray.get_runtime_context().gcs_address
             with console.searching(search), watch(head, partial(self._exit_without_ray, head)):
                 if due:
+                    stages.begin("trials")
                     self._fit(scheduler, recorder)
                 if not self.stop.interrupted:
+                    stages.begin("scoring the winner")
                     if search.finished:
                         score_winner(self.journal, self.experiment, self.data, tracker, console)
                     if not search.ended:
                         self.journal.append("ended", reason=self.stop.reason or "planned")
                     status = "FINISHED" if search.finished else "FAILED"
         finally:
+            stages.begin("last writes to mlflow")
             tracker.suspend_trials()
             tracker.end_search(status)
             undelivered = tracker.close(SHORT_PATIENCE_SECONDS if status == "KILLED" else None, console.print)
         self._conclude_tracking(undelivered)
+        stages.begin("closing")
         return print_summary(search, self.stop, self.experiment, self.data, console)
 
     def _conclude_tracking(self, undelivered: int) -> None:
