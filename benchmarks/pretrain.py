@@ -41,7 +41,8 @@ from models.optim import OptimizerConfig
 from models.video.fused_mlp import FusedMLPConfig
 from tuner.training.config import ContrastiveConfig, PretrainConfig, ProbeConfig
 from tuner.training.contrastive import pretrain
-from tuner.training.dataset import DataConfig, Dataset, SampleConfig, open_dataset
+from tuner.training.data_config import DataConfig, SampleConfig
+from tuner.training.dataset import Dataset, open_dataset
 from tuner.training.precision import autocast, uses_bf16
 
 AIM, AIM_DATA_SHARE = 1.0, 0.02

@@ -36,7 +36,8 @@ from models.optim import OptimizerConfig
 from models.optim import build as build_optimizer
 from models.video.fused_mlp import FusedMLPConfig
 from tuner.training.config import TrainingConfig, TrialConfig
-from tuner.training.dataset import DataConfig, Dataset, SampleConfig, open_dataset
+from tuner.training.data_config import DataConfig, SampleConfig
+from tuner.training.dataset import Dataset, open_dataset
 from tuner.training.precision import Precision, uses_bf16
 from tuner.training.state import TrainingState
 from tuner.training.supervised import TrainingStep

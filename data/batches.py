@@ -90,6 +90,7 @@ class Batches:
         resident: keep all features on the device; None: if they fit in a GPU's free memory. On a CPU batches are always
             gathered from the memory map.
         frames: which frames of a video a batch has, if the cache has frames.
+        before_batch: called before each batch; what it raises ends the epoch. None: nothing is called.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -109,6 +110,7 @@ class Batches:
         device: torch.device | str = "cpu",
         resident: bool | None = None,
         frames: FramesConfig = ALL,
+        before_batch: Callable[[], None] | None = None,
     ) -> None:
         num_rows = len(cache.label_offsets) - 1
         if batch_size < 1:
@@ -125,6 +127,7 @@ class Batches:
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
+        self._before_batch = before_batch
         self.device = torch.empty(0, device=device).device  # with its index, since "cuda" and "cuda:0" are one device
         self._rows = np.arange(num_rows) if rows is None else np.asarray(rows, np.int64)
         self._rank, self._world_size = rank, world_size
@@ -196,6 +199,8 @@ class Batches:
         gather = partial(self._inputs, order, epoch)
         inputs = map(gather, starts) if self.resident else _ahead(gather, starts)
         for (rows, labels, rated), inputs_of_batch in zip(self._windows(order, starts), inputs, strict=True):
+            if self._before_batch is not None:
+                self._before_batch()
             yield Batch(
                 rows=rows,
                 inputs=tuple(tensor.to(self.device, non_blocking=True) for tensor in inputs_of_batch),

@@ -266,3 +266,19 @@ def test_resident_features_are_shared_and_no_batch_waits_for_the_gpu():
             pass
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_what_is_called_before_a_batch_can_end_the_epoch():
+    calls = []
+
+    def third_time() -> None:
+        calls.append(len(calls))
+        if len(calls) == 3:
+            raise InterruptedError
+
+    batches = Batches(columns(10), batch_size=2, shuffle=False, before_batch=third_time)
+    seen = []
+    with pytest.raises(InterruptedError):
+        for batch in batches.epoch(0):
+            seen.append(batch)
+    assert len(seen) == 2

@@ -30,7 +30,8 @@ from tuner.training.contrastive.embeddings import embed
 from tuner.training.contrastive.encoder_store import EncoderStore
 from tuner.training.contrastive.ridge import PENALTIES
 from tuner.training.contrastive.trial import train
-from tuner.training.dataset import DataConfig, Dataset, open_dataset
+from tuner.training.data_config import DataConfig
+from tuner.training.dataset import Dataset, open_dataset
 from tuner.training.evaluation import evaluate
 from tuner.training.state import Progress
 

@@ -13,7 +13,8 @@ from models.losses import LossConfig
 from models.optim import OptimizerConfig
 from tuner.errors import ConfigError
 from tuner.training.config import TrialConfig
-from tuner.training.dataset import DataConfig, Dataset, open_dataset
+from tuner.training.data_config import DataConfig
+from tuner.training.dataset import Dataset, open_dataset
 from tuner.training.pipelines import train
 from tuner.training.ranks import Ranks
 from tuner.training.state import Progress

@@ -20,7 +20,7 @@ from tests.support.finished import FAST, FinishedSearch
 from tests.support.ranked import Group
 from tuner.cluster.resources import Resources
 from tuner.training.config import TrainingConfig, TrialConfig
-from tuner.training.dataset import DataConfig
+from tuner.training.data_config import DataConfig
 from tuner.training.ranks import ALONE, Ranks
 from tuner.workers.worker import Job
 

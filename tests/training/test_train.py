@@ -24,7 +24,8 @@ from tests.support.workplace import PROJECT
 from tuner.errors import CheckpointError, ConfigError, TrialDiverged
 from tuner.training import checkpoint, teacher
 from tuner.training.config import TrainingConfig, TrialConfig
-from tuner.training.dataset import DataConfig, Dataset, open_dataset
+from tuner.training.data_config import DataConfig
+from tuner.training.dataset import Dataset, open_dataset
 from tuner.training.objective import Objective
 from tuner.training.ranks import ALONE
 from tuner.training.state import Progress

@@ -18,7 +18,7 @@ from tuner.config.space import Space
 from tuner.config.yaml_tree import Node, Problems, join
 from tuner.redact import has_credentials, redacted
 from tuner.training.config import ContrastiveConfig, Trial, TrialConfig, without_effect
-from tuner.training.dataset import DataConfig
+from tuner.training.data_config import DataConfig
 from tuner.training.pipelines import pipeline_of
 
 

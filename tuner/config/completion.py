@@ -13,7 +13,7 @@ from typing import Any
 from tuner.config.distributions import distribution_of, label, options, with_options
 from tuner.config.space import Values
 from tuner.config.yaml_tree import Node, join
-from tuner.training.dataset import DataConfig
+from tuner.training.data_config import DataConfig
 
 
 def with_absolute_paths(data: DataConfig, folder: Path) -> DataConfig:

@@ -42,7 +42,7 @@ from tuner.config.space import Space, Values
 from tuner.config.yaml_tree import Node, Problems, dump, expand, parse, read, shown
 from tuner.errors import ConfigError, did_you_mean
 from tuner.training.config import Trial, differences
-from tuner.training.dataset import DataConfig
+from tuner.training.data_config import DataConfig
 from tuner.training.pipelines import CONFIGS
 
 

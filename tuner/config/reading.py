@@ -21,7 +21,7 @@ from tuner.config.search import ResourcesConfig, SearchConfig
 from tuner.config.yaml_tree import Node, Problems, join, shown
 from tuner.errors import did_you_mean, nearest
 from tuner.training.config import Trial
-from tuner.training.dataset import DataConfig
+from tuner.training.data_config import DataConfig
 from tuner.training.pipelines import CONFIGS
 
 T = TypeVar("T")

@@ -16,7 +16,7 @@ from data.schema import Schema
 from tuner.errors import ModelFolderError
 
 if TYPE_CHECKING:
-    from tuner.training.dataset import DataConfig
+    from tuner.training.data_config import DataConfig
 
 # The largest difference of two forms of one model, relative to the largest logit: float32 sums in another order.
 TOLERANCE = 1e-5

@@ -13,7 +13,7 @@ from tuner.cluster.resources import Node, describe, plan
 from tuner.config.experiment import Experiment
 from tuner.console import Console, setting_cells, settings_table
 from tuner.search.samplers import Study, drawn_at_random, make_sampler, planned_values
-from tuner.training.dataset import write_sample
+from tuner.training.data_config import write_sample
 from tuner.workers import connection
 
 # Configurations in the table.

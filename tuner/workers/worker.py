@@ -36,7 +36,8 @@ from tuner.storage.place import Place
 from tuner.training import checkpoint
 from tuner.training.config import Trial
 from tuner.training.contrastive.encoder_store import EncoderStore
-from tuner.training.dataset import DataConfig, open_dataset
+from tuner.training.data_config import DataConfig
+from tuner.training.dataset import open_dataset
 from tuner.training.pipelines import train
 from tuner.training.ranks import ALONE, Ranks
 from tuner.workers import ray_internals, slots

@@ -5,7 +5,7 @@ Shapes   N labelled training videos   H units of the embedding
 
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -42,6 +42,7 @@ class Embeddings:
     frame_offsets: None = None  # a row is one embedding, not several frames
     rated_offsets: None = None  # all classes are rated
     rated_indices: None = None
+    before_batch: Callable[[], None] | None = None  # as that of a `Dataset`
 
     @property
     def sizes(self) -> Sizes:
@@ -66,6 +67,7 @@ class Embeddings:
             world_size=ranks.size,
             drop_last=True,
             device=device,
+            before_batch=self.before_batch,
         )
 
     def bootstrap_weights(self, seed: int) -> torch.Tensor:
@@ -98,6 +100,7 @@ def embed(encoder: FusedEncoder, data: Dataset, *, device: torch.device, precisi
         fingerprint=uuid.uuid4().hex,  # unique: what is kept on a GPU by fingerprint must not be mixed up
         ids=data.train.ids[rows],
         vocabulary=data.vocabulary,
+        before_batch=data.before_batch,
     )
 
 
