@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.ragged import rows_of
+from models.ragged import cells_of, rows_of
 
 NEWTON_STEPS = 50  # the most steps of `logistic_scale`, which needs five or six
 
@@ -48,8 +48,8 @@ class NormalEquations:
         self.num_videos += len(x_BH)
         self._xx_HH += x_BH.T @ x_BH
         self._x_H += x_BH.sum(dim=0, dtype=torch.float64)
-        self._yx_CH.index_add_(0, label_indices, x_BH[rows_of(label_offsets, label_indices)].double())
-        self._y_C += torch.bincount(label_indices, minlength=len(self._y_C))
+        add_by_class = add_by_product if x_BH.is_cuda else add_by_label
+        add_by_class(self._yx_CH, self._y_C, x_BH, label_offsets, label_indices)
 
     def decompose(self) -> Ridge:
         """Centres the sums and finds the axes in which a division gives the solution for any penalty.
@@ -71,6 +71,25 @@ class NormalEquations:
             mean_H=mean_H,
             mean_C=mean_C,
         )
+
+
+def add_by_label(yx_CH: Tensor, y_C: Tensor, x_BH: Tensor, label_offsets: Tensor, label_indices: Tensor) -> None:
+    """Adds Y'X and the column sums of Y of a batch to `yx_CH` and `y_C` in place, one label after the other.
+
+    On CUDA the order of these additions would vary from run to run.
+    """
+    yx_CH.index_add_(0, label_indices, x_BH[rows_of(label_offsets, label_indices)].to(yx_CH.dtype))
+    y_C.index_add_(0, label_indices, torch.ones_like(label_indices, dtype=y_C.dtype))
+
+
+def add_by_product(yx_CH: Tensor, y_C: Tensor, x_BH: Tensor, label_offsets: Tensor, label_indices: Tensor) -> None:
+    """Adds the same sums as `add_by_label`, as a product with the dense Y, whose order is always the same.
+
+    On one core of a CPU it took 100 ms where `add_by_label` took 11 ms (1,024 videos, 1,200 columns, 3,862 classes).
+    """
+    y_BC = cells_of(label_offsets, label_indices, len(y_C)).to(x_BH.dtype)
+    yx_CH += y_BC.T @ x_BH
+    y_C += y_BC.sum(dim=0, dtype=y_C.dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

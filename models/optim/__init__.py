@@ -2,7 +2,7 @@
 
 from models.optim.averaging import Average, AverageConfig
 from models.optim.clipping import ClipConfig, clip
-from models.optim.optimizers import OptimizerConfig, build, set_learning_rate, step
+from models.optim.optimizers import OptimizerConfig, build, restore, set_learning_rate, step
 from models.optim.schedule import ScheduleConfig, learning_rate_at
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "build",
     "clip",
     "learning_rate_at",
+    "restore",
     "set_learning_rate",
     "step",
 ]

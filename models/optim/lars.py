@@ -25,7 +25,7 @@ class LARS(Optimizer):
         self,
         parameters: Iterable[Tensor],
         *,
-        lr: float,
+        lr: float | Tensor,
         momentum: float = 0.9,
         trust: float = 0.001,
         weight_decay: float = 1e-6,
@@ -60,7 +60,7 @@ class LARS(Optimizer):
             gradient = gradient.add(weight, alpha=group["weight_decay"])
             norms = torch.linalg.vector_norm(weight), torch.linalg.vector_norm(gradient)
             scale = group["trust"] * norms[0] / norms[1]
-            gradient = gradient * torch.where((norms[0] > 0) & (norms[1] > 0), scale, 1.0)
+            gradient = gradient * scale.masked_fill((norms[0] == 0) | (norms[1] == 0), 1.0)
         moved = group["momentum"] * self.state[weight]["moved"] + gradient
         stepped = weight - group["lr"] * moved
         if found_inf is not None:

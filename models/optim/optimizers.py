@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -81,15 +81,37 @@ class OptimizerConfig:
 
 
 def build(config: OptimizerConfig, parameters: Iterable[Tensor]) -> Optimizer:
-    """Builds the optimizer of a configuration, for parameters that are already on their device."""
+    """Builds the optimizer of a configuration, for parameters that are already on their device.
+
+    On CUDA the learning rate is a scalar on the device, so that a CUDA graph of a step takes another rate in each
+    replay; on a CPU it is a number, which no step has to read from a tensor.
+    """
+    parameters = list(parameters)
+    device = parameters[0].device
     nesterov = {"nesterov": True} if config.nesterov else {}  # of sgd alone
-    return OPTIMIZERS[config.kind].make(parameters, lr=config.learning_rate, **config.settings, **nesterov)
+    lr = torch.tensor(config.learning_rate, device=device) if device.type == "cuda" else config.learning_rate
+    return OPTIMIZERS[config.kind].make(parameters, lr=lr, **config.settings, **nesterov)
+
+
+def restore(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Restores what `state_dict` of an optimizer of the same configuration gave, on any device.
+
+    Only the state of each parameter is taken. The settings, the learning rate among them, stay those of `build`: they
+    are the same but for those that the device demands.
+    """
+    settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, built in zip(optimizer.param_groups, settings, strict=True):
+        group.update(built)
 
 
 def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
-    """Sets the learning rate of the following steps."""
+    """Sets the learning rate of the following steps; on CUDA the host does not wait."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(learning_rate)
+        else:
+            group["lr"] = learning_rate
 
 
 def step(optimizer: Optimizer, skip: Tensor | None = None) -> None:

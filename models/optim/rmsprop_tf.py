@@ -25,7 +25,7 @@ class RMSpropTF(Optimizer):
         self,
         parameters: Iterable[Tensor],
         *,
-        lr: float,
+        lr: float | Tensor,
         decay: float = 0.9,
         momentum: float = 0.0,
         epsilon: float = 1e-10,
@@ -35,7 +35,7 @@ class RMSpropTF(Optimizer):
 
         Args:
             parameters: on their device.
-            lr: learning rate.
+            lr: learning rate; `models.optim.build` makes it a scalar on the device for parameters on CUDA.
             decay: of the mean square.
             momentum: of the movement; 0 keeps no buffer.
             epsilon: added to the mean square, inside the root.
@@ -51,48 +51,66 @@ class RMSpropTF(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Takes a step, or none where the attribute `found_inf` (set by models.optim.optimizers.step) is 1."""
-        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        """Takes a step, or none where the attribute `found_inf` (set by models.optim.optimizers.step) is 1.
+
+        A skipped step has zero gradients, both decays at 1 and no movement, so the host need not know of it.
+        """
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if not parameters:
                 continue
+            never = torch.zeros((), device=parameters[0].device)
+            found_inf = getattr(self, "found_inf", never).to(parameters[0].dtype)
+            _zero_gradients(parameters, found_inf)
+            decay, momentum = (
+                torch.full_like(found_inf, group[name]).masked_fill_(found_inf.bool(), 1.0)
+                for name in ("decay", "momentum")
+            )
             foreach = parameters[0].is_cuda if self.foreach is None else self.foreach
-            if foreach:
-                self._step_foreach(group, parameters, found_inf)
-            elif found_inf is None or not found_inf.item():
-                for parameter in parameters:
-                    self._step_one(group, parameter, parameter.grad)
+            step = self._step_foreach if foreach else self._step_each
+            step(group, parameters, decay, momentum, 1 - found_inf)
 
-    def _step_one(self, group: dict[str, Any], parameter: Tensor, gradient: Tensor) -> None:
-        state = self.state[parameter]
-        state["square"].mul_(group["decay"]).addcmul_(gradient, gradient, value=1 - group["decay"])
-        root = (state["square"] + group["epsilon"]).sqrt_()
-        if group["momentum"]:
-            state["moved"].mul_(group["momentum"]).addcdiv_(gradient, root, value=group["lr"])
-            parameter.sub_(state["moved"])
-        else:
-            parameter.addcdiv_(gradient, root, value=-group["lr"])
+    def _step_each(
+        self, group: dict[str, Any], parameters: list[Tensor], decay: Tensor, momentum: Tensor, share: Tensor
+    ) -> None:
+        """Updates one parameter after the other; `share` is that of the movement, 1 or 0."""
+        for parameter in parameters:
+            state, gradient = self.state[parameter], parameter.grad
+            assert gradient is not None
+            state["square"].mul_(decay).addcmul_(gradient, gradient, value=1 - group["decay"])
+            root = (state["square"] + group["epsilon"]).sqrt_()
+            if group["momentum"]:
+                state["moved"].mul_(momentum).addcdiv_(gradient, root, value=group["lr"])
+                parameter.addcmul_(state["moved"], share, value=-1)
+            else:
+                parameter.addcdiv_(gradient, root, value=-group["lr"])
 
-    def _step_foreach(self, group: dict[str, Any], parameters: list[Tensor], found_inf: Tensor | None) -> None:
-        """Updates all parameters at once. A skipped step is a step with zero gradients and both decays at 1."""
+    def _step_foreach(
+        self, group: dict[str, Any], parameters: list[Tensor], decay: Tensor, momentum: Tensor, share: Tensor
+    ) -> None:
+        """Updates all parameters at once, in few kernels; `share` is that of the movement, 1 or 0."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         squares = [self.state[p]["square"] for p in parameters]
-        decay, momentum = group["decay"], group["momentum"]
-        if found_inf is not None:
-            skip = found_inf.bool()
-            for gradient in gradients:
-                gradient.masked_fill_(skip, 0.0)
-            decay, momentum = torch.where(skip, 1.0, decay), torch.where(skip, 1.0, momentum)
         torch._foreach_mul_(squares, decay)
         torch._foreach_addcmul_(squares, gradients, gradients, value=1 - group["decay"])
-        roots = torch._foreach_add(squares, group["epsilon"])
-        torch._foreach_sqrt_(roots)
-        if not group["momentum"]:
-            torch._foreach_addcdiv_(parameters, gradients, roots, value=-group["lr"])
-            return
-        moved = [self.state[p]["moved"] for p in parameters]
-        torch._foreach_mul_(moved, momentum)
-        torch._foreach_addcdiv_(moved, gradients, roots, value=group["lr"])
-        step = moved if found_inf is None else torch._foreach_mul(moved, torch.where(skip, 0.0, 1.0))
-        torch._foreach_sub_(parameters, step)
+        steps = torch._foreach_add(squares, group["epsilon"])
+        torch._foreach_sqrt_(steps)
+        steps = torch._foreach_div(gradients, steps)
+        torch._foreach_mul_(steps, group["lr"])
+        if group["momentum"]:
+            moved = [self.state[p]["moved"] for p in parameters]
+            torch._foreach_mul_(moved, momentum)
+            torch._foreach_add_(moved, steps)
+            steps = torch._foreach_mul(moved, share)
+        torch._foreach_sub_(parameters, steps)
+
+
+def _zero_gradients(parameters: list[Tensor], found_inf: Tensor) -> None:
+    """Sets the gradients to 0, NaN included, where found_inf is 1; else they stay as they are, bit for bit.
+
+    As integers, because a product with 0 then has no NaN; on a CPU `masked_fill_` takes three times as long.
+    """
+    for dtype, as_integer in ((torch.float32, torch.int32), (torch.float64, torch.int64)):
+        bits = [p.grad.view(as_integer) for p in parameters if p.grad is not None and p.grad.dtype == dtype]
+        if bits:
+            torch._foreach_mul_(bits, (1 - found_inf).to(as_integer))

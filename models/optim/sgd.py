@@ -12,7 +12,7 @@ from models.optim.groups import decayed
 
 
 def sgd(
-    parameters: Iterable[Tensor], *, lr: float, momentum: float, weight_decay: float, nesterov: bool = False
+    parameters: Iterable[Tensor], *, lr: float | Tensor, momentum: float, weight_decay: float, nesterov: bool = False
 ) -> SGD:
     """SGD in torch's fused form; weight_decay * weight is added to the gradient, of matrices only."""
     parameters = list(parameters)

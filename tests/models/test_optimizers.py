@@ -11,6 +11,7 @@ import torch
 from models import optim
 from models.optim import ClipConfig, OptimizerConfig, ScheduleConfig, learning_rate_at
 from models.optim.rmsprop_tf import RMSpropTF
+from tests.support.operator_trace import host_looks
 
 KINDS = {
     "rmsprop_tf": OptimizerConfig(kind="rmsprop_tf", learning_rate=0.01),
@@ -187,13 +188,58 @@ def test_every_kind_lowers_a_parabola(config):
 
 
 @every_kind
+def test_an_optimizer_of_a_gpu_is_restored_on_a_cpu(config):
+    """On CUDA the learning rate is a tensor, and Adam is capturable; neither belongs to a training on a CPU."""
+    optimizer = optim.build(config, parameters := weights())
+    give_gradients(parameters, 0)
+    optim.step(optimizer)
+    state = copy.deepcopy(optimizer.state_dict())
+    for group in state["param_groups"]:
+        group |= {"lr": torch.tensor(0.5)} | ({"capturable": True} if "capturable" in group else {})
+    restored = optim.build(config, weights())
+    optim.restore(restored, state)
+    for group in restored.param_groups:
+        assert group["lr"] == config.learning_rate and isinstance(group["lr"], float)
+        assert not group.get("capturable")
+
+
+@every_kind
+def test_a_step_with_its_rate_in_a_tensor_is_that_with_a_number(config):
+    """On CUDA the rate is a scalar on the device."""
+    ours, theirs = weights(), weights()
+    first, second = optim.build(config, ours), optim.build(config, theirs)
+    rate = torch.tensor(config.learning_rate)
+    for group in second.param_groups:
+        group["lr"] = rate
+    if isinstance(second, RMSpropTF):
+        second.foreach = True  # as on CUDA
+    for seed, lr in enumerate((0.01, 0.02, 0.005)):
+        for parameters, optimizer in ((ours, first), (theirs, second)):
+            optim.set_learning_rate(optimizer, lr)
+            give_gradients(parameters, seed)
+            optim.step(optimizer, skip=torch.tensor(seed == 1))
+        assert second.param_groups[0]["lr"] is rate and rate.item() == pytest.approx(lr)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+@every_kind
+def test_no_optimizer_makes_the_host_wait(config):
+    optimizer = optim.build(config, parameters := weights())
+    give_gradients(parameters, 0)
+    optim.step(optimizer, skip=torch.tensor(False))  # the first step makes the state
+    skip = torch.tensor(True)
+    assert host_looks(lambda: optim.step(optimizer, skip=skip)) == {}
+
+
+@every_kind
 def test_an_optimizers_state_survives_save_and_load(config):
     ours, theirs = weights(), weights()
     first, second = optim.build(config, ours), optim.build(config, theirs)
     for seed in range(3):
         give_gradients(ours, seed)
         optim.step(first)
-    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    optim.restore(second, copy.deepcopy(first.state_dict()))
     for a, b in zip(ours, theirs, strict=True):
         b.data.copy_(a.data)
     for parameters, optimizer in ((ours, first), (theirs, second)):

@@ -8,7 +8,8 @@ import torch
 from sklearn.linear_model import Ridge as SklearnRidge
 
 from models.metrics import gap
-from models.ridge import NormalEquations, logistic_scale
+from models.ridge import NormalEquations, add_by_label, add_by_product, logistic_scale
+from tests.support.operator_trace import host_looks
 
 N, H, C = 160, 24, 9
 
@@ -48,6 +49,35 @@ def test_the_batches_do_not_show_in_the_solution(videos):
     x, y = videos
     one, many = (summed(x, y, batch).decompose().solve(1.0) for batch in (N, 7))
     torch.testing.assert_close(one, many, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("add", [add_by_label, add_by_product])
+def test_the_sums_of_both_devices_are_those_of_dense_labels(videos, add):
+    """A GPU adds by a product, a CPU label by label."""
+    x, y = videos
+    yx_CH, y_C = torch.ones(C, H, dtype=torch.float64), torch.ones(C, dtype=torch.float64)
+    add(yx_CH, y_C, x, *sparse(y))
+    torch.testing.assert_close(yx_CH, 1 + y.double().T @ x.double(), rtol=1e-5, atol=1e-4)
+    assert torch.equal(y_C, 1 + y.sum(dim=0).double())
+
+
+def test_an_update_does_not_make_the_host_wait(videos):
+    x, y = videos
+    equations, labels = NormalEquations(H, C), sparse(y)
+    assert host_looks(lambda: equations.update(x, *labels)) == {}
+    yx_CH, y_C = torch.zeros(C, H, dtype=torch.float64), torch.zeros(C, dtype=torch.float64)
+    assert host_looks(lambda: add_by_product(yx_CH, y_C, x, *labels)) == {}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_two_updates_on_a_gpu_give_the_same_bits(videos):
+    x, y = videos
+    offsets, classes = sparse(y)
+    one, two = (NormalEquations(H, C, "cuda") for _ in range(2))
+    for equations in (one, two):
+        equations.update(x.cuda(), offsets.cuda(), classes.cuda())
+    assert torch.equal(one._yx_CH, two._yx_CH) and torch.equal(one._y_C, two._y_C)
 
 
 @pytest.mark.parametrize("penalty", [0.1, 50.0])

@@ -15,8 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
+import models
 from data.errors import NoShardsError
+from models import FeatureStatistics, Sizes
 from models.layers import BatchNorm
 from tuner.errors import TrialDiverged
 from tuner.training.config import TrialConfig
@@ -142,6 +145,23 @@ def normalise(ranks: Ranks, x: Tensor, grad: Tensor, rows: list[int]) -> tuple[T
     assert own.grad is not None and norm.weight.grad is not None and norm.bias.grad is not None
     gradients = {"weight.grad": ranks.sum(norm.weight.grad), "bias.grad": ranks.sum(norm.bias.grad)}
     return out.detach(), own.grad, {**norm.state_dict(), **gradients}
+
+
+def buffers_after_steps(ranks: Ranks, config: Any, steps: int) -> tuple[bool, dict[str, Tensor]]:
+    """Run forward and backward on other videos on each rank.
+
+    Returns:
+        Whether a forward sends the buffers of rank 0 to the other ranks; the buffers of this rank's model.
+    """
+    sizes = Sizes(features={"mean_rgb": 10, "mean_audio": 6}, num_classes=4)
+    torch.manual_seed(1)
+    model = models.build(config, sizes, FeatureStatistics.empty(sizes)).train()
+    parallel = ranks.parallel(model)
+    assert isinstance(parallel, DistributedDataParallel)
+    torch.manual_seed(2 + ranks.rank)
+    for _ in range(steps):
+        parallel(torch.randn(8, sizes.width)).sum().backward()
+    return parallel.will_sync_module_buffers(), dict(model.named_buffers())
 
 
 def work(ranks: Ranks, job: worker.Job, broken: int | None) -> list[tuple[dict[str, Any], bool]]:

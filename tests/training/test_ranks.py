@@ -167,6 +167,13 @@ def test_batch_norm_over_ranks_uses_the_statistics_of_all_rows(group: Group, row
         assert_alike(found, state, rtol=1e-4, atol=1e-5)
 
 
+def test_running_statistics_stay_equal_without_being_sent(group: Group) -> None:
+    sent, buffers = zip(*group.run(2, ranked.buffers_after_steps, trial().model, 3), strict=True)
+    assert sent == (False, False)
+    assert any("running_mean" in name for name in buffers[0])
+    assert_alike(buffers[1], buffers[0], rtol=0, atol=0)
+
+
 @pytest.fixture
 def job(finished_search: FinishedSearch) -> Job:
     experiment = finished_search.experiment

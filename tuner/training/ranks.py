@@ -39,15 +39,16 @@ class Ranks:
     def parallel(self, model: nn.Module) -> nn.Module:
         """Wrap `model` so that backward averages the gradients over the ranks (collective, and so is its forward).
 
-        BatchNorm uses the statistics of the whole batch, so its running statistics are the same on every rank. `model`
-        itself is trained; save and evaluate it, not the wrapper.
+        BatchNorm uses the statistics of the whole batch, so its running statistics are the same on every rank, and no
+        forward has to send rank 0's buffers to the others. `model` itself is trained; save and evaluate it, not the
+        wrapper.
         """
         if self.size == 1:
             return model
         for module in model.modules():
             if isinstance(module, BatchNorm):
                 module.over_ranks = True
-        return DistributedDataParallel(model)
+        return DistributedDataParallel(model, broadcast_buffers=False)
 
     def unreduced(self, model: nn.Module) -> AbstractContextManager[None]:
         """A context in which backward adds to the rank's own gradients; the next backward outside averages the sums.

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from models import optim
 from models.optim import Average
 from tuner.errors import CheckpointError
 from tuner.training import checkpoint
@@ -64,7 +65,7 @@ class TrainingState:
             "live": average and {"weights": self.model.state_dict(), "steps_averaged": average.steps},
             "optimizer": self.optimizer and self.optimizer.state_dict(),
             "bootstrap": self.bootstrap.get_state(),
-            **random_state(),
+            **random_state(self.bootstrap.device),
         }
 
     def restore(self, weights: dict[str, Tensor], parts: dict[str, Any]) -> None:
@@ -74,9 +75,9 @@ class TrainingState:
             self.model.load_state_dict(parts["live"]["weights"])
             self.average.steps = parts["live"]["steps_averaged"]
         if self.optimizer is not None:
-            self.optimizer.load_state_dict(parts["optimizer"])
+            optim.restore(self.optimizer, parts["optimizer"])
         self.bootstrap.set_state(parts["bootstrap"])
-        set_random_state(parts)
+        set_random_state(parts, self.bootstrap.device)
         self.history = parts["history"]
 
     def save(self, directory: Path, trial: TrialConfig) -> None:
@@ -96,19 +97,25 @@ class TrainingState:
             raise CheckpointError(f"{directory}: the weights do not fit the trial's model ({error})") from error
 
 
-def random_state() -> dict[str, Any]:
-    """The state of torch's global random number generators."""
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The state of torch's global random number generators that a trial on `device` draws from."""
     return {
         "rng": torch.get_rng_state(),
-        "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "rng_cuda": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],
     }
 
 
-def set_random_state(state: dict[str, Any]) -> None:
-    """Restore the generators to what `random_state` gave."""
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Restore the generators to what `random_state` gave, on a machine with any number of GPUs.
+
+    Checkpoints of earlier versions have the generators of all GPUs of their machine, by index. Of those, the trial's
+    device gets its own, or the first where the list ends before it.
+    """
     torch.set_rng_state(state["rng"])
-    if state["rng_cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["rng_cuda"])
+    states = state["rng_cuda"]
+    if states and device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.set_rng_state(states[index if index < len(states) else 0], device)
 
 
 def validated(scores: dict[str, float], history: list[dict[str, float]]) -> dict[str, float]:

@@ -47,16 +47,16 @@ class Pretraining:
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "epoch": self.epoch,
-            **random_state(),
+            **random_state(self.generator.device),
         }
 
     def restore(self, parts: dict[str, Any]) -> None:
         """Restore what `parts` gave, random number generators included."""
         self.contrast.load_state_dict(parts["contrast"])
-        self.optimizer.load_state_dict(parts["optimizer"])
+        optim.restore(self.optimizer, parts["optimizer"])
         self.generator.set_state(parts["generator"])
         self.epoch = parts["epoch"]
-        set_random_state(parts)
+        set_random_state(parts, self.generator.device)
 
 
 def begin(trial: ContrastiveConfig, data: Dataset, *, device: torch.device, seed: int) -> Pretraining:
