@@ -11,15 +11,15 @@ At segment level an example is a segment, and "video" here means segment.
 * Features keep their stored type (float16), which halves the bytes to move; the model's first layer converts them.
 * Frames are padded with zeros to the longest video of the batch; data/sampling.py selects the frames.
 * Labels stay ragged: label_indices[label_offsets[b] : label_offsets[b + 1]] are the classes of video b.
-* Features that are resident on the device (on a CPU the memory map itself; on a GPU a copy, where it fits) are
-  gathered there, once per batch. Otherwise a thread gathers the next batch into pinned memory while the GPU works.
+* Features that are resident on the device (on a CPU the memory map itself; on a GPU a copy, see data/residency.py) are
+  gathered there, once per batch. Otherwise a thread gathers the next batches into pinned memory, and copies them to the
+  GPU on a stream of their own, while the GPU works.
 * No step waits for the device: the host computes where a batch's labels begin and end from its own copy of the label
   offsets, once per window.
 """
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise, repeat
 from typing import Any, Protocol, Self
-from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -35,10 +34,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.cache import statistics
+from data.prefetch import prefetched
+from data.residency import Residency
 from data.sampling import ALL, FramesConfig
 
 _BATCHES_PER_WINDOW = 256  # batches whose labels are gathered at once: ten kernels per window, and one per batch
-_GPU_RESERVE = 2 << 30  # bytes of GPU memory left for the model, its optimizer and its activations
 
 
 class Columns(statistics.Columns, Protocol):
@@ -87,8 +87,8 @@ class Batches:
             split with fewer videos than one batch has one batch of all of them. False: the last batch is smaller, and
             some ranks may have no video of it.
         device: the device of the batches.
-        resident: keep all features on the device; None: if they fit in a GPU's free memory. On a CPU batches are always
-            gathered from the memory map.
+        residency: keeps the copies of features on GPUs; each epoch asks it for one. None: no features are resident on a
+            GPU. On a CPU batches are always gathered from the memory map.
         frames: which frames of a video a batch has, if the cache has frames.
         before_batch: called before each batch; what it raises ends the epoch. None: nothing is called.
 
@@ -108,7 +108,7 @@ class Batches:
         world_size: int = 1,
         drop_last: bool = False,
         device: torch.device | str = "cpu",
-        resident: bool | None = None,
+        residency: Residency | None = None,
         frames: FramesConfig = ALL,
         before_batch: Callable[[], None] | None = None,
     ) -> None:
@@ -134,12 +134,8 @@ class Batches:
         self._shuffler = ThreadPoolExecutor(1, thread_name_prefix="shuffle")
         self._orders_ahead: dict[int, Future[NDArray[np.int64]]] = {}
         self._frames, self._host_frame_offsets = frames, cache.frame_offsets
-        self._features_ND = _as_tensor(cache.features_ND)
-        if self.device.type != "cpu":
-            if resident is None:
-                resident = _fits(self._features_ND, self.device)
-            if resident:
-                self._features_ND = _resident(cache.fingerprint, self._features_ND, self.device)
+        self._features_ND = _as_tensor(cache.features_ND)  # on the host
+        self._fingerprint, self._residency = cache.fingerprint, residency
         # Labels have a hundredth of the bytes of the features, so they are always on the device.
         self._labels = _Labels.of(cache.label_offsets, cache.label_indices, self.device)
         self._rated: _Labels | None = None
@@ -156,11 +152,6 @@ class Batches:
     def _part_of(self, num_videos: int) -> int:
         """Returns how many of `num_videos` consecutive videos are on this rank."""
         return len(range(self._rank, num_videos, self._world_size))
-
-    @property
-    def resident(self) -> bool:
-        """Whether the features are on the device of the batches; else a thread copies each batch to it."""
-        return self._features_ND.device.type == self.device.type
 
     def __len__(self) -> int:
         """Returns the number of batches of one epoch on this rank."""
@@ -196,14 +187,16 @@ class Batches:
         starts = range(first_batch * self._part_size, len(order), self._part_size)
         # On a CPU gathering 1024 videos takes 0.2 ms, a training step 100 ms: a thread that gathers ahead would gain
         # 0.2 %, and use a core that the training needs.
-        gather = partial(self._inputs, order, epoch)
-        inputs = map(gather, starts) if self.resident else _ahead(gather, starts)
-        for (rows, labels, rated), inputs_of_batch in zip(self._windows(order, starts), inputs, strict=True):
+        resident_ND = self._resident()
+        brought: Iterator[tuple[Tensor, ...]] = iter(())
+        if resident_ND is None:
+            brought = prefetched(partial(self._inputs, self._features_ND, order, epoch), starts, self.device)
+        for start, (rows, labels, rated) in zip(starts, self._windows(order, starts), strict=True):
             if self._before_batch is not None:
                 self._before_batch()
             yield Batch(
                 rows=rows,
-                inputs=tuple(tensor.to(self.device, non_blocking=True) for tensor in inputs_of_batch),
+                inputs=next(brought) if resident_ND is None else self._inputs(resident_ND, order, epoch, start, rows),
                 label_offsets=labels[0],
                 label_indices=labels[1],
                 rated_offsets=None if rated is None else rated[0],
@@ -235,40 +228,37 @@ class Batches:
             rows_of_batches = (rows[begin:end] for begin, end in pairwise(bounds))
             yield from zip(rows_of_batches, labels, rated, strict=False)
 
-    def _inputs(self, order: NDArray[np.int64], epoch: int, start: int) -> tuple[Tensor, ...]:
-        """Returns the model's inputs for the batch at `start`, on the features' device, or in pinned memory."""
-        rows = order[start : start + self._part_size]
+    def _resident(self) -> Tensor | None:
+        """Returns the features on the device of the batches, or None where each batch is copied to it."""
+        if self.device.type == "cpu":
+            return self._features_ND
+        if self._residency is None:
+            return None
+        return self._residency.copy_of(self._fingerprint, self._features_ND, self.device)
+
+    def _inputs(
+        self, features_ND: Tensor, order: NDArray[np.int64], epoch: int, start: int, rows: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Returns the model's inputs for the batch at `start`, on the device of `features_ND` or in pinned memory.
+
+        `rows` are the batch's rows, where they are already on that device.
+        """
+        host_rows = order[start : start + self._part_size]
         if self._host_frame_offsets is None:
-            return (self._gather(rows),)
-        begins_B = self._host_frame_offsets[rows]
-        lengths_B = self._host_frame_offsets[rows + 1] - begins_B
-        frame_BT, mask_BT = self._frames.select(lengths_B, rows, self.seed, epoch)
-        frames_BTD = self._gather((begins_B[:, None] + frame_BT).ravel()).view(*mask_BT.shape, -1)
+            return (self._gather(features_ND, host_rows) if rows is None else features_ND.index_select(0, rows),)
+        begins_B = self._host_frame_offsets[host_rows]
+        lengths_B = self._host_frame_offsets[host_rows + 1] - begins_B
+        frame_BT, mask_BT = self._frames.select(lengths_B, host_rows, self.seed, epoch)
+        frames_BTD = self._gather(features_ND, (begins_B[:, None] + frame_BT).ravel()).view(*mask_BT.shape, -1)
         mask = _pinned(torch.from_numpy(mask_BT), self.device).to(frames_BTD.device, non_blocking=True)
         return frames_BTD.mul_(mask[:, :, None]), mask
 
-    def _gather(self, rows: NDArray[np.int64]) -> Tensor:
-        """Returns rows of the features, on the features' device."""
-        if self.resident:
-            return self._features_ND.index_select(0, _to(self.device, rows))
-        # torch reuses a pinned block only after the copies from it have ended, so a new tensor is safe.
-        taken = torch.empty(
-            (len(rows), self._features_ND.shape[1]),
-            dtype=self._features_ND.dtype,
-            pin_memory=self.device.type == "cuda",
-        )
-        return torch.index_select(self._features_ND, 0, torch.from_numpy(rows), out=taken)
-
-
-def _ahead(gather: Callable[[int], tuple[Tensor, ...]], starts: range) -> Iterator[tuple[Tensor, ...]]:
-    """Yields gather(start) for each start, computed by a thread one batch ahead of the consumer."""
-    with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
-        ahead: Future[tuple[Tensor, ...]] | None = None
-        for start in starts:
-            current = ahead or thread.submit(gather, start)
-            following = start + starts.step
-            ahead = thread.submit(gather, following) if following < starts.stop else None
-            yield current.result()
+    def _gather(self, features_ND: Tensor, rows: NDArray[np.int64]) -> Tensor:
+        """Returns rows of the features, on their device; for a GPU, rows of features on the host in pinned memory."""
+        if features_ND.device.type != "cpu" or self.device.type != "cuda":
+            return features_ND.index_select(0, _to(features_ND.device, rows))
+        taken = torch.empty((len(rows), features_ND.shape[1]), dtype=features_ND.dtype, pin_memory=True)
+        return torch.index_select(features_ND, 0, torch.from_numpy(rows), out=taken)
 
 
 _Ragged = tuple[Tensor, Tensor]  # offsets from 0, and indices
@@ -355,24 +345,3 @@ def _gather_labels(
     # Label j of the result is at (begin of its video in the cache) + (j - offset of its video).
     shifts = torch.repeat_interleave(begins - offsets[:-1], lengths, output_size=num_labels)
     return offsets, label_indices[torch.arange(num_labels, device=rows.device) + shifts].to(torch.int64)
-
-
-def _fits(features_ND: Tensor, device: torch.device) -> bool:
-    if device.type != "cuda":
-        return False
-    free, _ = torch.cuda.mem_get_info(device)
-    return features_ND.nbytes + _GPU_RESERVE <= free
-
-
-# All batches of one cache (training rows, a sample for scoring, the whole split) share its features on the GPU.
-_on_device: WeakValueDictionary[tuple[str, torch.dtype, torch.device], Tensor] = WeakValueDictionary()
-_on_device_lock = threading.Lock()
-
-
-def _resident(fingerprint: str, features_ND: Tensor, device: torch.device) -> Tensor:
-    key = (fingerprint, features_ND.dtype, device)
-    with _on_device_lock:
-        tensor = _on_device.get(key)
-        if tensor is None:
-            tensor = _on_device[key] = features_ND.to(device)
-        return tensor

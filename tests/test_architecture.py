@@ -44,8 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"data/schema.py"},
     "tuner": set(),  # tuner/__init__.py
     "tuner.errors": {"data"},
-    "tuner.imports": set(),
-    "tuner.redact": {"data", "tuner.errors", "tuner.imports"},
+    "tuner.redact": {"data", "tuner.errors"},
 }
 
 

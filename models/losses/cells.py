@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from models.ragged import rows_of
+from models.ragged import add_by_video, at_cells, rows_of
 from models.tensors import upcast
 
 Scores = Literal["logits", "probabilities"]
@@ -92,7 +92,7 @@ def sum_of_cells(
     """
     logits_BC = upcast(logits_BC)
     rows = rows_of(label_offsets, label_indices)
-    logits_L = logits_BC[rows, label_indices]
+    logits_L = at_cells(logits_BC, rows, label_indices)
     corrections_L = positive(logits_L)
     if pos_weights_C is not None:
         corrections_L = pos_weights_C[label_indices] * corrections_L
@@ -104,9 +104,9 @@ def sum_of_cells(
         losses_B = costs_BC.sum(dim=1) if class_weights_C is None else costs_BC @ class_weights_C.to(costs_BC.dtype)
     else:
         rated_rows = rows_of(rated_offsets, rated_indices)
-        costs_R = negative(logits_BC[rated_rows, rated_indices])
+        costs_R = negative(at_cells(logits_BC, rated_rows, rated_indices))
         if class_weights_C is not None:
             costs_R = class_weights_C[rated_indices] * costs_R
-        losses_B = logits_BC.new_zeros(len(logits_BC)).index_add(0, rated_rows, costs_R.to(logits_BC.dtype))
-    losses_B = losses_B.index_add(0, rows, corrections_L.to(losses_B.dtype))
+        losses_B = add_by_video(logits_BC.new_zeros(len(logits_BC)), rated_rows, costs_R.to(logits_BC.dtype))
+    losses_B = add_by_video(losses_B, rows, corrections_L.to(losses_B.dtype))
     return mean_over_videos(losses_B, example_weights_B)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from models.losses.cells import Loss, Scores, mean_over_videos, scored
-from models.ragged import cells_of, rows_of
+from models.ragged import add_by_video, at_cells, cells_of, rows_of
 from models.tensors import upcast
 
 
@@ -43,8 +43,9 @@ def _softmax(
         scores_BC = scores_BC.masked_fill(~rated_BC, -torch.inf)
     # logsumexp and not log_softmax: a video without a rated class has no label to look up, so no NaN enters the loss.
     totals_B = scores_BC.logsumexp(dim=1)
-    costs_L = (totals_B[rows] - scores_BC[rows, label_indices]) / label_offsets.diff()[rows]
+    videos = rows.clamp(max=len(scores_BC) - 1)  # an entry of no video has some video here, and is left out below
+    costs_L = (totals_B[videos] - at_cells(scores_BC, rows, label_indices)) / label_offsets.diff().clamp(min=1)[videos]
     if pos_weights_C is not None:
         costs_L = pos_weights_C[label_indices] * costs_L
-    losses_B = scores_BC.new_zeros(len(scores_BC)).index_add(0, rows, costs_L.to(scores_BC.dtype))
+    losses_B = add_by_video(scores_BC.new_zeros(len(scores_BC)), rows, costs_L.to(scores_BC.dtype))
     return mean_over_videos(losses_B, example_weights_B)

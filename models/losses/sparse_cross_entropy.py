@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from models.ragged import rows_of
+from models.ragged import add_by_video, at_cells, rows_of
 
 
 def sigmoid_cross_entropy(
@@ -68,7 +68,7 @@ class _SigmoidCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         rows = rows_of(label_offsets, label_indices)
         dtype = torch.promote_types(logits_BC.dtype, torch.float32)
-        logits_L = logits_BC[rows, label_indices].to(dtype)
+        logits_L = at_cells(logits_BC, rows, label_indices).to(dtype)
         if pos_weights_C is None:
             corrections_L = -logits_L  # softplus(-z) - softplus(z)
         else:
@@ -78,9 +78,9 @@ class _SigmoidCrossEntropy(torch.autograd.Function):
             losses_B = softplus_sums(logits_BC, dtype)
         else:
             rated_rows = rows_of(rated_offsets, rated_indices)
-            losses_R = softplus(logits_BC[rated_rows, rated_indices].to(dtype))
-            losses_B = losses_R.new_zeros(len(logits_BC)).index_add_(0, rated_rows, losses_R)
-        losses_B.index_add_(0, rows, corrections_L)
+            losses_R = softplus(at_cells(logits_BC, rated_rows, rated_indices).to(dtype))
+            losses_B = add_by_video(losses_R.new_zeros(len(logits_BC)), rated_rows, losses_R)
+        losses_B = add_by_video(losses_B, rows, corrections_L)
         ctx.save_for_backward(
             logits_BC, rows, label_indices, rated_rows, rated_indices, pos_weights_C, example_weights_B
         )
@@ -95,16 +95,21 @@ class _SigmoidCrossEntropy(torch.autograd.Function):
         scale_B = (grad_loss / len(logits_BC)).expand(len(logits_BC))
         if example_weights_B is not None:
             scale_B = scale_B * example_weights_B
-        residuals_L = -(-logits_BC[rows, label_indices].to(grad_loss.dtype)).sigmoid_()  # p - 1, without cancellation
+        logits_L = at_cells(logits_BC, rows, label_indices).to(grad_loss.dtype)
+        residuals_L = -(-logits_L).sigmoid_()  # p - 1, without cancellation
         if pos_weights_C is not None:
             residuals_L *= pos_weights_C[label_indices]
+        # The last row takes the entries of no video.
+        shape, dtype = (len(logits_BC) + 1, logits_BC.shape[1]), grad_loss.dtype
+        make = logits_BC.new_empty if rated_rows is None else logits_BC.new_zeros
+        grads_BC = make(shape, dtype=dtype)
+        grad_BC, scales_B = grads_BC[:-1], F.pad(scale_B, (0, 1))
         if rated_rows is None:
-            grad_BC = logits_BC.to(grad_loss.dtype, copy=True).sigmoid_().mul_(scale_B[:, None])
+            grad_BC.copy_(logits_BC).sigmoid_().mul_(scale_B[:, None])
         else:
-            grad_BC = torch.zeros_like(logits_BC, dtype=grad_loss.dtype)
-            probabilities_R = logits_BC[rated_rows, rated_indices].to(grad_loss.dtype).sigmoid_()
-            grad_BC[rated_rows, rated_indices] = probabilities_R * scale_B[rated_rows]
-        grad_BC[rows, label_indices] = residuals_L * scale_B[rows]
+            probabilities_R = at_cells(logits_BC, rated_rows, rated_indices).to(grad_loss.dtype).sigmoid_()
+            grads_BC[rated_rows, rated_indices] = probabilities_R * scales_B[rated_rows]
+        grads_BC[rows, label_indices] = residuals_L * scales_B[rows]
         return grad_BC.to(logits_BC.dtype), None, None, None, None, None, None
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from data import batches as module
 from data.batches import Batches, sample_rows
 from data.cache.store import open_cache
+from data.residency import Memory, Residency
 from data.sample import write_shards
 from data.schema import Schema
 
@@ -178,7 +179,7 @@ def test_bringing_batches_over_by_a_thread_gives_the_same_batches(monkeypatch):
     """The way of a GPU too small for the features, walked on the CPU."""
     cache = columns(37)
     expected = list(Batches(cache, batch_size=5, shuffle=True).epoch(2))
-    monkeypatch.setattr(Batches, "resident", property(lambda self: False))
+    monkeypatch.setattr(Batches, "_resident", lambda self: None)
     batches = Batches(cache, batch_size=5, shuffle=True)
     assert_same(batches.epoch(2), expected)
     assert_same(batches.epoch(2, 6), expected[6:])
@@ -241,44 +242,58 @@ def test_a_sample_of_all_is_all_and_of_none_is_none():
         sample_rows(5, 0, seed=9)
 
 
+def test_features_that_become_resident_give_the_same_batches():
+    """From the second epoch on, and for the batches of the next trial as well; on a device without memory."""
+    cache, meta = columns(37), torch.device("meta")
+    residency = Residency(memory=lambda device: Memory(free=1 << 30, reserved=0))
+    given = {"batch_size": 5, "shuffle": True, "device": meta, "residency": residency}
+    for batches in (Batches(cache, **given), Batches(cache, **given)):
+        for _ in range(2):
+            shapes = [batch.features_BD.shape for batch in batches.epoch(0)]
+            assert shapes == [batch.features_BD.shape for batch in Batches(cache, batch_size=5, shuffle=True).epoch(0)]
+            residency.trained(meta)
+    assert batches._resident() is residency.copy_of(cache.fingerprint, batches._features_ND, meta) is not None
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("resident", [True, False, None])
-def test_a_gpu_gets_the_batches_of_a_cpu(resident):
+@pytest.mark.parametrize("residency", [None, Residency(True)], ids=["copied", "resident"])
+def test_a_gpu_gets_the_batches_of_a_cpu(residency):
     cache = columns(3000, width=64)
     settings = {"batch_size": 7, "shuffle": True, "seed": 3}
-    cuda = Batches(cache, device="cuda", resident=resident, **settings)
+    cuda = Batches(cache, device="cuda", residency=residency, **settings)
     assert_same(cuda.epoch(1), Batches(cache, **settings).epoch(1))
     assert_same(cuda.epoch(1, 300), Batches(cache, **settings).epoch(1, 300))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_copies_on_their_own_stream_end_before_a_batch_is_used():
+    """The consumer keeps the GPU busy, and its memory in use, while later batches are copied."""
+    cache = columns(2000, width=4096)
+    batches = Batches(cache, batch_size=100, shuffle=True, device="cuda")
+    busy = torch.randn(4096, 4096, device="cuda")
+    sums = []
+    for batch in batches.epoch(0):
+        busy = busy @ busy / 4096
+        sums.append(batch.features_BD.double().sum())
+        del batch
+    expected = [batch.features_BD.double().sum() for batch in Batches(cache, batch_size=100, shuffle=True).epoch(0)]
+    torch.testing.assert_close(torch.stack(sums).cpu(), torch.stack(expected))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")  # said once by torch
-def test_resident_features_are_shared_and_no_batch_waits_for_the_gpu():
-    cache = columns(3000, width=64)
-    train = Batches(cache, batch_size=16, shuffle=True, device="cuda", resident=True)
-    scored = Batches(cache, batch_size=16, shuffle=False, rows=np.arange(50), device="cuda:0", resident=True)
-    assert train._features_ND is scored._features_ND
+@pytest.mark.parametrize("wanted", [True, False])
+def test_resident_features_are_shared_and_no_batch_waits_for_the_gpu(wanted):
+    cache, residency = columns(3000, width=64), Residency(wanted)
+    train = Batches(cache, batch_size=16, shuffle=True, device="cuda", residency=residency)
+    scored = Batches(cache, batch_size=16, shuffle=False, rows=np.arange(50), device="cuda:0", residency=residency)
+    assert train._resident() is scored._resident()
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in train.epoch(0):
             pass
     finally:
         torch.cuda.set_sync_debug_mode("default")
-
-
-def test_what_is_called_before_a_batch_can_end_the_epoch():
-    calls = []
-
-    def third_time() -> None:
-        calls.append(len(calls))
-        if len(calls) == 3:
-            raise InterruptedError
-
-    batches = Batches(columns(10), batch_size=2, shuffle=False, before_batch=third_time)
-    seen = []
-    with pytest.raises(InterruptedError):
-        for batch in batches.epoch(0):
-            seen.append(batch)
-    assert len(seen) == 2

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.batches import Batches
+from data.residency import Residency
 from data.sampling import FramesConfig, uniforms
 
 SAMPLINGS = ("all", "uniform", "random", "sequence")
@@ -120,7 +121,7 @@ def test_an_epoch_from_a_position_and_a_threads_batches_are_the_same(sampling, m
     cache, config = columns(), FramesConfig(sampling=sampling, count=4)
     whole = list(Batches(cache, batch_size=5, shuffle=True, seed=3, frames=config).epoch(2))
     tail = list(Batches(cache, batch_size=5, shuffle=True, seed=3, frames=config).epoch(2, 1))
-    monkeypatch.setattr(Batches, "resident", property(lambda self: False))  # a GPU too small for the frames
+    monkeypatch.setattr(Batches, "_resident", lambda self: None)  # a GPU too small for the frames
     brought = list(Batches(cache, batch_size=5, shuffle=True, seed=3, frames=config).epoch(2))
     for expected, batch in [*zip(whole[1:], tail, strict=True), *zip(whole, brought, strict=True)]:
         assert all(torch.equal(a, b) for a, b in zip(expected.inputs, batch.inputs, strict=True))
@@ -165,9 +166,9 @@ def test_a_count_of_no_frame_is_refused():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("resident", [True, False])
-def test_a_gpu_gets_the_frames_of_a_cpu(resident):
+@pytest.mark.parametrize("residency", [None, Residency(True)], ids=["copied", "resident"])
+def test_a_gpu_gets_the_frames_of_a_cpu(residency):
     cache, given = columns(300), {"batch_size": 7, "shuffle": True, "frames": FramesConfig(sampling="random", count=4)}
-    on_gpu = Batches(cache, device="cuda", resident=resident, **given).epoch(1)
+    on_gpu = Batches(cache, device="cuda", residency=residency, **given).epoch(1)
     for ours, expected in zip(on_gpu, Batches(cache, **given).epoch(1), strict=True):
         assert all(torch.equal(a.cpu(), b) for a, b in zip(ours.inputs, expected.inputs, strict=True))

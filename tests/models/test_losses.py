@@ -395,3 +395,25 @@ def test_settings_without_effect_are_refused(settings, message):
 def test_configuration_survives_asdict():
     config = LossConfig(l2=100.0, pos_weight_power=0.5, bootstrap="fixed")
     assert LossConfig(**dataclasses.asdict(config)) == config
+
+
+@pytest.mark.parametrize("kind", losses.LOSSES)
+@pytest.mark.parametrize("rated", [None, torch.tensor([[1, 0, 1, 1, 0], [0, 1, 1, 0, 0], [1, 1, 0, 1, 1]])])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_entries_behind_the_lists_change_no_bit(kind, rated, weighted):
+    """A CUDA graph has room for more labels than a batch has; what an earlier batch left there must not count."""
+    loss_of = losses.build(LossConfig(kind=kind), torch.linspace(0.5, 2, 5) if kind == "weighted_hamming" else None)
+    weights = {}
+    if weighted:
+        weights = {"pos_weights_C": torch.arange(1.0, 6), "example_weights_B": torch.tensor([1.0, 0.0, 2.0])}
+    lists = {"label_offsets": OFFSETS, "label_indices": INDICES, **given_rated(rated)}
+    left_behind = torch.tensor([4, 0, 0, 2])
+    longer = {n: torch.cat([t, left_behind]) if n.endswith("indices") else t for n, t in lists.items()}
+    results = []
+    for entries in (lists, longer):
+        logits = Z.float().requires_grad_()
+        loss = loss_of(logits, **entries, **weights)
+        loss.backward()
+        results.append((loss.detach(), logits.grad))
+    for exact, padded in zip(*results, strict=True):
+        assert torch.isfinite(exact).all() and torch.equal(padded, exact)

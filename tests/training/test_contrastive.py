@@ -162,7 +162,7 @@ def test_the_encoder_does_not_depend_on_labels(data: Dataset) -> None:
 
         def __init__(self, data: Dataset) -> None:
             self.sizes, self.statistics = data.sizes, replace(data.statistics, label_counts_C=None)
-            self.train = data.train
+            self.train, self.residency = data.train, data.residency
 
         def pretrain_batches(self, batch_size: int, seed: int, device: torch.device) -> Any:
             batches = data.pretrain_batches(batch_size, seed, device)

@@ -34,6 +34,7 @@ LATER: dict[str, Any] = {
     "loss.kind": "sigmoid_cross_entropy",
     "loss.layers": {},
     "training.accumulate": 1,
+    "training.cuda_graph": "auto",
     "training.frames": {"sampling": "all", "count": 30},
 }
 # A disk with less free space counts as full.

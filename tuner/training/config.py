@@ -21,6 +21,7 @@ from models.optim import AverageConfig, OptimizerConfig, ScheduleConfig
 from tuner.training.precision import Precision
 
 Seed = int | Literal["per_trial"]
+CudaGraph = bool | Literal["auto"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,10 @@ class TrainingConfig:
     seed: Seed = 1
     # The frames of each video that a training step sees; has no effect on video-level models.
     frames: FramesConfig = field(default_factory=FramesConfig)
+    # Whether a CUDA graph takes the training steps, with the same results in less time. auto: where a trial trains on
+    # one GPU, at level video, with accumulate 1. true: as auto, but where it is not possible the trial fails. false:
+    # never.
+    cuda_graph: CudaGraph = "auto"
 
     def __post_init__(self) -> None:
         _check_at_least_1(self, "batch_size", "accumulate", "epochs")
@@ -202,6 +207,9 @@ class PhasesConfig:
     # Seed of the initial weights, the order of the videos, the views, dropout and bootstrap, the same in every trial;
     # per_trial: 1 plus the number of the trial.
     seed: Seed = 1
+    # Whether a CUDA graph takes the steps of the second phase. auto: where a trial trains on a GPU. true: as auto, but
+    # where it is not possible the trial fails. false: never.
+    cuda_graph: CudaGraph = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,6 +265,7 @@ class ContrastiveConfig:
                 average=probe.average,
                 precision=training.precision,
                 seed=training.seed,
+                cuda_graph=training.cuda_graph,
             ),
         )
 

@@ -13,6 +13,7 @@ from data.cache.progress import BuildProgress
 from data.cache.recipe import find_shards
 from data.cache.store import Cache, default_directory, find_cache, open_cache
 from data.errors import DataError
+from data.residency import Wanted
 from data.schema import FEATURES, MAX_FRAMES, NUM_CLASSES, Level, Schema
 from models import Sizes
 from tuner.training import vocabulary
@@ -80,6 +81,10 @@ class DataConfig:
     cache: str | None = None
     # Number format in which the decoded shards hold the video-level features.
     dtype: Literal["float16", "float32"] = "float16"
+    # Whether all features are kept on a GPU, for all trials of a worker. auto: once an epoch has shown that they fit
+    # beside what training needs. true: from the first step. false: never. With auto and true, a training that runs out
+    # of memory drops them and continues. It has no effect on a CPU.
+    resident: Wanted = "auto"
     # Sample shards, which the search writes before it starts where they are missing; null: none are written.
     sample: SampleConfig | None = None
 

@@ -6,7 +6,7 @@ Shapes   N videos   rows: indices of videos in a split
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +18,7 @@ from data.cache.recipe import shard_exists
 from data.cache.statistics import Statistics
 from data.cache.store import Cache
 from data.errors import CacheError, DataError
+from data.residency import Residency
 from data.sampling import ALL, FramesConfig
 from models import FeatureStatistics, Sizes
 from models.losses.weights import fixed_bootstrap_weights
@@ -47,6 +48,10 @@ class TrainingData(Protocol):
     def ids(self) -> np.ndarray:
         """The ids of the videos; the `rows` of a batch index them."""
 
+    @property
+    def residency(self) -> Residency:
+        """The features that are kept on GPUs, and that make room where training runs out of memory."""
+
     def train_batches(
         self, batch_size: int, seed: int, device: torch.device, ranks: Ranks = ALONE, frames: FramesConfig = ALL
     ) -> Batches:
@@ -70,6 +75,7 @@ class Dataset:
     # Called before each batch that a trial reads, in all of its phases; it raises where the trial is to end. Where
     # several ranks train, it is called before the training batches only: of these every rank has equally many.
     before_batch: Callable[[], None] | None = None
+    residency: Residency = field(default_factory=Residency)  # the features on GPUs; all trials of a process share it
 
     @property
     def fingerprint(self) -> str:
@@ -151,10 +157,12 @@ class Dataset:
         if ranks.size == 1:
             return self._batches(self.validate, device, batch_size=batch_size, shuffle=False, rows=rows)
         rows = ranks.share(np.arange(self.validate.num_videos) if rows is None else rows)
-        return Batches(self.validate, batch_size=batch_size, shuffle=False, rows=rows, device=device)
+        return Batches(
+            self.validate, batch_size=batch_size, shuffle=False, rows=rows, device=device, residency=self.residency
+        )
 
     def _batches(self, cache: Cache, device: torch.device, **options: Any) -> Batches:
-        return Batches(cache, device=device, before_batch=self.before_batch, **options)
+        return Batches(cache, device=device, before_batch=self.before_batch, residency=self.residency, **options)
 
 
 def missing_shards(data: Dataset) -> list[str]:
@@ -203,6 +211,7 @@ def open_dataset(
         sizes=config.sizes,
         statistics=feature_statistics(train.statistics()),
         vocabulary=config.vocabulary,
+        residency=Residency(config.resident),
     )
     if config.label_fraction < 1:
         data = data.with_labels_of(sample_rows(train.num_videos, config.label_fraction, LABEL_SEED))

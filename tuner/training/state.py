@@ -68,6 +68,10 @@ class TrainingState:
             **random_state(self.bootstrap.device),
         }
 
+    def whole(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The weights of `scored` and `parts`, the arguments of `restore`."""
+        return self.scored.state_dict(), self.parts()
+
     def restore(self, weights: dict[str, Tensor], parts: dict[str, Any]) -> None:
         """Restore the weights of `scored` and what `parts` gave, random number generators included."""
         self.scored.load_state_dict(weights)

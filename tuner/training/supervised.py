@@ -21,6 +21,7 @@ from data.errors import DataError
 from models import optim
 from models.losses import penalties
 from models.optim import Average
+from tuner.errors import ConfigError
 from tuner.training.config import TrialConfig
 from tuner.training.dataset import Dataset, TrainingData
 from tuner.training.evaluation import batch_size_of, evaluate
@@ -28,7 +29,7 @@ from tuner.training.objective import Objective
 from tuner.training.precision import autocast
 from tuner.training.ranks import ALONE, Ranks
 from tuner.training.state import Progress, TrainingState, device_metrics, validated
-from tuner.training.steps import StepLoop
+from tuner.training.steps import GraphedStep, MemoryFallback, StepLoop
 
 
 def train(
@@ -97,14 +98,23 @@ def epochs(
             "which training.accumulate needs; set a smaller training.batch_size"
         )
     examples = min(steps * config.batch_size, batches.num_videos)  # one batch may hold fewer
-    step = TrainingStep(trial, data, state, device=device, seed=seed, examples_per_epoch=examples, ranks=ranks)
-    while state.epoch < config.epochs:
+    new_step = partial(
+        TrainingStep, trial, data, state, device=device, seed=seed, examples_per_epoch=examples, ranks=ranks
+    )
+    step = new_step()
+
+    def restore(saved: Any) -> None:
+        nonlocal step
+        state.restore(*saved)
+        step = new_step()  # its graph writes to tensors that have been replaced
+
+    def epoch() -> dict[str, float]:
         start = time.monotonic()
         state.model.train()
         ranks.seed(seed, state.epoch)
         loss_train = step.run_epoch(islice(batches.epoch(state.epoch), steps * config.accumulate), state.epoch)
         trained = time.monotonic()
-        metrics = {
+        return {
             "epoch": state.epoch + 1,
             **validated(score(state.scored), state.history),
             "loss_train": loss_train,
@@ -113,6 +123,10 @@ def epochs(
             "seconds": time.monotonic() - start,
             **device_metrics(device),
         }
+
+    memory = MemoryFallback(data.residency, device, state=state.whole, restore=restore, ranks=ranks)
+    while state.epoch < config.epochs:
+        metrics = memory.run(epoch)
         state.history.append(metrics)
         yield Progress(epoch=state.epoch, metrics=metrics, state=state)
 
@@ -146,6 +160,7 @@ class TrainingStep:
             ranks=ranks,
             accumulate=training.accumulate,
             unreduced=partial(ranks.unreduced, self.model),
+            graph=graphed(trial, data, state, device, ranks),
         )
         self.objective = Objective(
             trial.loss,
@@ -178,3 +193,26 @@ class TrainingStep:
     def add_penalty(self) -> None:
         """Add the gradients of the penalties; they depend on the weights alone, so they are the same on every rank."""
         penalties.add_penalty_gradients(self.penalised, self.trial.loss.penalty)
+
+
+def graphed(
+    trial: TrialConfig, data: TrainingData, state: TrainingState, device: torch.device, ranks: Ranks
+) -> GraphedStep | None:
+    """What takes the steps of a trial by a CUDA graph; None where the host starts each kernel.
+
+    Raises:
+        ConfigError: training.cuda_graph is true, and the trial cannot train with a graph.
+    """
+    wanted = trial.training.cuda_graph
+    reasons = {
+        "it does not train on a GPU": device.type != "cuda",
+        "it has several workers": ranks.size > 1,
+        "training.accumulate is above 1": trial.training.accumulate > 1,
+        "its batches of frames have different lengths": data.sizes.level != "video",
+    }
+    reason = next((reason for reason, applies in reasons.items() if applies), None)
+    if reason is not None and wanted is True:
+        raise ConfigError(f"training.cuda_graph: true, but the trial cannot train with one: {reason}; set it to auto")
+    if reason is not None or wanted is False:
+        return None
+    return GraphedStep(device, [state.bootstrap], required=wanted is True)

@@ -6,7 +6,7 @@ Shapes   N labelled training videos   H units of the embedding
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from data.batches import Batch, Batches
 from data.cache.statistics import Moments
+from data.residency import Residency
 from data.sampling import ALL, FramesConfig
 from models import FeatureStatistics, FusedEncoder, Sizes
 from models.losses.weights import fixed_bootstrap_weights
@@ -43,6 +44,7 @@ class Embeddings:
     rated_offsets: None = None  # all classes are rated
     rated_indices: None = None
     before_batch: Callable[[], None] | None = None  # as that of a `Dataset`
+    residency: Residency = field(default_factory=Residency)
 
     @property
     def sizes(self) -> Sizes:
@@ -68,6 +70,7 @@ class Embeddings:
             drop_last=True,
             device=device,
             before_batch=self.before_batch,
+            residency=self.residency,
         )
 
     def bootstrap_weights(self, seed: int) -> torch.Tensor:
@@ -101,6 +104,7 @@ def embed(encoder: FusedEncoder, data: Dataset, *, device: torch.device, precisi
         ids=data.train.ids[rows],
         vocabulary=data.vocabulary,
         before_batch=data.before_batch,
+        residency=Residency(data.residency.wanted, beside=data.residency),
     )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 import data.batches
+import data.prefetch
 import models.config
 import models.contrastive
 import models.inputs
@@ -40,6 +41,7 @@ FOLDER = ".encoders"  # in the storage; an experiment cannot have this name
 # The modules and packages on whose code the weights of an encoder depend.
 SHAPING = (
     data.batches,
+    data.prefetch,
     models.config,
     models.contrastive,
     models.inputs,

@@ -20,7 +20,7 @@ from tuner.training.config import ContrastiveConfig
 from tuner.training.dataset import Dataset
 from tuner.training.precision import autocast
 from tuner.training.state import random_state, set_random_state
-from tuner.training.steps import StepLoop
+from tuner.training.steps import MemoryFallback, StepLoop
 
 # The embeddings have collapsed below this standard deviation; it is 1 where they are spread over the whole sphere.
 COLLAPSED = 0.02
@@ -100,9 +100,10 @@ def epochs(
         device=device,
         name="contrastive loss",
     )
+    memory = MemoryFallback(data.residency, device, state=state.parts, restore=state.restore)
     while state.epoch < pretrain.epochs:
         state.contrast.train()
-        yield _epoch(trial, state, steps, batches)
+        yield memory.run(lambda: _epoch(trial, state, steps, batches))
 
 
 def _epoch(trial: ContrastiveConfig, state: Pretraining, steps: StepLoop, batches: Batches) -> dict[str, float]:

@@ -1,7 +1,8 @@
-"""The optimizer steps of an epoch, for every pipeline that takes steps. Plain PyTorch, no Ray."""
+"""The loop over the optimizer steps of an epoch. Plain PyTorch, no Ray."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
@@ -12,6 +13,7 @@ from models import optim
 from models.optim import OptimizerConfig
 from tuner.errors import TrialDiverged
 from tuner.training.ranks import ALONE, Ranks
+from tuner.training.steps.graph import GraphedStep
 
 # Steps between two reads of the divergence flag on CUDA; each read makes the host wait for the device.
 STEPS_BETWEEN_CHECKS = 100
@@ -41,6 +43,7 @@ class StepLoop:
         name: str = "loss",
         accumulate: int = 1,
         unreduced: Callable[[], AbstractContextManager[None]] = nullcontext,
+        graph: GraphedStep | None = None,
     ) -> None:
         """Prepare the loop.
 
@@ -56,13 +59,18 @@ class StepLoop:
             accumulate: the number of parts in which a step's batch comes.
             unreduced: makes the context of the backward passes before the last one of a step, in which gradients are
                 not averaged over the ranks.
+            graph: takes the steps by a CUDA graph; needs one rank and `accumulate` 1. None: the host starts every
+                kernel.
         """
         self.optimizer, self.config, self.device, self.ranks, self.name = optimizer, config, device, ranks, name
         self.batch_size, self.examples_per_epoch = batch_size, examples_per_epoch
-        self.accumulate, self.unreduced = accumulate, unreduced
+        self.accumulate, self.unreduced, self.graph = accumulate, unreduced, graph
         self.examples_in_all = examples_per_epoch * epochs
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.learning_rate = 0.0  # of the last step
+        # Of the epoch: the sum of its losses, and whether one was not finite. They stay, as a graph writes to them.
+        self.total = torch.zeros((), device=device, dtype=torch.float64)
+        self.diverged = torch.zeros((), device=device, dtype=torch.bool)
 
     def run_epoch(
         self,
@@ -77,7 +85,8 @@ class StepLoop:
         Args:
             batches: this rank's share of the batches; with `accumulate`, of their parts, and every step has all parts.
             epoch: its number, from 0.
-            loss_of: computes the mean loss of a batch's videos; its second argument is the training's progress, 0 to 1.
+            loss_of: computes the mean loss of a batch's videos; its second argument is the training's progress, 0 to 1,
+                in a graph always 0.
             add_gradients: adds the gradients of terms that are no mean over videos; called between backward and
                 clipping.
             stepped: called after every update of the weights.
@@ -85,8 +94,9 @@ class StepLoop:
         Raises:
             TrialDiverged: a loss is not finite; the weights keep their values from before that step.
         """
-        total = torch.zeros((), device=self.device, dtype=torch.float64)
-        diverged = torch.zeros((), device=self.device, dtype=torch.bool)
+        self.total.zero_()
+        self.diverged.zero_()
+        take = partial(self.step, loss_of=loss_of, add_gradients=add_gradients)
         steps = 0
         for first in batches:
             parts = chain([first], islice(batches, self.accumulate - 1))
@@ -95,23 +105,44 @@ class StepLoop:
                 self.config.schedule, self.config.learning_rate, examples_seen, self.examples_in_all
             )
             optim.set_learning_rate(self.optimizer, self.learning_rate)
-            loss = self._backward(parts, loss_of, examples_seen / self.examples_in_all)
-            self._update(~torch.isfinite(loss), add_gradients)
+            progress = examples_seen / self.examples_in_all
+            if self.graph is None:
+                take(parts, progress)
+            else:
+                self.graph(lambda batch: take([batch], 0.0), first)
             if stepped is not None:
                 stepped()
-            diverged |= ~torch.isfinite(loss)
-            total += loss
             steps += 1
-            if (self.device.type == "cpu" or steps % STEPS_BETWEEN_CHECKS == 0) and bool(diverged):
+            if (self.device.type == "cpu" or steps % STEPS_BETWEEN_CHECKS == 0) and bool(self.diverged):
                 break
-        if bool(diverged):
+        if bool(self.diverged):
             raise TrialDiverged(
                 f"the {self.name} is not finite in epoch {epoch + 1} by step {steps} "
                 f"(learning rate {self.learning_rate:.3g}); the weights keep their values from before it"
             )
-        return float(total) / max(steps, 1)
+        return float(self.total) / max(steps, 1)
 
-    def _backward(self, parts: Iterator[Any], loss_of: Callable[[Any, float], Tensor], progress: float) -> Tensor:
+    def step(
+        self,
+        parts: Iterable[Any],
+        progress: float,
+        *,
+        loss_of: Callable[[Any, float], Tensor],
+        add_gradients: Callable[[], None] | None = None,
+    ) -> None:
+        """Take one step on the parts of a batch. The host reads nothing from the device, so a CUDA graph can hold it.
+
+        From the first loss that is not finite on, `diverged` is True and the weights keep their values.
+        """
+        loss = self._backward(parts, loss_of, progress)
+        self.total += loss
+        self.diverged |= ~torch.isfinite(loss)
+        if add_gradients is not None:
+            add_gradients()
+        optim.clip(self.parameters, self.config.clip)
+        optim.step(self.optimizer, skip=self.diverged)
+
+    def _backward(self, parts: Iterable[Any], loss_of: Callable[[Any, float], Tensor], progress: float) -> Tensor:
         """Compute the gradients of one batch; returns its mean loss over all parts and ranks."""
         self.optimizer.zero_grad(set_to_none=True)
         whole = torch.zeros((), device=self.device)
@@ -123,10 +154,3 @@ class StepLoop:
                 whole = whole + self.ranks.sum(loss.detach() * share)
                 (loss * (share * self.ranks.size)).backward()  # type: ignore[no-untyped-call]  # averaged over the ranks
         return whole
-
-    def _update(self, skip: Tensor, add_gradients: Callable[[], None] | None) -> None:
-        """Update the weights once; the device skips it where the loss is not finite, and the host does not wait."""
-        if add_gradients is not None:
-            add_gradients()
-        optim.clip(self.parameters, self.config.clip)
-        optim.step(self.optimizer, skip=skip)
