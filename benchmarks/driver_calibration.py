@@ -40,7 +40,7 @@ experiments:
     model: {kind: fused_mlp, towers: {mean_rgb: 256, mean_audio: 64}, hidden: 256, dropout: {uniform: [0.1, 0.6]}}
     optimizer: {kind: adam, learning_rate: {loguniform: [1.0e-4, 1.0e-2]}}
     training: {batch_size: 128, epochs: 3, precision: fp32}
-    search: {scheduler: {kind: asha}, overlap: false, max_concurrent: 2}
+    search: {scheduler: {kind: asha}, max_concurrent: 2}
     resources: {cpu: 1}
 """
 # The simulation knows a distribution at these quantiles, and interpolates linearly between them.

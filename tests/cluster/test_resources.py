@@ -11,7 +11,7 @@ from ray.train.backend import Backend
 from tuner.cluster.resources import Node, Plan, Resources, describe, plan
 from tuner.config.search import ElasticConfig, ResourcesConfig
 from tuner.errors import ConfigError
-from tuner.workers.trial import process_group, scaling
+from tuner.workers.slot import process_group, scaling
 
 
 def settled(nodes: list[tuple[float, float]], **config: Any) -> tuple[float, float, int]:
@@ -125,7 +125,7 @@ def test_what_train_requests() -> None:
     shared = scaling(Resources(gpu=0.5, cpu=2))
     assert (shared.num_workers, shared.use_gpu) == (1, True)
     assert shared.resources_per_worker == {"CPU": 2, "GPU": 0.5}
-    assert scaling(Resources(gpu=0, cpu=2), 0.5).resources_per_worker == {"CPU": 1}
+    assert scaling(Resources(gpu=0, cpu=2)).resources_per_worker == {"CPU": 2}
     several = scaling(Resources(gpu=1, cpu=1, min_workers=3, max_workers=3))
     assert (several.num_workers, several.elasticity_enabled) == (3, False)
     elastic = scaling(Resources(gpu=0, cpu=1, min_workers=1, max_workers=4))

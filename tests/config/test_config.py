@@ -25,7 +25,7 @@ MISTAKES = [
     ("momentum", "kind: adam", "kind: sgd\n      momentun: 0.9", "10: tiny.optimizer.momentun: unknown key; did you mean 'momentum'?"),
     ("block", "search:", "serch:", "14: tiny.serch: unknown key; did you mean 'search'?"),
     ("elsewhere", "{trials: 2}", "{dropout: 0.5}", "14: tiny.search.dropout: unknown key; did you mean 'model.dropout'?"),
-    ("far off", "{trials: 2}", "{zzz: 0.5}", "14: tiny.search.zzz: unknown key; known are metric, mode, trials, sampler, scheduler, time_budget, epoch_timeout, max_concurrent, overlap, plateau, failures"),
+    ("far off", "{trials: 2}", "{zzz: 0.5}", "14: tiny.search.zzz: unknown key; known are metric, mode, trials, sampler, scheduler, time_budget, epoch_timeout, max_concurrent, trials_per_worker, plateau, failures"),
     ("missing", "      kind: adam\n", "", "8: tiny.optimizer.kind: is missing"),
     ("missing within", "{trials: 2}", "{plateau: {min_gain: 0.1}}", "14: tiny.search.plateau.trials: is missing"),
     ("twice", "train: t", "train: s*\n      train: t", "6: experiments.tiny.data.train: duplicate key (first in line 5)"),
@@ -194,11 +194,11 @@ def test_relative_paths_are_relative_to_the_yaml(tmp_path: Path, monkeypatch: py
 
 
 def test_a_merged_anchor_is_overridden_by_the_keys_of_the_block(load_text: Load) -> None:
-    text = VALID.replace("    search: {trials: 2}", "    search: &mine {trials: 2, overlap: false}") + (
+    text = VALID.replace("    search: {trials: 2}", "    search: &mine {trials: 2, trials_per_worker: 5}") + (
         "  other:\n    data: {train: a, validate: b}\n    model: {kind: fused_mlp, towers: {mean_rgb: 8, mean_audio: 8}}\n"
         "    optimizer: {kind: adam, learning_rate: 1}\n    search: {<<: *mine, trials: 3}\n"
     )
-    assert load_text(text, "other").search == SearchConfig(trials=3, overlap=False)
+    assert load_text(text, "other").search == SearchConfig(trials=3, trials_per_worker=5)
 
 
 def test_a_python_tag_is_refused(load_text: Load) -> None:

@@ -30,7 +30,7 @@ from tests.support.workplace import Workplace
 pytestmark = pytest.mark.fault
 
 EPOCHS, TRIALS = 24, 2
-SEARCH = ("--trials", str(TRIALS), "--set", f"training.epochs={EPOCHS}", "--set", "search.overlap=false")
+SEARCH = ("--trials", str(TRIALS), "--set", f"training.epochs={EPOCHS}")
 FaultRow = Callable[..., None]  # of the fixture fault_row
 
 
@@ -66,7 +66,7 @@ def check(place: Workplace) -> None:
     ("fault", "process"),
     [
         pytest.param("kill -9 of the Train worker", "RayTrainWorker", marks=pytest.mark.fault_ci),
-        ("kill -9 of the trial's actor", "ImplicitFunc"),
+        ("kill -9 of the slot's actor", "Slot"),
         ("kill -9 of the Train controller", "TrainController"),
     ],
 )

@@ -264,7 +264,7 @@ def test_a_shard_that_vanishes(workplace: Workplace, fault_row: FaultRow) -> Non
     """Nothing: the search has decoded it. Where that copy is lost too, the search stops until the shard is back."""
     first, *_ = without_sample(workplace)
     workplace.variables["TUNER_CACHE"] = str(workplace.folder / "cache")
-    driver = workplace.start("--set", "search.overlap=false")
+    driver = workplace.start()
     workplace.wait_for_line(driver, "trial 000  epoch 2/")
     first.rename(workplace.folder / "away")
     workplace.wait_for_line(driver, "trial 001  epoch 2/")

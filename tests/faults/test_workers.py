@@ -54,14 +54,12 @@ def test_the_node_of_one_of_two_elastic_workers_is_killed(workplace: Workplace, 
     """The epochs since the last stored checkpoint. The trial continues with the worker that is left."""
     with long_lived_ray(workplace, cpus=0) as ray:
         raylets = {raylet.pid: raylet for raylet in (ray.add_node(), ray.add_node())}
-        elastic = ("--set", "resources.workers={min: 1, max: 2}", "--set", "search.overlap=false")
+        elastic = ("--set", "resources.workers={min: 1, max: 2}")
         driver = workplace.start(*SEARCH, *elastic, "--address", ray.address)
         workplace.wait_for_line(driver, "trial 000  epoch 4/")
         workers = processes_of(workplace, "RayTrainWorker")
         assert len({worker.ppid() for worker in workers}) == 2  # one on each node
-        (actor,) = processes_of(
-            workplace, "ImplicitFunc"
-        )  # Train's controller runs on the same node, which is not killed
+        (actor,) = processes_of(workplace, "Slot")  # Train's controller runs on the same node, which is not killed
         lost = next(pid for pid in raylets if pid != actor.ppid())
         raylets[lost].kill()
         at = time.time()

@@ -18,8 +18,8 @@ class Machines:
         self.nodes = list(nodes)
         self.printed: list[str] = []
 
-    def concurrency(self, limit: int | None = None, overlap: bool = False) -> Concurrency:
-        return Concurrency(plan(ResourcesConfig(), self.nodes), limit, overlap, lambda: self.nodes, self.printed.append)
+    def concurrency(self, limit: int | None = None) -> Concurrency:
+        return Concurrency(plan(ResourcesConfig(), self.nodes), limit, lambda: self.nodes, self.printed.append)
 
 
 @pytest.fixture(autouse=True)
@@ -40,17 +40,16 @@ def test_it_follows_the_cluster_and_prints_each_change_once() -> None:
 
 def test_a_search_waits_for_a_cluster_without_a_node() -> None:
     machines = Machines(GPU)
-    trials = machines.concurrency(overlap=True)
-    assert trials() == 2
+    trials = machines.concurrency()
+    assert trials() == 1
     machines.nodes.clear()
-    assert trials() == 2  # the next trial, and the one after it
+    assert trials() == 1
     assert machines.printed == ["the cluster has changed: it now holds no trial; waiting for nodes"]
 
 
 def test_a_limit_is_kept() -> None:
     machines = Machines(GPU, GPU, GPU)
-    assert machines.concurrency(limit=2, overlap=True)() == 2  # a third would find a free slot, and not wait for one
-    assert machines.concurrency(limit=3, overlap=True)() == 4
+    assert machines.concurrency(limit=2)() == 2
     machines.nodes.append(GPU)
     assert machines.concurrency(limit=2)() == 2
 

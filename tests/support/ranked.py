@@ -23,11 +23,12 @@ from models import FeatureStatistics, Sizes
 from models.layers import BatchNorm
 from tuner.errors import TrialDiverged
 from tuner.training.config import TrialConfig
+from tuner.training.data_config import DataConfig
 from tuner.training.dataset import Dataset, open_dataset
 from tuner.training.evaluation import evaluate
 from tuner.training.ranks import Ranks
 from tuner.training.supervised import train
-from tuner.workers import worker
+from tuner.workers.trial import Job, run
 
 CPU = torch.device("cpu")
 TIMES = ("seconds", "videos_per_second")
@@ -164,26 +165,23 @@ def buffers_after_steps(ranks: Ranks, config: Any, steps: int) -> tuple[bool, di
     return parallel.will_sync_module_buffers(), dict(model.named_buffers())
 
 
-def work(ranks: Ranks, job: worker.Job, broken: int | None) -> list[tuple[dict[str, Any], bool]]:
+def work(ranks: Ranks, job: Job, data: DataConfig, broken: int | None) -> list[tuple[dict[str, Any], bool]]:
     """Run a worker's job; returns each report and whether it came with a checkpoint. Rank `broken` finds no shards."""
     told: list[tuple[dict[str, Any], bool]] = []
-    before = worker.open_dataset
 
-    def fails(config: Any, fingerprint: str) -> Any:
-        raise NoShardsError("no shard matches on this node")
-
-    try:
+    def open_data() -> Dataset:
         if ranks.rank == broken:
-            worker.open_dataset = fails
-        worker.run(
-            job,
-            device=CPU,
-            checkpoints=(),
-            report=lambda metrics, save, kept: told.append((metrics, save is not None)),
-            ranks=ranks,
-        )
-    finally:
-        worker.open_dataset = before
+            raise NoShardsError("no shard matches on this node")
+        return open_dataset(data)
+
+    run(
+        job,
+        open_data=partial(ranks.together, open_data),
+        device=CPU,
+        checkpoints=(),
+        report=lambda metrics, save, kept: told.append((metrics, save is not None)),
+        ranks=ranks,
+    )
     return told
 
 

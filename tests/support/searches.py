@@ -19,7 +19,7 @@ from tuner.training.dataset import open_dataset
 from tuner.training.pipelines import train
 
 # The processes that Ray starts for a trial, by the names that Ray gives them.
-OF_A_TRIAL = ("ImplicitFunc", "TrainController", "RayTrainWorker")
+OF_A_TRIAL = ("Slot", "TrainController", "RayTrainWorker")
 
 
 def search_of(place: Workplace) -> SearchHistory:

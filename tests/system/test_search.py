@@ -84,7 +84,7 @@ def test_a_search_ends_with_a_model_that_has_the_reported_score(workplace: Workp
 @pytest.mark.slow
 def test_more_trials_run_when_the_cluster_grows(workplace: Workplace) -> None:
     with long_lived_ray(workplace, cpus=1) as ray:
-        wide = ("--set", "search.max_concurrent=auto", "--set", "search.overlap=false")
+        wide = ("--set", "search.max_concurrent=auto")
         driver = workplace.start("--address", ray.address, "--set", "training.epochs=150", *wide)
         workplace.wait_for_line(driver, "trial 000  epoch 3/")
         assert "1 trial at a time" in workplace.printed() and "trial 001" not in workplace.printed()
@@ -113,7 +113,7 @@ experiments:
     pretrain: {kind: moco_v2, queue: 100, momentum: 0.9, optimizer: {kind: adamw, learning_rate: 1e-3}, batch_size: 64, epochs: 6}
     probe: {optimizer: {kind: adam, learning_rate: {loguniform: [1e-3, 1e-2]}}, batch_size: 32, epochs: 6}
     training: {precision: fp32}
-    search: {trials: 2, scheduler: {kind: none}, max_concurrent: 1, overlap: false}
+    search: {trials: 2, scheduler: {kind: none}, max_concurrent: 1}
     resources: {cpu: 1}
 """  # noqa: E501
 

@@ -18,11 +18,10 @@ from models.optim import AverageConfig, ClipConfig, OptimizerConfig, ScheduleCon
 from models.video.fused_mlp import FusedMLPConfig
 from tests.support.finished import FAST, FinishedSearch
 from tests.support.ranked import Group
-from tuner.cluster.resources import Resources
 from tuner.training.config import TrainingConfig, TrialConfig
 from tuner.training.data_config import DataConfig
 from tuner.training.ranks import ALONE, Ranks
-from tuner.workers.worker import Job
+from tuner.workers.trial import Job
 
 # Slow because it starts processes that import torch; pytest-xdist runs all tests of this file in one process, which
 # start those only once.
@@ -176,21 +175,12 @@ def test_running_statistics_stay_equal_without_being_sent(group: Group) -> None:
 
 @pytest.fixture
 def job(finished_search: FinishedSearch) -> Job:
-    experiment = finished_search.experiment
-    resources = Resources(gpu=0.0, cpu=1.0, min_workers=2, max_workers=2)
-    return Job(
-        trial_id="trial-1",
-        folder=finished_search.storage / "trial-1",
-        trial=experiment.trial_config(FAST),
-        data=experiment.data,
-        fingerprint=finished_search.data.fingerprint,
-        seed=2,
-        resources=resources,
-    )
+    trial = finished_search.experiment.trial_config(FAST)
+    return Job(trial_id="trial-1", folder=finished_search.storage / "trial-1", trial=trial, seed=2)
 
 
-def test_all_ranks_report_the_same_epochs_and_metrics(group: Group, job: Job) -> None:
-    first, second = group.run(2, ranked.work, job, None)
+def test_all_ranks_report_the_same_epochs_and_metrics(group: Group, job: Job, finished_search: FinishedSearch) -> None:
+    first, second = group.run(2, ranked.work, job, finished_search.experiment.data, None)
     assert [metrics["epoch"] for metrics, _ in first] == [1, 2] and all(saved for _, saved in first)
     for (one, _), (other, _) in zip(first, second, strict=True):
         assert {key: one[key] for key in ("gap", "loss_train", "map")} == {
@@ -199,9 +189,11 @@ def test_all_ranks_report_the_same_epochs_and_metrics(group: Group, job: Job) ->
 
 
 @pytest.mark.parametrize("broken", [0, 1])
-def test_all_ranks_report_a_node_that_cannot_open_its_data(group: Group, job: Job, broken: int) -> None:
+def test_all_ranks_report_a_node_that_cannot_open_its_data(
+    group: Group, job: Job, finished_search: FinishedSearch, broken: int
+) -> None:
     told = ({"fatal": f"{socket.gethostname()}: no shard matches on this node"}, False)
-    assert group.run(2, ranked.work, job, broken) == [[told], [told]]
+    assert group.run(2, ranked.work, job, finished_search.experiment.data, broken) == [[told], [told]]
 
 
 def test_a_single_rank_needs_no_process_group() -> None:

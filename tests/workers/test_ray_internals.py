@@ -2,11 +2,10 @@
 
 That the hooks also do their work is tested with a real Ray: tests/workers/test_private_ray.py (`private_ray`,
 `placement_groups`, `is_dead`, `remove_group`), tests/cluster (`use_token`), and the fault tests
-(`Trainer`, `root_cause`, `fail_worker`).
+(`Trainer`, `root_cause`).
 """
 
 import inspect
-import queue
 from types import SimpleNamespace
 
 import pytest
@@ -17,8 +16,6 @@ from ray._private.accelerators import accelerator
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.train import RunConfig, ScalingConfig, UserCallback
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
-from ray.train.v2._internal.execution.context import ExecutionContext, TrainContext
-from ray.train.v2._internal.execution.worker_group.thread_runner import ThreadRunner
 
 from tuner.workers import ray_internals
 from tuner.workers.ray_internals import Group
@@ -67,26 +64,6 @@ def test_root_cause_finds_the_exception_of_a_worker() -> None:
     unhealthy = WorkerHealthCheckFailedError("a worker failed", cause)
     assert ray_internals.root_cause(unhealthy) is cause, "root_cause: WorkerHealthCheckFailedError"
     assert ray_internals.root_cause(cause) is cause
-
-
-def test_fail_worker_puts_the_error_where_train_looks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "execution_context" in TrainContext.__dataclass_fields__, "fail_worker: TrainContext"
-    assert "training_thread_runner" in ExecutionContext.__dataclass_fields__, "fail_worker: ExecutionContext"
-    runner = ThreadRunner()
-    monkeypatch.setattr(
-        ray_internals,
-        "get_train_context",
-        lambda: SimpleNamespace(execution_context=SimpleNamespace(training_thread_runner=runner)),
-    )
-    hangs: queue.Queue[None] = queue.Queue()
-    runner.run(hangs.get)
-    cause = TimeoutError("epoch 3 took longer than 5 s")
-    ray_internals.fail_worker(cause)
-    assert runner._monitor_thread is not None
-    runner._monitor_thread.join(10)
-    assert isinstance(runner.get_error(), UserExceptionWithTraceback), "fail_worker: Train does not get the error"
-    assert ray_internals.root_cause(runner.get_error()) is cause
-    hangs.put(None)
 
 
 def test_placement_groups_are_those_of_the_job_that_are_not_removed(monkeypatch: pytest.MonkeyPatch) -> None:

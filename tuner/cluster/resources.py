@@ -32,7 +32,6 @@ class Plan:
 
     resources: Resources
     slots: int  # trials that train at the same time
-    one_machine: bool  # whether each trial is a single worker on the CPUs of the same machine: these can take turns
 
 
 def plan(config: ResourcesConfig, nodes: Sequence[Node]) -> Plan:
@@ -62,8 +61,7 @@ def plan(config: ResourcesConfig, nodes: Sequence[Node]) -> Plan:
         have = ", ".join(f"{node.cpus:g} CPUs and {node.gpus:g} GPUs" for node in nodes) or "no node"
         lower = "resources.cpu or resources.gpu" if fitting == 0 else "resources.workers, cpu or gpu"
         raise ConfigError(f"resources: {problem} (it has {have}); lower {lower}, or add nodes")
-    single_on_cpus = not gpu and config.max_workers == 1
-    return Plan(resources=resources, slots=slots, one_machine=single_on_cpus and len(usable) == 1)
+    return Plan(resources=resources, slots=slots)
 
 
 def slots_on(nodes: Sequence[Node], resources: Resources) -> int:

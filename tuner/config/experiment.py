@@ -45,6 +45,9 @@ from tuner.training.config import Trial, differences
 from tuner.training.data_config import DataConfig
 from tuner.training.pipelines import CONFIGS
 
+# Settings of earlier versions, as (block, key).
+RETIRED = (("search", "overlap"),)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:
@@ -149,7 +152,17 @@ def _choose(tree: Node, name: str | None) -> tuple[str, Node]:
     if name not in experiments.entries:
         hint = did_you_mean(name, experiments.entries)
         raise ConfigError(f"{tree.source}: there is no experiment {name!r}{hint} ({known})")
-    return name, experiments.entries[name]
+    return name, _without_retired(experiments.entries[name])
+
+
+def _without_retired(experiment: Node) -> Node:
+    """Leave out settings of earlier versions that have no effect any more: their files, and searches, can be used."""
+    for block, key in RETIRED:
+        entry = experiment.entries.get(block)
+        if entry is not None and key in entry.entries:
+            kept = {name: node for name, node in entry.entries.items() if name != key}
+            experiment = replace(experiment, value={**experiment.entries, block: replace(entry, value=kept)})
+    return experiment
 
 
 def _build(node: Node, name: str, file: Path, problems: Problems) -> Experiment:

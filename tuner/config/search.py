@@ -107,7 +107,9 @@ class SearchConfig:
     epoch_timeout: Seconds | None = None
     # Number of trials that may run at the same time; auto: as many as fit on the cluster.
     max_concurrent: Literal["auto"] | int = "auto"
-    overlap: bool = True  # true: the processes of the next trial start while the trials before it still train
+    # Number of trials after which a worker's process ends and a new one takes its place; null: the process trains all
+    # trials of its slot.
+    trials_per_worker: int | None = None
     plateau: PlateauConfig | None = None  # ends the search when the best score no longer improves; null: never
     failures: FailuresConfig = field(default_factory=FailuresConfig)  # how many failures the search tolerates
 
@@ -120,6 +122,8 @@ class SearchConfig:
                 raise ValueError(f"{name} must be above 0 seconds, but got {seconds}")
         if self.max_concurrent != "auto" and self.max_concurrent < 1:
             raise ValueError(f"max_concurrent must be at least 1, but got {self.max_concurrent}")
+        if self.trials_per_worker is not None and self.trials_per_worker < 1:
+            raise ValueError(f"trials_per_worker must be at least 1, but got {self.trials_per_worker}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

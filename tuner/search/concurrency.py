@@ -16,7 +16,6 @@ class Concurrency:
         self,
         layout: Plan,
         limit: int | None,
-        overlap: bool,
         nodes: Callable[[], Sequence[Node]],
         print_line: Callable[[str], None],
     ) -> None:
@@ -25,19 +24,16 @@ class Concurrency:
         Args:
             layout: the plan; what a worker holds does not change with the nodes.
             limit: the number of trials at a time that was asked for; None: as many as the cluster holds.
-            overlap: whether one more trial than there are slots starts its processes and waits for a slot.
             nodes: returns the nodes of the cluster, including those that its autoscaler may start.
             print_line: prints a sentence for the user.
         """
         self._layout, self._limit, self._nodes, self._print_line = layout, limit, nodes, print_line
-        # Where a lower limit leaves slots free, one more trial would not wait but train.
-        self.overlap = overlap and (limit is None or limit >= layout.slots)
         self._slots = layout.slots
         self._checked = time.monotonic()
 
     def __call__(self) -> int:
-        """How many trials may exist at a time, the waiting one included; at least 1: a search waits for nodes."""
-        return (self._limit or max(1, self._current_slots())) + self.overlap
+        """How many trials may run at a time; at least 1: a search waits for nodes."""
+        return self._limit or max(1, self._current_slots())
 
     def _current_slots(self) -> int:
         if time.monotonic() - self._checked >= CHECK_SECONDS:

@@ -12,11 +12,10 @@ from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import ray
 import ray.tune
-from ray.tune import RunConfig, TuneConfig, TuneError, Tuner
+from ray.tune import CheckpointConfig, RunConfig, TuneConfig, TuneError, Tuner
 
 from data.cache.store import Cache
 from data.errors import DataError
@@ -47,11 +46,9 @@ from tuner.tracking.tracker import SHORT_PATIENCE_SECONDS, Tracker
 from tuner.tracking.uri import choose_uri
 from tuner.training.contrastive import encoder_store
 from tuner.training.dataset import Dataset, open_dataset
-from tuner.workers import connection, slots
-from tuner.workers.trial import ray_storage, trainable
+from tuner.workers import connection
+from tuner.workers.slot import ray_storage, slot
 
-# Tune requires resources for the actor that waits for a trial's worker; that actor trains nothing itself.
-TRIAL_ACTOR = {"memory": 64 * 2**20}
 # In the search's folder: everything that Ray, its workers and MLflow print.
 LOG = "ray.log"
 
@@ -138,7 +135,7 @@ class _Search:
         self.log = log
         settings = experiment.search
         limit = None if settings.max_concurrent == "auto" else settings.max_concurrent
-        self.concurrency = Concurrency(layout, limit, settings.overlap, capacity, console.print)
+        self.concurrency = Concurrency(layout, limit, capacity, console.print)
         self.stop = StopRule(experiment, self.search)
 
     def run(self) -> int:
@@ -209,23 +206,25 @@ class _Search:
     def _fit(self, scheduler: ReplayingScheduler, recorder: Recorder) -> None:
         """Run the trials with Ray Tune."""
         settings, layout = self.experiment.search, self.layout
-        private = self.search.attempts[-1].scratch is not None  # no other machine can join
-        turns = layout.slots if self.concurrency.overlap and layout.one_machine and private else None
+        at(self.directory / searches.TRIALS).make()
         connection.start_together(layout.slots)
+        encoders = self.directory.parent.parent / encoder_store.FOLDER
+        slots = slot(self.experiment, self.directory, encoders, layout.resources, self.search.fingerprint)
         tuner = Tuner(
-            ray.tune.with_resources(self._trainable(turns), TRIAL_ACTOR),
+            slots,
             tune_config=TuneConfig(
                 metric=settings.metric,
                 mode=settings.mode,
                 num_samples=-1,  # the searcher returns FINISHED after all planned trials
                 search_alg=JournaledSearch(self.experiment, self.journal, self.concurrency, self.stop.halt),
                 scheduler=scheduler,
-                reuse_actors=False,
+                reuse_actors=True,
             ),
             run_config=RunConfig(
                 name=f"attempt-{len(self.search.attempts)}",
-                **ray_storage(self.directory / "tune"),
+                **ray_storage(self.directory / searches.RAY),
                 callbacks=[recorder],
+                checkpoint_config=CheckpointConfig(checkpoint_at_end=False),  # the workers store their checkpoints
                 failure_config=ray.tune.FailureConfig(max_failures=settings.failures.per_trial),
                 stop=self.stop,
                 verbose=0,
@@ -237,13 +236,7 @@ class _Search:
             except TuneError:
                 self.journal.still_ours()  # raises a clear error where another driver has taken over
                 raise
-        slots.forget(self.search.id)
-        at(self.directory / "tune").remove()  # Tune's snapshots are not needed, the journal has everything
-
-    def _trainable(self, turns: int | None) -> Callable[[dict[str, Any]], None]:
-        encoders = self.directory.parent.parent / encoder_store.FOLDER
-        resources, fingerprint = self.layout.resources, self.search.fingerprint
-        return trainable(self.experiment, self.directory, encoders, resources, fingerprint, turns)
+        at(self.directory / searches.RAY).remove()  # Tune's snapshots are not needed, the journal has everything
 
 
 def _log_data(tracker: Tracker, split: str, cache: Cache, source: object) -> None:

@@ -17,7 +17,7 @@ from tuner.storage.journal import Journal, TrialHistory, Unsaved
 from tuner.tracking.records import recorded_metrics, trial_tags
 from tuner.tracking.tracker import Tracker
 from tuner.training.config import flatten
-from tuner.workers.trial import epochs_of
+from tuner.workers.messages import epochs_of
 
 
 def _halting(method: Callable[..., None]) -> Callable[..., None]:
@@ -98,6 +98,9 @@ class Recorder(Unsaved, Callback):
         if "error" in result:
             self._errors[history.id] = result["error"]
             return
+        if "failure" in result:
+            self._console.trial_noted(history, f"{result['failure']}; it resumes from its last checkpoint")
+            return
         if "note" in result:
             self._console.trial_noted(history, result["note"])
         if "history" in result:
@@ -124,6 +127,10 @@ class Recorder(Unsaved, Callback):
             error = "it ended without a report"
         stopped_by = self._scheduler.name if history.id in self._scheduler.stopped else self.stop.reason
         self._end(history, error, stopped_by)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's slot was lost, and Tune starts another one: this counts as a failure of the trial as well."""
+        trial.config["failures"] = 1 + max(trial.config.get("failures", 0), trial.last_result.get("failures", 0))
 
     @_halting
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -15,7 +15,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 
 from tuner.config.search import SchedulerConfig
 from tuner.storage.journal import SearchHistory, TrialHistory, Unsaved
-from tuner.workers.trial import epochs_of
+from tuner.workers.messages import epochs_of
 
 # Tune's own clock, training_iteration, begins again whenever a trial's actor restarts; the epoch does not.
 CLOCK = "epoch"

@@ -11,6 +11,7 @@ from tuner.errors import SearchError, did_you_mean
 from tuner.storage.journal import FILE
 from tuner.storage.place import Place
 
+RAY = "ray"  # in the folder of a search: files of Ray, which are removed at its end
 TRIALS = "trials"  # in the folder of a search: a folder for each trial, named by its id, with its checkpoints
 MAX_LISTED = 10  # names that an error message lists
 

@@ -28,6 +28,7 @@ METRICS = {
     "videos_per_second": "in training, without validation",
     "seconds": "that the epoch took, validation included",
     "gpu_memory_gib": "the most memory that PyTorch has allocated on the GPU so far",
+    "worker_memory_gib": "resident memory of the worker process after the epoch",
 }
 MAX_ERROR = 5000  # characters of an error in a tag
 

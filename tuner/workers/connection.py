@@ -27,8 +27,8 @@ TOKEN_FILE = Path("~/.ray/auth_token")
 # Environment variables that Ray documents; tuner/workers/ray_internals.py has the others. Tune passes those of Train on
 # to trials, controllers and workers.
 SETTINGS = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # with the default of 2 s every epoch takes at least 2 s
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1000000",  # a trial that waits for its slot does not hang
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # until a lost worker is noticed; 2 s by default
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1000000",  # a slot that waits for its resources does not hang
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no csv, json and TensorBoard files: MLflow has all of it
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # tuner/search/stopper.py handles signals
@@ -39,10 +39,7 @@ SETTINGS = {
 
 
 def start_together(slots: int) -> None:
-    """Let Tune start as many trials at a time as there are slots; its default is one actor after the other.
-
-    With one slot the trials start in their order, which tuner/workers/slots.py relies on.
-    """
+    """Let Tune start as many slots at a time as there are; its default is one actor after the other."""
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots)
 
 

@@ -14,7 +14,6 @@ from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
-from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2.api.callback import RayTrainCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util import remove_placement_group
@@ -82,17 +81,6 @@ def root_cause(failure: Exception) -> BaseException:
     if isinstance(cause, WorkerHealthCheckFailedError):
         cause = cause.health_check_failure
     return cause
-
-
-def fail_worker(error: Exception) -> None:
-    """Have Train end this worker process and try again, as it does when the training raises `error`.
-
-    Called from another thread, for a training that hangs and raises nothing. Without it an epoch that hangs is ended
-    by the second clock of tuner/workers/watchdog.py alone, half a minute later and without a reason.
-    The public way: none; a worker can end its own process, but not say why.
-    """
-    failures = get_train_context().execution_context.training_thread_runner.get_exception_queue()
-    failures.put(UserExceptionWithTraceback(error, f"{type(error).__name__}: {error}"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
 """A worker's reports, and the trial's folder in the storage: trials/<trial_id>/epoch-0004, a checkpoint each.
 
-The driver receives the report of an epoch when its checkpoint is in the folder, while the next epoch trains. The
-checkpoints of the best epoch and of the last two are kept: the last but one is used where the last one is damaged.
-Train's own bookkeeping of checkpoints is not used, because a file of it that a full disk cuts short fails the trial for
-good.
+Tune receives the report of an epoch when its checkpoint is in the folder, while the next epoch trains. The checkpoints
+of the best epoch and of the last two are kept: the last but one is used where the last one is damaged. Older ones are
+removed when Tune has the report, and a checkpoint whose report Tune does not want is removed itself: so the folder of a
+trial that is stopped has the checkpoints of the epochs in the journal.
 """
 
 import shutil
@@ -13,8 +13,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import ray.train
 
 from tuner.errors import disk_full_message
 from tuner.storage.place import Place
@@ -28,16 +26,17 @@ LAST = 2
 
 
 class Reporter:
-    """Passes a trial's reports to Train in their order, each after its checkpoint is stored; from its own thread."""
+    """Passes a trial's reports on in their order, each after its checkpoint is stored; from a thread of its own."""
 
-    def __init__(self, folder: Place, *, stores: bool) -> None:
-        """Report from this worker process.
+    def __init__(self, folder: Place, scratch: Path, send: Callable[[dict[str, Any]], bool]) -> None:
+        """Report from this worker process, that of rank 0.
 
         Args:
-            folder: the trial's; it exists.
-            stores: whether this worker saves the trial's state; one of a trial's workers does.
+            folder: the trial's; it is made with the first checkpoint, in a folder that exists.
+            scratch: a folder of this process, for checkpoints on their way.
+            send: gives Tune a report, and returns when Tune has it; False: Tune has stopped the trial instead.
         """
-        self._folder, self._stores = folder, stores
+        self._folder, self._scratch, self._send = folder, scratch, send
         self._thread = ThreadPoolExecutor(1, "reporter")
         self._last: Future[None] | None = None
 
@@ -53,43 +52,60 @@ class Reporter:
             OSError: this checkpoint, or the one before it, cannot be written.
         """
         directory = None
-        if save is not None and self._stores:
-            directory = Path(tempfile.mkdtemp(prefix="checkpoint-")) / checkpoint.folder_name(metrics["epoch"])
+        if save is not None:
+            directory = Path(tempfile.mkdtemp(dir=self._scratch)) / checkpoint.folder_name(metrics["epoch"])
             save(directory)
         self.wait()  # one at a time: where the storage is slower than the training, the training waits
         self._last = self._thread.submit(self._deliver, metrics, directory, kept)
 
     def wait(self) -> None:
-        """Return when Train has the last report; raise the error that prevented it."""
+        """Return when Tune has the last report; raise the error that prevented it."""
         if self._last is not None:
             self._last.result()
 
-    def checkpoints(self, ranks: Ranks) -> Iterator[Path]:
-        """The trial's checkpoints as rank 0 finds them, newest first; each exists until the next one is requested."""
-        for name in ranks.gather(sorted(self._names(), reverse=True))[0]:
-            with _on_this_machine(self._folder / name) as directory:
-                yield directory
+    def close(self) -> None:
+        """End the thread; a report that it is about to give is given first."""
+        self._thread.shutdown()
 
     def _deliver(self, metrics: dict[str, Any], directory: Path | None, kept: Sequence[str]) -> None:
-        if directory is not None:
-            target = self._folder / directory.name
-            try:
-                _store(directory, target)
-            except OSError as error:
-                error.filename = str(target)  # that of a copy names the file on this machine
-                if (message := disk_full_message(error)) is None:
-                    raise
-                ray.train.report({"fatal": message})
-                return
-            finally:
-                shutil.rmtree(directory.parent, ignore_errors=True)
-            for name in self._names():
-                if name not in kept and name < directory.name:
-                    at(self._folder / name).remove()
-        ray.train.report(metrics)
+        if directory is None:
+            self._send(metrics)
+            return
+        target = self._folder / directory.name
+        try:
+            _store(directory, target)
+        except OSError as error:
+            error.filename = str(target)  # that of a copy names the file on this machine
+            if (message := disk_full_message(error)) is None:
+                raise
+            self._send({"fatal": message})
+            return
+        finally:
+            shutil.rmtree(directory.parent, ignore_errors=True)
+        if not self._send(metrics):
+            at(target).remove()
+            return
+        for name in names_in(self._folder):
+            if name not in kept and name < directory.name:
+                at(self._folder / name).remove()
 
-    def _names(self) -> list[str]:
-        return [found.name for found in self._folder.glob("epoch-*")]
+
+def checkpoints(folder: Place, scratch: Path, ranks: Ranks) -> Iterator[Path]:
+    """The checkpoints in a trial's folder as rank 0 finds them, newest first; each exists until the next is requested.
+
+    Args:
+        folder: the trial's.
+        scratch: a folder of this process, for copies of those in an object store.
+        ranks: the workers of the trial (collective).
+    """
+    for name in ranks.gather(sorted(names_in(folder), reverse=True))[0]:
+        with _on_this_machine(folder / name, scratch) as directory:
+            yield directory
+
+
+def names_in(folder: Place) -> list[str]:
+    """The names of the checkpoints in a trial's folder."""
+    return [found.name for found in folder.glob("epoch-*")]
 
 
 def kept(history: Sequence[dict[str, float]]) -> list[str]:
@@ -105,11 +121,12 @@ def kept(history: Sequence[dict[str, float]]) -> list[str]:
 def _store(directory: Path, target: Place) -> None:
     """Copy the files of a checkpoint to `target`, its manifest last.
 
-    Files of the same names are replaced. The folder around `target` must exist: where it does not, this machine does
-    not share the storage of the search.
+    Files of the same names are replaced. The folder of the trials must exist: where it does not, this machine does not
+    share the storage of the search.
     """
     files = sorted(directory.iterdir(), key=lambda file: file.name == checkpoint.MANIFEST)
     if isinstance(target, Path):
+        target.parent.mkdir(exist_ok=True)
         target.mkdir(exist_ok=True)
         for file in files:
             shutil.copyfile(file, target / file.name)
@@ -119,12 +136,12 @@ def _store(directory: Path, target: Place) -> None:
 
 
 @contextmanager
-def _on_this_machine(folder: Place) -> Iterator[Path]:
+def _on_this_machine(folder: Place, scratch: Path) -> Iterator[Path]:
     """The folder, or a copy of it where it is in an object store; the copy exists until the block ends."""
     if isinstance(folder, Path):
         yield folder
         return
-    with tempfile.TemporaryDirectory(prefix="checkpoint-") as copy:
+    with tempfile.TemporaryDirectory(dir=scratch) as copy:
         for file in folder.iterdir():
             folder.fs.get_file(file.path, f"{copy}/{file.name}")
         yield Path(copy)

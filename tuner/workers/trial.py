@@ -1,164 +1,164 @@
-"""What Tune starts for every suggestion: an actor that runs `trainable`, whose Ray Train run starts the workers.
+"""One trial in a worker: it trains, and reports every epoch. Without Ray, so that a test can run it."""
 
-The actor, Train's controller and each worker are one process each, and Ray adds three small ones. Only the workers
-(tuner/workers/worker.py) import torch, so this module must not.
-"""
-
-import os
-import pickle
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+import socket
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import ray.tune
-from pyarrow.fs import FSSpecHandler, PyFileSystem
-from ray.exceptions import OutOfMemoryError, RayActorError
-from ray.train import BackendConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, WorkerGroupError
-from ray.util.queue import Queue
+import torch
 
-from tuner.cluster.resources import Resources
-from tuner.storage import searches
+from data.errors import DataError
+from tuner.errors import (
+    CheckpointDamaged,
+    EpochTimeout,
+    TrialOutOfMemory,
+    TunerError,
+    disk_full_message,
+    first_line,
+)
 from tuner.storage.place import Place
-from tuner.workers import slots
-from tuner.workers.ray_internals import Trainer, root_cause
-from tuner.workers.relay import Relay, forward
+from tuner.training import checkpoint
+from tuner.training.config import Trial
+from tuner.training.contrastive.encoder_store import EncoderStore
+from tuner.training.dataset import Dataset
+from tuner.training.pipelines import train
+from tuner.training.ranks import ALONE, Ranks
+from tuner.workers.process import memory_gib
+from tuner.workers.reports import Save, kept
+from tuner.workers.watchdog import epoch_limit
 
-if TYPE_CHECKING:
-    from tuner.config.experiment import Experiment
+# Parts of the RuntimeError that PyTorch's CPU allocator raises when there is no more memory.
+CPU_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")
+# Parts of the errors of a GPU and of what runs on it; the process that has got one cannot use the GPU any more.
+GPU_ERRORS = ("CUDA", "CUBLAS", "CUDNN", "NCCL")
 
-# Seconds that a worker waits for another worker, which may decode shards for hours. Ray notices at once when one dies.
-PATIENCE = 6 * 3600
-# Seconds that a trial of elastic workers waits for the number of workers that Ray has announced, before it asks again:
-# a node may have died, and Ray may not have noticed. Trials of a fixed number of workers wait
-# (tuner/workers/connection.py).
-ELASTIC_PATIENCE = 30
+# Takes metrics, the function that saves the state, and the names of the checkpoints to keep.
+Report = Callable[[dict[str, Any], Save | None, Sequence[str]], None]
 
 
-def trainable(
-    experiment: "Experiment",
-    directory: Place,
-    encoders: Place,
-    resources: Resources,
-    fingerprint: str,
-    turns: int | None = None,
-) -> Callable[[dict[str, Any]], None]:
-    """The function that Tune runs once per trial, in an actor of the trial.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One trial, as a worker trains it."""
+
+    trial_id: str
+    folder: Place  # where its checkpoints are stored
+    trial: Trial
+    seed: int
+    encoder_store: EncoderStore | None = None  # of pretrained encoders
+    epoch_timeout: float | None = None  # seconds that an epoch may take; None: there is no limit
+
+
+def run(
+    job: Job,
+    *,
+    open_data: Callable[[], Dataset],
+    device: torch.device,
+    checkpoints: Iterable[Path],
+    report: Report,
+    on_timeout: Callable[[EpochTimeout], None] | None = None,
+    ranks: Ranks = ALONE,
+) -> None:
+    """Train one trial and report every epoch; tuner/workers/messages.py describes the reports.
+
+    The `tags` of a report are those of the trial's run, and a `note` is shown to the user.
 
     Args:
-        experiment: what is searched.
-        directory: the search's; a trial's checkpoints are stored in `trials/<trial_id>` in it.
-        encoders: where pretrained encoders are kept, for all searches.
-        resources: of the trial's workers.
-        fingerprint: of the data that the search began with.
-        turns: the number of slots, where workers take turns on the CPUs of one machine (tuner/workers/slots.py); None:
-            Ray alone assigns the resources.
-    """
-    # An experiment refers to models, hence to torch, which takes seconds to import and hundreds of megabytes. Pickled,
-    # it passes through the trial's actor and Train's controller, which need neither.
-    sealed = pickle.dumps(
-        {
-            "experiment": experiment,
-            "trials": directory / searches.TRIALS,
-            "encoders": encoders,
-            "resources": resources,
-            "fingerprint": fingerprint,
-            "turns": turns,
-        }
-    )
-    backend_config = process_group(resources)
-    scaling_config = scaling(resources, slots.SHARE if turns is not None else 1.0)
-    failures = experiment.search.failures.per_trial
+        job: the trial.
+        open_data: gives the data.
+        device: where it trains.
+        checkpoints: of this trial, newest first; training resumes from the first one that is undamaged.
+        report: sends a report to the slot, or to a test. Every rank calls it, equally often.
+        on_timeout: called, from another thread, when an epoch takes longer than `job.epoch_timeout`.
+        ranks: this worker's rank among those of the trial.
 
-    def trial(config: dict[str, Any]) -> None:
-        if scaling_config.elasticity_enabled:
-            os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(ELASTIC_PATIENCE)
-        reports = Queue(1, actor_options={"num_cpus": 0})
-        trainer = Trainer(
-            work,
-            train_loop_config={"suggestion": config, "sealed": sealed},
-            backend_config=backend_config,
-            scaling_config=scaling_config,
-            run_config=RunConfig(
-                name=config["trial_id"],
-                **ray_storage(directory / searches.TRIALS),
-                callbacks=[Relay(reports)],
-                # Workers on a node that the cloud takes back have not failed, however often that happens.
-                failure_config=FailureConfig(max_failures=failures, max_preemption_failures=-1),
-                logging_config=LoggingConfig(log_level="WARNING"),
-            ),
-        )
-        search, _, number = config["trial_id"].rpartition("-")
-        starting = slots.starting(search, int(number)) if turns is not None else nullcontext()
+    Raises:
+        TrialOutOfMemory: the trial needs more memory than there is; no other attempt will succeed.
+        Exception: what nobody has expected; `again` says whether another attempt may succeed.
+    """
+    host = socket.gethostname()
+    tags = {"host": host, "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"}
+    epoch = 0
+
+    def out_of_time() -> None:
+        assert on_timeout is not None
+        on_timeout(EpochTimeout(f"epoch {epoch + 1} took longer than {job.epoch_timeout:g} s (search.epoch_timeout)"))
+
+    try:
+        data = open_data()
+    except DataError as error:
+        report({"fatal": f"{host}: {error}"}, None, ())
+        return
+    try:
+        with _memory(), epoch_limit(job.epoch_timeout, out_of_time) as epoch_ended:
+            resume_from, damage = _newest_undamaged(checkpoints, ranks)
+            for progress in train(
+                job.trial,
+                data,
+                device=device,
+                seed=job.seed,
+                resume_from=resume_from,
+                encoder_store=job.encoder_store,
+                ranks=ranks,
+            ):
+                epoch = progress.epoch
+                metrics: dict[str, Any] = {**progress.metrics, "epochs": job.trial.epochs}
+                if damage:
+                    start = f"resumed after epoch {epoch}" if progress.repeated else "started again from the beginning"
+                    metrics["note"] = tags["note"] = f"{damage}; {start}"
+                    damage = ""
+                metrics["tags"] = {**tags, **progress.tags}
+                if progress.repeated:
+                    report(metrics | {"history": list(progress.state.history)}, None, ())  # its checkpoint exists
+                else:
+                    metrics["worker_memory_gib"] = memory_gib()
+                    report(metrics, partial(progress.state.save, trial=job.trial), kept(progress.state.history))
+                epoch_ended()
+    except TrialOutOfMemory:
+        raise
+    except (TunerError, DataError) as error:
+        report({"error": f"{type(error).__name__}: {error}"}, None, ())
+    except OSError as error:
+        if (message := disk_full_message(error)) is None or ranks.size > 1:  # the other ranks wait, until Train ends
+            raise
+        report({"fatal": f"{host}: {message}"}, None, ())
+
+
+def again(error: Exception) -> bool:
+    """Whether another attempt may succeed after an error that `run` has raised.
+
+    A trial is the same in every attempt, so an error of the code that trains it comes again. One of a GPU, of files and
+    connections, or of Ray need not.
+    """
+    if isinstance(error, OSError | EOFError) or type(error).__module__.startswith("ray."):
+        return True
+    return isinstance(error, RuntimeError) and any(part in str(error).upper() for part in GPU_ERRORS)
+
+
+def _newest_undamaged(checkpoints: Iterable[Path], ranks: Ranks) -> tuple[Path | None, str]:
+    """The first checkpoint that every rank finds undamaged, and what is wrong with those before it."""
+    damage: list[str] = []
+    for directory in checkpoints:
         try:
-            with starting:
-                forward(trainer.fit, reports, ray.tune.report)
-        except WorkerGroupError as error:  # reported, not raised: after an exception, Tune would start the trial again
-            ray.tune.report({"error": _reason(error, failures + 1)})
-
-    return trial
-
-
-def scaling(resources: Resources, share: float = 1.0) -> ScalingConfig:
-    """A trial's workers as Train requests them.
-
-    Args:
-        resources: of the trial's workers.
-        share: the part of its CPUs that each worker requests.
-    """
-    requested = {"CPU": resources.cpu * share}
-    if resources.gpu:
-        requested["GPU"] = resources.gpu
-    fixed = resources.min_workers == resources.max_workers
-    return ScalingConfig(
-        num_workers=resources.max_workers if fixed else (resources.min_workers, resources.max_workers),
-        use_gpu=resources.gpu > 0,
-        resources_per_worker=requested,
-    )
+            ranks.together(partial(checkpoint.check, directory))
+            return directory, "; ".join(damage)
+        except CheckpointDamaged as error:
+            damage.append(str(error))
+    return None, "; ".join(damage)
 
 
-def process_group(resources: Resources) -> BackendConfig:
-    """How the workers of a trial communicate; a single one needs no process group, which takes a second to start."""
-    if resources.max_workers == 1:
-        return BackendConfig()
-    from ray.train.torch import TorchConfig  # imports torch
-
-    # NCCL refuses two ranks on one GPU, and workers that hold a share of a GPU may be on one.
-    return TorchConfig(backend="nccl" if resources.gpu >= 1 else "gloo", timeout_s=PATIENCE)
-
-
-def ray_storage(folder: Place) -> dict[str, Any]:
-    """A folder or URL for Ray's files, as the RunConfig of Tune and that of Train take it.
-
-    Ray reaches an object store through this project's driver, so that credentials and endpoint are configured once.
-    """
-    if isinstance(folder, Path):
-        return {"storage_path": str(folder)}
-    return {"storage_path": folder.path, "storage_filesystem": PyFileSystem(FSSpecHandler(folder.fs))}
-
-
-def work(config: dict[str, Any]) -> None:
-    """Train's loop, in a worker."""
-    from tuner.workers import worker  # imports torch
-
-    worker.work(**config)
-
-
-def _reason(error: WorkerGroupError, attempts: int) -> str:
-    """Why a trial failed whose workers died or raised in every attempt, in a sentence."""
-    (failure, *_) = error.worker_failures.values()
-    cause = root_cause(failure)
-    if isinstance(cause, OutOfMemoryError):
-        why = "Ray killed its worker because the machine ran out of memory"
-    elif isinstance(cause, RayActorError):
-        why = "its worker crashed or was killed, as the kernel does when memory runs out (`dmesg` shows it)"
-    else:
-        why = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
-    return f"{why}; {attempts} attempts (search.failures.per_trial)"
-
-
-def epochs_of(result: Mapping[str, Any]) -> list[tuple[int, Mapping[str, Any]]]:
-    """The epochs in a report, with their metrics: one epoch, or after a resume all epochs so far."""
-    if "history" in result:
-        return [(metrics["epoch"], metrics) for metrics in result["history"]]
-    return [(result["epoch"], result)]
+@contextmanager
+def _memory() -> Iterator[None]:
+    """Raise TrialOutOfMemory in place of every exception that means it, whichever library raises it."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and not any(text in str(error) for text in CPU_OUT_OF_MEMORY):
+            raise
+        raise TrialOutOfMemory(
+            f"not enough memory on {socket.gethostname()} ({first_line(error)}); a smaller batch or a "
+            "smaller model needs less"
+        ) from error

@@ -1,236 +1,159 @@
-"""What a trial's workers do. Train starts them, most often one, and each runs `work` in the process that holds the GPU.
+"""What the workers of a slot do. Train starts them, most often one, and each runs `work` in the process with the GPU.
 
-They train with the generator of tuner/training/pipelines.py, and the worker of rank 0 reports each epoch. There are
-three kinds of failures. Where a second attempt may succeed (a worker or an actor died, an epoch hangs), the worker
-raises an exception, and Ray starts the trial again from its last checkpoint. Where it cannot (the loss diverged, there
-is too little memory), the worker sends a report with the key `error`, and the trial ends. A failure that has nothing to
-do with the trial and that every trial would meet (a damaged shard, a full disk) is a report with the key `fatal`: the
-search ends, and a resume continues its trials.
+They open the data, and then train one trial after the other with the generator of tuner/training/pipelines.py; the
+worker of rank 0 reports each epoch. There are three kinds of failures:
+
+    again      a second attempt may succeed: the worker died, an epoch hangs, the GPU or the storage has an error. The
+               process ends, Train starts a new one, and the trial resumes from its last checkpoint.
+    error      the trial would fail again: the loss diverged, there is too little memory, a library refuses the settings
+    fatal      every trial would fail: a damaged shard, a full disk. The search ends, and a resume continues its trials.
 """
 
+import gc
+import os
 import pickle
-import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+import sys
+import traceback
+import uuid
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train.torch
 import torch
 
 from data.errors import DataError
 from tuner.cluster.resources import Resources
 from tuner.config.experiment import Experiment
-from tuner.errors import (
-    CheckpointDamaged,
-    EpochTimeout,
-    TrialOutOfMemory,
-    TunerError,
-    disk_full_message,
-    first_line,
-)
+from tuner.errors import EpochTimeout, TrialOutOfMemory
 from tuner.storage.place import Place
-from tuner.training import checkpoint
-from tuner.training.config import Trial
 from tuner.training.contrastive.encoder_store import EncoderStore
-from tuner.training.data_config import DataConfig
-from tuner.training.dataset import open_dataset
-from tuner.training.pipelines import train
-from tuner.training.ranks import ALONE, Ranks
-from tuner.workers import ray_internals, slots
-from tuner.workers.reports import Reporter, Save, kept
-from tuner.workers.watchdog import epoch_limit
-
-# Parts of the RuntimeError that PyTorch's CPU allocator raises when there is no more memory.
-CPU_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")
-
-# Takes metrics, the function that saves the state, and the names of the checkpoints to keep.
-Report = Callable[[dict[str, Any], Save | None, Sequence[str]], None]
+from tuner.training.dataset import Dataset, open_dataset
+from tuner.training.ranks import Ranks
+from tuner.workers.messages import Assignment
+from tuner.workers.process import begin_trial
+from tuner.workers.reports import Reporter, checkpoints
+from tuner.workers.scratch import scratch_folder
+from tuner.workers.stop_signal import StopSignal, TrialStopped
+from tuner.workers.trial import Job, again, run
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """One trial, as its workers need it."""
+class EndOfProcess(Exception):
+    """This worker process has ended on purpose; Train starts a new one."""
 
-    trial_id: str
-    folder: Place  # where its checkpoints are stored
-    trial: Trial
-    data: DataConfig
-    fingerprint: str  # of the data; with other data the trial does not train
-    seed: int
-    resources: Resources
-    encoder_store: EncoderStore | None = None  # of pretrained encoders
-    turns: int | None = None  # slots of the machine whose workers take turns; None: each worker has its slot
-    epoch_timeout: float | None = None  # seconds that an epoch may take; None: there is no limit
 
-    @classmethod
-    def of(
-        cls,
+def work(slot: Any, sealed: bytes) -> None:
+    """Train's loop: take trials from the actor `slot` until there are no more.
+
+    Args:
+        slot: the actor of tuner/workers/slot.py.
+        sealed: the other arguments of `Worker`, pickled.
+    """
+    with scratch_folder() as scratch:
+        Worker(slot, scratch, **pickle.loads(sealed)).work()
+
+
+class Worker:
+    """One process of a slot."""
+
+    def __init__(
+        self,
+        slot: Any,
+        scratch: Path,
         *,
         experiment: Experiment,
         trials: Place,
         encoders: Place,
         resources: Resources,
         fingerprint: str,
-        turns: int | None,
-        trial_id: str,
-        number: int,
-        values: Mapping[str, Any],
-    ) -> "Job":
-        """The trial with this number of a search, with these values."""
-        trial = experiment.trial_config(values)
-        return cls(
-            trial_id=trial_id,
-            folder=trials / trial_id,
-            trial=trial,
-            data=experiment.data,
-            fingerprint=fingerprint,
-            seed=trial.seed(number),
-            resources=resources,
-            encoder_store=EncoderStore(directory=encoders, trial_id=trial_id),
-            turns=turns,
-            epoch_timeout=experiment.search.epoch_timeout,
-        )
+    ) -> None:
+        """Prepare what all trials need: torch, the device and the data."""
+        self._slot, self._scratch, self._experiment = slot, scratch, experiment
+        self._trials, self._encoders, self._resources = trials, encoders, resources
+        self._device = ray.train.torch.get_device() if resources.gpu else torch.device("cpu")
+        self._ranks = Ranks.of_this_process()
+        self._group = self._ranks.gather(uuid.uuid4().hex)[0]
+        # The first optimizer of a process imports it in its first epoch: 0.9 s, and many times that on a busy machine.
+        import_module("torch._dynamo")
+        gc.freeze()  # what is imported now stays: looking through it would take 0.2 s before each trial
+        self._data: Dataset | None = None
+        self._open = partial(open_dataset, experiment.data, fingerprint=fingerprint)
 
+    def work(self) -> None:
+        """Train trials until there are no more, or until the process is to be a new one."""
+        limit = self._experiment.search.trials_per_worker
+        taken = 0
+        self._prepare_data()
+        while (assignment := self._ask("take", self._group, self._ranks.rank, taken)) is not None:
+            taken += 1
+            if not self._train(assignment) or taken == limit:
+                self._ask("excuse")
+                raise EndOfProcess(f"after {taken} trials")
 
-def work(suggestion: Mapping[str, Any], sealed: bytes) -> None:
-    """Train's loop.
-
-    Args:
-        suggestion: `trial_id`, `number` and `values`.
-        sealed: the other arguments of `Job.of`, pickled.
-    """
-    job = Job.of(**suggestion, **pickle.loads(sealed))
-    device = ray.train.torch.get_device() if job.resources.gpu else torch.device("cpu")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    else:
-        torch.set_num_threads(max(1, int(job.resources.cpu)))
-    ranks = Ranks.of_this_process()
-    reporter = Reporter(job.folder, stores=ranks.rank == 0)
-    with _turn(job):
-        run(
-            job,
-            device=device,
-            checkpoints=reporter.checkpoints(ranks),
-            report=reporter,
-            on_timeout=ray_internals.fail_worker,
-            ranks=ranks,
-        )
-    reporter.wait()
-
-
-@contextmanager
-def _turn(job: Job) -> Iterator[None]:
-    """Do what takes time but hardly any CPU, then wait for a slot."""
-    # The first optimizer of a process imports it in its first epoch: 0.9 s, and many times that on a busy machine.
-    import_module("torch._dynamo")
-    if job.turns is None:
-        yield
-        return
-    with suppress(TunerError, DataError):
-        # Decode the data, or check the cache; `run` reports what is wrong with it.
-        open_dataset(job.data, fingerprint=job.fingerprint)
-    search, _, number = job.trial_id.rpartition("-")
-    with slots.turn(search, int(number), job.turns):
-        yield
-
-
-def run(
-    job: Job,
-    *,
-    device: torch.device,
-    checkpoints: Iterable[Path],
-    report: Report,
-    on_timeout: Callable[[Exception], None] | None = None,
-    ranks: Ranks = ALONE,
-) -> None:
-    """Train one trial and report every epoch.
-
-    A report holds the metrics of an epoch, its number, and the `tags` of the trial's run. The first report after a
-    resume has the `history` of the checkpoint's epochs: a driver that was killed may have missed the last ones. A
-    `note` is shown to the user. All ranks report equally often, and the reports of rank 0 are used.
-
-    Args:
-        job: the trial.
-        device: where it trains.
-        checkpoints: of this trial, newest first; training resumes from the first one that is undamaged.
-        report: sends a report to Ray, or to a test.
-        on_timeout: called, from another thread, when an epoch takes longer than `job.epoch_timeout`.
-        ranks: this worker's rank among those of the trial.
-    """
-    host = socket.gethostname()
-    tags = {"host": host, "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"}
-    epoch = 0
-
-    def out_of_time() -> None:
-        assert on_timeout is not None
-        on_timeout(EpochTimeout(f"epoch {epoch + 1} took longer than {job.epoch_timeout:g} s (search.epoch_timeout)"))
-
-    try:
-        data = ranks.together(partial(open_dataset, job.data, fingerprint=job.fingerprint))
-    except DataError as error:
-        report({"fatal": f"{host}: {error}"}, None, ())
-        return
-    try:
-        with _memory(), epoch_limit(job.epoch_timeout, out_of_time) as epoch_ended:
-            resume_from, damage = _newest_undamaged(checkpoints, ranks)
-            for progress in train(
-                job.trial,
-                data,
-                device=device,
-                seed=job.seed,
-                resume_from=resume_from,
-                encoder_store=job.encoder_store,
-                ranks=ranks,
-            ):
-                epoch = progress.epoch
-                metrics: dict[str, Any] = {**progress.metrics, "epochs": job.trial.epochs}
-                if damage:
-                    start = f"resumed after epoch {epoch}" if progress.repeated else "started again from the beginning"
-                    metrics["note"] = tags["note"] = f"{damage}; {start}"
-                    damage = ""
-                metrics["tags"] = {**tags, **progress.tags}
-                if progress.repeated:
-                    report(metrics | {"history": list(progress.state.history)}, None, ())  # its checkpoint exists
-                else:
-                    report(metrics, partial(progress.state.save, trial=job.trial), kept(progress.state.history))
-                epoch_ended()
-    except (TunerError, DataError) as error:
-        if ranks.size > 1 and isinstance(error, TrialOutOfMemory):
-            raise  # the other ranks wait, and only an exception ends them
-        report({"error": f"{type(error).__name__}: {error}"}, None, ())
-    except OSError as error:
-        if (message := disk_full_message(error)) is None or ranks.size > 1:  # here the other ranks wait as well
-            raise
-        report({"fatal": f"{host}: {message}"}, None, ())
-
-
-def _newest_undamaged(checkpoints: Iterable[Path], ranks: Ranks) -> tuple[Path | None, str]:
-    """The first checkpoint that every rank finds undamaged, and what is wrong with those before it."""
-    damage: list[str] = []
-    for directory in checkpoints:
+    def _prepare_data(self) -> None:
+        """Open the data while there may be no trial yet; a trial reports what is wrong with it."""
         try:
-            ranks.together(partial(checkpoint.check, directory))
-            return directory, "; ".join(damage)
-        except CheckpointDamaged as error:
-            damage.append(str(error))
-    return None, "; ".join(damage)
+            self._data = self._open()
+        except DataError as error:
+            print(f"the data cannot be opened: {error}", file=sys.stderr)
 
+    def _train(self, assignment: Assignment) -> bool:
+        """Train a trial to its end; returns whether this process may train another one."""
+        begin_trial(self._device, max(1, int(self._resources.cpu)) if self._device.type == "cpu" else None)
+        number, job = assignment.number, self._job(assignment.suggestion)
+        stop = StopSignal(partial(self._ask, "until_unwanted", number), self._ranks, self._device)
+        reporter = Reporter(job.folder, self._scratch, partial(self._ask, "report", number))
+        try:
+            run(
+                job,
+                open_data=partial(self._watched_data, stop),
+                device=self._device,
+                checkpoints=checkpoints(job.folder, self._scratch, self._ranks),
+                report=reporter if self._ranks.rank == 0 else lambda *report: None,
+                on_timeout=partial(self._end_process, number),
+                ranks=self._ranks,
+            )
+            reporter.wait()
+        except TrialStopped:
+            return True
+        except TrialOutOfMemory as error:
+            self._ask("explain", number, f"{type(error).__name__}: {error}", False)
+            return self._ranks.size == 1 and self._device.type == "cpu"
+        except Exception as error:
+            may_succeed = self._ranks.size > 1 or again(error)
+            self._ask("explain", number, f"{type(error).__name__}: {' '.join(str(error).split())}", may_succeed)
+            if may_succeed:
+                raise
+            traceback.print_exc()
+        finally:
+            reporter.close()
+        return True
 
-@contextmanager
-def _memory() -> Iterator[None]:
-    """Raise TrialOutOfMemory in place of every exception that means it, whichever library raises it."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not known and not any(text in str(error) for text in CPU_OUT_OF_MEMORY):
-            raise
-        raise TrialOutOfMemory(
-            f"not enough memory on {socket.gethostname()} ({first_line(error)}); a smaller batch or a "
-            "smaller model needs less"
-        ) from error
+    def _watched_data(self, stop: StopSignal) -> Dataset:
+        """The data of a trial, which ends when `stop` says so."""
+        self._data = self._ranks.together(lambda: self._data or self._open())
+        return replace(self._data, before_batch=stop)
+
+    def _job(self, suggestion: Mapping[str, Any]) -> Job:
+        trial, trial_id = self._experiment.trial_config(suggestion["values"]), suggestion["trial_id"]
+        return Job(
+            trial_id=trial_id,
+            folder=self._trials / trial_id,
+            trial=trial,
+            seed=trial.seed(suggestion["number"]),
+            encoder_store=EncoderStore(directory=self._encoders, trial_id=trial_id),
+            epoch_timeout=self._experiment.search.epoch_timeout,
+        )
+
+    def _end_process(self, number: int, error: EpochTimeout) -> None:
+        """End this process, whose training hangs; called from another thread."""
+        self._ask("explain", number, f"{type(error).__name__}: {error}", True)
+        os._exit(1)
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the slot, and wait for its answer."""
+        return ray.get(getattr(self._slot, method).remote(*arguments))

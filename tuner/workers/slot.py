@@ -1,0 +1,250 @@
+"""A slot: an actor of Tune that trains trial after trial with the same workers.
+
+    Tune --- suggestion, report ---> Slot (this actor) <--- take, report --- worker 0, 1 … (tuner/workers/worker.py)
+                                      |                                        ^
+                                      +--- one Ray Train run: a controller ----+ starts them, and again when one is lost
+
+The workers import torch and open the data once. A trial is a message to them, and a report one from them; neither
+passes through Train, whose task is to keep the workers running. This actor and Train's controller do not import torch.
+"""
+
+import asyncio
+import os
+import pickle
+import threading
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import ray
+import ray.tune
+from pyarrow.fs import FSSpecHandler, PyFileSystem
+from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.train import BackendConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
+from ray.tune import PlacementGroupFactory
+
+from tuner.cluster.resources import Resources
+from tuner.errors import first_line
+from tuner.storage import searches
+from tuner.storage.place import Place
+from tuner.workers.mailbox import Mailbox
+from tuner.workers.messages import Assignment, is_last
+from tuner.workers.ray_internals import Trainer, root_cause
+
+if TYPE_CHECKING:
+    from tuner.config.experiment import Experiment
+
+# Seconds after which a slot without a trial ends its workers and gives back what they hold. Tune assigns the next trial
+# within milliseconds, if there is one.
+IDLE_SECONDS = 30.0
+# Seconds that the end of a slot waits for its workers to leave their trial.
+PATIENCE = 5.0
+# Seconds that a worker waits for another worker, which may decode shards for hours. Ray notices at once when one dies.
+RANKS_PATIENCE = 6 * 3600
+# Seconds that elastic workers wait for the number of workers that Ray has announced, before Train asks again: a node
+# may have died, and Ray may not have noticed. Workers of a fixed number wait for their resources however long it takes.
+ELASTIC_PATIENCE = 30
+
+
+def slot(
+    experiment: "Experiment", directory: Place, encoders: Place, resources: Resources, fingerprint: str
+) -> type["Slot"]:
+    """The class of a search's slots, for Tune.
+
+    Args:
+        experiment: what is searched.
+        directory: the search's; a trial's checkpoints are stored in `trials/<trial_id>` in it.
+        encoders: where pretrained encoders are kept, for all searches.
+        resources: of the workers of a slot.
+        fingerprint: of the data that the search began with.
+    """
+    # An experiment refers to models, hence to torch, which takes seconds to import and hundreds of megabytes. Pickled,
+    # it passes through this actor and Train's controller, which need neither.
+    sealed = pickle.dumps(
+        {
+            "experiment": experiment,
+            "trials": directory / searches.TRIALS,
+            "encoders": encoders,
+            "resources": resources,
+            "fingerprint": fingerprint,
+        }
+    )
+    limit, folder = experiment.search.failures.per_trial, directory / searches.RAY
+    return type("Slot", (Slot,), {"sealed": sealed, "resources": resources, "limit": limit, "folder": folder})
+
+
+class Slot(ray.tune.Trainable):
+    """Trains one trial at a time.
+
+    Tune calls its methods, and so do its workers: Ray runs the methods of a class with coroutines on one event loop.
+    """
+
+    sealed: ClassVar[bytes]  # what the workers need
+    resources: ClassVar[Resources]  # of the workers
+    limit: ClassVar[int]  # search.failures.per_trial
+    folder: ClassVar[Place]  # for Train's own files
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
+        """What this actor holds; its workers, which train, hold other resources. Tune refuses an empty request."""
+        return PlacementGroupFactory([{"memory": 64 * 2**20}])
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Start the workers."""
+        self._mailbox = Mailbox(self.limit)
+        self._mailbox.assign(config)
+        self._handle = ray.get_runtime_context().current_actor
+        self._wanted = threading.Event()  # whether the workers are to run
+        self._wanted.set()
+        self._idle: asyncio.TimerHandle | None = None
+        threading.Thread(target=self._keep_workers, name="train", daemon=True).start()
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next trial: Tune uses this actor again."""
+        self._mailbox.assign(new_config)
+        return True
+
+    async def train(self) -> dict[str, Any]:
+        """Wait for the next report of the trial."""
+        if self._idle is not None:
+            self._idle.cancel()
+        self._mailbox.resume()
+        self._wanted.set()
+        await self._mailbox.until_report()
+        result: dict[str, Any] = super().train()
+        self._idle = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._pause)
+        return result
+
+    def step(self) -> dict[str, Any]:
+        """The next report, which `train` has waited for; the last one says so to Tune."""
+        report = self._mailbox.next_report()
+        return {**report, "done": is_last(report)}
+
+    async def stop(self) -> None:
+        """End the slot, once its workers have left their trial. What they are, ends with this actor."""
+        self._pause()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._mailbox.until_idle(), PATIENCE)
+        super().stop()
+
+    # The workers call these; tuner/workers/mailbox.py describes them.
+
+    async def take(self, group: str, rank: int, taken: int) -> Assignment | None:
+        """Wait for the next trial."""
+        return await self._mailbox.take(group, rank, taken)
+
+    async def report(self, number: int, report: dict[str, Any]) -> bool:
+        """Give Tune a report."""
+        return await self._mailbox.report(number, report)
+
+    async def until_unwanted(self, number: int) -> None:
+        """Wait until a trial is not to be trained any further."""
+        await self._mailbox.until_unwanted(number)
+
+    async def explain(self, number: int, reason: str, again: bool) -> None:
+        """Say why a worker is about to end."""
+        self._mailbox.explain(number, reason, again=again)
+
+    async def excuse(self) -> None:
+        """Say that a worker is about to end and has not failed."""
+        self._mailbox.excuse()
+
+    async def workers_lost(self, reason: str) -> None:
+        """Say that workers have ended; Train's controller calls it, and the thread that keeps the workers."""
+        self._mailbox.workers_lost(reason)
+
+    def _pause(self) -> None:
+        self._wanted.clear()
+        self._mailbox.pause()
+
+    def _keep_workers(self) -> None:
+        """Run Train for as long as the slot wants workers, with a new controller when one is lost."""
+        while self._wanted.wait():
+            try:
+                self._trainer().fit()
+            except Exception as error:
+                ray.get(self._handle.workers_lost.remote(f"Ray Train's controller was lost ({first_line(error)})"))
+
+    def _trainer(self) -> Trainer:
+        scaling_config = scaling(self.resources)
+        if scaling_config.elasticity_enabled:
+            os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(ELASTIC_PATIENCE)
+        return Trainer(
+            work,
+            train_loop_config={"slot": self._handle, "sealed": self.sealed},
+            backend_config=process_group(self.resources),
+            scaling_config=scaling_config,
+            run_config=RunConfig(
+                name=f"slot-{uuid.uuid4().hex}",  # Train resumes a run of the same name
+                **ray_storage(self.folder),
+                callbacks=[Losses(self._handle)],
+                # The slot counts the failures of each trial.
+                failure_config=FailureConfig(max_failures=-1, max_preemption_failures=-1),
+                logging_config=LoggingConfig(log_level="WARNING"),
+            ),
+        )
+
+
+class Losses(UserCallback):
+    """Tells the slot of workers that are lost; runs in Train's controller."""
+
+    def __init__(self, slot: Any) -> None:
+        """Tell the actor `slot`."""
+        self._slot = slot
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Workers have raised an exception or died. One that was on a node that the cloud takes back has not failed."""
+        causes = [root_cause(error) for error in worker_exceptions.values()]
+        if any(isinstance(cause, RayActorError) and cause.preempted for cause in causes):
+            ray.get(self._slot.excuse.remote())
+        ray.get(self._slot.workers_lost.remote(_reason(causes[0])))
+
+
+def _reason(cause: BaseException) -> str:
+    """Why a worker was lost that has not said so itself."""
+    if isinstance(cause, OutOfMemoryError):
+        return "Ray killed its worker because the machine ran out of memory"
+    if isinstance(cause, RayActorError):
+        return "its worker crashed or was killed, as the kernel does when memory runs out (`dmesg` shows it)"
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+
+
+def work(config: dict[str, Any]) -> None:
+    """Train's loop, in a worker."""
+    from tuner.workers import worker  # imports torch
+
+    worker.work(**config)
+
+
+def scaling(resources: Resources) -> ScalingConfig:
+    """The workers of a slot as Train requests them."""
+    requested = {"CPU": resources.cpu}
+    if resources.gpu:
+        requested["GPU"] = resources.gpu
+    fixed = resources.min_workers == resources.max_workers
+    return ScalingConfig(
+        num_workers=resources.max_workers if fixed else (resources.min_workers, resources.max_workers),
+        use_gpu=resources.gpu > 0,
+        resources_per_worker=requested,
+    )
+
+
+def process_group(resources: Resources) -> BackendConfig:
+    """How the workers of a trial communicate; a single one needs no process group, which takes a second to start."""
+    if resources.max_workers == 1:
+        return BackendConfig()
+    from ray.train.torch import TorchConfig  # imports torch
+
+    # NCCL refuses two ranks on one GPU, and workers that hold a share of a GPU may be on one.
+    return TorchConfig(backend="nccl" if resources.gpu >= 1 else "gloo", timeout_s=RANKS_PATIENCE)
+
+
+def ray_storage(folder: Place) -> dict[str, Any]:
+    """A folder or URL for Ray's files, as the RunConfig of Tune and that of Train take it.
+
+    Ray reaches an object store through this project's driver, so that credentials and endpoint are configured once.
+    """
+    if isinstance(folder, Path):
+        return {"storage_path": str(folder)}
+    return {"storage_path": folder.path, "storage_filesystem": PyFileSystem(FSSpecHandler(folder.fs))}
