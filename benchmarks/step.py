@@ -1,15 +1,16 @@
 """A training step: tuner.training.supervised against the plain PyTorch loop that a user would write.
 
-    python benchmarks/step.py [--device cpu|cuda] [--threads 2]
+    python benchmarks/step.py [--device cpu|cuda] [--threads 2] [--no-graph]
 
 Both train the fused MLP of the source with Adam on the same sample videos from the same weights, in batches of 1024
 in a new order every epoch. The plain loop has a map-style Dataset over float32 arrays (normalised beforehand) that
 makes dense targets of zeros and ones, a DataLoader without workers, and torch's layers, loss and optimizer in
 float32. Ours has float16 rows of the cache, normalised in the model, and sparse labels; once in float32, and once in
 the precision that `auto` means here. Both also run with weights of the positives and an l2 penalty. A step begins
-with the request for a batch and ends with the updated weights. Whole epochs are timed, all ways in turns; the ratio
-is the median of the rounds' ratios. The clock is wall time, which needs a quiet machine; with --threads 1 on a CPU it
-is CPU time. The last line is one JSON object.
+with the request for a batch and ends with the updated weights. On a GPU our features are resident and a CUDA graph
+takes our steps, unless --no-graph is given. Whole epochs are timed, all ways in turns; the ratio is the median of the
+rounds' ratios. The clock is wall time, which needs a quiet machine; with --threads 1 on a CPU it is CPU time. The last
+line is one JSON object.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=6 * 1024, help="of the sample (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each, in turns (default: %(default)s)")
     parser.add_argument("--epochs", type=int, help="in each of these (default: 1 on a CPU, 10 on a GPU)")
+    parser.add_argument("--no-graph", action="store_true", help="ours without a CUDA graph")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no CUDA device here")
@@ -67,9 +69,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         sample = SampleConfig(directory=folder, train=options.videos, validate=100)
         config = DataConfig(
-            sample=sample, train=f"{folder}/train*.tfrecord", validate=f"{folder}/validate*.tfrecord", cache=folder
+            sample=sample,
+            train=f"{folder}/train*.tfrecord",
+            validate=f"{folder}/validate*.tfrecord",
+            cache=folder,
+            resident=True,
         )
-        milliseconds, shares = measure(open_dataset(config), options.batch_size, device, options.rounds, epochs)
+        graph = device.type == "cuda" and not options.no_graph
+        milliseconds, shares = measure(open_dataset(config), options.batch_size, device, options.rounds, epochs, graph)
     cpu = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     precision = "bf16" if uses_bf16(device, "auto") else "fp32"
     report = {
@@ -78,6 +85,7 @@ def main() -> None:
         "clock": "cpu" if clock_of(device) is time.process_time else "wall",
         "capabilities": [name for name in CAPABILITIES if cpu.get(name)],
         "auto": precision,
+        "cuda_graph": device.type == "cuda" and not options.no_graph,
         "batch_size": options.batch_size,
         "rounds": options.rounds,
         "aim": AIM[precision],
@@ -87,13 +95,16 @@ def main() -> None:
 
 
 def measure(
-    data: Dataset, batch_size: int, device: torch.device, rounds: int, epochs: int
+    data: Dataset, batch_size: int, device: torch.device, rounds: int, epochs: int, graph: bool
 ) -> tuple[dict[Way, list[float]], dict[str, float]]:
     """The milliseconds of a step by way and round, and the share of a step that its batch takes."""
     trainers: dict[Way, Ours | Plain] = {}
     for weighted in (False, True):
         plain = Plain(data, batch_size, device, weighted=weighted)
-        ours = {precision: Ours(data, batch_size, device, precision, weighted=weighted) for precision in PRECISIONS}
+        ours = {
+            precision: Ours(data, batch_size, device, precision, weighted=weighted, graph=graph)
+            for precision in PRECISIONS
+        }
         check_same_loss(ours["fp32"], plain)
         trainers["plain", weighted] = plain
         trainers.update({(precision, weighted): way for precision, way in ours.items()})
@@ -136,14 +147,14 @@ class Ours:
     """The part of `tuner.training.supervised.epochs` between two validations."""
 
     def __init__(
-        self, data: Dataset, batch_size: int, device: torch.device, precision: Precision, *, weighted: bool
+        self, data: Dataset, batch_size: int, device: torch.device, precision: Precision, *, weighted: bool, graph: bool
     ) -> None:
         torch.manual_seed(1)
         trial = TrialConfig(
             model=FusedMLPConfig(towers={"mean_rgb": 2048, "mean_audio": 256}, hidden=1200, dropout=DROPOUT),
             optimizer=OptimizerConfig(kind="adam", learning_rate=LEARNING_RATE),
             loss=LossConfig(l2=L2, pos_weight_power=POS_WEIGHT_POWER) if weighted else LossConfig(),
-            training=TrainingConfig(batch_size=batch_size, precision=precision),
+            training=TrainingConfig(batch_size=batch_size, precision=precision, cuda_graph=graph),
         )
         self.model = models.build(trial.model, data.sizes, data.statistics).to(device)
         optimizer = build_optimizer(trial.optimizer, self.model.parameters())

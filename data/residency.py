@@ -54,6 +54,9 @@ class Residency:
         self._needed: dict[torch.device, int] = {}  # bytes that training needs beside the copies
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[type[Residency], tuple[Wanted]]:
+        return Residency, (self.wanted,)  # another process makes copies of its own
+
     def copy_of(self, fingerprint: str, features_ND: Tensor, device: torch.device) -> Tensor | None:
         """The copy of these features on a GPU, made now if there is none; None where they are not resident.
 

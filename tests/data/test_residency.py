@@ -1,5 +1,7 @@
 """Which features get a copy on a device, and how long it lives; on a device without memory, with told numbers."""
 
+import pickle
+
 import pytest
 import torch
 
@@ -86,6 +88,13 @@ def test_what_lies_beside_is_dropped_as_well() -> None:
     assert embeddings.holds(META)
     embeddings.drop(META)
     assert not videos.holds(META)
+
+
+def test_another_process_starts_without_copies() -> None:
+    residency = Residency(True)
+    residency.copy_of("a", FEATURES, META)
+    received = pickle.loads(pickle.dumps(residency))
+    assert received.wanted is True and residency.holds(META) and not received.holds(META)
 
 
 def test_a_copy_that_does_not_fit_after_all_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:

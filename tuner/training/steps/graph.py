@@ -71,17 +71,21 @@ class GraphedStep:
         """Record the kernels of a step, without running them."""
         self.batch = with_room(batch)
         graph = torch.cuda.CUDAGraph()
-        generator = torch.cuda.default_generators[torch.empty(0, device=self.device).device.index]
+        current = torch.cuda.current_stream(self.device)
+        generator = torch.cuda.default_generators[current.device_index]
         before = generator.clone_state()
         try:
-            for one in self.generators:
-                graph.register_generator_state(one)
-            # Other threads, which bring batches, may allocate meanwhile.
-            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-                step(self.batch)
+            with torch.cuda.device(self.device):  # generators are registered for the current device
+                for one in self.generators:
+                    graph.register_generator_state(one)
+                # Other threads, which bring batches, may allocate meanwhile.
+                with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+                    step(self.batch)
             self.graph = graph
         except RuntimeError as error:
-            generator.graphsafe_set_state(before)  # a capture that fails does not end for its generator
+            # A capture that fails leaves its stream as the current one, and its generator in the state of a capture.
+            torch.cuda.set_stream(current)
+            generator.graphsafe_set_state(before)
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             if self.required:
