@@ -22,7 +22,9 @@ experiments:
     data: {train: train*, validate: validate*, features: {rgb: 4}, num_classes: 3}
     model: {kind: fused_mlp, towers: {rgb: 4}, hidden: 4, dropout: {uniform: [0.1, 0.6]}}
     optimizer: {kind: adam, learning_rate: 0.01}
+    training: {epochs: 9}
 """
+EPOCHS = 9
 ID = "s-0000"
 
 
@@ -63,12 +65,13 @@ class Driver:
     def start(self) -> None:
         self.recorder.on_trial_start(0, [], self.trial)
 
-    def hear(self, epoch: int, history: list[float] | None = None) -> None:
+    def hear(self, epoch: int, history: list[float] | None = None) -> dict[str, Any]:
         tags = {"host": "h", "device": "cpu"}
-        result: dict[str, Any] = {"epoch": epoch, "epochs": 9, "tags": tags, "pid": 1, **metrics(epoch)}
+        result: dict[str, Any] = {"epoch": epoch, "epochs": EPOCHS, "tags": tags, "pid": 1, **metrics(epoch)}
         if history is not None:
             result["history"] = [{"epoch": past + 1, **metrics(past + 1)} for past in range(len(history))]
         self.recorder.on_trial_result(0, [], self.trial, result)
+        return result
 
     def complete(self) -> None:
         self.recorder.on_trial_complete(0, [], self.trial)
@@ -145,9 +148,43 @@ def test_a_trial_that_completes_is_finished(driver: Driver) -> None:
 def test_a_trial_records_what_stopped_it(driver: Driver) -> None:
     driver.start()
     driver.hear(1)
-    driver.scheduler.stopped.add(ID)
+    driver.scheduler.stopped[ID] = 1
     driver.complete()
     assert driver.history.stopped_by == "asha"
+
+
+def test_epochs_after_the_one_that_stopped_a_trial_do_not_count(driver: Driver) -> None:
+    driver.start()
+    driver.scheduler.stopped[ID] = 1
+    assert driver.hear(2, history=[0.1, 0.2])["gap_best"] == 0.1  # Tune gives the searcher this result
+    driver.complete()
+    assert driver.history.reports == {1: metrics(1)}
+
+
+def test_a_stop_that_a_killed_driver_did_not_record_is_recorded_by_the_next_one(driver: Driver) -> None:
+    driver.hear(1)
+    driver.scheduler.stopped[ID] = 1  # as it decides from the journal
+    driver.told.clear()
+    driver.recorder.catch_up()
+    assert (driver.history.status, driver.history.stopped_by) == ("finished", "asha")
+    ended = [("mlflow", "start_trial"), ("mlflow", "report"), ("mlflow", "finish_trial"), ("screen", "trial_ended")]
+    assert driver.methods() == ended
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["", "at its last epoch"])
+def test_a_trial_whose_last_epoch_a_killed_driver_recorded_has_completed(driver: Driver, stopped: bool) -> None:
+    driver.hear(EPOCHS)
+    if stopped:
+        driver.scheduler.stopped[ID] = EPOCHS
+    driver.recorder.catch_up()
+    assert (driver.history.status, driver.history.stopped_by) == ("finished", None)
+
+
+def test_a_trial_that_was_running_continues(driver: Driver) -> None:
+    driver.hear(EPOCHS - 1)
+    driver.told.clear()
+    driver.recorder.catch_up()
+    assert driver.history.status == "running" and driver.told == []
 
 
 def test_a_trial_that_reports_an_error_is_failed(driver: Driver) -> None:

@@ -51,8 +51,11 @@ class Search:
         self.running[number] = Trial(f"tune-{self.drivers}-{number}", id)
         self.scheduler.on_trial_add(None, self.running[number])
 
-    def report(self, number: int, gap: float) -> str:
-        """Report the next epoch of a trial, which starts if it is new; returns the decision."""
+    def report(self, number: int, gap: float, *, killed: bool = False) -> str:
+        """Report the next epoch of a trial, which starts if it is new; returns the decision.
+
+        With `killed`, the driver is killed when the epoch is in the journal and the end of the trial is not.
+        """
         id = f"s-{number}"
         if id not in self.history.trials:
             self.history.trials[id] = TrialHistory(number=number, id=id, values={}, sampler_state={})
@@ -61,10 +64,11 @@ class Search:
         result = {"epoch": len(trial.reports) + 1, "epochs": EPOCHS, "gap": gap}
         decision = self.scheduler.on_trial_result(None, self.running[number], result)
         trial.reports[result["epoch"]] = {"gap": gap}
+        self.history.reported.append((id, result["epoch"]))
+        if killed:
+            self.drive()
         if decision == TrialScheduler.STOP or result["epoch"] == EPOCHS:
-            if decision != TrialScheduler.STOP:
-                self.scheduler.on_trial_complete(None, self.running[number], result)
-            trial.status = "finished"
+            self.history.trials[id].status = "finished"
             del self.running[number]
         return decision
 
@@ -92,6 +96,33 @@ def decisions(
             yield number, len(search.history.trials[f"s-{number}"].reports), decision
 
 
+@pytest.mark.parametrize("config", [ASHA, MEDIAN, NONE], ids=lambda config: config.kind)
+@settings(max_examples=60, deadline=None)
+@given(stream=st.lists(st.tuples(st.integers(0, 5), st.floats(0, 1)), max_size=50), cut=st.integers(0, 50))
+def test_a_driver_that_was_killed_before_it_recorded_a_stop_decides_it_again(
+    config: SchedulerConfig, stream: list[Report], cut: int
+) -> None:
+    search = Search(config)
+    for step, (number, gap) in enumerate(stream):
+        if search.is_over(number):
+            continue
+        decision = search.report(number, gap, killed=step == cut)
+        if step == cut and (epoch := len(search.history.trials[f"s-{number}"].reports)) < EPOCHS:
+            stopped = {f"s-{number}": epoch} if decision == TrialScheduler.STOP else {}
+            assert search.scheduler.stopped == stopped
+
+
+def test_of_several_epochs_in_a_report_the_first_that_stops_the_trial_counts() -> None:
+    search = Search(ASHA)
+    search.report(0, 0.9)
+    trial = Trial("tune", "s-1")
+    search.history.trials["s-1"] = TrialHistory(number=1, id="s-1", values={}, sampler_state={})
+    epochs = [{"epoch": epoch, "gap": 0.5} for epoch in (1, 2)]
+    result = {**epochs[-1], "epochs": EPOCHS, "history": epochs}
+    assert search.scheduler.on_trial_result(None, trial, result) == TrialScheduler.STOP
+    assert search.scheduler.stopped == {"s-1": 1}
+
+
 streams = st.lists(st.tuples(st.integers(0, 5), st.floats(0, 1)), max_size=50)
 
 
@@ -112,8 +143,8 @@ def test_epochs_reported_again_change_no_later_decision(config: SchedulerConfig,
     for number, gap in stream:
         if plain.is_over(number):
             continue
-        if number in repeating.running and repeating.repeat(number) == TrialScheduler.STOP:
-            return  # others are better meanwhile: it may be stopped now
+        if number in repeating.running:
+            assert repeating.repeat(number) == TrialScheduler.CONTINUE  # it was not stopped when they were new
         assert repeating.report(number, gap) == plain.report(number, gap)
 
 
@@ -122,7 +153,7 @@ def test_asha_stops_a_trial_that_is_not_in_the_best_third_of_a_rung() -> None:
     for number, gap in enumerate((0.9, 0.8, 0.7, 0.6)):
         decision = search.report(number, gap)
         assert decision == (TrialScheduler.CONTINUE if number == 0 else TrialScheduler.STOP)
-    assert search.scheduler.stopped == {"s-1", "s-2", "s-3"}
+    assert search.scheduler.stopped == {"s-1": 1, "s-2": 1, "s-3": 1}
     assert search.report(4, 0.95) == TrialScheduler.CONTINUE
 
 
@@ -143,7 +174,7 @@ def test_the_last_epoch_stops_no_trial(config: SchedulerConfig) -> None:
             search.report(number, 0.5)
     *_, last = [search.report(9, 0.5) for _ in range(EPOCHS - 1)] + [search.report(9, 0.0)]
     assert last == TrialScheduler.CONTINUE
-    assert search.scheduler.stopped == set()
+    assert search.scheduler.stopped == {}
 
 
 def test_asha_lets_a_trial_of_fewer_epochs_complete() -> None:
@@ -185,7 +216,6 @@ def test_a_report_of_an_error_is_no_epoch() -> None:
     search = Search(ASHA)
     search.report(0, 0.9)
     assert search.scheduler.on_trial_result(None, search.running[0], {"error": "it broke"}) == TrialScheduler.CONTINUE
-    search.scheduler.on_trial_complete(None, search.running[0], {"error": "it broke"})
 
 
 def test_a_failed_trial_stays_in_its_rungs_after_a_resume() -> None:

@@ -141,11 +141,9 @@ class _Search:
     def run(self) -> int:
         """Train the trials that remain, then score the best one."""
         console, search, settings, tracker = self.console, self.search, self.experiment.search, self.tracker
-        # A search that has ended is resumed only to write to MLflow what it has not received.
-        due = 0 if search.ended else search.planned - len(search.trials) + len(search.unfinished)
         stored = f", at the end {self.directory / LOG}" if is_url(self.directory) else ""
         console.print(
-            f"search {search.id} of {search.experiment}: {due} of {search.planned} trials to run, "
+            f"search {search.id} of {search.experiment}: {self._due} of {search.planned} trials to run, "
             f"{describe(self.layout)}; Ray's own log: {self.log}{stored}"
         )
         status = "KILLED"  # until the search has ended: a resume continues it
@@ -160,10 +158,10 @@ class _Search:
                 _log_data(tracker, split, cache, getattr(self.experiment.data, split))
             scheduler = ReplayingScheduler(settings.scheduler, search, self.experiment.max_epochs)
             recorder = Recorder(self.experiment, self.journal, tracker, console, scheduler, self.stop)
-            recorder.catch_up()
             head = ray.get_runtime_context().gcs_address
             with console.searching(search), watch(head, partial(self._exit_without_ray, head)):
-                if due:
+                recorder.catch_up()
+                if self._due:
                     stages.begin("trials")
                     self._fit(scheduler, recorder)
                 if not self.stop.interrupted:
@@ -181,6 +179,12 @@ class _Search:
         self._conclude_tracking(undelivered)
         stages.begin("closing")
         return print_summary(search, self.stop, self.experiment, self.data, console)
+
+    @property
+    def _due(self) -> int:
+        """How many trials remain to be run; a search that has ended is resumed only to write to MLflow."""
+        search = self.search
+        return 0 if search.ended else search.planned - len(search.trials) + len(search.unfinished)
 
     def _conclude_tracking(self, undelivered: int) -> None:
         """Record that MLflow has everything, or print what it does not have."""

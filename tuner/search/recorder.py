@@ -72,12 +72,18 @@ class Recorder(Unsaved, Callback):
         self._console.trial_started(history, describe_settings(history.settings))
 
     def catch_up(self) -> None:
-        """Write to MLflow the trials that have ended: an earlier driver may have been killed before it did so."""
+        """Do what an earlier driver was killed before: end the trials whose last epoch it recorded, write to MLflow."""
         for history in self._search.trials.values():
-            if history.status != "running":
-                self._open(history)
-                for epoch, metrics in history.reports.items():
-                    self._tracker.report(history.id, epoch, metrics, {})
+            running = history.status == "running"
+            missing = self._experiment.trial_config(history.values).epochs - history.last_epoch if running else 0
+            if missing and history.id not in self._scheduler.stopped:
+                continue
+            self._open(history)
+            for epoch, metrics in history.reports.items():
+                self._tracker.report(history.id, epoch, metrics, {})
+            if running:
+                self._end(history, None, self._scheduler.name if missing else None)
+            else:
                 self._close(history)
 
     def _open(self, history: TrialHistory) -> None:
@@ -107,6 +113,9 @@ class Recorder(Unsaved, Callback):
             self._journal.append("resumed", id=history.id, epoch=result["epoch"])
             self._console.trial_resumed(history, result["epoch"])
         for epoch, metrics in epochs_of(result):
+            if epoch > self._scheduler.stopped.get(history.id, epoch):
+                break  # it was stopped earlier
+            result.update(metrics)  # Tune gives it to the searcher
             metrics = recorded_metrics(metrics)
             is_new = epoch not in history.reports
             if is_new:

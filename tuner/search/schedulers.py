@@ -7,14 +7,14 @@ pauses trials, such as Tune's synchronous HyperBand, cannot be used: it needs Tu
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from statistics import fmean, median
 from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from tuner.config.search import SchedulerConfig
-from tuner.storage.journal import SearchHistory, TrialHistory, Unsaved
+from tuner.storage.journal import SearchHistory, Unsaved
 from tuner.workers.messages import epochs_of
 
 # Tune's own clock, training_iteration, begins again whenever a trial's actor restarts; the epoch does not.
@@ -23,11 +23,16 @@ CLOCK = "epoch"
 MIN_OTHERS = 3
 
 
-class ReplayingScheduler(Unsaved, TrialScheduler):
-    """A scheduler of Tune that first receives the epochs in the journal, and stops no trial after its last epoch."""
+class ReplayingScheduler(Unsaved, FIFOScheduler):
+    """A scheduler of Tune that first receives the epochs in the journal, and stops no trial after its last epoch.
+
+    It receives them in the order in which they were reported, so it decides again as it did then: a driver that was
+    killed may have recorded an epoch and not the decision that followed. The inner scheduler receives nothing but
+    epochs, since the journal has nothing else for it.
+    """
 
     def __init__(self, config: SchedulerConfig, search: SearchHistory, max_epochs: int) -> None:
-        """Make the scheduler and give it the epochs of the trials that have ended.
+        """Make the scheduler and give it the epochs in the journal.
 
         Args:
             config: which scheduler, and its settings.
@@ -38,46 +43,30 @@ class ReplayingScheduler(Unsaved, TrialScheduler):
         self.name = config.kind
         self._inner = SCHEDULERS[config.kind](config, max_epochs)
         self._search = search
-        self.stopped: set[str] = set()  # ids, those of the journal, of the trials that it stopped
-        for trial in search.trials.values():
-            if trial.status != "running":
-                past = _Past(trial)
-                self._inner.on_trial_add(None, past)
-                self._replay(past, trial)
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Add a trial, with its earlier epochs where a resume continues it."""
-        self._inner.on_trial_add(tune_controller, trial)
-        self._replay(trial, self._search.trials[trial.config["trial_id"]])
+        self._trials: dict[str, _Trial] = {}  # by their id in the journal
+        # The epochs after which it stopped trials, by id; at first of those that have not ended in the journal.
+        self.stopped: dict[str, int] = {}
+        for id, epoch in search.reported:
+            trial = search.trials[id]
+            decision = self._decide(id, epoch, trial.reports[epoch])
+            if decision == TrialScheduler.STOP and trial.status == "running" and epoch == trial.last_epoch:
+                self.stopped[id] = epoch
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Decide after an epoch. The last epoch never stops a trial: it ends anyway, and stopping it takes seconds."""
+        """Decide after an epoch. The last epoch never stops a trial: it ends anyway, and stopping it takes seconds.
+
+        Where a report has several epochs, the first one that stops the trial counts.
+        """
         if CLOCK not in result:
             return TrialScheduler.CONTINUE
-        decision = TrialScheduler.CONTINUE
+        history = self._search.trials[trial.config["trial_id"]]
         for epoch, metrics in epochs_of(result):
-            decision = self._inner.on_trial_result(tune_controller, trial, {**metrics, CLOCK: epoch})
-        if decision == TrialScheduler.STOP and result[CLOCK] < result["epochs"]:
-            self.stopped.add(trial.config["trial_id"])
-            return TrialScheduler.STOP
+            if epoch in history.reports:
+                continue  # the decision was made when it was recorded
+            if self._decide(history.id, epoch, metrics) == TrialScheduler.STOP and epoch < result["epochs"]:
+                self.stopped[history.id] = epoch
+                return TrialScheduler.STOP
         return TrialScheduler.CONTINUE
-
-    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Remove a trial that failed."""
-        self._inner.on_trial_error(tune_controller, trial)
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Record the end of a trial."""
-        if CLOCK in result and "gap" in result:
-            self._inner.on_trial_complete(tune_controller, trial, result)
-
-    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        """Remove a trial that Tune has terminated."""
-        self._inner.on_trial_remove(tune_controller, trial)
-
-    def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        """The trial that has waited longest."""
-        return self._inner.choose_trial_to_run(tune_controller)
 
     def debug_string(self) -> str:
         """A line for Tune's log."""
@@ -92,9 +81,11 @@ class ReplayingScheduler(Unsaved, TrialScheduler):
         """Ignore the metric of the search, which is a trial's score; a scheduler compares `metric`."""
         return True
 
-    def _replay(self, trial: Any, history: TrialHistory) -> None:
-        for epoch, metrics in sorted(history.reports.items()):
-            self._inner.on_trial_result(None, trial, {CLOCK: epoch, **metrics})
+    def _decide(self, id: str, epoch: int, metrics: Mapping[str, Any]) -> str:
+        if id not in self._trials:
+            self._trials[id] = _Trial(id)
+            self._inner.on_trial_add(None, self._trials[id])
+        return str(self._inner.on_trial_result(None, self._trials[id], {**metrics, CLOCK: epoch}))
 
 
 class MedianRule(FIFOScheduler):
@@ -127,12 +118,12 @@ class MedianRule(FIFOScheduler):
         return TrialScheduler.STOP
 
 
-class _Past:
-    """A trial that has ended, with the attributes that schedulers read."""
+class _Trial:
+    """A trial under its id in the journal, which all drivers of a search know; it has what schedulers read."""
 
-    def __init__(self, history: TrialHistory) -> None:
-        self.trial_id = history.id
-        self.config = {"trial_id": history.id}
+    def __init__(self, id: str) -> None:
+        self.trial_id = id
+        self.config = {"trial_id": id}
 
 
 def _asha(config: SchedulerConfig, max_epochs: int, brackets: int = 1) -> TrialScheduler:

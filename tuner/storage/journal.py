@@ -96,6 +96,7 @@ class SearchHistory:
     tracking_uri: str  # of MLflow, without its credentials
     overrides: tuple[str, ...] = ()  # `--set` options of the command that started it
     trials: dict[str, TrialHistory] = field(default_factory=dict)  # by id, in order of suggestion
+    reported: list[tuple[str, int]] = field(default_factory=list)  # (id of the trial, epoch) of each report, in order
     attempts: list[Attempt] = field(default_factory=list)  # its drivers, the newest last
     study_state: dict[str, Any] = field(default_factory=dict)  # what the sampler stored with the study
     num_ended: int = 0  # number of trials that finished or failed
@@ -238,6 +239,7 @@ def _apply(search: SearchHistory | None, entry: dict[str, Any]) -> SearchHistory
             )
         case "report":
             search.trials[entry["id"]].reports[entry["epoch"]] = entry["metrics"]
+            search.reported.append((entry["id"], entry["epoch"]))
         case "resumed":
             pass  # for people and tests who want to know what a fault cost
         case "finished" | "failed":
