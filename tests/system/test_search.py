@@ -15,6 +15,7 @@ from tests.support.searches import assert_nothing_was_lost, entries_of, processe
 from tests.support.workplace import Workplace, wait_for
 from tuner.config.experiment import load
 from tuner.search.begin import frequency_baseline, mention_unfinished
+from tuner.storage import searches
 from tuner.training.dataset import open_dataset
 from tuner.training.pipelines import train
 
@@ -51,6 +52,17 @@ def test_a_new_search_reports_an_earlier_one_that_has_not_ended(finished_search:
         f"search {finished_search.directory.name} of tiny has not ended; --resume continues it, "
         "and this is a new search"
     ]
+
+
+@pytest.mark.slow
+def test_an_unreachable_mlflow_ends_a_search_in_one_sentence_before_it_begins(workplace: Workplace) -> None:
+    """MLflow connects while Ray starts: the search must not begin before both have."""
+    uri = "http://127.0.0.1:1"
+    code, printed = workplace.run("tiny", "--tracking-uri", uri)
+    assert code == 2 and printed.splitlines()[-1].startswith(f"MLflow at {uri}: "), printed
+    assert "Traceback" not in printed and "trial 000" not in printed
+    assert not searches.folders(workplace.folder / "storage", "tiny")
+    assert not processes_of(workplace)
 
 
 @pytest.mark.slow

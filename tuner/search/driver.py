@@ -1,6 +1,6 @@
 """A search from beginning to end, on the driver. A new, a resumed and an extended search take the same steps.
 
-    open the journal -> open the data -> MLflow -> Ray -> Tuner.fit -> score the best trial -> MLflow -> print a summary
+    open the journal -> open the data -> MLflow beside Ray -> Tuner.fit -> score the best trial -> MLflow -> summary
 
 Everything that a trial does arrives in `Recorder`, the only Tune callback: it writes the journal first, then MLflow,
 then the screen.
@@ -8,6 +8,7 @@ then the screen.
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
@@ -97,11 +98,13 @@ def _run(
     for split, cache in (("train", data.train), ("validate", data.validate)):
         for path, reason in cache.skipped:
             console.print(f"data.{split}: left out {path}: {reason}")
-    with at(directory / LOG).buffered() as log, quiet(log), stages.reported():
-        stages.begin("mlflow")
-        tracker = Tracker(uri, experiment.name, environment_tags(PROJECT))
+    with at(directory / LOG).buffered() as log, quiet(log), stages.reported(), ThreadPoolExecutor(1) as background:
         stages.begin("ray")
+        # A new database of MLflow takes as long as a Ray.
+        connecting = background.submit(lambda: Tracker(uri, experiment.name, environment_tags(PROJECT)))
         with connection.connect(connection.resolve_address(options.address)) as attempt:
+            stages.begin("mlflow")
+            tracker = connecting.result()
             stages.begin("journal")
             shared_storage.check_shared(directory)
             private = attempt.scratch is not None
