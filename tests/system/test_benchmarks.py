@@ -1,14 +1,20 @@
 """Every benchmark runs from the project's root and prints its comparison and one JSON object in the last line."""
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
+from optuna.trial import FixedTrial
 
+from models.video.fused_mlp import FusedMLPConfig
 from tests.support.workplace import PROJECT
+from tuner.config.experiment import load
+from tuner.search.searcher import optuna_distribution
 
 pytestmark = pytest.mark.bench
 
@@ -16,6 +22,7 @@ TINY = {
     "decode": ["--videos", "200", "--rounds", "1"],
     "feed": ["--videos", "200", "--rounds", "1", "--batch-size", "64"],
     "gap": ["--videos", "1024", "--rounds", "1", "--stream", "2048"],
+    "search": ["--trials", "3", "--epochs", "2", "--videos", "400"],
     "pretrain": ["--videos", "128", "--rounds", "1", "--batch-size", "64", "--threads", "1"],
     "step": ["--videos", "128", "--rounds", "1", "--batch-size", "64", "--threads", "1"],
 }
@@ -41,8 +48,64 @@ def test_a_benchmark_ends_with_one_json_line_that_has_its_ratio(name: str) -> No
 def test_every_benchmark_has_a_test_here() -> None:
     scripts = {path.stem for path in Path(PROJECT, "benchmarks").glob("*.py")}
     # These take minutes to hours: searches on a real Ray, many trials (few_labels), trials on real videos (ensemble).
-    large = {"trials", "driver", "driver_calibration", "few_labels", "ensemble", "faults", "storm"}
+    large = {"driver", "driver_calibration", "few_labels", "ensemble", "faults", "storm"}
     assert scripts - large - {"card"} == TINY.keys() | {"compare"}
+
+
+@pytest.fixture
+def search(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(PROJECT / "benchmarks")  # as Python does it for a program
+    return importlib.import_module("search")
+
+
+def test_the_peers_search_what_quickstart_searches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(PROJECT / "benchmarks" / "peers")
+    peer = importlib.import_module("quickstart")
+    ours = load(PROJECT / "experiments.yaml", "quickstart")
+    trial = FixedTrial({**peer.DEFAULTS, "l2_kind": "some", "l2": 1.0})
+    peer.suggest(trial)
+    drawn = {"model.dropout": "dropout", "optimizer.learning_rate": "learning_rate", "loss.l2.loguniform": "l2"}
+    space = ours.space.distributions({**ours.space.defaults(), "loss.l2": "loguniform", "loss.l2.loguniform": 1.0})
+    assert {name: trial.distributions[own] for name, own in drawn.items()} == {
+        name: optuna_distribution(space[name]) for name in drawn
+    }
+    assert space.keys() - drawn.keys() == {"loss.l2"} and len(trial.distributions) == len(space)
+    assert ours.space.defaults() == {
+        "model.dropout": peer.DEFAULTS["dropout"],
+        "optimizer.learning_rate": peer.DEFAULTS["learning_rate"],
+        "loss.l2": "0",
+    }
+    settings = ours.trial_config(ours.space.defaults())
+    assert settings.model == FusedMLPConfig(
+        towers=dict(zip(ours.data.features, peer.TOWERS, strict=True)), hidden=peer.HIDDEN, dropout=0.45
+    )
+    assert tuple(ours.data.features.values()) == peer.WIDTHS and ours.data.num_classes == peer.NUM_CLASSES
+    assert settings.training.batch_size == peer.BATCH_SIZE
+    assert (ours.search.scheduler.grace, ours.search.scheduler.reduction) == (peer.GRACE, peer.REDUCTION)
+
+
+def test_the_seconds_between_trials_are_those_of_each_place(search: ModuleType) -> None:
+    one_after_the_other = [(0.0, 5.0), (5.2, 8.0), (9.0, 12.0)]
+    assert search.between(one_after_the_other) == pytest.approx([0.2, 1.0])
+    two_at_a_time = [(0.0, 5.0), (1.0, 4.0), (4.5, 9.0), (6.0, 7.0)]
+    assert search.between(two_at_a_time) == pytest.approx([0.5, 1.0])
+    the_driver_noted_the_end_late = [(0.0, 5.05), (5.0, 8.0)]
+    assert search.between(the_driver_noted_the_end_late) == [0.0]
+
+
+def test_the_parts_of_a_search_leave_out_no_second(search: ModuleType) -> None:
+    process = search.Process(began=100.0, seconds=30.0, memory_mib=0.0)
+    begun = [("imports", 101.0, 4.0), ("trials", 105.0, 20.0), ("closing", 125.0, 3.0)]
+    reports = {"0": [{"time": 112.0, "metrics": {"seconds": 2.0}}], "1": [{"time": 124.0, "metrics": {"seconds": 2.0}}]}
+    assert search.parts_of(process, begun, reports) == {
+        "starting Python": 1.0,
+        "imports": 4.0,
+        "first slot": 5.0,
+        "training": 14.0,
+        "ending the trials": 1.0,
+        "closing": 3.0,
+        "ending Python": 2.0,
+    }
 
 
 def test_models_are_tuned_alike_and_no_finished_run_is_repeated(tmp_path: Path) -> None:
