@@ -41,25 +41,24 @@ def run() -> int:
         print(explain(options.explain))
         return 0
 
+    from tuner.imports import without_garbage_collection
     from tuner.search import stages
 
     stages.begin("imports")
-    # Imported here: `--help` needs none of it, and these know torch, ray and mlflow.
-    from tuner.config.experiment import load
-    from tuner.console import Console
-    from tuner.project import experiments_file, storage_place
+    with without_garbage_collection():  # here: `--help` needs none of it, and these know torch, ray and optuna
+        from tuner.config.experiment import load
+        from tuner.console import Console
+        from tuner.project import experiments_file, storage_place
+        from tuner.search import driver
+        from tuner.search.begin import Options
+        from tuner.search.dry_run import dry_run
 
     overrides = (*options.set, *([f"search.trials={options.trials}"] if options.trials is not None else []))
     file = experiments_file(options.file)
     console = Console()
     if options.dry_run:
-        from tuner.search.dry_run import dry_run
-
         dry_run(load(file, options.experiment, overrides), console, address=options.address)
         return 0
-
-    from tuner.search import driver
-    from tuner.search.begin import Options
 
     return driver.run(
         file,

@@ -44,7 +44,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"data/schema.py"},
     "tuner": set(),  # tuner/__init__.py
     "tuner.errors": {"data"},
-    "tuner.redact": {"data", "tuner.errors"},
+    "tuner.imports": set(),
+    "tuner.redact": {"data", "tuner.errors", "tuner.imports"},
 }
 
 
