@@ -368,7 +368,7 @@ def fit(
     stop = StopRule(experiment, search)
     scheduler = ReplayingScheduler(experiment.search.scheduler, search, experiment.max_epochs)
     recorder = Recorder(experiment, open_journal, tracker, console, scheduler, stop)
-    searcher = JournaledSearch(experiment, open_journal, lambda: slots, stop.halt)
+    searcher = JournaledSearch(experiment, open_journal, lambda: slots, stop)
     clock, delays, meter = world
     for thing, method, name in (
         (searcher, "suggest", "suggest"),
@@ -439,7 +439,7 @@ def resume(experiment: Experiment, directory: Path, uri: str | None, slots: int)
         assert search is not None
         start = time.process_time()
         stop = StopRule(experiment, search)
-        JournaledSearch(experiment, open_journal, lambda: slots, stop.halt)
+        JournaledSearch(experiment, open_journal, lambda: slots, stop)
         take("searcher_s", start)
         start = time.process_time()
         scheduler = ReplayingScheduler(experiment.search.scheduler, search, experiment.max_epochs)

@@ -256,3 +256,45 @@ def test_settings_are_named_by_their_yaml_path() -> None:
         "loss.deep.er": [1],
         "seed": 1,
     }
+
+
+def test_a_lost_worker_is_told_and_the_trial_goes_on(driver: Driver) -> None:
+    driver.start()
+    driver.recorder.on_trial_result(0, [], driver.trial, {"failure": "its worker crashed", "failures": 1})
+    (_, _, told) = next(call[1:] for call in driver.told if call[1] == "trial_noted")[-3:]
+    assert told == "its worker crashed; it resumes from its last checkpoint"
+    assert driver.history.status == "running"
+
+
+def test_a_lost_slot_counts_as_a_failure_of_its_trial_beside_lost_workers(driver: Driver) -> None:
+    driver.start()
+    driver.trial.last_result = {"failures": 2}
+    driver.recorder.on_trial_recover(0, [], driver.trial)
+    assert driver.trial.config["failures"] == 3
+    driver.trial.last_result = {"epoch": 1}
+    driver.recorder.on_trial_recover(0, [], driver.trial)
+    assert driver.trial.config["failures"] == 4
+
+
+def test_scores_from_a_slot_are_journaled_and_the_trial_ends_once(driver: Driver) -> None:
+    driver.start()
+    driver.hear(1)
+    driver.complete()
+    ended = len(driver.told)
+    scoring = SimpleNamespace(config={"trial_id": ID, "score": True}, get_error=lambda: RuntimeError("gone"))
+    scored = {"winner": ID, "scores": {"validate": {"gap": 0.5}}, "classes": {"validate": "class,name\n"}, "notes": []}
+    driver.recorder.on_trial_start(0, [], scoring)
+    driver.recorder.on_trial_result(0, [], scoring, scored)
+    driver.recorder.on_trial_complete(0, [], scoring)
+    driver.recorder.on_trial_error(0, [], scoring)
+    assert len(driver.told) == ended
+    assert journal.read(driver.journal.directory).winner == {"trial": ID, "metrics": {"validate": {"gap": 0.5}}}
+    assert (driver.journal.directory / "classes-validate.csv").read_text() == "class,name\n"
+
+
+def test_a_slot_that_cannot_score_says_why(driver: Driver) -> None:
+    driver.start()
+    scoring = SimpleNamespace(config={"trial_id": ID, "score": True})
+    driver.recorder.on_trial_result(0, [], scoring, {"error": "NoShardsError: none", "notes": ["a note"]})
+    told = [call[2] for call in driver.told if call[:2] == ("screen", "print")]
+    assert told == ["scoring the best trial: a note", "scoring the best trial: NoShardsError: none"]

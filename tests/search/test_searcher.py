@@ -17,6 +17,7 @@ from tuner.config.experiment import Experiment, load
 from tuner.errors import ConfigError
 from tuner.search import samplers, tpe
 from tuner.search.searcher import JournaledSearch
+from tuner.search.stopper import StopRule
 from tuner.storage import journal
 from tuner.storage.journal import Journal, TrialHistory
 
@@ -57,7 +58,10 @@ class Driver:
             facts = {"fingerprint": "f", "tracking_uri": "-", "baseline": 0.1, "overrides": []}
             facts |= {"version": journal.VERSION, "planned": experiment.search.trials}
             self.journal.append("search", id=directory.name, experiment="tiny", **facts)
-        self.searcher = JournaledSearch(experiment, self.journal, lambda: concurrency, pytest.fail)
+        assert self.journal.search is not None
+        self.searcher = JournaledSearch(
+            experiment, self.journal, lambda: concurrency, StopRule(experiment, self.journal.search)
+        )
         self.asked = 0
 
     @property
@@ -88,7 +92,7 @@ class Driver:
     def run(self) -> list[dict[str, Any]]:
         """Run all trials that remain; returns their configurations."""
         done = []
-        while (asked := self.ask())[1] != Searcher.FINISHED:
+        while "values" in (asked := self.ask())[1]:
             self.finish(*asked)
             done.append(asked[1])
         return done
@@ -396,3 +400,23 @@ def test_what_is_no_grid_is_refused(tmp_path: Path, old: str, new: str, message:
     (tmp_path / "experiments.yaml").write_text(GRID.replace(old, new))
     with pytest.raises(ConfigError, match=message):
         load(tmp_path / "experiments.yaml", "tiny")
+
+
+def test_the_best_trial_is_scored_on_a_slot_when_all_have_ended(tmp_path: Path, drive: Drive) -> None:
+    driver = drive(tmp_path / "s", experiment_of(tmp_path, "random", trials=2), concurrency=2)
+    first, second = driver.ask(), driver.ask()
+    driver.finish(*first)
+    assert driver.ask()[1] is None  # the other one may become the best
+    driver.finish(*second)
+    best = max((first, second), key=lambda asked: score(asked[1]["values"]))[1]["trial_id"]
+    assert driver.ask()[1] == {"trial_id": best, "score": True}
+    assert driver.ask()[1] == Searcher.FINISHED
+    assert not driver.searcher._stop.trains
+
+
+def test_a_best_trial_that_is_scored_is_not_scored_again(tmp_path: Path, drive: Drive) -> None:
+    driver = drive(tmp_path / "s", experiment_of(tmp_path, "random", trials=1))
+    (done,) = driver.run()
+    driver.journal.append("winner", id=done["trial_id"], metrics={"validate": {"gap": 0.5}})
+    driver.close()
+    assert drive(tmp_path / "s", experiment_of(tmp_path, "random", trials=1)).ask()[1] == Searcher.FINISHED

@@ -18,6 +18,7 @@ from tests.support.workplace import PROJECT, Workplace
 from tuner.config.experiment import Experiment, load
 from tuner.export.loader import load_model
 from tuner.search.searcher import JournaledSearch
+from tuner.search.stopper import StopRule
 from tuner.storage import journal
 from tuner.storage.journal import Journal
 from tuner.training import evaluation
@@ -76,7 +77,7 @@ def test_the_sampler_suggests_the_same_values_as_the_earlier_version(search: Pat
     written = Journal(search)
     count = len(EXPECTED["trials"]) + len(EXPECTED["next_suggestions"])
     written.append("extended", trials=count - experiment.search.trials)
-    searcher = JournaledSearch(experiment, written, lambda: 1, pytest.fail)
+    searcher = JournaledSearch(experiment, written, lambda: 1, StopRule(experiment, journal.read(search)))
     expected = [trial["values"] for trial in EXPECTED["trials"]] + EXPECTED["next_suggestions"]
     for number in range(2, count):
         asked = searcher.suggest(f"tune-{number}")

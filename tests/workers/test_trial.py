@@ -250,6 +250,6 @@ def test_checkpoints_sort_by_epoch() -> None:
 
 def test_of_a_slots_three_processes_the_workers_alone_import_torch() -> None:
     experiment, resources = load(PROJECT / "experiments.yaml", "quickstart"), Resources(gpu=1, cpu=1)
-    actor = cloudpickle.dumps(slot(experiment, Path("s"), Path("e"), resources, fingerprint="f"))
+    actor = cloudpickle.dumps(slot(experiment, Path("s"), Path("e"), resources, "f", print))
     program = f"import pickle, sys; assert callable(pickle.loads({actor!r})); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], cwd=PROJECT, check=True)

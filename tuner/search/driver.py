@@ -26,6 +26,7 @@ from tuner.cluster.resources import Node, Plan, describe, plan
 from tuner.config.experiment import Experiment
 from tuner.console import Console, quiet
 from tuner.errors import TunerError
+from tuner.inference.best_trial import score_best
 from tuner.project import PROJECT
 from tuner.redact import redacted
 from tuner.search import stages
@@ -36,7 +37,7 @@ from tuner.search.schedulers import ReplayingScheduler
 from tuner.search.searcher import JournaledSearch
 from tuner.search.stopper import StopRule, sigterm_as_interrupt
 from tuner.search.summary import interrupted, print_summary, resume_command
-from tuner.search.winner import score_winner
+from tuner.search.winner import conclude
 from tuner.storage import journal, lock, searches
 from tuner.storage.journal import Journal, SearchHistory
 from tuner.storage.place import Place, is_url
@@ -168,9 +169,12 @@ class _Search:
                     stages.begin("trials")
                     self._fit(scheduler, recorder)
                 if not self.stop.interrupted:
-                    stages.begin("scoring the winner")
+                    stages.begin("the winner")
                     if search.finished:
-                        score_winner(self.journal, self.experiment, self.data, tracker, console)
+                        if self._slots_score_better and not search.best_is_scored:
+                            self.stop.trains = False
+                            self._fit(scheduler, recorder)
+                        conclude(self.journal, self.experiment, self.data, tracker, console)
                     if not search.ended:
                         self.journal.append("ended", reason=self.stop.reason or "planned")
                     status = "FINISHED" if search.finished else "FAILED"
@@ -188,6 +192,11 @@ class _Search:
         """How many trials remain to be run; a search that has ended is resumed only to write to MLflow."""
         search = self.search
         return 0 if search.ended else search.planned - len(search.trials) + len(search.unfinished)
+
+    @property
+    def _slots_score_better(self) -> bool:
+        """Whether it is worth a new slot to score the best trial: it has a GPU, or other CPUs than the driver."""
+        return self.layout.resources.gpu > 0 or self.search.attempts[-1].scratch is None
 
     def _conclude_tracking(self, undelivered: int) -> None:
         """Record that MLflow has everything, or print what it does not have."""
@@ -216,14 +225,14 @@ class _Search:
         at(self.directory / searches.TRIALS).make()
         connection.start_together(layout.slots)
         encoders = self.directory.parent.parent / encoder_store.FOLDER
-        slots = slot(self.experiment, self.directory, encoders, layout.resources, self.search.fingerprint)
+        slots = slot(self.experiment, self.directory, encoders, layout.resources, self.search.fingerprint, score_best)
         tuner = Tuner(
             slots,
             tune_config=TuneConfig(
                 metric=settings.metric,
                 mode=settings.mode,
                 num_samples=-1,  # the searcher returns FINISHED after all planned trials
-                search_alg=JournaledSearch(self.experiment, self.journal, self.concurrency, self.stop.halt),
+                search_alg=JournaledSearch(self.experiment, self.journal, self.concurrency, self.stop),
                 scheduler=scheduler,
                 reuse_actors=True,
             ),

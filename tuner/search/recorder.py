@@ -13,6 +13,7 @@ from tuner.export.checkpoints import discard_training_states
 from tuner.redact import redacted
 from tuner.search.schedulers import ReplayingScheduler
 from tuner.search.stopper import StopRule
+from tuner.search.winner import record_scores
 from tuner.storage.journal import Journal, TrialHistory, Unsaved
 from tuner.tracking.records import recorded_metrics, trial_tags
 from tuner.tracking.tracker import Tracker
@@ -98,6 +99,9 @@ class Recorder(Unsaved, Callback):
     ) -> None:
         """A trial has reported an epoch, or the error that ended it."""
         history = self._search.trials[trial.config["trial_id"]]
+        if trial.config.get("score"):
+            self._record_scores(result)
+            return
         if "fatal" in result:
             self.stop.halt(result["fatal"])
             return
@@ -129,6 +133,8 @@ class Recorder(Unsaved, Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has completed, or was stopped."""
         history = self._search.trials[trial.config["trial_id"]]
+        if history.status != "running":
+            return  # it was only scored
         if self.stop.interrupted and trial.config["trial_id"] not in self._errors:
             return  # a resume continues it
         error = self._errors.get(history.id)
@@ -145,8 +151,16 @@ class Recorder(Unsaved, Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has failed in all of its attempts."""
         history = self._search.trials[trial.config["trial_id"]]
-        if not self.stop.interrupted:
+        if history.status == "running" and not self.stop.interrupted:
             self._end(history, _last_line(trial.get_error()), None)
+
+    def _record_scores(self, result: dict[str, Any]) -> None:
+        """The best trial was scored on a slot; where that failed, the driver scores it."""
+        for line in [*result.get("notes", ()), result.get("error"), result.get("failure")]:
+            if line is not None:
+                self._console.print(f"scoring the best trial: {line}")
+        if "scores" in result:
+            record_scores(self._journal, result)
 
     def _end(self, history: TrialHistory, error: str | None, stopped_by: str | None) -> None:
         if error is not None:

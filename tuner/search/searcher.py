@@ -22,6 +22,7 @@ from tuner.config.space import Choice, Number
 from tuner.errors import SearchError
 from tuner.search.optuna_internals import StudyState
 from tuner.search.samplers import Study, is_exhaustive, make_sampler, planned_values
+from tuner.search.stopper import StopRule
 from tuner.storage.journal import Journal, TrialHistory, Unsaved
 
 
@@ -29,7 +30,7 @@ class JournaledSearch(Unsaved, Searcher):
     """Proposes the trials of an experiment. A configuration is {trial_id, number, values}."""
 
     def __init__(
-        self, experiment: Experiment, journal: Journal, concurrency: Callable[[], int], halt: Callable[[str], None]
+        self, experiment: Experiment, journal: Journal, concurrency: Callable[[], int], stop: StopRule
     ) -> None:
         """Fill the study from the journal.
 
@@ -38,11 +39,11 @@ class JournaledSearch(Unsaved, Searcher):
             journal: of the search, open.
             concurrency: how many trials may exist at a time (tuner/search/concurrency.py); where it is more than one,
                 TPE avoids the values of those that are still running.
-            halt: ends the search for the given reason, where the journal cannot be written.
+            stop: ends the search; once it has ended, only its best trial is still to be scored.
         """
         config = experiment.search
         super().__init__(metric=config.metric, mode=config.mode)
-        self._experiment, self._journal, self._concurrency, self._halt = experiment, journal, concurrency, halt
+        self._experiment, self._journal, self._concurrency, self._stop = experiment, journal, concurrency, stop
         self._parallel = concurrency() > 1
         self._numbers: dict[str, int] = {}  # of the trials that were suggested and have not ended, by Tune's id
         storage = InMemoryStorage()
@@ -54,6 +55,7 @@ class JournaledSearch(Unsaved, Searcher):
         for history in search.trials.values():
             self.study.add_trial(self._frozen(history))
         self._waiting = deque(search.unfinished)
+        self._scored = False  # whether a slot was asked to score the best trial
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         """Decline Tune's own search space; this searcher has the experiment's."""
@@ -69,6 +71,8 @@ class JournaledSearch(Unsaved, Searcher):
         assert search is not None
         if len(self._numbers) >= self._concurrency():
             return None
+        if not self._stop.trains:
+            return self._scoring()
         if self._waiting:
             history = self._waiting.popleft()
             self._numbers[trial_id] = history.number
@@ -76,7 +80,7 @@ class JournaledSearch(Unsaved, Searcher):
         number = len(search.trials)
         of_a_grid = is_exhaustive(self._experiment) and number >= len(self._experiment.space.grid)
         if number >= search.planned or of_a_grid or self.study.exhausted:
-            return Searcher.FINISHED
+            return self._scoring()
         self.study.sampler = make_sampler(self._experiment, number, parallel=self._parallel)
         fixed = planned_values(self._experiment, number)
         if fixed is not None:
@@ -96,10 +100,21 @@ class JournaledSearch(Unsaved, Searcher):
                 study_state=self._state.read(),
             )
         except SearchError as error:
-            self._halt(str(error))
+            self._stop.halt(str(error))
             return None
         self._numbers[trial_id] = number
         return _configuration(search.trials[id])
+
+    def _scoring(self) -> Any:
+        """The last thing to do: to score the best trial, on a slot that has trained."""
+        search = self._journal.search
+        assert search is not None
+        if self._numbers:
+            return None  # one of the trials that still run may be the best
+        if self._scored or not search.finished or search.best_is_scored:
+            return Searcher.FINISHED
+        self._scored, self._stop.trains = True, False
+        return {"trial_id": search.finished[0].id, "score": True}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Give Optuna the score of a trial: the best GAP of its epochs. A failed trial has none, and no bad score."""

@@ -29,6 +29,7 @@ class StopRule(Unsaved, Stopper):
         self._interrupted = threading.Event()
         self._ended = -1  # trials that had ended at the last check
         self.reason: str | None = None
+        self.trains = True  # False: what is left is to score the best trial, and no reason ends that
         self.fatal_error: str | None = None
 
     @property
@@ -46,6 +47,8 @@ class StopRule(Unsaved, Stopper):
 
     def stop_all(self) -> bool:
         """Whether to end the search. Tune asks after every event."""
+        if not self.trains:
+            return self.interrupted
         if self.reason is None and not self.interrupted:
             self.reason = self._due()
         return self.interrupted or self.reason is not None

@@ -1,5 +1,6 @@
-"""The best trial at the end of a search: scored on whole splits, and registered in MLflow."""
+"""The best trial at the end of a search: its scores are recorded, and its model is registered in MLflow."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,8 +10,8 @@ from tuner.config.experiment import Experiment
 from tuner.console import Console
 from tuner.errors import NothingToExport
 from tuner.export import checkpoints
-from tuner.inference import scorecard
-from tuner.storage.journal import Journal, TrialHistory
+from tuner.inference.best_trial import score_best
+from tuner.storage.journal import Journal
 from tuner.storage.place import Place
 from tuner.tracking.records import winner_metrics, winner_tags
 from tuner.tracking.registry import register_model
@@ -22,28 +23,32 @@ CLASSES = "classes-{}.csv"
 CPU = torch.device("cpu")
 
 
-def score_winner(journal: Journal, experiment: Experiment, data: Dataset, tracker: Tracker, console: Console) -> None:
-    """Score the best trial on all of validate (and test) unless the journal has its scores, and register its model.
+def record_scores(journal: Journal, scored: Mapping[str, Any]) -> None:
+    """Write what `tuner.inference.best_trial.score_best` has returned into the search's folder and its journal."""
+    for split, table in scored["classes"].items():
+        (journal.directory / CLASSES.format(split)).write_text(table)
+    journal.append("winner", id=scored["winner"], metrics=scored["scores"])
+
+
+def conclude(journal: Journal, experiment: Experiment, data: Dataset, tracker: Tracker, console: Console) -> None:
+    """Write the best trial and its scores to MLflow, and register its model; score it here where no slot has done so.
 
     Where the best trial has no readable checkpoint, the next best one takes its place.
     """
     search = journal.search
     assert search is not None
-    for best in search.finished:
-        try:
-            model = checkpoints.load_trial(journal.directory, experiment, best, CPU, console.print)
-            break
-        except NothingToExport as error:
-            console.print(f"{error}; the next best trial is scored instead")
-    else:
+    try:
+        if not search.best_is_scored:
+            record_scores(journal, score_best(journal.directory, experiment, data, CPU, console.print))
+        assert search.winner is not None
+        best = search.trials[search.winner["trial"]]
+        model = checkpoints.load_trial(journal.directory, experiment, best, CPU)
+    except NothingToExport as error:
+        console.print(str(error))
         return
-    metrics = search.metrics_on_whole_splits(best)
-    if not metrics:
-        metrics = _score(model, best, journal.directory, experiment, data)
-        journal.append("winner", id=best.id, metrics=metrics)
     tables: list[Place] = list(journal.directory.glob(CLASSES.format("*")))
     tracker.log_winner(
-        metrics=winner_metrics(metrics),
+        metrics=winner_metrics(search.winner["metrics"]),
         tags=winner_tags(best),
         tables={table.name: table.read_text() for table in tables},
         log_model=lambda run_id, uri: register_model(
@@ -55,22 +60,6 @@ def score_winner(journal: Journal, experiment: Experiment, data: Dataset, tracke
             metadata={"search": search.id, "trial": best.id, "gap": best.score},
         ),
     )
-
-
-def _score(
-    model: Any, best: TrialHistory, directory: Place, experiment: Experiment, data: Dataset
-) -> dict[str, dict[str, float]]:
-    """The metrics on each split; the scores by class are written to the search's folder."""
-    splits = {"validate": data.validate}
-    if experiment.data.test is not None:
-        splits["test"] = experiment.data.open(experiment.data.test)
-    class_names = experiment.data.class_names()
-    precision = experiment.trial_config(best.values).training.precision
-    metrics = {}
-    for name, cache in splits.items():
-        metrics[name], classes = scorecard.score(model, cache, precision, CPU)
-        (directory / CLASSES.format(name)).write_text(scorecard.as_csv(classes, class_names))
-    return metrics
 
 
 def _example(data: Dataset) -> Any:

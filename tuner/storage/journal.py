@@ -140,6 +140,11 @@ class SearchHistory:
         running = f"{len(self.unfinished)} have not ended; " if self.unfinished else ""
         raise NothingToExport(f"search {self.id} of {self.experiment}: no trial has finished; {running}{failed}")
 
+    @property
+    def best_is_scored(self) -> bool:
+        """Whether the best trial is known on whole splits."""
+        return self.winner is not None and bool(self.finished) and self.winner["trial"] == self.finished[0].id
+
     def metrics_on_whole_splits(self, trial: TrialHistory) -> dict[str, dict[str, float]]:
         """The metrics of `trial` on all videos of a split, by split; empty for any trial but an evaluated winner."""
         known = self.winner or {}

@@ -1,13 +1,16 @@
 """What passes between the driver, a slot and its workers: plain dictionaries, which every side can read without torch.
 
-driver -> slot     a suggestion   {trial_id, number, values, failures}
-slot -> worker     an assignment  the suggestion and its number among those of the slot; None: no further trial
-worker -> slot -> driver, one report after each epoch:
-{epoch, epochs, metrics…, tags}        an epoch has ended
-{…, history}                           after a resume: all epochs so far, as a killed driver may have missed some
-{error}                                the trial failed and would fail again
-{fatal}                                every trial would fail so: the search ends, and a resume continues it
-slot -> driver     {failure, failures}     a worker was lost; its trial is trained on after `failures` of them
+    driver -> slot     a suggestion   {trial_id, number, values, failures}: train a trial
+                                      {trial_id, score: True}: score the best trial of the search on whole splits
+    slot -> worker     an assignment  the suggestion, and its number among those of the slot
+    worker -> slot     {epoch, epochs, tags, ... metrics}   an epoch has ended
+      -> driver        {..., history}                       the same after a resume, with the metrics of all epochs
+                       {error}                              the trial failed, and would fail again
+                       {fatal}                              every trial would fail so, and the search ends
+                       {winner, scores, classes, notes}     the best trial, and its scores by split and by class
+    slot -> driver     {failure, failures}                  its workers were lost so often; the trial is trained on
+
+Several reports may come from one trial; the last one is an error, the last epoch, or the scores.
 """
 
 from collections.abc import Mapping
@@ -32,4 +35,6 @@ def epochs_of(report: Mapping[str, Any]) -> list[tuple[int, Mapping[str, Any]]]:
 
 def is_last(report: Mapping[str, Any]) -> bool:
     """Whether a trial has nothing more to report."""
-    return "error" in report or "fatal" in report or ("epoch" in report and report["epoch"] == report["epochs"])
+    if any(key in report for key in ("error", "fatal", "scores")):
+        return True
+    return "epoch" in report and bool(report["epoch"] == report["epochs"])

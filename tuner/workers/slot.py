@@ -13,6 +13,7 @@ import os
 import pickle
 import threading
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -48,7 +49,12 @@ ELASTIC_PATIENCE = 30
 
 
 def slot(
-    experiment: "Experiment", directory: Place, encoders: Place, resources: Resources, fingerprint: str
+    experiment: "Experiment",
+    directory: Place,
+    encoders: Place,
+    resources: Resources,
+    fingerprint: str,
+    score_best: Callable[..., dict[str, Any]],
 ) -> type["Slot"]:
     """The class of a search's slots, for Tune.
 
@@ -58,6 +64,7 @@ def slot(
         encoders: where pretrained encoders are kept, for all searches.
         resources: of the workers of a slot.
         fingerprint: of the data that the search began with.
+        score_best: scores the best trial of the search (tuner/inference/best_trial.py).
     """
     # An experiment refers to models, hence to torch, which takes seconds to import and hundreds of megabytes. Pickled,
     # it passes through this actor and Train's controller, which need neither.
@@ -68,6 +75,7 @@ def slot(
             "encoders": encoders,
             "resources": resources,
             "fingerprint": fingerprint,
+            "score_best": score_best,
         }
     )
     limit, folder = experiment.search.failures.per_trial, directory / searches.RAY

@@ -15,7 +15,7 @@ import pickle
 import sys
 import traceback
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -29,7 +29,7 @@ import torch
 from data.errors import DataError
 from tuner.cluster.resources import Resources
 from tuner.config.experiment import Experiment
-from tuner.errors import EpochTimeout, TrialOutOfMemory
+from tuner.errors import EpochTimeout, TrialOutOfMemory, TunerError
 from tuner.storage.place import Place
 from tuner.training.contrastive.encoder_store import EncoderStore
 from tuner.training.dataset import Dataset, open_dataset
@@ -70,8 +70,10 @@ class Worker:
         encoders: Place,
         resources: Resources,
         fingerprint: str,
+        score_best: Callable[..., dict[str, Any]],
     ) -> None:
         """Prepare what all trials need: torch, the device and the data."""
+        self._score_best = score_best
         self._slot, self._scratch, self._experiment = slot, scratch, experiment
         self._trials, self._encoders, self._resources = trials, encoders, resources
         self._device = ray.train.torch.get_device() if resources.gpu else torch.device("cpu")
@@ -103,6 +105,8 @@ class Worker:
 
     def _train(self, assignment: Assignment) -> bool:
         """Train a trial to its end; returns whether this process may train another one."""
+        if assignment.suggestion.get("score"):
+            return self._score(assignment.number)
         begin_trial(self._device, max(1, int(self._resources.cpu)) if self._device.type == "cpu" else None)
         number, job = assignment.number, self._job(assignment.suggestion)
         stop = StopSignal(partial(self._ask, "until_unwanted", number), self._ranks, self._device)
@@ -131,6 +135,18 @@ class Worker:
             traceback.print_exc()
         finally:
             reporter.close()
+        return True
+
+    def _score(self, number: int) -> bool:
+        """Score the best trial of the search, on rank 0."""
+        if self._ranks.rank == 0:
+            notes: list[str] = []
+            try:
+                self._data = self._data or self._open()
+                scored = self._score_best(self._trials.parent, self._experiment, self._data, self._device, notes.append)
+                self._ask("report", number, {**scored, "notes": notes})
+            except (TunerError, DataError, OSError, RuntimeError) as error:
+                self._ask("report", number, {"error": f"{type(error).__name__}: {error}", "notes": notes})
         return True
 
     def _watched_data(self, stop: StopSignal) -> Dataset:
