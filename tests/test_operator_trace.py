@@ -52,3 +52,12 @@ def test_work_that_stays_on_the_device_is_no_look():
     layer = torch.nn.Linear(6, 3)
     looks = host_looks(lambda: torch.where(X > 2, layer(X.to(X.device)).sum(), 0.0).mean().backward())
     assert looks == {}
+
+
+def test_the_fused_step_of_adam_is_no_look():
+    """Its CPU kernel reads the number of the step; CUDA's does not."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    weight.grad = torch.ones(3)
+    optimizer = torch.optim.Adam([weight], fused=True)
+    optimizer.step()
+    assert host_looks(optimizer.step) == {}

@@ -16,7 +16,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.frame.parts.recurrent import Recurrent, RecurrentConfig, initial_weights, last_outputs, scan_frames
+from models.frame.parts.recurrent import (
+    Recurrent,
+    RecurrentConfig,
+    initial_weights,
+    last_outputs,
+    outside_half,
+    scan_frames,
+)
 from models.inputs import Sizes
 
 
@@ -45,12 +52,14 @@ class GruLayer(nn.Module):
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs [B, T, D] and mask -> h after each frame [B, T, H], and h after each last frame [B, H]."""
+        x_BTD = x_BTD.float()
         start_BH = x_BTD.new_zeros(x_BTD.shape[0], self.units)  # len() would be a constant in torch.export
         if torch.compiler.is_exporting():
             outputs_BTH = scan_frames(self._cell, start_BH, x_BTD @ self.weight.T + self.bias)
         else:  # cuDNN has two biases for each gate; the second is 0
             weights = [self.weight, self.recurrent, self.bias, torch.zeros_like(self.bias)]
-            outputs_BTH, _ = torch.gru(x_BTD, start_BH[None], weights, True, 1, 0.0, self.training, False, True)
+            with outside_half(x_BTD.device):
+                outputs_BTH, _ = torch.gru(x_BTD, start_BH[None], weights, True, 1, 0.0, self.training, False, True)
         return outputs_BTH, last_outputs(outputs_BTH, mask_BT)
 
     def _cell(self, hidden_BH: Tensor, gates_BG: Tensor) -> Tensor:

@@ -9,15 +9,21 @@ Source   google/youtube-8m and WILLOW (2017), LstmModel
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from models.frame.parts.recurrent import Recurrent, RecurrentConfig, initial_weights, last_outputs, scan_frames
+from models.frame.parts.recurrent import (
+    Recurrent,
+    RecurrentConfig,
+    initial_weights,
+    last_outputs,
+    outside_half,
+    scan_frames,
+)
 from models.inputs import Sizes
 
 SATURATED = 1e4  # a sigmoid gives exactly 1 for it in float32, and 0 for -SATURATED
@@ -38,19 +44,22 @@ class LstmConfig(RecurrentConfig):
 class LstmLayer(nn.Module):
     """One layer. Padding opens the forget gate and closes the input gate, so c keeps its value after the last frame."""
 
+    on_padding_G1: Tensor
+
     def __init__(self, inputs: int, units: int, forget_bias: float, generator: torch.Generator | None) -> None:
         """Draws the weights from `generator`; biases start at 0, those of the forget gates at `forget_bias`."""
         super().__init__()
         self.units = units
         self.weight, self.recurrent = initial_weights(inputs, units, 4, generator)
         self.bias = nn.Parameter(torch.zeros(4, units).index_fill_(0, torch.tensor([1]), forget_bias).flatten())
+        # The weights of the input that is 1 on padding: they close the input gates and open the forget gates.
+        on_padding = torch.tensor([[-SATURATED], [SATURATED], [0.0], [0.0]]).repeat_interleave(units, dim=0)
+        self.register_buffer("on_padding_G1", on_padding, persistent=False)
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs [B, T, D] and mask -> h after each frame [B, T, H], and c and h after each last frame [B, 2 H]."""
-        padding_BT1 = (~mask_BT)[..., None].to(x_BTD.dtype)
-        close = torch.tensor([-SATURATED, SATURATED, 0.0, 0.0], device=x_BTD.device).repeat_interleave(self.units)
-        weight = torch.cat([self.weight, close[:, None]], dim=1)
-        x_BTD = torch.cat([x_BTD, padding_BT1], dim=2)
+        x_BTD = torch.cat([x_BTD.float(), (~mask_BT)[..., None].float()], dim=2)
+        weight = torch.cat([self.weight, self.on_padding_G1], dim=1)
         start_BH = x_BTD.new_zeros(x_BTD.shape[0], self.units)  # len() would be a constant in torch.export
         if torch.compiler.is_exporting():
             states_BTS = scan_frames(self._cell, torch.cat([start_BH, start_BH], dim=1), x_BTD @ weight.T + self.bias)
@@ -59,7 +68,7 @@ class LstmLayer(nn.Module):
         else:  # cuDNN has two biases for each gate; the second is 0
             weights = [weight, self.recurrent, self.bias, torch.zeros_like(self.bias)]
             start = [start_BH[None], start_BH[None]]
-            with _float32_where_needed(x_BTD):
+            with outside_half(x_BTD.device):
                 outputs_BTH, _, (cells_BH,) = torch.lstm(
                     x_BTD, start, weights, True, 1, 0.0, self.training, False, True
                 )
@@ -70,12 +79,6 @@ class LstmLayer(nn.Module):
         enter, keep, new, leave = (gates_BG + hidden_BH @ self.recurrent.T).chunk(4, dim=1)
         cells_BH = torch.sigmoid(keep) * cells_BH + torch.sigmoid(enter) * torch.tanh(new)
         return torch.cat([torch.sigmoid(leave) * torch.tanh(cells_BH), cells_BH], dim=1)
-
-
-def _float32_where_needed(x_BTD: Tensor) -> AbstractContextManager[Any]:
-    """Disables autocast on a CPU without AVX-512, for which oneDNN has no bfloat16 LSTM and raises a RuntimeError."""
-    missing = x_BTD.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
-    return torch.autocast("cpu", enabled=False) if missing else nullcontext()
 
 
 class Lstm(Recurrent):

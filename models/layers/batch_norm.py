@@ -1,4 +1,4 @@
-"""BatchNorm over groups of a batch, or over the batches of all ranks.
+"""BatchNorm over groups of a batch, over the batches of all ranks, or over rows that are real and not padding.
 
 Shapes   B videos in the batch   U units
 """
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 from torch.autograd.function import once_differentiable
 
-from models.tensors import upcast
+from models.tensors import in_pieces
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -31,14 +31,21 @@ class BatchNorm(nn.BatchNorm1d):
     groups = 1
     over_ranks = False
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, real_B: Tensor | None = None) -> Tensor:
         """[B, U] -> [B, U].
 
+        Args:
+            x: of any float dtype.
+            real_B: bool. The batch statistics are those of the rows where it is True, as if the others were not there;
+                the others must be finite, and give 0 in training. None: all rows are real. In evaluation it has no
+                effect.
+
         Raises:
-            ValueError: in training, B is not a multiple of `groups` with at least two rows for each group.
+            ValueError: in training, B is not a multiple of `groups` with at least two rows for each group, or there are
+                groups and real_B.
         """
-        if self.training and self.over_ranks:
-            return self._over_ranks(x)
+        if self.training and (self.over_ranks or real_B is not None):
+            return self._own_statistics(x, real_B)
         if not self.training or self.groups == 1:
             return super().forward(x)
         batch, units = x.shape
@@ -55,20 +62,19 @@ class BatchNorm(nn.BatchNorm1d):
         self.num_batches_tracked.add_(1)
         return normed.view(batch, units)
 
-    def _over_ranks(self, x: Tensor) -> Tensor:
+    def _own_statistics(self, x: Tensor, real_B: Tensor | None) -> Tensor:
+        if self.groups > 1:
+            raise ValueError(f"groups must be 1 over ranks and over rows that are real, but got {self.groups}")
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
-        wide = upcast(x)
-        sums = _sum_over_ranks(torch.cat([wide.sum(dim=0), wide.new_full((1,), len(x))]))
-        rows = sums[-1].detach()
-        mean = sums[:-1] / rows
-        centred = wide - mean
-        variance = _sum_over_ranks(centred.square().sum(dim=0)) / rows
+        normed, mean, variance, rows = _Normed.apply(  # type: ignore[no-untyped-call]
+            x, real_B, self.weight, self.bias, self.eps, self.over_ranks
+        )
         with torch.no_grad():
             momentum = 0.1 if self.momentum is None else self.momentum
             self.running_mean.lerp_(mean, momentum)
-            self.running_var.lerp_(variance * (rows / (rows - 1)), momentum)
+            self.running_var.lerp_(variance * (rows / (rows - 1).clamp(min=1)), momentum)
             self.num_batches_tracked.add_(1)
-        return ((variance + self.eps).rsqrt() * centred * self.weight + self.bias).to(x.dtype)
+        return normed
 
 
 @contextmanager
@@ -85,23 +91,62 @@ def grouped_statistics(module: nn.Module, groups: int) -> Iterator[None]:
             norm.groups = number
 
 
-class _SumOverRanks(torch.autograd.Function):
-    """Every rank receives the sum, so the gradient of each rank's part is the sum of the ranks' gradients."""
+class _Normed(torch.autograd.Function):
+    """weight (x - mean) / sqrt(variance + epsilon) + bias with the statistics of the real rows, and 0 in other rows.
+
+    All shapes are known to the host, so CUDA is not waited for. The variance is a second pass over the rows: in one
+    pass, a large mean would cost it its digits. Saves x alone of the large tensors.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone()
-        distributed.all_reduce(total)
-        return total
+    def forward(
+        ctx: Any, x: Tensor, real_B: Tensor | None, weight: Tensor, bias: Tensor, epsilon: float, over_ranks: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns the normed rows [B, U]; and mean [U], biased variance [U] and number of all ranks' real rows."""
+        real_B1 = (torch.ones_like(x[:, 0], dtype=torch.bool) if real_B is None else real_B)[:, None].to(weight.dtype)
+        sums = [(real * part).sum(dim=0) for real, part in in_pieces(real_B1, x)]
+        sums_V = _over_ranks(torch.cat([torch.stack(sums).sum(dim=0), real_B1.sum(dim=0)]), over_ranks)
+        rows = sums_V[-1].clamp(min=1)
+        mean = sums_V[:-1] / rows
+        squares = [(part - mean).mul_(real).square_().sum(dim=0) for real, part in in_pieces(real_B1, x)]
+        variance = _over_ranks(torch.stack(squares).sum(dim=0), over_ranks) / rows
+        scale = weight * (variance + epsilon).rsqrt()
+        shift = bias - mean * scale
+        normed = torch.empty_like(x)
+        for out, real, part in in_pieces(normed, real_B1, x):
+            out.copy_(torch.addcmul(shift, part, scale).mul_(real))
+        ctx.save_for_backward(x, real_B1, mean, variance, rows, weight)
+        ctx.epsilon, ctx.over_ranks = epsilon, over_ranks
+        ctx.mark_non_differentiable(mean, variance, rows)
+        return normed, mean, variance, rows
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        total = grad.clone()
-        distributed.all_reduce(total)
-        return total
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, None, Tensor, Tensor, None, None]:
+        """With z = (x - mean) / root, dx = weight / root (g - mean(g) - z mean(g z)), the means over the real rows."""
+        x, real_B1, mean, variance, rows, weight = ctx.saved_tensors
+        inverse_root = (variance + ctx.epsilon).rsqrt()
+        of_bias, of_weight = [], []
+        for real, part, g in in_pieces(real_B1, x, grad):
+            real_g = real * g
+            of_bias.append(real_g.sum(dim=0))
+            of_weight.append(real_g.mul_(part - mean).sum(dim=0))
+        grad_bias, grad_weight = torch.stack(of_bias).sum(dim=0), torch.stack(of_weight).sum(dim=0) * inverse_root
+        if not ctx.needs_input_grad[0]:  # the input of the model, on every rank
+            return None, None, grad_weight, grad_bias, None, None
+        sums_V = _over_ranks(torch.cat([grad_bias, grad_weight]), ctx.over_ranks) / rows
+        mean_g, mean_gz = sums_V.chunk(2)
+        scale = weight * inverse_root
+        slope = -scale * inverse_root * mean_gz  # dx = scale g + slope x + shift
+        shift = -scale * mean_g - slope * mean
+        grad_x = torch.empty_like(x)
+        for out, real, part, g in in_pieces(grad_x, real_B1, x, grad):
+            out.copy_(torch.addcmul(shift, part, slope).addcmul_(g, scale).mul_(real))
+        return grad_x, None, grad_weight, grad_bias, None, None
 
 
-def _sum_over_ranks(x: Tensor) -> Tensor:
-    total: Tensor = _SumOverRanks.apply(x)  # type: ignore[no-untyped-call]
-    return total
+def _over_ranks(sums: Tensor, over_ranks: bool) -> Tensor:
+    """The sums of all ranks, in place (collective); without `over_ranks` this rank's."""
+    if over_ranks:
+        distributed.all_reduce(sums)
+    return sums

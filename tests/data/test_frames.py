@@ -61,6 +61,20 @@ def test_without_a_frame_mean_and_maximum_are_zero():
     assert not masked_max(torch.ones(1, 3, 2), nothing).any()
 
 
+@pytest.mark.parametrize("kind", ["standard", "l2", "none"])
+def test_frames_of_any_layout_are_normalised_alike_and_floats_keep_their_gradient(kind):
+    frame_input = FrameInput(kind, statistics(900))  # so wide that the frames come in several pieces
+    bytes_TBD = torch.randint(0, 256, (70, 3, 900), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    mask = torch.arange(70) < torch.tensor([70, 31, 2])[:, None]
+    found = frame_input(bytes_TBD.transpose(0, 1), mask)
+    assert torch.equal(found, frame_input(bytes_TBD.transpose(0, 1).contiguous(), mask))
+    floats = dequantised(bytes_TBD).transpose(0, 1).requires_grad_()
+    with_gradient = frame_input(floats, mask)
+    torch.testing.assert_close(with_gradient, found)
+    with_gradient.sum().backward()
+    assert floats.grad[mask].any() and not floats.grad[~mask].any()
+
+
 class TestFrameBatchNorm:
     def test_its_statistics_are_those_of_the_real_frames(self):
         """Published code counts the padding in, which here would make the mean 2 and not 4."""
@@ -72,6 +86,56 @@ class TestFrameBatchNorm:
         expected = (torch.tensor([2.0, 4.0, 6.0]) - 4) / (8 / 3 + 1e-3) ** 0.5
         torch.testing.assert_close(found[MASK][:, 0], expected)
         assert not found[~MASK].any()
+
+    @pytest.mark.parametrize("units", [1, 5, 3000])  # more and fewer than a piece of the batch has rows
+    def test_output_and_gradients_are_torchs_on_the_real_frames_alone(self, units):
+        generator = torch.Generator().manual_seed(0)
+        mask = torch.arange(40) < torch.tensor([40, 3, 0, 17, 1])[:, None]
+        x = torch.randn(5, 40, units, generator=generator) * 3 + 40  # a mean that one pass would lose digits to
+        grad = torch.randn(5, 40, units, generator=generator)
+        norm, torchs = FrameBatchNorm(units, momentum=0.3), torch.nn.BatchNorm1d(units, eps=1e-3, momentum=0.3).double()
+        with torch.no_grad():
+            norm.norm.weight.uniform_(0.5, 2, generator=generator)
+            norm.norm.bias.normal_(generator=generator)
+            torchs.load_state_dict(norm.norm.state_dict())
+        ours, theirs = x.clone().requires_grad_(), x.double().requires_grad_()
+        found, expected = norm(ours, mask), torchs(theirs[mask])
+        found.backward(grad)
+        expected.backward(grad[mask].double())
+        assert not found[~mask].any() and not ours.grad[~mask].any()
+        for a, b in (
+            (found[mask], expected),
+            (ours.grad, theirs.grad),
+            (norm.norm.weight.grad, torchs.weight.grad),
+            (norm.norm.bias.grad, torchs.bias.grad),
+            (norm.norm.running_mean, torchs.running_mean),
+            (norm.norm.running_var, torchs.running_var),
+        ):
+            torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=2e-5)
+        assert norm.norm.num_batches_tracked == 1
+
+    @pytest.mark.parametrize("frames", [0, 1])
+    def test_fewer_than_two_frames_leave_everything_finite(self, frames):
+        norm, mask = FrameBatchNorm(3, momentum=0.5), torch.zeros(2, 3, dtype=torch.bool)
+        mask[1, :frames] = True
+        x = torch.randn(2, 3, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        norm(x, mask).sum().backward()
+        assert x.grad.isfinite().all() and all(tensor.isfinite().all() for tensor in norm.state_dict().values())
+
+    def test_half_precision_frames_have_float32_statistics(self):
+        x = (torch.randn(2, 3, 3, generator=torch.Generator().manual_seed(0)) + 40).bfloat16()
+        half, whole = FrameBatchNorm(3, momentum=0.5), FrameBatchNorm(3, momentum=0.5)
+        found = half(x.requires_grad_(), MASK)
+        found.sum().backward()
+        assert found.dtype == x.grad.dtype == torch.bfloat16
+        torch.testing.assert_close(found, whole(x.float(), MASK).bfloat16(), rtol=0, atol=0)
+        assert torch.equal(half.norm.running_mean, whole.norm.running_mean)
+
+    def test_groups_are_refused(self):
+        norm = FrameBatchNorm(1, momentum=0.5)
+        norm.norm.groups = 2
+        with pytest.raises(ValueError, match="groups must be 1 over ranks and over rows that are real, but got 2"):
+            norm(torch.zeros(2, 3, 1), MASK)
 
     def test_in_evaluation_it_is_a_frame_at_a_time(self):
         norm = FrameBatchNorm(3, momentum=0.5)

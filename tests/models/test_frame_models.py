@@ -22,6 +22,7 @@ from models.frame.netvlad import NetVladConfig, Vlad
 from models.frame.nextvlad import GroupedVlad, NeXtVlad, NeXtVladConfig
 from models.frame.parts.clusters import ContextGating, Hidden, PerFeature
 from models.frame.parts.heads import HeadConfig
+from models.frame.parts.recurrent import outside_half
 from models.frame.soft_dbof import SoftCount, SoftDbofConfig, soft_count
 from models.video.mixture_of_experts import MixtureOfExpertsConfig
 
@@ -369,6 +370,48 @@ class TestRecurrent:
         x = torch.nn.functional.pad(frames(10), (0, 0, 0, 300))
         mask = torch.nn.functional.pad(MASK, (0, 300))
         assert torch.equal(layer(x, mask)[1], layer(x[:, :4], MASK)[1])
+
+    @pytest.mark.parametrize("state", ["all", "top"])
+    @pytest.mark.parametrize("kind", ["lstm", "gru"])
+    def test_without_bfloat16_of_its_own_a_layer_runs_in_float32_under_autocast(self, kind, state, monkeypatch):
+        """As on a GPU, where autocast would give cuDNN float16: the bits are those without autocast."""
+        make, config = {"lstm": (Lstm, LstmConfig), "gru": (Gru, GruConfig)}[kind]
+        model, x, given = make(config(cells=5, state=state), SIZES, generator()), frames(10), []
+        real_kernel = getattr(torch, kind)
+
+        def kernel(x, states, weights, *settings):
+            given.extend(tensor.dtype for tensor in (x, *states, *weights))
+            given.append(torch.is_autocast_enabled("cpu"))
+            return real_kernel(x, states, weights, *settings)
+
+        monkeypatch.setattr(torch, kind, kernel)
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+        expected = model(x, MASK)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = model(x.bfloat16().float(), MASK), model(x, MASK)
+        assert set(given) == {torch.float32, False}
+        assert torch.equal(found[1], expected) and not torch.equal(found[0], expected)
+        found[1].sum().backward()
+        assert all(weight.grad.dtype == torch.float32 and weight.grad.any() for weight in model.parameters())
+
+    @pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
+    def test_a_gpus_layers_are_outside_autocast(self, capability, monkeypatch):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+        torch.set_autocast_enabled("cuda", True)  # torch.autocast would refuse without a GPU
+        try:
+            with outside_half(torch.device("cuda")):
+                assert not torch.is_autocast_enabled("cuda")
+            assert torch.is_autocast_enabled("cuda")
+        finally:
+            torch.set_autocast_enabled("cuda", False)
+
+    def test_on_a_cpu_autocast_means_bfloat16(self):
+        with torch.autocast("cpu", torch.bfloat16), outside_half(torch.device("cpu")):
+            assert torch.is_autocast_enabled("cpu") == (torch.backends.cpu.get_cpu_capability() != "AVX2")
+
+    def test_what_an_lstm_reads_on_padding_is_not_saved(self):
+        layer = Lstm(LstmConfig(cells=5, layers=1), SIZES, generator()).layers[0]
+        assert layer.state_dict().keys() == {"weight", "recurrent", "bias"}
 
     def test_gates_start_where_the_settings_say(self):
         lstm = Lstm(LstmConfig(cells=2, layers=1, forget_bias=3.0), SIZES, generator()).layers[0]

@@ -22,6 +22,7 @@ from models.frame.parts.heads import HeadConfig
 from models.frame.soft_dbof import SoftDbofConfig
 from models.losses import sigmoid_cross_entropy
 from models.video.mixture_of_experts import MixtureOfExpertsConfig
+from tests.support.operator_trace import host_looks
 from tests.support.video_features import SIZES, features, statistics
 
 FRAMES = Sizes(features={"rgb": 24, "audio": 8}, num_classes=11, level="frame")
@@ -94,6 +95,17 @@ class TestEveryModel:
             if not parameter.requires_grad:
                 continue
             assert parameter.grad is not None and parameter.grad.any(), f"no gradient for {name}"
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_a_step_never_makes_the_host_wait(self, kind, dtype):
+        model, given, targets = build(kind), inputs(kind), labels()
+
+        def step():
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                loss = sigmoid_cross_entropy(model(*given), *targets)
+            loss.backward()
+
+        assert host_looks(step) == {}
 
     def test_state_survives_save_and_load_bit_for_bit(self, kind):
         model, other = build(kind), build(kind, seed=1)

@@ -27,6 +27,9 @@ OPERATORS = frozenset(
         *("unique_dim", "_unique", "_unique2", "unique_consecutive"),
     )
 )
+# Fused kernels whose CPU version reads the step's number itself, which is on the host there; CUDA's leaves it on the
+# device. What they call is not counted.
+FUSED = "aten::_fused_"
 # Calls that leave no operator on a CPU: from the device to the host, and from the host to the device. The last three
 # copy from memory that is not pinned when a device is given; without one, the tensor stays on the host.
 CALLS: Mapping[Any, str] = {
@@ -51,8 +54,14 @@ def host_looks(action: Callable[[], Any]) -> dict[str, int]:
     # The trace is on this thread and on those of backward; a thread that loads data is not in it.
     with profile(activities=[ProfilerActivity.CPU]) as trace, calls:
         action()
-    operators = {event.key: event.count for event in trace.key_averages() if event.key in OPERATORS}
-    return operators | calls.counts
+    operators = Counter(event.name for event in trace.events() if event.name in OPERATORS and not _within_fused(event))
+    return dict(operators + calls.counts)
+
+
+def _within_fused(event: Any) -> bool:
+    while event is not None and not event.name.startswith(FUSED):
+        event = event.cpu_parent
+    return event is not None
 
 
 class _Calls(TorchFunctionMode):

@@ -132,8 +132,10 @@ def score(ranks: Ranks, model: nn.Module, data: Any) -> dict[str, float]:
     return evaluate(model, dataset.validate_batches(8, CPU, ranks), "fp32", ranks)
 
 
-def normalise(ranks: Ranks, x: Tensor, grad: Tensor, rows: list[int]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Run a BatchNorm over all ranks, where rank r gets the next rows[r] rows of x.
+def normalise(
+    ranks: Ranks, x: Tensor, grad: Tensor, rows: list[int], real: Tensor | None = None
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Run a BatchNorm over all ranks, where rank r gets the next rows[r] rows of x, of `grad` and of the mask `real`.
 
     Returns:
         The output and the gradient of the input, both for this rank's rows; the state with the summed gradients.
@@ -141,7 +143,7 @@ def normalise(ranks: Ranks, x: Tensor, grad: Tensor, rows: list[int]) -> tuple[T
     own = x.split(rows)[ranks.rank].requires_grad_()
     norm = BatchNorm(x.shape[1], momentum=0.3)
     norm.over_ranks = True
-    out = norm(own)
+    out = norm(own, None if real is None else real.split(rows)[ranks.rank])
     out.backward(grad.split(rows)[ranks.rank])
     assert own.grad is not None and norm.weight.grad is not None and norm.bias.grad is not None
     gradients = {"weight.grad": ranks.sum(norm.weight.grad), "bias.grad": ranks.sum(norm.bias.grad)}

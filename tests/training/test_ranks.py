@@ -148,18 +148,20 @@ def test_metrics_of_several_ranks_equal_those_of_one_process(
             assert found == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("masked", [False, True], ids=["all rows", "real rows"])
 @pytest.mark.parametrize("rows", [[8, 8], [5, 4], [1, 12], [3, 4, 2]])
-def test_batch_norm_over_ranks_uses_the_statistics_of_all_rows(group: Group, rows: list[int]) -> None:
+def test_batch_norm_over_ranks_uses_the_statistics_of_all_rows(group: Group, rows: list[int], masked: bool) -> None:
     generator = torch.Generator().manual_seed(1)
     x, grad = (torch.randn(sum(rows), 5, generator=generator) for _ in range(2))
     x = x * 3 + 40  # a mean that one pass over squares would lose digits to
+    real = torch.arange(len(x)) % 3 != 1 if masked else None
     alone = BatchNorm(5, momentum=0.3)
     own = x.clone().requires_grad_()
-    out = alone(own)
+    out = alone(own, real)
     out.backward(grad)
     assert own.grad is not None and alone.weight.grad is not None and alone.bias.grad is not None
     state = {**alone.state_dict(), "weight.grad": alone.weight.grad, "bias.grad": alone.bias.grad}
-    results = group.run(len(rows), ranked.normalise, x, grad, rows)
+    results = group.run(len(rows), ranked.normalise, x, grad, rows, real)
     torch.testing.assert_close(torch.cat([found for found, _, _ in results]), out.detach(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(torch.cat([found for _, found, _ in results]), own.grad, rtol=1e-4, atol=1e-5)
     for _, _, found in results:

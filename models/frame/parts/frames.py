@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from data.schema import DEQUANTISE_SCALE, DEQUANTISE_SHIFT
 from models.inputs import Statistics
 from models.layers import BatchNorm, NormalizeKind, matrices, normalizer
+from models.tensors import in_pieces
 
 
 class FrameInput(nn.Module):
@@ -24,14 +25,23 @@ class FrameInput(nn.Module):
 
     def forward(self, frames_BTD: Tensor, mask_BT: Tensor) -> Tensor:
         """Bytes or floats [B, T, D] -> [B, T, D] float32, 0 where the mask is False."""
-        return padded(self.normalize(dequantised(frames_BTD)), mask_BT)
+        if torch.compiler.is_exporting() or frames_BTD.requires_grad:
+            return self._normalized(frames_BTD, mask_BT)
+        x_BTD = torch.empty(frames_BTD.shape, device=frames_BTD.device)
+        rows = x_BTD.flatten(0, 1), frames_BTD.flatten(0, 1), mask_BT.flatten()[:, None]
+        for x_RD, frames_RD, mask_R1 in in_pieces(*rows):
+            x_RD.copy_(self._normalized(frames_RD, mask_R1.squeeze(1)))
+        return x_BTD
+
+    def _normalized(self, frames: Tensor, mask: Tensor) -> Tensor:
+        return padded(self.normalize(dequantised(frames)), mask)
 
 
 def dequantised(frames_BTD: Tensor) -> Tensor:
     """float32: a byte q becomes q * DEQUANTISE_SCALE + DEQUANTISE_SHIFT, a float keeps its value."""
     if frames_BTD.is_floating_point():
         return frames_BTD.float()
-    return frames_BTD.float() * DEQUANTISE_SCALE + DEQUANTISE_SHIFT
+    return frames_BTD.float().mul_(DEQUANTISE_SCALE).add_(DEQUANTISE_SHIFT)
 
 
 def padded(x_BTK: Tensor, mask_BT: Tensor) -> Tensor:
@@ -66,13 +76,9 @@ class FrameBatchNorm(nn.Module):
         self.norm = BatchNorm(units, eps=epsilon, momentum=momentum)
 
     def forward(self, x_BTK: Tensor, mask_BT: Tensor) -> Tensor:
-        """[B, T, K] -> [B, T, K], 0 where the mask is False."""
-        if not self.training:
-            return padded(self.norm(x_BTK.flatten(0, 1)).view(x_BTK.shape), mask_BT)
-        normed_RK = self.norm(x_BTK[mask_BT])  # R real frames of all videos
-        normed_BTK: Tensor = normed_RK.new_zeros(x_BTK.shape)
-        normed_BTK[mask_BT] = normed_RK
-        return normed_BTK
+        """[B, T, K] -> [B, T, K], 0 where the mask is False; there x may hold any finite value."""
+        normed_BTK = self.norm(x_BTK.flatten(0, 1), mask_BT.flatten()).view(x_BTK.shape)
+        return normed_BTK if self.training else padded(normed_BTK, mask_BT)
 
 
 class MeanPooled(nn.Module):

@@ -9,8 +9,9 @@ Shapes   B videos in the batch   T frames of the longest   D features of a frame
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +77,19 @@ def reverse(x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
     positions_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
     sources_BT = torch.where(mask_BT, mask_BT.sum(dim=1, keepdim=True) - 1 - positions_T, positions_T)
     return x_BTD.gather(1, sources_BT[..., None].expand_as(x_BTD))
+
+
+def outside_half(device: torch.device) -> AbstractContextManager[Any]:
+    """The context of torch.lstm and torch.gru on float32 tensors: without autocast, except on a CPU.
+
+    Autocast gives cuDNN's recurrent kernels float16 whatever its own type is (`_cudnn_rnn_cast_reflatten` in
+    ATen/cudnn/AutocastRNN.cpp), and in float16 small gradients become 0 where the loss is not scaled. In float32, cuDNN
+    uses TF32. On a CPU autocast means bfloat16, which needs no scaling and is faster; but oneDNN has no bfloat16 LSTM
+    without AVX-512, and raises a RuntimeError.
+    """
+    if device.type == "cpu" and torch.backends.cpu.get_cpu_capability() != "AVX2":
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def scan_frames(cell: Cell, state_BS: Tensor, gates_BTG: Tensor) -> Tensor:
