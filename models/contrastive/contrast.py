@@ -30,8 +30,7 @@ from models.contrastive.methods import MethodConfig, MocoV3Config, leaks
 from models.contrastive.momentum import ema_, momentum_at
 from models.contrastive.queue import Queue
 from models.contrastive.views import ViewsConfig, check, mix, view
-from models.layers import BatchNorm
-from models.layers.batch_norm import grouped_statistics
+from models.layers.batch_norm import batch_norms, grouped_statistics
 from models.video.fused_mlp import Block, FusedEncoder
 
 
@@ -111,8 +110,8 @@ class Contrast(nn.Module):
             generator: draws heads and queues; on the CPU.
 
         Raises:
-            ValueError: the encoder, the views or the cross-modal part do not fit the features, or the statistics of one
-                BatchNorm group would reveal the keys of v1 and v2.
+            ValueError: the encoder, the views or the cross-modal part do not fit the features, the statistics of one
+                BatchNorm group would reveal the keys of v1 and v2, or the encoder has a BatchNorm without groups.
         """
         super().__init__()
         if list(features.values()) != encoder.widths:
@@ -122,7 +121,7 @@ class Contrast(nn.Module):
         check(views, features)
         if cross_modal is not None and len(features) < 2:
             raise ValueError(f"cross_modal must be left out for data with one feature, but got {', '.join(features)}")
-        batch_norm = any(isinstance(module, BatchNorm) for module in encoder.modules())
+        batch_norm = bool(batch_norms(encoder))
         if leaks(config, batch_norm):
             raise ValueError(
                 f"batch_norm_groups must be at least 2 for {config.kind} on an encoder with BatchNorm: over the whole "

@@ -77,10 +77,33 @@ class BatchNorm(nn.BatchNorm1d):
         return normed
 
 
+def batch_norms(module: nn.Module) -> list[BatchNorm]:
+    """The layers in `module` by which the videos of a batch depend on each other in training.
+
+    Raises:
+        ValueError: one is a BatchNorm of torch, of whatever dimension: it has the statistics of a process's whole
+            batch, neither those of a group nor those of all ranks; says which.
+    """
+    norms = []
+    for name, part in module.named_modules():
+        if isinstance(part, BatchNorm):
+            norms.append(part)
+        elif isinstance(part, nn.modules.batchnorm._BatchNorm):  # the base of all, SyncBatchNorm and lazy ones too
+            raise ValueError(
+                f"{name or 'the model'} is torch's {type(part).__name__}, whose statistics are always those of a "
+                "process's whole batch; use models.layers.BatchNorm instead"
+            )
+    return norms
+
+
 @contextmanager
 def grouped_statistics(module: nn.Module, groups: int) -> Iterator[None]:
-    """Within the context, every BatchNorm in `module` computes its batch statistics over `groups` groups."""
-    norms = [part for part in module.modules() if isinstance(part, BatchNorm)]
+    """Within the context, every BatchNorm in `module` computes its batch statistics over `groups` groups.
+
+    Raises:
+        ValueError: a BatchNorm has no groups; see `batch_norms`.
+    """
+    norms = batch_norms(module)
     before = [norm.groups for norm in norms]
     for norm in norms:
         norm.groups = groups

@@ -505,6 +505,18 @@ def test_batch_norm_over_the_whole_batch_is_refused(kind):
         build(kind, "batch_norm", batch_norm_groups=1)
 
 
+@pytest.mark.parametrize("theirs", [nn.BatchNorm1d, nn.SyncBatchNorm, nn.LazyBatchNorm1d])
+@pytest.mark.parametrize("kind", METHODS)
+def test_a_batch_norm_that_cannot_be_split_into_groups_is_refused(kind, theirs):
+    """Its statistics are those of the whole batch, whatever `batch_norm_groups` says, and would reveal the keys."""
+    given = encoder("layer_norm")
+    given.towers[1].norm = theirs() if theirs is nn.LazyBatchNorm1d else theirs(16)
+    with pytest.raises(
+        ValueError, match=rf"towers\.1\.norm is torch's {theirs.__name__}, .* models\.layers\.BatchNorm"
+    ):
+        Contrast(SMALL[kind], given, FEATURES, VIEWS, None, drawn())
+
+
 @pytest.mark.parametrize(("kind", "norm"), [("moco_v1", "layer_norm"), ("moco_v3", "batch_norm")])
 def test_one_group_is_allowed_where_it_tells_nothing(kind, norm):
     assert build(kind, norm, batch_norm_groups=1)(features(), 0.0, drawn()).loss.isfinite()

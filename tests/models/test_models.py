@@ -20,6 +20,8 @@ from models.frame.netvlad import NetVladConfig
 from models.frame.nextvlad import NeXtVladConfig
 from models.frame.parts.heads import HeadConfig
 from models.frame.soft_dbof import SoftDbofConfig
+from models.layers import Dropout
+from models.layers.batch_norm import batch_norms
 from models.losses import sigmoid_cross_entropy
 from models.video.mixture_of_experts import MixtureOfExpertsConfig
 from tests.support.operator_trace import host_looks
@@ -141,6 +143,13 @@ class TestEveryModel:
 
     def test_in_evaluation_a_video_does_not_depend_on_its_neighbours(self, kind):
         model = build(kind).eval()
+        torch.testing.assert_close(model(*inputs(kind))[:2], model(*(x[:2] for x in inputs(kind))))
+
+    def test_in_training_only_batch_norms_and_chance_tie_a_video_to_its_neighbours(self, kind):
+        """So the guards of `batch_norms`, for contrastive batches and for several ranks, know all such layers."""
+        model = build(kind)
+        for module in [*batch_norms(model), *(part for part in model.modules() if isinstance(part, Dropout))]:
+            module.eval()
         torch.testing.assert_close(model(*inputs(kind))[:2], model(*(x[:2] for x in inputs(kind))))
 
     def test_learns_a_batch_by_heart(self, kind):

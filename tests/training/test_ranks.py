@@ -207,3 +207,10 @@ def test_a_single_rank_needs_no_process_group() -> None:
     before = torch.get_rng_state()
     ALONE.seed(1, 2)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("theirs", [torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.SyncBatchNorm])
+def test_a_batch_norm_with_the_statistics_of_one_rank_is_refused(theirs: type[torch.nn.Module]) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), theirs(2))
+    with pytest.raises(ValueError, match=f"1 is torch's {theirs.__name__}"):
+        Ranks(rank=0, size=2).parallel(model)

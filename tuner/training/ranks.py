@@ -16,7 +16,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data.errors import DataError
-from models.layers import BatchNorm
+from models.layers.batch_norm import batch_norms
 from tuner.errors import TunerError
 
 T = TypeVar("T")
@@ -42,12 +42,14 @@ class Ranks:
         BatchNorm uses the statistics of the whole batch, so its running statistics are the same on every rank, and no
         forward has to send rank 0's buffers to the others. `model` itself is trained; save and evaluate it, not the
         wrapper.
+
+        Raises:
+            ValueError: the model has a BatchNorm of torch, whose statistics would be those of each rank's part.
         """
         if self.size == 1:
             return model
-        for module in model.modules():
-            if isinstance(module, BatchNorm):
-                module.over_ranks = True
+        for norm in batch_norms(model):
+            norm.over_ranks = True
         return DistributedDataParallel(model, broadcast_buffers=False)
 
     def unreduced(self, model: nn.Module) -> AbstractContextManager[None]:
