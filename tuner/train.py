@@ -7,6 +7,7 @@ python -m tuner.train EXPERIMENT --save DIR [--resume | --fresh]
 
 import argparse
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -36,6 +37,13 @@ def run(arguments: list[str] | None = None) -> None:
     add_storage(parser)
     add_tracking_uri(parser, default="$MLFLOW_TRACKING_URI, else mlflow.db beside the yaml")
     add_device(parser)
+    parser.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="of torch on the CPU, on which the last digits of the metrics depend; default: as many as a trial of a "
+        "search on this machine has (resources.cpu)",
+    )
     parser.add_argument("--save", type=Path, metavar="DIR", help="write the last checkpoint there")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="continue with the checkpoint in the folder of --save")
@@ -47,14 +55,18 @@ def run(arguments: list[str] | None = None) -> None:
         parser.error("--resume and --fresh need the folder of a checkpoint: name it with --save DIR")
     if options.trial and (options.experiment or options.set):
         parser.error("--trial brings its own settings; leave EXPERIMENT and --set out")
+    if options.threads is not None and options.threads < 1:
+        parser.error(f"--threads must be at least 1, but got {options.threads}")
 
     # Imported here: `--help` needs none of these.
+    from tuner.cluster.resources import threads_of
     from tuner.config.experiment import load
     from tuner.console.text import describe_losses
     from tuner.project import experiments_file, storage_place
     from tuner.training.checkpoint import prepare_folder
     from tuner.training.dataset import open_dataset
     from tuner.training.pipelines import train
+    from tuner.workers.process import begin_trial
 
     device = choose_device(options.device)
     file = experiments_file(options.file)
@@ -74,6 +86,8 @@ def run(arguments: list[str] | None = None) -> None:
             options.save, settings=trial.settings, resume=options.resume, fresh=options.fresh, print_line=print
         )
     data = open_dataset(experiment.data)
+    cpus = experiment.resources.cpu
+    begin_trial(device, options.threads or threads_of(float(os.cpu_count() or 1) if cpus == "auto" else cpus))
     print(
         f"{experiment.name} on {device}: {data.train.num_videos:,} training videos, "
         f"{data.validate.num_videos:,} validation videos"

@@ -1,12 +1,14 @@
 """The command `python -m tuner.train`: what it prints, refuses and resumes."""
 
 import json
+import os
 import shutil
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 from models import LinearConfig
 from tests.support.finished import FinishedSearch
@@ -66,6 +68,29 @@ def test_an_error_is_one_sentence_with_exit_code_2(
     monkeypatch.chdir(workplace.folder)
     error = refused(capsys, *arguments)
     assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, threads",
+    [
+        ((), os.cpu_count()),
+        (("--set", "resources.cpu=3"), 3),
+        (("--set", "resources.cpu=0.5"), 1),
+        (("--set", "resources.cpu=3", "--threads", "2"), 2),
+    ],
+)
+def test_the_threads_are_those_of_a_worker_in_a_search(
+    finished_search: FinishedSearch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], threads: int
+) -> None:
+    file = str(finished_search.folder / "experiments.yaml")
+    told(capsys, "--file", file, "--device", "cpu", "--set", "training.epochs=1", *arguments)
+    assert torch.get_num_threads() == threads
+
+
+def test_it_needs_a_thread(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        command.run(["--threads", "0"])
+    assert "--threads must be at least 1, but got 0" in capsys.readouterr().err
 
 
 class Kept(NamedTuple):

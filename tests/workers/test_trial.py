@@ -1,5 +1,6 @@
 """What a worker does in a trial, called as Ray calls it, without Ray."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -80,6 +81,8 @@ def test_every_epoch_is_reported_with_its_metrics_and_place(job: Given) -> None:
     for metrics in told:
         assert {"gap", "gap_best", "hit_at_1", "perr", "map", "learning_rate", "videos_per_second"} <= metrics.keys()
         assert metrics["tags"]["device"] == "cpu" and metrics["tags"]["host"]
+        assert metrics["tags"]["process"] == str(os.getpid())
+        assert metrics["tags"]["threads"] == str(torch.get_num_threads())
         assert not {"history", "error"} & metrics.keys()
 
 

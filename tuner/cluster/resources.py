@@ -70,6 +70,11 @@ def slots_on(nodes: Sequence[Node], resources: Resources) -> int:
     return max(1, fitting // resources.max_workers) if fitting >= resources.min_workers else 0
 
 
+def threads_of(cpus: float) -> int:
+    """The threads of torch in a worker that holds so many CPUs."""
+    return max(1, int(cpus))
+
+
 def _workers_on(nodes: Sequence[Node], resources: Resources) -> int:
     cpu, gpu, nodes = resources.cpu, resources.gpu, [node for node in nodes if node.cpus >= 1]
     by_cpu = [math.floor(node.cpus / cpu) for node in nodes]

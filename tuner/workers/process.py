@@ -11,14 +11,14 @@ import psutil
 import torch
 
 
-def begin_trial(device: torch.device, threads: int | None = None) -> None:
+def begin_trial(device: torch.device, threads: int) -> None:
     """Put everything that a trial may change in its process back to what a new process has.
 
     The generators get fixed seeds: those of torch are seeded by each trial again, and nothing may depend on the others.
 
     Args:
         device: where the trial trains.
-        threads: of torch on the CPU; None: as many as torch has chosen.
+        threads: of torch, where it trains on the CPU; a trial on a GPU keeps those that torch has chosen.
     """
     gc.collect()  # the models and batches of the trial before, where they refer to each other
     random.seed(0)
@@ -29,7 +29,7 @@ def begin_trial(device: torch.device, threads: int | None = None) -> None:
     torch.set_float32_matmul_precision("highest")
     torch.clear_autocast_cache()
     torch.compiler.reset()
-    if threads is not None:
+    if device.type == "cpu":
         torch.set_num_threads(threads)
     if device.type == "cuda":
         torch.cuda.set_device(device)

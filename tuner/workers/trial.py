@@ -1,5 +1,6 @@
 """One trial in a worker: it trains, and reports every epoch. Without Ray, so that a test can run it."""
 
+import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -79,7 +80,12 @@ def run(
         Exception: what nobody has expected; `again` says whether another attempt may succeed.
     """
     host = socket.gethostname()
-    tags = {"host": host, "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"}
+    tags = {
+        "host": host,
+        "process": str(os.getpid()),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": str(torch.get_num_threads()),
+    }
     epoch = 0
 
     def out_of_time() -> None:

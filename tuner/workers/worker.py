@@ -27,7 +27,7 @@ import ray.train.torch
 import torch
 
 from data.errors import DataError
-from tuner.cluster.resources import Resources
+from tuner.cluster.resources import Resources, threads_of
 from tuner.config.experiment import Experiment
 from tuner.errors import EpochTimeout, TrialOutOfMemory, TunerError
 from tuner.storage.place import Place
@@ -107,7 +107,7 @@ class Worker:
         """Train a trial to its end; returns whether this process may train another one."""
         if assignment.suggestion.get("score"):
             return self._score(assignment.number)
-        begin_trial(self._device, max(1, int(self._resources.cpu)) if self._device.type == "cpu" else None)
+        begin_trial(self._device, threads_of(self._resources.cpu))
         number, job = assignment.number, self._job(assignment.suggestion)
         stop = StopSignal(partial(self._ask, "until_unwanted", number), self._ranks, self._device)
         reporter = Reporter(job.folder, self._scratch, partial(self._ask, "report", number))
