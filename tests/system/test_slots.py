@@ -44,6 +44,7 @@ pretrain: {kind: moco_v2, queue: 100, optimizer: {kind: adamw, learning_rate: 1e
 probe: {optimizer: {kind: adam, learning_rate: {loguniform: [1e-3, 1e-2]}}, batch_size: 32, epochs: 3}
 training: {precision: fp32}
 """
+LINEAR = "model: {kind: linear, penalty: {loguniform: [0.01, 10]}}\ntraining: {precision: fp32}\n"
 
 
 def write(place: Workplace, experiment: str, *, data: str = DATA, level: str = "", train: int = 200) -> None:
@@ -126,3 +127,19 @@ def test_two_hundred_trials_leave_nothing_in_the_memory_of_their_worker(workplac
     gib = [trial.reports[1]["worker_memory_gib"] for trial in trials]
     assert len(gib) == 200 and gib[199] <= 1.1 * gib[19]
     assert threads[1] <= threads[0] + 2  # those of the trial that runs may be there or not
+
+
+def test_a_worker_ends_after_trials_per_worker_trials(workplace: Workplace) -> None:
+    """Also a search of `model.kind: linear`."""
+    write(workplace, LINEAR)
+    finished(workplace, 4, "search.trials_per_worker=2")
+    first, second, third, fourth = (found["process"] for found in tags_of(workplace))
+    assert first == second != third == fourth
+    assert {status for _, status, _ in runs_of(workplace)} == {"FINISHED"}
+
+
+@pytest.mark.parametrize("workers", ["2", "{min: 1, max: 2}"], ids=["two", "elastic"])
+def test_several_workers_train_trial_after_trial(workplace: Workplace, workers: str) -> None:
+    write(workplace, SUPERVISED)
+    finished(workplace, 4, f"resources.workers={workers}")
+    assert len({found["process"] for found in tags_of(workplace)}) == 1
