@@ -1,7 +1,9 @@
 """Search the best settings of an experiment of experiments.yaml on Ray: `python tune.py [EXPERIMENT]`."""
 
 import argparse
+import os
 import sys
+from pathlib import Path
 
 from tuner.cli import add_file, add_set, add_storage, add_tracking_uri, main, positive
 
@@ -41,6 +43,10 @@ def run() -> int:
         print(explain(options.explain))
         return 0
 
+    # Ray reads it when it is imported. A cluster that asks for a token, as `ray start` makes it wherever the user has
+    # one, refuses a driver that does not show it.
+    if Path("~/.ray/auth_token").expanduser().exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     from tuner.imports import without_garbage_collection
     from tuner.search import stages
 

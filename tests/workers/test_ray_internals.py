@@ -1,8 +1,7 @@
 """Contract: what tuner/workers/ray_internals.py uses of Ray is still there. Each failure names the hook. No Ray starts.
 
 That the hooks also do their work is tested with a real Ray: tests/workers/test_private_ray.py (`private_ray`,
-`placement_groups`, `is_dead`, `remove_group`), tests/cluster (`use_token`), and the fault tests
-(`Trainer`, `root_cause`).
+`placement_groups`, `is_dead`, `remove_group`), and the fault tests (`Trainer`, `root_cause`).
 """
 
 import inspect
@@ -24,19 +23,14 @@ from tuner.workers.ray_internals import Group
 def test_settings_are_variables_that_ray_reads() -> None:
     constants = {**vars(train_constants), **vars(accelerator)}
     known = {value for value in constants.values() if isinstance(value, str)}
-    for name in {**ray_internals.SETTINGS, **ray_internals.PRIVATE_SETTINGS}:
-        assert name in known, f"SETTINGS: Ray reads no {name}"
+    for name in ray_internals.PRIVATE_SETTINGS:
+        assert name in known, f"PRIVATE_SETTINGS: Ray reads no {name}"
 
 
 def test_private_ray_are_options_that_init_knows() -> None:
     known = inspect.getsource(ray.init)
     for option in ray_internals.private_ray("folder"):
         assert f'kwargs.pop("{option}"' in known, f"private_ray: ray.init takes no {option}"
-
-
-def test_use_token_takes_the_token_without_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # so that this process stays as it is
-    ray_internals.use_token()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Data warns of its own settings

@@ -24,8 +24,8 @@ SCRATCH_PREFIX = "ray-"
 # Ray's access token of this user.
 TOKEN_FILE = Path("~/.ray/auth_token")
 
-# Environment variables that Ray documents; tuner/workers/ray_internals.py has the others. Tune passes those of Train on
-# to trials, controllers and workers.
+# Environment variables that Ray documents; tuner/workers/ray_internals.py has another. Tune passes those of Train on to
+# slots, controllers and workers.
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # until a lost worker is noticed; 2 s by default
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1000000",  # a slot that waits for its resources does not hang
@@ -70,7 +70,7 @@ def connect(address: str) -> Iterator[Attempt]:
         SearchError: no Ray answers at the address.
     """
     private = address == "local"
-    settings = SETTINGS | ray_internals.SETTINGS | (ray_internals.PRIVATE_SETTINGS if private else {})
+    settings = SETTINGS | (ray_internals.PRIVATE_SETTINGS if private else {})
     os.environ.update({name: os.environ.get(name, value) for name, value in settings.items()})
     scratch = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX)) if private else None
     try:
@@ -117,7 +117,6 @@ def _sigterm_restored() -> Iterator[None]:
 
 def _join(address: str) -> None:
     """Connect to a running Ray."""
-    ray_internals.use_token()
     try:
         ray.init(address=address, log_to_driver=True)
     except (ConnectionError, RuntimeError, ValueError) as error:

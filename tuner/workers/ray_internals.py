@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import ray._private.state
 from ray import PlacementGroupID
-from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
@@ -19,15 +18,9 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util import remove_placement_group
 from ray.util.placement_group import PlacementGroup
 
-# Environment variables of Ray that its documentation does not list. Without them nothing breaks: a worker writes a
-# second log of its own for each trial, and warns of a GPU setting that Ray is about to change.
-# The public way: none; they are read where Ray uses them.
-SETTINGS = {
-    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
-# Set in addition where Ray is private: it saves the actor that watches, for each trial, whether a cloud is about to
-# take the trial's node back. Nobody takes this machine back.
+# Environment variables that Ray's documentation does not list, for a private Ray. Without it each slot has one more
+# actor, which watches whether a cloud is about to take the machine back; nobody takes this one back.
+# The public way: none; it is read where Ray uses it.
 PRIVATE_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
@@ -41,25 +34,16 @@ def private_ray(directory: str) -> dict[str, object]:
     return {"_temp_dir": directory, "_node_ip_address": "127.0.0.1"}
 
 
-def use_token() -> None:
-    """Give Ray the access token of this user, if there is one, before `ray.init` connects to HOST:PORT.
-
-    Without it a cluster that asks for a token, as `ray start` makes it wherever the user has one, refuses this driver.
-    The public way: RAY_AUTH_MODE=token in the environment before the program starts; set later it has no effect,
-    because Ray has read it.
-    """
-    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-
-
 class Trainer(DataParallelTrainer):
-    """Train's trainer without torch, and without two helper actors for each trial.
+    """Train's trainer without torch, and without two helper actors for each slot.
 
     DataParallelTrainer is what TorchTrainer, the public class, derives from. TorchTrainer imports torch, which takes
-    seconds and hundreds of megabytes in each trial's actor and controller, and neither needs it.
+    seconds and hundreds of megabytes in each slot's actor and controller, and neither needs it.
 
-    The helpers are Ray Data's, whose datasets are not used here, and a cleaner of placement groups for each trial,
-    which asks Ray's dashboard every second; tuner/workers/placement.py is one for all. With them each trial starts
-    seconds later, and a trial that a scheduler stops leaves its placement group behind where no dashboard runs.
+    The helpers are Ray Data's, whose datasets are not used here, and a cleaner of placement groups, which asks Ray's
+    dashboard every second and cleans nothing where none runs; tuner/workers/placement.py is one for all slots. With the
+    helpers a slot has its workers 1.5 to 3 seconds later on two cores (LOG.md, 2026-11-27), also each time that one of
+    its workers is lost.
     The public way: none; a trainer takes further callbacks, but not fewer.
     """
 
