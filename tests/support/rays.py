@@ -100,7 +100,7 @@ class LongLivedRay:
     def remaining(self) -> tuple[list[str], list[str]]:
         """Return the ids of all placement groups and the classes of all actors that still live."""
         # The State API needs RAY_ADDRESS where several Rays run on a machine.
-        place = Workplace(self.place.folder, variables={"RAY_ADDRESS": self.address})
+        place = Workplace(self.place.folder, variables={"RAY_ADDRESS": self.address, **WITH_TOKEN})
         done = place.python("-c", REMAINING.format(address=self.address))
         assert done.returncode == 0, done.stderr
         groups, actors = json.loads(done.stdout.splitlines()[-1])
