@@ -74,7 +74,8 @@ class Residency:
                 if self.wanted == "auto" and not self._fits(features_ND.nbytes, device):
                     return None
                 try:
-                    self._copies[key] = features_ND.to(device)
+                    with torch.inference_mode(False):  # training may use the copy that validation made
+                        self._copies[key] = features_ND.to(device)
                 except torch.OutOfMemoryError:  # another process was faster, or the free memory is in pieces
                     return None
             return self._copies[key]

@@ -90,6 +90,13 @@ def test_what_lies_beside_is_dropped_as_well() -> None:
     assert not videos.holds(META)
 
 
+def test_a_copy_that_validation_makes_is_one_for_training() -> None:
+    residency = Residency(True)
+    with torch.inference_mode():
+        copy = residency.copy_of("a", FEATURES, META)
+    assert copy is not None and not copy.is_inference()
+
+
 def test_another_process_starts_without_copies() -> None:
     residency = Residency(True)
     residency.copy_of("a", FEATURES, META)

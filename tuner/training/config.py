@@ -21,7 +21,7 @@ from models.optim import AverageConfig, OptimizerConfig, ScheduleConfig
 from tuner.training.precision import Precision
 
 Seed = int | Literal["per_trial"]
-CudaGraph = bool | Literal["auto"]
+CudaGraph = Literal["auto"] | bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
