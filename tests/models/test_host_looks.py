@@ -50,7 +50,7 @@ def test_a_step_of_an_optimizer_that_may_be_skipped(config, clip):
     parameters = test_optimizers.weights()
     optimizer = optim.build(config, parameters)
     if isinstance(optimizer, RMSpropTF):
-        optimizer.foreach = True  # as on CUDA; on a CPU, where the host has all values, it reads `skip` and stops
+        optimizer.foreach = True  # as on CUDA; that of a CPU is in test_optimizers.py
     test_optimizers.give_gradients(parameters, seed=1)
     optim.step(optimizer, skip=torch.tensor(False))  # the first step makes the state
     for skip in (None, torch.tensor(False), torch.tensor(True)):
