@@ -1,5 +1,7 @@
 """The best model in MLflow's registry."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from tests.support.finished import FinishedSearch
+from tests.support.workplace import PROJECT
 from tuner.tracking.registry import register_model
 from tuner.tracking.tracker import Tracker
 
@@ -56,6 +59,23 @@ def test_the_winner_is_registered_as_a_model_without_pickle(
     videos_ND = torch.from_numpy(np.asarray(finished_search.data.validate.features_ND[:7], np.float32))
     with torch.no_grad():
         torch.testing.assert_close(loaded(videos_ND), model(videos_ND), rtol=1e-5, atol=1e-5)
+
+
+def test_after_the_warm_up_a_model_is_exported_without_large_imports() -> None:
+    program = (
+        "import sys, torch\n"
+        "from tuner.tracking.registry import warm_up\n"
+        "if sys.argv[1:]: warm_up()\n"
+        "before = len(sys.modules)\n"
+        "torch.export.export(torch.nn.Linear(6, 3), (torch.ones(2, 6),))\n"
+        "print(len(sys.modules) - before)\n"
+    )
+
+    def imported(*arguments: str) -> int:
+        command = [sys.executable, "-c", program, *arguments]
+        return int(subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout)
+
+    assert imported("warm") < imported() / 10
 
 
 def test_a_model_whose_upload_was_interrupted_is_completed(

@@ -43,6 +43,7 @@ from tuner.storage.journal import Journal, SearchHistory
 from tuner.storage.place import Place, is_url
 from tuner.storage.stores import at
 from tuner.tracking.records import search_params, search_tags
+from tuner.tracking.registry import warm_up
 from tuner.tracking.tags import environment_tags
 from tuner.tracking.tracker import SHORT_PATIENCE_SECONDS, Tracker
 from tuner.tracking.uri import choose_uri
@@ -106,6 +107,7 @@ def _run(
         with connection.connect(connection.resolve_address(options.address)) as attempt:
             stages.begin("mlflow")
             tracker = connecting.result()
+            background.submit(warm_up)
             stages.begin("journal")
             shared_storage.check_shared(directory)
             private = attempt.scratch is not None

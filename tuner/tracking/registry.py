@@ -1,6 +1,13 @@
 """The best model of an experiment in MLflow's model registry, stored without pickle."""
 
+from importlib import import_module
 from typing import Any
+
+
+def warm_up() -> None:
+    """Import what `register_model` needs, which takes a second; called while the search waits for something else."""
+    for name in ("mlflow.pytorch", "torch.export._trace"):  # torch.export.export imports the second one
+        import_module(name)
 
 
 def register_model(

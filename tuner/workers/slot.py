@@ -27,6 +27,7 @@ from ray.tune import PlacementGroupFactory
 
 from tuner.cluster.resources import Resources
 from tuner.errors import first_line
+from tuner.imports import without_garbage_collection
 from tuner.storage import searches
 from tuner.storage.place import Place
 from tuner.workers.mailbox import Mailbox
@@ -220,7 +221,8 @@ def _reason(cause: BaseException) -> str:
 
 def work(config: dict[str, Any]) -> None:
     """Train's loop, in a worker."""
-    from tuner.workers import worker  # imports torch
+    with without_garbage_collection():
+        from tuner.workers import worker  # imports torch
 
     worker.work(**config)
 
