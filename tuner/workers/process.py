@@ -3,12 +3,16 @@
 Runs without Ray: `tuner.train`, which trains one trial in a new process, begins with the same function.
 """
 
+import ctypes
 import gc
+import platform
 import random
 
 import numpy as np
 import psutil
 import torch
+
+GLIBC = platform.libc_ver()[0] == "glibc"
 
 
 def begin_trial(device: torch.device, threads: int) -> None:
@@ -21,6 +25,8 @@ def begin_trial(device: torch.device, threads: int) -> None:
         threads: of torch, where it trains on the CPU; a trial on a GPU keeps those that torch has chosen.
     """
     gc.collect()  # the models and batches of the trial before, where they refer to each other
+    if GLIBC:
+        ctypes.CDLL(None).malloc_trim(0)  # a worker keeps the memory of its trial otherwise (tuner/workers/slot.py)
     random.seed(0)
     np.random.seed(0)  # the global generator, which a library may use
     torch.manual_seed(0)

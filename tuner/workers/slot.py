@@ -13,7 +13,7 @@ import os
 import pickle
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -44,6 +44,16 @@ IDLE_SECONDS = 30.0
 PATIENCE = 5.0
 # Seconds that a worker waits for another worker, which may decode shards for hours. Ray notices at once when one dies.
 RANKS_PATIENCE = 6 * 3600
+# Environment variables of the workers, where the driver does not have them. They must be there when a process starts.
+WORKER_VARIABLES = {
+    # The threads of an operation wait for each other after it. By default they spin meanwhile, and where another
+    # program has one of the cores, an epoch takes up to a hundred times as long (LOG.md, 2026-11-27).
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # glibc gives blocks above 32 MiB back to the system, which clears them each time they are requested again:
+    # frame-level models on a CPU spend up to half of a step on this. `begin_trial` gives them back, once a trial.
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(2**34),
+}
 # Seconds that elastic workers wait for the number of workers that Ray has announced, before Train asks again: a node
 # may have died, and Ray may not have noticed. Workers of a fixed number wait for their resources however long it takes.
 ELASTIC_PATIENCE = 30
@@ -80,7 +90,9 @@ def slot(
         }
     )
     limit, folder = experiment.search.failures.per_trial, directory / searches.RAY
-    return type("Slot", (Slot,), {"sealed": sealed, "resources": resources, "limit": limit, "folder": folder})
+    variables = {name: os.environ.get(name, value) for name, value in WORKER_VARIABLES.items()}
+    known = {"sealed": sealed, "resources": resources, "limit": limit, "folder": folder, "variables": variables}
+    return type("Slot", (Slot,), known)
 
 
 class Slot(ray.tune.Trainable):
@@ -93,6 +105,7 @@ class Slot(ray.tune.Trainable):
     resources: ClassVar[Resources]  # of the workers
     limit: ClassVar[int]  # search.failures.per_trial
     folder: ClassVar[Place]  # for Train's own files
+    variables: ClassVar[Mapping[str, str]]  # of the workers' environment
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
@@ -191,6 +204,7 @@ class Slot(ray.tune.Trainable):
                 # The slot counts the failures of each trial.
                 failure_config=FailureConfig(max_failures=-1, max_preemption_failures=-1),
                 logging_config=LoggingConfig(log_level="WARNING"),
+                worker_runtime_env={"env_vars": self.variables},
             ),
         )
 
