@@ -28,8 +28,8 @@ INTRODUCTION = """\
 This page says what a search loses when something breaks. `python benchmarks/faults.py` writes it: each row is a real
 search with a real fault, which then continues without help or is resumed with `--resume`, until it is complete. After
 every fault the search has exactly the planned trials, none suggested twice; every epoch is reported once; every MLflow
-run is closed; no process, actor or placement group is left; and the trial that was hit has the numbers of one that was
-not interrupted.
+run is closed; no process, actor, placement group or temporary file is left; and the trial that was hit has the numbers
+of one that was not interrupted.
 
 Lost epochs had been reported and had to be trained again. The seconds to recover count from the fault to the next new
 epoch of the trial. They include the start of new processes and, where the driver died, the time until `--resume` was

@@ -14,8 +14,10 @@ from collections.abc import Callable
 import psutil
 import pytest
 
+from tests.support.inject import pace
 from tests.support.rays import long_lived_ray
 from tests.support.searches import (
+    OF_A_TRIAL,
     assert_equals_the_uninterrupted,
     assert_nothing_is_left,
     assert_nothing_was_lost,
@@ -28,10 +30,16 @@ from tests.support.searches import (
 from tests.support.workplace import Workplace
 
 pytestmark = pytest.mark.fault
+CI = pytest.mark.fault_ci
 
 EPOCHS, TRIALS = 24, 2
 SEARCH = ("--trials", str(TRIALS), "--set", f"training.epochs={EPOCHS}")
 FaultRow = Callable[..., None]  # of the fixture fault_row
+
+
+@pytest.fixture(autouse=True)
+def paced(workplace: Workplace) -> None:
+    pace(workplace)
 
 
 def begin(place: Workplace, *arguments: str) -> "subprocess.Popen[str]":
@@ -55,9 +63,9 @@ def kill(place: Workplace, name: str) -> float:
     return time.time()
 
 
-def check(place: Workplace) -> None:
+def check(place: Workplace, epochs: int = EPOCHS) -> None:
     """Check that nothing is lost, no process is left, and trial 0 has the numbers of an uninterrupted one."""
-    assert_nothing_was_lost(place, TRIALS, EPOCHS)
+    assert_nothing_was_lost(place, TRIALS, epochs)
     assert_nothing_is_left(place)
     assert_equals_the_uninterrupted(place, number=0)
 
@@ -65,7 +73,7 @@ def check(place: Workplace) -> None:
 @pytest.mark.parametrize(
     ("fault", "process"),
     [
-        pytest.param("kill -9 of the Train worker", "RayTrainWorker", marks=pytest.mark.fault_ci),
+        pytest.param("kill -9 of the Train worker", "RayTrainWorker", marks=CI),
         ("kill -9 of the slot's actor", "Slot"),
         ("kill -9 of the Train controller", "TrainController"),
     ],
@@ -77,6 +85,31 @@ def test_a_killed_process_of_a_trial(workplace: Workplace, fault_row: FaultRow, 
     assert driver.wait(600) == 0, workplace.printed()
     check(workplace)
     fault_row(fault, **cost_of_fault(workplace, 0, at))
+
+
+@pytest.mark.parametrize(
+    ("fault", "process"),
+    [
+        ("kill -9 of the Train worker in its third trial", "RayTrainWorker"),
+        ("kill -9 of the slot's actor in its third trial", "Slot"),
+        pytest.param("kill -9 of the Train controller in its slot's third trial", "TrainController", marks=CI),
+    ],
+)
+def test_a_killed_process_in_its_third_trial(
+    workplace: Workplace, fault_row: FaultRow, fault: str, process: str
+) -> None:
+    """The epochs since the last stored checkpoint. The finished trials of the process are not touched."""
+    driver = workplace.start("--trials", "3", *SEARCH[2:])
+    workplace.wait_for_line(driver, "trial 000  epoch 1/")
+    before = {found.pid for name in OF_A_TRIAL for found in processes_of(workplace, name)}
+    workplace.wait_for_line(driver, "trial 002  epoch 5/")
+    assert {found.pid for name in OF_A_TRIAL for found in processes_of(workplace, name)} == before
+    at = kill(workplace, process)
+    assert driver.wait(600) == 0, workplace.printed()
+    assert_nothing_was_lost(workplace, 3, EPOCHS)
+    assert_nothing_is_left(workplace)
+    assert_equals_the_uninterrupted(workplace, number=2)
+    fault_row(fault, **cost_of_fault(workplace, 2, at))
 
 
 @pytest.mark.fault_ci
@@ -137,6 +170,23 @@ def test_the_raylet_of_a_worker_node_is_killed(workplace: Workplace, fault_row: 
         ray.assert_nothing_is_left()
         check(workplace)
         fault_row("kill -9 of the raylet of a trial's node", **cost_of_fault(workplace, 0, at))
+
+
+def test_the_node_of_a_whole_slot_is_killed(workplace: Workplace, fault_row: FaultRow) -> None:
+    """The epochs since the last stored checkpoint. The slot starts on another node and continues its trial."""
+    with long_lived_ray(workplace, cpus=0, memory=1) as ray:  # a slot's actor holds no CPU, but some memory
+        first = ray.add_node()
+        driver = begin(workplace, "--address", ray.address, "--set", "training.epochs=200")
+        assert {found.ppid() for name in OF_A_TRIAL for found in processes_of(workplace, name)} == {first.pid}
+        second = ray.add_node()
+        first.kill()
+        at = time.time()
+        workplace.wait_for_line(driver, "trial 000  resumed")
+        assert {found.ppid() for name in OF_A_TRIAL for found in processes_of(workplace, name)} == {second.pid}
+        assert driver.wait(600) == 0, workplace.printed()
+        ray.assert_nothing_is_left()
+        check(workplace, epochs=200)
+        fault_row("kill -9 of the raylet of a whole slot's node", **cost_of_fault(workplace, 0, at))
 
 
 def test_the_whole_head_is_killed(workplace: Workplace, fault_row: FaultRow) -> None:

@@ -6,7 +6,6 @@ docs/faults.md, which `python benchmarks/faults.py` writes.
 
 import shutil
 import subprocess
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,73 +14,22 @@ from pathlib import Path
 import pytest
 
 from data.sample import write_splits
+from tests.support.inject import happened, inject, pace
 from tests.support.searches import (
     assert_equals_the_uninterrupted,
+    assert_no_process_is_left,
     assert_nothing_is_left,
     assert_nothing_was_lost,
     cost_of_fault,
+    processes_of,
     runs_of,
     search_of,
 )
-from tests.support.workplace import PROJECT, Workplace
+from tests.support.workplace import PROJECT, Workplace, wait_for
 
 pytestmark = pytest.mark.fault
 
 FaultRow = Callable[..., None]  # of the fixture fault_row
-
-# Every Python process of a search imports it: it calls `fault(number of the trial, epoch)` before each epoch.
-HOOK = """\
-import importlib.abc, importlib.util, os, signal, sys, time
-
-FOLDER = os.path.dirname(__file__)
-
-def once():
-    try:
-        os.close(os.open(os.path.join(FOLDER, "happened"), os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
-        return False
-    return True
-
-{fault}
-
-def patch(worker):
-    from tuner.training import supervised
-    run, run_epoch = worker.run, supervised.TrainingStep.run_epoch
-
-    def faulty(job, **rest):
-        def epoch_of(step, batches, epoch):
-            fault(int(job.trial_id[-4:]), epoch + 1)
-            return run_epoch(step, batches, epoch)
-
-        supervised.TrainingStep.run_epoch = epoch_of
-        run(job, **rest)
-
-    worker.run = faulty
-
-class Finder(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name == "tuner.workers.worker":
-            sys.meta_path.remove(self)
-            spec = importlib.util.find_spec(name)
-            load = spec.loader.exec_module
-            spec.loader.exec_module = lambda module: (load(module), patch(module))
-            return spec
-
-sys.meta_path.insert(0, Finder())
-"""
-
-
-def inject(place: Workplace, fault: str) -> None:
-    """Make the search call the function `fault(trial, epoch)` before every epoch of every trial."""
-    folder = place.folder / "hook"
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(HOOK.replace("{fault}", textwrap.dedent(fault)))
-    place.variables["PYTHONPATH"] = f"{folder}:{PROJECT}"
-
-
-def happened(place: Workplace) -> float:
-    """Return the time at which `once()` was true."""
-    return (place.folder / "hook" / "happened").stat().st_mtime
 
 
 def checkpoints(place: Workplace) -> list[Path]:
@@ -100,6 +48,7 @@ def tags_of(place: Workplace, number: int) -> dict[str, str]:
 @pytest.mark.fault_ci
 def test_a_damaged_checkpoint(workplace: Workplace, fault_row: FaultRow) -> None:
     """Two epochs: the trial resumes from the checkpoint before the damaged one."""
+    pace(workplace)
     settings = ("--set", "model.hidden=12", "--set", "training.epochs=40", "--trials", "1")
     damages: dict[str, Damage] = {
         "model.safetensors": lambda content: content[:99] + bytes([content[99] ^ 1]) + content[100:]
@@ -112,7 +61,7 @@ def test_a_damaged_checkpoint(workplace: Workplace, fault_row: FaultRow) -> None
         workplace.wait_for_line(driver, f"trial 000  epoch {4 + 8 * number}/", output)
         driver.kill()
         driver.wait()
-        assert_nothing_is_left(workplace)  # a worker may write for a moment after its driver was killed
+        assert_no_process_is_left(workplace)  # a worker may write for a moment after its driver was killed
         before, last = checkpoints(workplace)[-2:]
         (last / name).write_bytes(damage((last / name).read_bytes()))
         at.append(time.time())
@@ -125,6 +74,7 @@ def test_a_damaged_checkpoint(workplace: Workplace, fault_row: FaultRow) -> None
     assert_nothing_was_lost(workplace, planned=1, epochs=40)
     assert_equals_the_uninterrupted(workplace, number=0)
     assert f"{last / name}: damaged" in tags_of(workplace, 0)["note"]
+    assert_nothing_is_left(workplace)
     for fault, when in zip(("a flipped byte in", "an end missing from"), at, strict=True):
         fault_row(f"{fault} the last checkpoint, after kill -9", **cost_of_fault(workplace, 0, when))
 
@@ -149,7 +99,72 @@ def test_a_trial_that_hangs(workplace: Workplace, fault_row: FaultRow) -> None:
     assert f"trial 001  failed: {error}" in printed
     assert tags_of(workplace, 1)["error"] == error
     assert_equals_the_uninterrupted(workplace, number=0)
+    assert_nothing_is_left(workplace)
     fault_row("an epoch that hangs (a limit of 20 s)", **cost_of_fault(workplace, 0, happened(workplace)))
+
+
+def test_an_error_of_a_gpu(workplace: Workplace, fault_row: FaultRow) -> None:
+    """The epoch with the error. The worker's process, which cannot use the GPU any more, is replaced."""
+    inject(
+        workplace,
+        """
+        def fault(trial, epoch):
+            if trial == 1 and epoch == 3 and once():
+                raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        """,
+    )
+    code, printed = workplace.run()
+    assert code == 0, printed
+    reason = "RuntimeError: CUDA error: an illegal memory access was encountered"
+    assert f"trial 001  {reason}; it resumes from its last checkpoint" in printed
+    assert_nothing_was_lost(workplace, planned=3, epochs=12)
+    assert_equals_the_uninterrupted(workplace, number=1)
+    assert_nothing_is_left(workplace)
+    fault_row("an error of a GPU", **cost_of_fault(workplace, 1, happened(workplace)))
+
+
+def test_a_worker_killed_while_it_saves_a_checkpoint(workplace: Workplace, fault_row: FaultRow) -> None:
+    """The epoch that was being saved. The incomplete checkpoint is removed."""
+    inject(
+        workplace,
+        """
+        def fault(trial, epoch):
+            if trial == 0 and epoch == 3 and once():
+                import torch
+                torch.save = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+        """,
+    )
+    code, printed = workplace.run("--trials", "2")
+    assert code == 0, printed
+    assert_nothing_was_lost(workplace, planned=2, epochs=12)
+    assert_equals_the_uninterrupted(workplace, number=0)
+    assert_nothing_is_left(workplace)
+    fault_row("kill -9 of a worker that saves a checkpoint", **cost_of_fault(workplace, 0, happened(workplace)))
+
+
+def test_a_trial_that_loses_workers_and_slots(workplace: Workplace, fault_row: FaultRow) -> None:
+    """The trial: losses of workers and of slots count together (`search.failures.per_trial`)."""
+    inject(
+        workplace,
+        """
+        def fault(trial, epoch):
+            if trial == 0 and epoch == 3:
+                open(os.path.join(FOLDER, f"attempt-{os.getpid()}"), "x").close()
+                time.sleep(3600)
+        """,
+    )
+    driver = workplace.start("--trials", "2", "--set", "search.failures.per_trial=2")
+    attempts = workplace.folder / "hook"
+    for number, name in enumerate(("RayTrainWorker", "Slot", "RayTrainWorker"), start=1):
+        wait_for(lambda number=number: len(list(attempts.glob("attempt-*"))) == number or driver.poll() is not None)
+        (process,) = processes_of(workplace, name)
+        process.kill()
+    assert driver.wait(600) == 0, workplace.printed()
+    first, second = search_of(workplace).trials.values()
+    assert first.status == "failed" and list(first.reports) == [1, 2] and second.status == "finished"
+    assert (first.error or "").endswith("; 3 attempts (search.failures.per_trial)")
+    assert_nothing_is_left(workplace)
+    fault_row("kill -9 of a trial's worker, then its slot, then its worker", lost_epochs=0, recovery_seconds=None)
 
 
 def test_a_trial_that_runs_out_of_memory(workplace: Workplace, fault_row: FaultRow) -> None:
@@ -175,6 +190,7 @@ def test_a_trial_that_runs_out_of_memory(workplace: Workplace, fault_row: FaultR
     assert "its worker crashed or was killed, as the kernel does when memory runs out" in (second.error or "")
     assert "2 attempts" in (second.error or "")
     assert third.status == "finished"
+    assert_nothing_is_left(workplace)
     fault_row("a trial that runs out of memory", lost_epochs=0, recovery_seconds=None)
 
 
@@ -189,6 +205,7 @@ def test_a_trial_that_diverges(workplace: Workplace, fault_row: FaultRow) -> Non
     assert failed.number == 0 and "the loss is not finite" in (failed.error or "")
     statuses = {tags["trial_number"]: status for tags, status, _ in runs_of(workplace) if "trial_id" in tags}
     assert statuses["0"] == "FAILED"
+    assert_nothing_is_left(workplace)
     fault_row("a trial that diverges", lost_epochs=0, recovery_seconds=None)
 
 
@@ -222,6 +239,7 @@ def test_a_clock_that_jumps(workplace: Workplace, fault_row: FaultRow, hours: in
     assert driver.wait(600) == 0, workplace.printed()
     assert_nothing_was_lost(workplace, planned=2, epochs=40)
     assert_equals_the_uninterrupted(workplace, number=0)
+    assert_nothing_is_left(workplace)
     by = "back" if hours < 0 else "forward"
     fault_row(f"the clock jumps {by} by {abs(hours)} hours", lost_epochs=0, recovery_seconds=None)
 
@@ -264,11 +282,12 @@ def test_a_shard_that_vanishes(workplace: Workplace, fault_row: FaultRow) -> Non
     """Nothing: the search has decoded it. Where that copy is lost too, the search stops until the shard is back."""
     first, *_ = without_sample(workplace)
     workplace.variables["TUNER_CACHE"] = str(workplace.folder / "cache")
-    driver = workplace.start()
+    pace(workplace)
+    driver = workplace.start("--set", "search.trials_per_worker=2")
     workplace.wait_for_line(driver, "trial 000  epoch 2/")
     first.rename(workplace.folder / "away")
     workplace.wait_for_line(driver, "trial 001  epoch 2/")
-    shutil.rmtree(workplace.folder / "cache")  # as on a node that has just joined the cluster
+    shutil.rmtree(workplace.folder / "cache")  # as on a node that has just joined the cluster: a new worker opens it
     assert driver.wait(600) == 2, workplace.printed()
     printed = workplace.printed()
     assert "the data has changed since the search began" in printed and f"missing: {first}" in printed
@@ -278,12 +297,14 @@ def test_a_shard_that_vanishes(workplace: Workplace, fault_row: FaultRow) -> Non
     code, printed = workplace.run("--resume", output="resumed.txt", timeout=600)
     assert code == 0, printed
     assert_nothing_was_lost(workplace, planned=3, epochs=12)
+    assert_nothing_is_left(workplace)
     fault_row("a shard that vanishes", lost_epochs=0, recovery_seconds=None)
 
 
 def test_a_full_disk_under_the_storage(workplace: Workplace, fault_row: FaultRow) -> None:
     """The epochs since the last checkpoint. The search stops in order, and is resumed when there is room."""
     with small_disk(workplace.folder / "storage", "4m") as storage:
+        pace(workplace)
         driver = workplace.start("--set", "training.epochs=60", "--trials", "2")
         workplace.wait_for_line(driver, "trial 000  epoch 5/")
         filling, at = fill(storage), time.time()
@@ -299,6 +320,7 @@ def test_a_full_disk_under_the_storage(workplace: Workplace, fault_row: FaultRow
         assert code == 0, printed
         assert_nothing_was_lost(workplace, planned=2, epochs=60)
         assert_equals_the_uninterrupted(workplace, number=0)
+        assert_nothing_is_left(workplace)
         fault_row("a full disk under the storage, then room again", **cost_of_fault(workplace, 0, at))
 
 
@@ -315,4 +337,5 @@ def test_a_full_disk_under_the_cache(workplace: Workplace, fault_row: FaultRow) 
         code, printed = workplace.run("--trials", "1", output="again.txt", timeout=600)
         assert code == 0, printed
         assert_nothing_was_lost(workplace, planned=1, epochs=12)
+        assert_nothing_is_left(workplace)
         fault_row("a full disk under the cache", lost_epochs=0, recovery_seconds=None)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.support.inject import pace
 from tests.support.rays import long_lived_ray
 from tests.support.searches import (
     assert_equals_the_uninterrupted,
@@ -26,6 +27,11 @@ EPOCHS, TRIALS = 20, 2
 SETTINGS = ("resources.cpu=1", "model.dropout=0", "training.batch_size=50", f"training.epochs={EPOCHS}")
 SEARCH = ("--trials", str(TRIALS), *(word for setting in SETTINGS for word in ("--set", setting)))
 FaultRow = Callable[..., None]  # of the fixture fault_row
+
+
+@pytest.fixture(autouse=True)
+def paced(workplace: Workplace) -> None:
+    pace(workplace)
 
 
 def check(place: Workplace) -> None:

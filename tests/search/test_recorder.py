@@ -112,6 +112,16 @@ def test_an_actor_that_starts_again_is_the_same_trial(driver: Driver) -> None:
     assert driver.methods() == [("mlflow", "start_trial"), ("screen", "trial_started")]
 
 
+def test_losses_of_workers_and_of_slots_count_together(driver: Driver) -> None:
+    driver.start()
+    driver.recorder.on_trial_result(0, [], driver.trial, {"failure": "killed", "failures": 1})
+    driver.hear(1)
+    driver.recorder.on_trial_recover(0, [], driver.trial)
+    assert driver.trial.config["failures"] == 2
+    driver.recorder.on_trial_recover(0, [], driver.trial)
+    assert driver.trial.config["failures"] == 3
+
+
 def test_epochs_reported_again_are_journaled_and_shown_once(driver: Driver) -> None:
     driver.start()
     driver.hear(1)
@@ -264,16 +274,6 @@ def test_a_lost_worker_is_told_and_the_trial_goes_on(driver: Driver) -> None:
     (_, _, told) = next(call[1:] for call in driver.told if call[1] == "trial_noted")[-3:]
     assert told == "its worker crashed; it resumes from its last checkpoint"
     assert driver.history.status == "running"
-
-
-def test_a_lost_slot_counts_as_a_failure_of_its_trial_beside_lost_workers(driver: Driver) -> None:
-    driver.start()
-    driver.trial.last_result = {"failures": 2}
-    driver.recorder.on_trial_recover(0, [], driver.trial)
-    assert driver.trial.config["failures"] == 3
-    driver.trial.last_result = {"epoch": 1}
-    driver.recorder.on_trial_recover(0, [], driver.trial)
-    assert driver.trial.config["failures"] == 4
 
 
 def test_scores_from_a_slot_are_journaled_and_the_trial_ends_once(driver: Driver) -> None:

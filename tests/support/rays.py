@@ -46,9 +46,10 @@ class LongLivedRay:
         """Return the address of the head, for --address."""
         return f"127.0.0.1:{self.port}"
 
-    def start_head(self, cpus: int = 2) -> None:
-        """Start the head."""
-        self._start("--head", f"--port={self.port}", f"--num-cpus={cpus}", "--dashboard-port=0")
+    def start_head(self, cpus: int = 2, memory: int | None = None) -> None:
+        """Start the head; `memory`: the bytes that it offers, by default what the machine has."""
+        offered = [] if memory is None else [f"--memory={memory}"]
+        self._start("--head", f"--port={self.port}", f"--num-cpus={cpus}", "--dashboard-port=0", *offered)
 
     def add_node(self, cpus: int = 1) -> psutil.Process:
         """Start a further node; returns the process of its raylet."""
@@ -124,13 +125,13 @@ def _family(pid: int) -> list[psutil.Process]:
 
 
 @contextmanager
-def long_lived_ray(place: Workplace, cpus: int = 2) -> Iterator[LongLivedRay]:
+def long_lived_ray(place: Workplace, cpus: int = 2, memory: int | None = None) -> Iterator[LongLivedRay]:
     """Start a Ray with a head; it ends with the block."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         ray = LongLivedRay(place, probe.getsockname()[1])
     try:
-        ray.start_head(cpus)
+        ray.start_head(cpus, memory)
         yield ray
     finally:
         ray.end()

@@ -15,6 +15,7 @@ from tests.support.workplace import Workplace, wait_for
 from tuner.config.experiment import load
 from tuner.storage import journal, searches
 from tuner.storage.journal import SearchHistory
+from tuner.training.contrastive import encoder_store
 from tuner.training.dataset import open_dataset
 from tuner.training.pipelines import train
 
@@ -84,6 +85,16 @@ def assert_nothing_was_lost(place: Workplace, planned: int, epochs: int) -> None
 
 
 def assert_nothing_is_left(place: Workplace) -> None:
+    """Check, after a search has ended, that none of its processes lives and none of its temporary files exists."""
+    assert_no_process_is_left(place)
+    staging = [path for path in place.folder.rglob(".*") if path.name != encoder_store.FOLDER]
+    # Torch makes a cache for each user, to stay.
+    temporary = [path for path in place.temporary.iterdir() if not path.name.startswith("torchinductor_")]
+    found = [*temporary, *staging, *folder_of(place).glob(searches.RAY)]
+    assert not found, (found, [path for folder in found for path in folder.rglob("*")])
+
+
+def assert_no_process_is_left(place: Workplace) -> None:
     """Wait until no process of the search lives: with a private Ray none at all, else none of a trial.
 
     The agents of a private Ray whose driver was killed look for their raylet twice a minute before they end.

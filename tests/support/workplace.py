@@ -1,12 +1,15 @@
 """A folder with a tiny experiment, in which tests run the project's commands as a user would type them."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from weakref import finalize
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -35,13 +38,23 @@ class Workplace:
     folder: Path
     started: list[subprocess.Popen[str]] = field(default_factory=list)
     variables: dict[str, str] = field(default_factory=dict)  # added to the environment of the tests
+    temporary: Path = field(init=False)  # for the temporary files of the commands
+
+    def __post_init__(self) -> None:
+        # Not below `folder`: Ray's sockets lie in it, and their paths may have 107 characters.
+        self.temporary = Path(tempfile.mkdtemp(prefix="w-"))
+        finalize(self, shutil.rmtree, self.temporary, ignore_errors=True)
 
     @property
     def environment(self) -> dict[str, str]:
-        """Return the environment of the commands: that of the tests, one thread, the project's own modules."""
-        return (
-            os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(PROJECT)} | self.variables
-        )
+        """Return the environment of the commands: that of the tests, one thread, our modules, a temporary folder."""
+        own = {
+            "OMP_NUM_THREADS": "1",
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONPATH": str(PROJECT),
+            "TMPDIR": str(self.temporary),
+        }
+        return os.environ | own | self.variables
 
     def start(self, *arguments: str, output: str = "output.txt") -> subprocess.Popen[str]:
         """Start tune.py, which prints to the file `output`."""

@@ -109,6 +109,7 @@ class Recorder(Unsaved, Callback):
             self._errors[history.id] = result["error"]
             return
         if "failure" in result:
+            trial.config["failures"] = result["failures"]
             self._console.trial_noted(history, f"{result['failure']}; it resumes from its last checkpoint")
             return
         if "note" in result:
@@ -145,7 +146,7 @@ class Recorder(Unsaved, Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's slot was lost, and Tune starts another one: this counts as a failure of the trial as well."""
-        trial.config["failures"] = 1 + max(trial.config.get("failures", 0), trial.last_result.get("failures", 0))
+        trial.config["failures"] = 1 + trial.config.get("failures", 0)
 
     @_halting
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

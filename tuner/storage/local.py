@@ -2,7 +2,7 @@
 
 import json
 import shutil
-import uuid
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +14,7 @@ from data import atomic
 from tuner.errors import SearchError, TunerError
 from tuner.storage.append_log import LocalLog
 from tuner.storage.place import Place, taken
+from tuner.storage.scratch import OLD, scratch_folder
 
 
 class LocalLocation:
@@ -40,20 +41,18 @@ class LocalLocation:
     def publish(self, *, last: str, first: str = "") -> Iterator[Path]:
         """Give a new folder beside this one, which a rename puts in its place after the block."""
         folder = self._path.absolute()
-        staging = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
-        staging.mkdir(parents=True)
-        try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # With the name of this machine: not every shared file system passes locks on to others.
+        prefix = f".{folder.name}-{socket.gethostname()}-"
+        with scratch_folder(folder.parent, prefix, mode=0o777) as staging:
             yield staging
             if folder.exists() and any(folder.iterdir()):  # a rename replaces an empty folder, and no other
-                old = staging.with_name(staging.name + ".old")
+                old = staging.with_name(staging.name + OLD)
                 folder.rename(old)
                 staging.rename(folder)
-                shutil.rmtree(old)
+                shutil.rmtree(old, ignore_errors=True)
             else:
                 staging.rename(folder)
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
 
     @contextmanager
     def buffered(self) -> Iterator[Path]:

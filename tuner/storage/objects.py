@@ -1,7 +1,5 @@
 """Folders and files in an object store: uploaded as a whole, logged in segments, locked by a lease."""
 
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +11,7 @@ from tuner.errors import TunerError
 from tuner.storage.append_log import SegmentedLog, read_segments
 from tuner.storage.lease import Lease
 from tuner.storage.place import Place, store_errors
+from tuner.storage.scratch import scratch_folder
 
 
 class ObjectLocation:
@@ -37,8 +36,7 @@ class ObjectLocation:
     @contextmanager
     def download(self, names: Sequence[str]) -> Iterator[Path]:
         """Copy the files into a temporary folder."""
-        with tempfile.TemporaryDirectory(prefix="download-") as temporary:
-            copy = Path(temporary)
+        with scratch_folder() as copy:
             for name in names:
                 with store_errors(str(self._url)):
                     self._download_file(name, copy)
@@ -57,9 +55,9 @@ class ObjectLocation:
     @contextmanager
     def publish(self, *, last: str, first: str = "") -> Iterator[Path]:
         """Give a temporary folder and upload its files after the block: `first`, the others, `last`."""
-        with tempfile.TemporaryDirectory(prefix="publish-") as temporary:
-            yield Path(temporary)
-            files = sorted(Path(temporary).iterdir(), key=lambda path: (path.name == last, path.name != first))
+        with scratch_folder() as staging:
+            yield staging
+            files = sorted(staging.iterdir(), key=lambda path: (path.name == last, path.name != first))
             with store_errors(str(self._url)):
                 (self._url / last).unlink(missing_ok=True)
                 for path in files:
@@ -68,16 +66,15 @@ class ObjectLocation:
     @contextmanager
     def buffered(self) -> Iterator[Path]:
         """Give a temporary file; after the block the object is rewritten with the file's content at its end."""
-        handle, name = tempfile.mkstemp(prefix=f"{self._url.stem}-", suffix=self._url.suffix)
-        os.close(handle)
-        local = Path(name)
-        try:
-            yield local
-        finally:
-            with store_errors(str(self._url)):
-                before = self._url.read_bytes() if self._url.exists() else b""
-                self._url.write_bytes(before + local.read_bytes())
-            local.unlink()
+        with scratch_folder() as folder:
+            local = folder / self._url.name
+            local.touch()
+            try:
+                yield local
+            finally:
+                with store_errors(str(self._url)):
+                    before = self._url.read_bytes() if self._url.exists() else b""
+                    self._url.write_bytes(before + local.read_bytes())
 
     def open_log(self) -> SegmentedLog:
         """Begin a new segment."""

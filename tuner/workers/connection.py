@@ -1,12 +1,10 @@
 """Connects a search to the Ray that it runs on: a running one, or a private one that ends with the search."""
 
 import os
-import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import ray
@@ -15,12 +13,11 @@ import torch
 from tuner.cluster.nodes import BOOTSTRAP_FILE
 from tuner.errors import SearchError, first_line
 from tuner.storage.journal import Attempt
+from tuner.storage.scratch import scratch_folder
 from tuner.workers import placement, ray_internals
 
 # Ray's objects of a search are configurations and reports, never data: the decoded shards are memory-mapped files.
 OBJECT_STORE_BYTES = 128 * 2**20
-# Short, because the paths of Ray's sockets lie below it and may have 107 characters.
-SCRATCH_PREFIX = "ray-"
 # Ray's access token of this user.
 TOKEN_FILE = Path("~/.ray/auth_token")
 
@@ -72,34 +69,30 @@ def connect(address: str) -> Iterator[Attempt]:
     private = address == "local"
     settings = SETTINGS | (ray_internals.PRIVATE_SETTINGS if private else {})
     os.environ.update({name: os.environ.get(name, value) for name, value in settings.items()})
-    scratch = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX)) if private else None
-    try:
-        with _sigterm_restored():
-            if scratch is not None:
-                _start_private(scratch)
-            else:
-                _join(address)
-        attempt = Attempt(
-            cluster=ray.get_runtime_context().get_session_name(),
-            job=ray.get_runtime_context().get_job_id(),
-            scratch=str(scratch) if scratch else None,
-        )
-        with placement.freed(attempt.job):
-            yield attempt
-    finally:
-        with _sigterm_restored():
-            ray.shutdown()
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
+    with scratch_folder() if private else nullcontext() as scratch:
+        try:
+            with _sigterm_restored():
+                if scratch is not None:
+                    _start_private(scratch)
+                else:
+                    _join(address)
+            attempt = Attempt(
+                cluster=ray.get_runtime_context().get_session_name(),
+                job=ray.get_runtime_context().get_job_id(),
+                scratch=str(scratch) if scratch else None,
+            )
+            with placement.freed(attempt.job):
+                yield attempt
+        finally:
+            with _sigterm_restored():
+                ray.shutdown()
 
 
 def clean_up(earlier: Sequence[Attempt], now: Attempt) -> None:
-    """Remove what drivers that were killed have left: placement groups on this cluster, folders on this machine."""
+    """Remove the placement groups that drivers which were killed have left on this cluster."""
     for attempt in earlier:
         if attempt.cluster == now.cluster:
             placement.remove(attempt.job)
-        elif attempt.scratch is not None and Path(attempt.scratch).name.startswith(SCRATCH_PREFIX):
-            shutil.rmtree(attempt.scratch, ignore_errors=True)
 
 
 @contextmanager

@@ -31,13 +31,13 @@ from tuner.cluster.resources import Resources, threads_of
 from tuner.config.experiment import Experiment
 from tuner.errors import EpochTimeout, TrialOutOfMemory, TunerError
 from tuner.storage.place import Place
+from tuner.storage.scratch import scratch_folder
 from tuner.training.contrastive.encoder_store import EncoderStore
 from tuner.training.dataset import Dataset, open_dataset
 from tuner.training.ranks import Ranks
 from tuner.workers.messages import Assignment
 from tuner.workers.process import begin_trial
 from tuner.workers.reports import Reporter, checkpoints
-from tuner.workers.scratch import scratch_folder
 from tuner.workers.stop_signal import StopSignal, TrialStopped
 from tuner.workers.trial import Job, again, run
 

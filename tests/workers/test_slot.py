@@ -1,0 +1,46 @@
+"""A slot without Ray: when it gives back what its workers hold."""
+
+import asyncio
+import threading
+
+import pytest
+import ray.tune
+
+from tuner.workers import slot
+from tuner.workers.mailbox import Mailbox
+from tuner.workers.messages import Assignment
+from tuner.workers.slot import Slot
+
+
+def test_a_slot_without_a_trial_ends_its_workers_and_starts_them_for_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray.tune.Trainable, "train", lambda self: self.step())
+    monkeypatch.setattr(slot, "IDLE_SECONDS", 0.2)
+    asyncio.run(asyncio.wait_for(_idle(), 60))
+
+
+async def _idle() -> None:
+    idle = Slot.__new__(Slot)  # `setup` would start Ray Train
+    idle._mailbox, idle._wanted, idle._idle = Mailbox(limit=2), threading.Event(), None
+    idle.reset_config({"trial_id": "one"})
+
+    training = asyncio.create_task(idle.train())
+    assert await idle.take("first", 0, 0) == Assignment(1, {"trial_id": "one"})
+    for epoch in (1, 2):
+        assert await idle.report(1, {"epoch": epoch, "epochs": 2})
+        assert await training == {"epoch": epoch, "epochs": 2, "done": epoch == 2}
+        if epoch == 1:
+            training = asyncio.create_task(idle.train())
+            await asyncio.sleep(0.4)  # an epoch that takes longer than the time that a slot may be idle
+            assert idle._wanted.is_set()
+
+    assert await idle.take("first", 0, 1) is None  # the workers end
+    assert not idle._wanted.is_set()
+
+    idle.reset_config({"trial_id": "two"})
+    training = asyncio.create_task(idle.train())
+    await asyncio.sleep(0)
+    assert await idle.take("second", 0, 0) == Assignment(2, {"trial_id": "two"})
+    assert idle._wanted.is_set()
+    training.cancel()
