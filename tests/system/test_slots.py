@@ -2,11 +2,12 @@
 
 import json
 import textwrap
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
-from tests.support.searches import processes_of, runs_of, search_of
+from tests.support.searches import entries_of, processes_of, runs_of, search_of
 from tests.support.workplace import Workplace
 from tuner.storage.journal import TrialHistory
 from tuner.tracking.records import METRICS
@@ -136,6 +137,22 @@ def test_a_worker_ends_after_trials_per_worker_trials(workplace: Workplace) -> N
     first, second, third, fourth = (found["process"] for found in tags_of(workplace))
     assert first == second != third == fourth
     assert {status for _, status, _ in runs_of(workplace)} == {"FINISHED"}
+
+
+def test_a_trial_is_stopped_in_the_middle_of_an_epoch(workplace: Workplace) -> None:
+    """Between the last report of a stopped trial and the first epoch of the next one, no epoch of it is trained."""
+    write(workplace, SUPERVISED, train=6000)
+    asha = "search.scheduler={kind: asha, grace: 1, reduction: 4}"
+    trials = finished(workplace, 5, asha, "training.epochs=3", "training.batch_size=2")
+    reported = {(e["id"], e["epoch"]): e["time"] for e in entries_of(workplace) if e["type"] == "report"}
+    waits = []
+    for stopped, after in pairwise(trials):
+        if stopped.last_epoch < 3:
+            assert stopped.stopped_by == "asha"
+            between = reported[after.id, 1] - reported[stopped.id, stopped.last_epoch]
+            waits.append(between - after.reports[1]["seconds"])
+            assert stopped.reports[1]["seconds"] > 1.5
+    assert waits and max(waits) < 1
 
 
 @pytest.mark.parametrize("workers", ["2", "{min: 1, max: 2}"], ids=["two", "elastic"])
