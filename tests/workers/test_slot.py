@@ -1,15 +1,16 @@
-"""A slot without Ray: when it gives back what its workers hold."""
+"""A slot without Ray: when it gives back what its workers hold, and what it says where it has lost them."""
 
 import asyncio
 import threading
 
 import pytest
 import ray.tune
+from ray.train import ControllerError
 
 from tuner.workers import slot
 from tuner.workers.mailbox import Mailbox
 from tuner.workers.messages import Assignment
-from tuner.workers.slot import Slot
+from tuner.workers.slot import Slot, controller_lost
 
 
 def test_a_slot_without_a_trial_ends_its_workers_and_starts_them_for_the_next_one(
@@ -44,3 +45,9 @@ async def _idle() -> None:
     assert await idle.take("second", 0, 0) == Assignment(2, {"trial_id": "two"})
     assert idle._wanted.is_set()
     training.cancel()
+
+
+def test_the_loss_of_a_controller_is_explained_by_its_cause() -> None:
+    """Train's own message has the cause in its second line."""
+    said = controller_lost(ControllerError(RuntimeError("its node has died\na line of the traceback")))
+    assert said == "Ray Train's controller was lost (its node has died)"

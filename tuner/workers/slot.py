@@ -22,7 +22,15 @@ import ray
 import ray.tune
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.exceptions import OutOfMemoryError, RayActorError
-from ray.train import BackendConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import (
+    BackendConfig,
+    ControllerError,
+    FailureConfig,
+    LoggingConfig,
+    RunConfig,
+    ScalingConfig,
+    UserCallback,
+)
 from ray.tune import PlacementGroupFactory
 
 from tuner.cluster.resources import Resources
@@ -186,7 +194,7 @@ class Slot(ray.tune.Trainable):
             try:
                 self._trainer().fit()
             except Exception as error:
-                ray.get(self._handle.workers_lost.remote(f"Ray Train's controller was lost ({first_line(error)})"))
+                ray.get(self._handle.workers_lost.remote(controller_lost(error)))
 
     def _trainer(self) -> Trainer:
         scaling_config = scaling(self.resources)
@@ -222,6 +230,12 @@ class Losses(UserCallback):
         if any(isinstance(cause, RayActorError) and cause.preempted for cause in causes):
             ray.get(self._slot.excuse.remote())
         ray.get(self._slot.workers_lost.remote(_reason(causes[0])))
+
+
+def controller_lost(error: Exception) -> str:
+    """Why all workers were lost, in a sentence, of the error that Train raises when its controller fails."""
+    cause = error.controller_failure if isinstance(error, ControllerError) else error
+    return f"Ray Train's controller was lost ({first_line(cause)})"
 
 
 def _reason(cause: BaseException) -> str:
