@@ -88,8 +88,9 @@ def assert_nothing_is_left(place: Workplace) -> None:
     """Check, after a search has ended, that none of its processes lives and none of its temporary files exists."""
     assert_no_process_is_left(place)
     staging = [path for path in place.folder.rglob(".*") if path.name != encoder_store.FOLDER]
-    # Torch makes a cache for each user, to stay.
-    temporary = [path for path in place.temporary.iterdir() if not path.name.startswith("torchinductor_")]
+    # Torch makes a cache for each user, to stay; the dashboard of a Ray that outlives the search has its sockets there.
+    of_others = ("torchinductor_", "pymp-")
+    temporary = [path for path in place.temporary.iterdir() if not path.name.startswith(of_others)]
     found = [*temporary, *staging, *folder_of(place).glob(searches.RAY)]
     assert not found, (found, [path for folder in found for path in folder.rglob("*")])
 
