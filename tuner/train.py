@@ -73,12 +73,11 @@ def run(arguments: list[str] | None = None) -> None:
     if options.trial:
         from tuner.search.replay import find
 
-        experiment, values, number = find(
-            options.trial, storage_place(options.storage, file), options.tracking_uri, file
-        )
+        found = find(options.trial, storage_place(options.storage, file), options.tracking_uri, file)
+        experiment, values, number, encoders = found.experiment, found.values, found.number, found.encoders
     else:
         experiment = load(file, options.experiment, options.set)
-        values, number = experiment.space.defaults(), 0
+        values, number, encoders = experiment.space.defaults(), 0, None
     trial = experiment.trial_config(values)
     resume_from = None
     if options.save is not None:
@@ -94,12 +93,16 @@ def run(arguments: list[str] | None = None) -> None:
     )
     print(json.dumps(trial.settings))
     started = time.monotonic()
-    for progress in train(trial, data, device=device, seed=trial.seed(number), resume_from=resume_from):
+    every_epoch = train(
+        trial, data, device=device, seed=trial.seed(number), resume_from=resume_from, encoder_store=encoders
+    )
+    for progress in every_epoch:
         metrics = progress.metrics
+        speed = metrics.get("videos_per_second")  # an encoder from the store was not trained here
         print(
             f"epoch {progress.epoch}/{trial.epochs}  {describe_losses(metrics, 4)}"
-            f"validate {metrics['loss_validate']:.4f}  GAP {metrics['gap']:.4f}  best {metrics['gap_best']:.4f}  "
-            f"{metrics['videos_per_second']:,.0f} videos/s"
+            f"validate {metrics['loss_validate']:.4f}  GAP {metrics['gap']:.4f}  best {metrics['gap_best']:.4f}"
+            + (f"  {speed:,.0f} videos/s" if speed else "")
         )
         if options.save is not None and not progress.repeated:
             progress.state.save(options.save, trial)

@@ -104,13 +104,10 @@ def test_a_trial_has_the_numbers_that_a_new_process_gives_it(
     assert {found["threads"] for found in tags} == {"1"}
     if experiment is CONTRASTIVE:
         assert {found["encoder_made_by"] for found in tags} == {trials[0].id}
-        assert min(trials[7].reports) > 1  # trial 7 has not pretrained; the new process does
+        assert min(trials[7].reports) > 1  # trial 7 has not pretrained; neither does the new process
     last = repeatable(trials[7].reports[trials[7].last_epoch])
     # The threads are those of `resources.cpu`, whatever the environment says.
     again = repeatable(train_again(workplace, trials[7], OMP_NUM_THREADS="2"))
-    if experiment is CONTRASTIVE:
-        # Only the new process has models of the first epochs of pretraining, any of which may be its best.
-        assert again.pop("gap_best") >= last.pop("gap_best")
     assert again == last and {"gap", "loss_train", "loss_validate"} <= last.keys()
 
 

@@ -281,6 +281,13 @@ class TestEncoderStore:
         assert run(trial(), data, encoder_store=encoder_store)[0] == expected  # all epochs again
         assert len(run(trial(), data, encoder_store=encoder_store)[0]) == 3  # and the new one is sound
 
+    def test_a_trial_that_is_trained_again_pretrains_if_it_did_so(self, data: Dataset, tmp_path: Path) -> None:
+        maker = EncoderStore(directory=tmp_path, trial_id="maker", takes_own=False)
+        expected, _ = run(trial(), data, encoder_store=maker)
+        assert run(trial(), data, encoder_store=maker)[0] == expected
+        taker = EncoderStore(directory=tmp_path, trial_id="taker", takes_own=False)
+        assert len(run(trial(), data, encoder_store=taker)[0]) < len(expected)
+
     def test_the_key_depends_only_on_what_determines_the_encoder(self, config: DataConfig, data: Dataset) -> None:
         def key(config: ContrastiveConfig = trial(), data: Dataset = data, seed: int = 1) -> str:  # noqa: B008
             return encoders.key(encoders.shaped_by(config, data, seed))

@@ -1,5 +1,6 @@
-"""Finds a trial of an earlier search: its experiment, its values and its number (`tuner.train --trial`)."""
+"""Finds a trial of an earlier search and what it was trained with (`tuner.train --trial`)."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,21 @@ from tuner.storage import journal, searches
 from tuner.storage.place import Place
 from tuner.tracking.tracker import trial_of_run
 from tuner.tracking.uri import choose_uri
+from tuner.training.contrastive import encoder_store
+from tuner.training.contrastive.encoder_store import EncoderStore
 
 
-def find(name: str, storage: Place, tracking_uri: str | None, file: Path) -> tuple[Experiment, dict[str, Any], int]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """A trial of a search, to be trained again."""
+
+    experiment: Experiment  # as its search ran it
+    values: dict[str, Any]
+    number: int
+    encoders: EncoderStore  # from which it takes its encoder where the search did
+
+
+def find(name: str, storage: Place, tracking_uri: str | None, file: Path) -> Replay:
     """Look up a trial by its trial_id, or by the id of its MLflow run.
 
     Args:
@@ -19,9 +32,6 @@ def find(name: str, storage: Place, tracking_uri: str | None, file: Path) -> tup
         storage: where searches are kept.
         tracking_uri: of MLflow, which is asked where the storage does not know `name`; None: the default.
         file: experiments.yaml, whose folder relative paths refer to.
-
-    Returns:
-        The experiment as its search ran it, the trial's values, and its number.
 
     Raises:
         SearchError: neither the storage nor MLflow has such a trial.
@@ -35,11 +45,16 @@ def find(name: str, storage: Place, tracking_uri: str | None, file: Path) -> tup
     return found
 
 
-def _in_storage(trial_id: str, storage: Place, file: Path) -> tuple[Experiment, dict[str, Any], int] | None:
+def _in_storage(trial_id: str, storage: Place, file: Path) -> Replay | None:
     for directory in searches.folders(storage):
         search = journal.read(directory)
         if trial_id in search.trials:
             trial = search.trials[trial_id]
             text = (directory / "experiment.yaml").read_text()
-            return Experiment.from_yaml(text, search.experiment, file), trial.values, trial.number
+            return Replay(
+                experiment=Experiment.from_yaml(text, search.experiment, file),
+                values=trial.values,
+                number=trial.number,
+                encoders=EncoderStore(directory=storage / encoder_store.FOLDER, trial_id=trial_id, takes_own=False),
+            )
     return None

@@ -62,13 +62,18 @@ class EncoderStore:
 
     directory: Place
     trial_id: str  # of the trial that uses it; noted in the encoders that the trial stores
+    takes_own: bool = True  # False: the trial is trained again and pretrains as it did, if it has made the encoder
 
     def find(self, shaped_by: dict[str, Any]) -> tuple[dict[str, Tensor], str] | None:
         """Load the encoder that `shaped_by` describes.
 
         Returns:
-            Its weights and the id of the trial that made it; None where the store has no valid one.
+            Its weights and the id of the trial that made it; None where the store has no valid one for this trial.
         """
+        found = self._load(shaped_by)
+        return None if found is not None and found[1] == self.trial_id and not self.takes_own else found
+
+    def _load(self, shaped_by: dict[str, Any]) -> tuple[dict[str, Tensor], str] | None:
         place = self.directory / key(shaped_by)
         if not place.exists():
             return None
@@ -82,7 +87,7 @@ class EncoderStore:
 
     def store(self, encoder: FusedEncoder, shaped_by: dict[str, Any]) -> None:
         """Store an encoder for other trials, unless the store has a valid one that `shaped_by` describes."""
-        if self.find(shaped_by) is None:
+        if self._load(shaped_by) is None:
             notes = {"made_by": self.trial_id}
             place = self.directory / key(shaped_by)
             checkpoint.save(place, model=encoder.state_dict(), training=notes, settings=shaped_by)
