@@ -94,19 +94,22 @@ def test_a_search_ends_with_a_model_that_has_the_reported_score(workplace: Workp
 
 
 @pytest.mark.slow
-def test_more_trials_run_when_the_cluster_grows(workplace: Workplace) -> None:
+def test_slots_come_and_go_with_the_nodes_of_the_cluster(workplace: Workplace) -> None:
     with long_lived_ray(workplace, cpus=1) as ray:
-        wide = ("--set", "search.max_concurrent=auto")
-        driver = workplace.start("--address", ray.address, "--set", "training.epochs=150", *wide)
+        wide = ("--set", "search.max_concurrent=auto", "--trials", "6")
+        driver = workplace.start("--address", ray.address, "--set", "training.epochs=300", *wide)
         workplace.wait_for_line(driver, "trial 000  epoch 3/")
         assert "1 trial at a time" in workplace.printed() and "trial 001" not in workplace.printed()
         raylet = ray.add_node(cpus=1)
         workplace.wait_for_line(driver, "it now holds 2 trials at a time")
-        wait_for(lambda: len(processes_of(workplace, "RayTrainWorker")) == 2)
+        wait_for(lambda: sum(trial.last_epoch >= 3 for trial in search_of(workplace).unfinished) == 2)
         assert raylet.pid in {worker.ppid() for worker in processes_of(workplace, "RayTrainWorker")}
+        raylet.kill()
+        workplace.wait_for_line(driver, "it now holds 1 trial at a time")
         assert driver.wait(600) == 0, workplace.printed()
         ray.assert_nothing_is_left()
-    assert_nothing_was_lost(workplace, planned=3, epochs=150)
+    assert "resumed after epoch" in workplace.printed()
+    assert_nothing_was_lost(workplace, planned=6, epochs=300)
 
 
 CONTRASTIVE = """\
