@@ -45,9 +45,9 @@ from tuner.workers.ray_internals import Trainer, root_cause
 if TYPE_CHECKING:
     from tuner.config.experiment import Experiment
 
-# Seconds after which a slot without a trial ends its workers and gives back what they hold. Tune assigns the next trial
-# within milliseconds, if there is one.
-IDLE_SECONDS = 30.0
+# Seconds after which a slot without a trial ends its workers and gives back what they hold; about as long as it takes
+# to start them. Tune assigns the next trial within milliseconds, if there is one.
+IDLE_SECONDS = 10.0
 # Seconds that the end of a slot waits for its workers to leave their trial.
 PATIENCE = 5.0
 # Seconds that a worker waits for another worker, which may decode shards for hours. Ray notices at once when one dies.
