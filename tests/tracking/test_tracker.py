@@ -251,8 +251,9 @@ def test_a_trial_is_found_by_its_run(uri: str, start: Start, runs: Any, finished
     assert trial_of_run(run_id, uri) == "trial-1"
     assert trial_of_run(parent.info.run_id, uri) is None
     assert trial_of_run("0" * 32, uri) is None
-    _, values, number = replay.find(run_id, finished_search.storage, uri, finished_search.folder / "experiments.yaml")
-    assert number == 1 and values == finished_search.best.values
+    found = replay.find(run_id, finished_search.storage, uri, finished_search.folder / "experiments.yaml")
+    assert found.number == 1 and found.values == finished_search.best.values
+    assert (found.encoders.trial_id, found.encoders.takes_own) == ("trial-1", False)
 
 
 def test_looking_for_a_trial_creates_no_database(tmp_path: Path) -> None:
