@@ -1,13 +1,14 @@
-"""How large a search one driver can run: 10,000 trials on 1,000 slots, simulated without a single actor.
+"""How large a search one driver can run: 10,000 trials on 1,000 slots, simulated without a single process.
 
     python benchmarks/driver.py [--sizes 100 1000 10000] [--epoch-seconds 60] [--tracking-uri URI]
 
 A discrete-event simulation. Tune's loop and the project's searcher, scheduler, recorder, journal (a real file, with
-fsync) and tracker run as they do in a search. Instead of actors there are events with a time: a trial's actor has
-started, an epoch has ended, a trial has ended. How long these take was measured on real trials
+fsync) and tracker run as they do in a search. Instead of slots there are events with a time (simulated_slots.py): a
+slot has started, a slot has taken its next trial, an epoch has ended. How long these take was measured on real searches
 (driver_calibration.json); `--epoch-seconds` makes the epochs as long as those for which one uses 1,000 slots. A search
-of N trials has N / 10 slots. With `--history 0.9` the first nine tenths of the trials are drawn at random and written
-into the journal, and the simulation begins with a resume: it measures the same last tenth in a tenth of the time.
+of N trials has N / 10 slots, and should start no more: the slots that were started are counted. With `--history 0.9`
+the first nine tenths of the trials are drawn at random and written into the journal, and the simulation begins with a
+resume: it measures the same last tenth in a tenth of the time.
 
 What the driver computes and waits for is real, and advances the simulated clock: its processor time and the disk's, not
 the time that other programs take from it. A thread beside it writes to MLflow; its time is measured by request. The
@@ -15,22 +16,17 @@ work of Ray to start, watch and stop 1,000 actors is not included. The last line
 """
 
 import argparse
-import heapq
 import io
 import itertools
 import json
-import math
 import os
-import random
 import resource
 import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +34,12 @@ import card
 import numpy as np
 import optuna
 from ray import tune
-from ray.air.execution._internal.tracked_actor import TrackedActor
 from ray.train._internal import storage
 from ray.tune.execution import tune_controller
 from ray.tune.experiment import Experiment as TuneExperiment
 from ray.tune.search.search_generator import SearchGenerator
 from rich.console import Console as RichConsole
+from simulated_slots import EPOCHS, Clock, Delays, Slots, learning_curve
 
 from tuner.config.experiment import Experiment, load
 from tuner.console import Console, SearchView, quiet
@@ -55,7 +51,7 @@ from tuner.storage import journal
 from tuner.storage.journal import Journal, SearchHistory
 from tuner.tracking.records import recorded_metrics
 from tuner.tracking.tracker import Tracker
-from tuner.workers import connection, ray_internals
+from tuner.workers import connection
 
 CALIBRATION = Path(__file__).with_name("driver_calibration.json")
 EXPERIMENT = """\
@@ -72,7 +68,6 @@ experiments:
     training: {batch_size: {choice: [256, 512, 1024]}, epochs: 8}
     search: {trials: TRIALS, scheduler: {kind: asha}, plateau: {trials: 1000000}}
 """
-EPOCHS = 8
 FSYNC = os.fsync
 # The figures are medians of the last fifth of the decisions of a search.
 LAST = 0.8
@@ -81,30 +76,6 @@ LAST = 0.8
 def aim_ms(trials: int) -> float:
     """The milliseconds that a decision may take: 10 up to 1,000 trials, 100 at 10,000."""
     return max(10.0, trials / 100)
-
-
-@dataclass
-class Clock:
-    """The time of the simulation."""
-
-    now: float = 0.0  # seconds
-
-
-@dataclass
-class Delays:
-    """Durations in seconds, drawn from those of real trials."""
-
-    calibration: Mapping[str, Any]
-    epoch_seconds: float  # median of the simulated epochs
-    chance: random.Random = field(default_factory=partial(random.Random, 1))
-
-    def draw(self, name: str) -> float:
-        """The duration of an `actor_start`, a `worker_start`, a `report` or a `trial_end`."""
-        return float(np.interp(self.chance.random(), self.calibration["quantiles"], self.calibration["seconds"][name]))
-
-    def epoch(self) -> float:
-        """The duration of an epoch: distributed as those of real trials, around another median."""
-        return self.draw("epoch") / float(np.median(self.calibration["seconds"]["epoch"])) * self.epoch_seconds
 
 
 class Meter:
@@ -141,108 +112,6 @@ class Meter:
         """The median of the last fifth of the calls."""
         calls = self.calls[name]
         return statistics.median(calls[int(len(calls) * LAST) :])
-
-
-class Actors:
-    """Replaces Tune's actor manager: its actors are events on a clock."""
-
-    def __init__(self, clock: Clock, delays: Delays, meter: Meter) -> None:
-        self._clock, self._delays, self._meter = clock, delays, meter
-        self._ids, self._order = itertools.count(), itertools.count()
-        self._due: list[tuple[float, int, Callable[[], None]]] = []  # a heap
-        self._lives: dict[TrackedActor, Iterator[tuple[float, dict[str, Any]]]] = {}
-        self._used = meter.seconds()
-        self.late: list[float] = []  # seconds that an event waited for the driver
-        self.busy = self.trained = 0.0  # seconds of the driver, and of all slots
-        self.num_pending_actors = self.num_actor_tasks = 0
-        self._live_actors_to_ray_actors_resources: dict[TrackedActor, tuple[None]] = {}
-
-    num_live_actors = property(lambda self: len(self._live_actors_to_ray_actors_resources))
-    num_total_actors = property(lambda self: self.num_live_actors + self.num_pending_actors)
-
-    def add_actor(
-        self, cls: Any, resource_request: Any, kwargs: dict[str, Any], on_start: Any, on_stop: Any, on_error: Any
-    ) -> TrackedActor:
-        """Add a trial's actor, for Tune."""
-        actor = TrackedActor(next(self._ids), on_start=on_start, on_stop=on_stop, on_error=on_error)
-        self._lives[actor] = self._live(kwargs["config"])
-        self.num_pending_actors += 1
-        self._at(self._clock.now + self._delays.draw("actor_start"), partial(self._start, actor))
-        return actor
-
-    def schedule_actor_task(
-        self, tracked_actor: TrackedActor, method_name: str, on_result: Any = None, **options: Any
-    ) -> None:
-        """Schedule a trial's next report, for which Tune waits."""
-        if method_name == "train":
-            due, result = next(self._lives[tracked_actor])
-            self._at(due, partial(self._report, tracked_actor, on_result, result))
-
-    def remove_actor(self, tracked_actor: TrackedActor, **options: Any) -> bool:
-        """Remove an actor, for Tune."""
-        self._lives.pop(tracked_actor, None)
-        self._live_actors_to_ray_actors_resources.pop(tracked_actor, None)
-        self._at(self._clock.now + self._delays.draw("trial_end"), partial(tracked_actor._on_stop, tracked_actor))
-        return True
-
-    def clear_actor_task_futures(self, tracked_actor: TrackedActor) -> None:
-        """Do nothing: Tune calls it before `remove_actor`."""
-
-    def cleanup(self) -> None:
-        """Do nothing: there are no processes."""
-
-    def next(self, timeout: float | None = None) -> bool:
-        """Run the next event, after the clock has advanced by the time that the driver has used since the last one."""
-        used = self._meter.seconds()
-        self.busy += used - self._used
-        self._clock.now += used - self._used
-        self._used = used
-        if not self._due:
-            return False
-        due, _, event = heapq.heappop(self._due)
-        self.late.append(max(0.0, self._clock.now - due))
-        self._clock.now = max(self._clock.now, due)
-        event()
-        return True
-
-    def _at(self, due: float, event: Callable[[], None]) -> None:
-        heapq.heappush(self._due, (due, next(self._order), event))
-
-    def _start(self, actor: TrackedActor) -> None:
-        self.num_pending_actors -= 1
-        self._live_actors_to_ray_actors_resources[actor] = (None,)
-        actor._on_start(actor)
-
-    def _report(self, actor: TrackedActor, on_result: Any, result: dict[str, Any]) -> None:
-        if actor in self._lives:
-            on_result(actor, result)
-
-    def _live(self, configuration: dict[str, Any]) -> Iterator[tuple[float, dict[str, Any]]]:
-        """A trial's reports, each with the moment at which the driver can receive it."""
-        now = self._clock.now + self._delays.draw("worker_start")
-        for metrics in learning_curve(configuration):
-            seconds = self._delays.epoch()
-            self.trained += seconds
-            now += seconds
-            yield now + self._delays.draw("report"), metrics | {"seconds": seconds, "time_this_iter_s": seconds}
-        yield now + self._delays.draw("trial_end"), {"done": True, "__duplicate__": True}
-
-
-def learning_curve(configuration: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The reports of a trial: its settings give an asymptote, which it approaches within some epochs, with noise."""
-    values, noise = configuration["values"], random.Random(configuration["number"])
-    rate, dropout = math.log10(values["optimizer.learning_rate"]), values["model.dropout"]
-    l2 = math.log10(values.get("loss.l2.loguniform", 1))
-    asymptote = 0.69 - 0.04 * (rate + 3) ** 2 - 0.4 * (dropout - 0.55) ** 2 - 0.005 * (l2 - 2.5) ** 2
-    asymptote += 0.00001 * values["model.hidden"] - 0.02 * float(values["loss.pos_weight_power"])
-    best = 0.0
-    for epoch in range(1, EPOCHS + 1):
-        gap = asymptote * (1 - 0.4 * math.exp(-epoch / 2)) + noise.gauss(0, 0.002)
-        best = max(best, gap)
-        named = {"gap": gap, "gap_best": best, "hit_at_1": gap, "perr": gap, "map": gap / 2}
-        losses = {"loss_train": 10 - gap, "loss_validate": 11 - gap, "learning_rate": 10**rate}
-        place = {"epochs": EPOCHS, "tags": {"host": "simulated", "device": "cpu"}, "training_iteration": epoch}
-        yield {"epoch": epoch, **named, **losses, "videos_per_second": 1e5, **place}
 
 
 class Requests:
@@ -311,20 +180,22 @@ def simulate(
             tracker, requests = open_tracker(uri, folder)
             tracker.start_search(open_journal.search.id, tags={}, params={}, yaml="")
             with console.searching(open_journal.search):
-                actors = fit(experiment, open_journal, tracker, console, slots, (clock, delays, meter))
+                manager = fit(experiment, open_journal, tracker, console, slots, (clock, delays, meter))
             tracker.end_search("FINISHED")
             tracker.close()
         report = {
             "trials": trials,
             "slots": slots,
+            "slots_requested": manager.requested,
+            "slots_started": manager.started,
             "simulated": trials - history,
             "epochs": sum(len(trial.reports) for trial in open_journal.search.trials.values()),
             "ms": {name: round(meter.median(name), 3) for name in sorted(meter.calls)},
             "ms_tune": round(tune_ms(meter), 3),
             "hours": round(clock.now / 3600, 3),
-            "driver_busy": round(actors.busy / clock.now, 4),
-            "slots_busy": round(actors.trained / slots / clock.now, 4),
-            "seconds_late_p99": round(float(np.quantile(actors.late, 0.99)), 3),
+            "driver_busy": round(manager.busy / clock.now, 4),
+            "slots_busy": round(manager.trained / slots / clock.now, 4),
+            "seconds_late_p99": round(float(np.quantile(manager.late, 0.99)), 3),
             "yardstick_ms": [started, yardstick_ms()],
             "mlflow": mlflow_report(requests, clock) if uri else None,
         }
@@ -361,8 +232,8 @@ def fit(
     console: Console,
     slots: int,
     world: tuple[Clock, Delays, Meter],
-) -> Actors:
-    """Run Tune's controller as tuner/search/driver.py does with Tuner.fit, but with simulated actors."""
+) -> Slots:
+    """Run Tune's controller as tuner/search/driver.py does with Tuner.fit, but with simulated slots."""
     search = open_journal.search
     assert search is not None
     stop = StopRule(experiment, search)
@@ -381,11 +252,10 @@ def fit(
         (open_journal, "append", "of it: journal"),
     ):
         meter.watch(thing, method, name)
-    actors = Actors(clock, delays, meter)
-    tune_controller.RayActorManager = lambda resource_manager: actors
+    manager = Slots(clock, delays, meter.seconds)
+    tune_controller.RayActorManager = lambda resource_manager: manager
     storage._get_ray_train_session_dir = lambda: str(open_journal.directory / "session")  # Ray's folder, where Ray runs
-    settings = connection.SETTINGS | ray_internals.SETTINGS
-    os.environ.update({name: os.environ.get(name, value) for name, value in settings.items()})
+    os.environ.update({name: os.environ.get(name, value) for name, value in connection.SETTINGS.items()})
     connection.start_together(slots)
     trainable = tune.with_resources(lambda configuration: None, {"memory": 2**20})
     whole = TuneExperiment(
@@ -399,12 +269,13 @@ def fit(
         callbacks=[recorder],
         metric=experiment.search.metric,
         storage=whole.storage,
+        reuse_actors=True,
     )
     search_alg.add_configurations([whole])
     meter.watch(controller, "step", "step")
     while not controller.is_finished():
         controller.step()
-    return actors
+    return manager
 
 
 def tune_ms(meter: Meter) -> float:
@@ -485,6 +356,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 1000, 10000], help="trials of each search")
     parser.add_argument("--epoch-seconds", type=float, default=60.0, help="median of the simulated epochs")
+    parser.add_argument("--slot-seconds", type=float, help="median of the simulated starts of a slot; as measured")
     parser.add_argument("--tracking-uri", help="of a running server; without: a SQLite file")
     parser.add_argument(
         "--mlflow-up-to", type=int, default=1000, help="trials; longer searches are not written to MLflow"
@@ -492,11 +364,14 @@ def main() -> None:
     parser.add_argument("--history", type=float, default=0.0, help="share of the trials that are not simulated")
     options = parser.parse_args()
     calibration = json.loads(CALIBRATION.read_text())
+    medians = {"epoch": options.epoch_seconds}
+    if options.slot_seconds is not None:
+        medians["slot_start"] = options.slot_seconds
     reports = []
     for trials in options.sizes:
         with tempfile.TemporaryDirectory(prefix="bd-") as folder:
             uri = options.tracking_uri or f"sqlite:///{folder}/mlflow.db"
-            delays = Delays(calibration, options.epoch_seconds)
+            delays = Delays(calibration, medians)
             chosen = uri if trials <= options.mlflow_up_to else None
             past = int(trials * options.history)
             reports.append(simulate(trials, max(1, trials // 10), Path(folder), chosen, delays, past))
@@ -512,12 +387,16 @@ def main() -> None:
         f"driver: at most {memory:,} MiB; busy {last['driver_busy']:.1%} of {last['hours']:.1f} simulated hours,"
         f" slots busy {last['slots_busy']:.1%}, 99 % of events within {last['seconds_late_p99']:.2f} s",
         f"a resume of the longest: {json.dumps(last['resume'])}",
+        *(
+            f"{one['slots']:,} slots: {one['slots_requested']:,} were requested, {one['slots_started']:,} started"
+            for one in reports
+        ),
         *(f"MLflow, {one['trials']:,} trials: {json.dumps(one['mlflow'])}" for one in reports if one["mlflow"]),
         f"yardstick: a million additions took {last['yardstick_ms'][1]:.0f} ms",
     ]
     known = {name: calibration[name] for name in ("date", "commit", "trials")}
     measured = {"ratio": ratio, "aim": 1, "peak_mib": memory, "calibration": known, "sizes": reports}
-    card.show("driver", "One driver: a search with simulated actors and a simulated clock", table, notes, measured)
+    card.show("driver", "One driver: a search with simulated slots and a simulated clock", table, notes, measured)
 
 
 if __name__ == "__main__":

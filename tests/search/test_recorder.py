@@ -217,6 +217,11 @@ def test_a_trial_whose_attempts_all_failed_is_failed_with_the_last_line(driver: 
     assert (driver.history.status, driver.history.error) == ("failed", "the actor died")
 
 
+def test_a_trial_that_no_slot_could_start_is_failed_in_mlflow_too(driver: Driver) -> None:
+    driver.recorder.on_trial_error(0, [], driver.trial)
+    assert driver.methods() == [("mlflow", "start_trial"), ("mlflow", "finish_trial"), ("screen", "trial_ended")]
+
+
 @pytest.mark.parametrize("end", ["complete", "error"])
 def test_an_interrupted_search_ends_no_trial(driver: Driver, end: str) -> None:
     driver.start()

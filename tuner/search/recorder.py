@@ -164,6 +164,8 @@ class Recorder(Unsaved, Callback):
             record_scores(self._journal, result)
 
     def _end(self, history: TrialHistory, error: str | None, stopped_by: str | None) -> None:
+        if history.id not in self._started:
+            self._open(history)  # no slot has started with it
         if error is not None:
             self._journal.append("failed", id=history.id, error=redacted(error))
         else:

@@ -2,8 +2,9 @@
 
 To add one, add an entry to `SCHEDULERS` and its name to `SchedulerConfig.kind` (tuner/config/search.py). The entry
 makes a scheduler of Ray Tune that decides by `epoch`. A resumed search is a new Tuner with a new scheduler, which first
-receives the epochs in the journal, so that a trial of today is compared with those of yesterday. A scheduler that
-pauses trials, such as Tune's synchronous HyperBand, cannot be used: it needs Tune's controller when it receives them.
+receives the epochs in the journal, so that a trial of today is compared with those of yesterday. So two kinds cannot be
+used: those that pause trials, such as Tune's synchronous HyperBand, because they need Tune's controller then; and those
+that draw at random, such as HyperBand with several brackets, because they would decide otherwise than before.
 """
 
 from collections import defaultdict
@@ -68,6 +69,12 @@ class ReplayingScheduler(Unsaved, FIFOScheduler):
                 return TrialScheduler.STOP
         return TrialScheduler.CONTINUE
 
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """Choose none: Tune then starts the trials in their order, and the newest one takes the slot that becomes free.
+
+        A trial that is chosen would take this slot, and give up the slot that is starting for it.
+        """
+
     def debug_string(self) -> str:
         """A line for Tune's log."""
         return str(self._inner.debug_string())
@@ -126,7 +133,7 @@ class _Trial:
         self.config = {"trial_id": id}
 
 
-def _asha(config: SchedulerConfig, max_epochs: int, brackets: int = 1) -> TrialScheduler:
+def _asha(config: SchedulerConfig, max_epochs: int) -> TrialScheduler:
     return AsyncHyperBandScheduler(
         time_attr=CLOCK,
         metric="gap",
@@ -134,7 +141,6 @@ def _asha(config: SchedulerConfig, max_epochs: int, brackets: int = 1) -> TrialS
         max_t=max_epochs + 1,
         grace_period=min(config.grace, max_epochs),
         reduction_factor=config.reduction,
-        brackets=brackets,
     )
 
 
