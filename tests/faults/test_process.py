@@ -28,6 +28,7 @@ from tests.support.searches import (
     search_of,
 )
 from tests.support.workplace import Workplace
+from tuner.storage import searches
 
 pytestmark = pytest.mark.fault
 CI = pytest.mark.fault_ci
@@ -120,7 +121,7 @@ def test_a_killed_driver(workplace: Workplace, fault_row: FaultRow) -> None:
     at = time.time()
     driver.wait()
     assert search_of(workplace).ended is None
-    shutil.rmtree(folder_of(workplace) / "tune")
+    shutil.rmtree(folder_of(workplace) / searches.RAY)
     resume(workplace)
     check(workplace)
     fault_row("kill -9 of the driver, its private Ray with it", **cost_of_fault(workplace, 0, at))
@@ -142,14 +143,14 @@ def test_a_killed_driver_of_a_long_lived_ray(workplace: Workplace, fault_row: Fa
 def test_a_snapshot_behind_the_journal(workplace: Workplace, fault_row: FaultRow) -> None:
     """The epochs since the last stored checkpoint. Tune's own snapshot is minutes old, and is not read."""
     driver = begin(workplace)
-    tune = folder_of(workplace) / "tune"
-    shutil.copytree(tune, workplace.folder / "before")
+    snapshot = folder_of(workplace) / searches.RAY
+    shutil.copytree(snapshot, workplace.folder / "before")
     workplace.wait_for_line(driver, "trial 001  epoch 5/")
     driver.kill()
     at = time.time()
     driver.wait()
-    shutil.rmtree(tune)
-    (workplace.folder / "before").rename(tune)
+    shutil.rmtree(snapshot)
+    (workplace.folder / "before").rename(snapshot)
     printed = resume(workplace)
     assert "trial 000  epoch" not in printed  # a finished trial is not run again
     check(workplace)
@@ -231,7 +232,7 @@ def test_a_signal_to_the_driver(workplace: Workplace, fault_row: FaultRow, numbe
 @pytest.mark.fault_ci
 def test_two_searches_on_the_same_storage(workplace: Workplace, fault_row: FaultRow) -> None:
     """Nothing. The second search is refused and names the process of the first one, which continues."""
-    driver = begin(workplace)
+    driver = begin(workplace, "--set", "training.epochs=200")
     for arguments in ((), ("--resume",)):
         code, printed = workplace.run(*arguments, output="second.txt")
         assert code == 2, printed
@@ -239,5 +240,5 @@ def test_two_searches_on_the_same_storage(workplace: Workplace, fault_row: Fault
         assert f"search {folder_of(workplace).name} is being run by process {driver.pid} on " in sentence
         assert "wait until it ends or stop it, or choose another --storage" in sentence
     assert driver.wait(600) == 0, workplace.printed()
-    check(workplace)
+    check(workplace, epochs=200)
     fault_row("two searches started on the same storage", lost_epochs=0, recovery_seconds=None)

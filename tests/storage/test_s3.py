@@ -93,7 +93,7 @@ def test_a_killed_search_in_a_bucket_is_resumed_and_its_model_is_used_from_there
     assert search.ended == "planned" and len(search.finished) == 3
     assert [list(trial.reports) for trial in search.trials.values()] == 3 * [list(range(1, 13))]
     assert {path.name for path in directory.parent.glob("*")} == {directory.name}  # the lease is removed
-    assert (directory / "ray.log").exists() and not (directory / "tune").exists()
+    assert (directory / "ray.log").exists() and not (directory / searches.RAY).exists()
     assert not [path for path in directory.glob("trials/*/*/training.pt")]
     assert not (workplace.folder / "storage").exists()
 
