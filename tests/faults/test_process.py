@@ -14,7 +14,7 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from tests.support.inject import pace
+from tests.support.inject import happened, inject, pace
 from tests.support.rays import long_lived_ray
 from tests.support.searches import (
     OF_A_TRIAL,
@@ -111,6 +111,17 @@ def test_a_killed_process_in_its_third_trial(
     assert_nothing_is_left(workplace)
     assert_equals_the_uninterrupted(workplace, number=2)
     fault_row(fault, **cost_of_fault(workplace, 2, at))
+
+
+def test_a_slot_that_is_killed_while_it_takes_a_trial(workplace: Workplace, fault_row: FaultRow) -> None:
+    """Nothing: another slot takes the trial. Tune notices the loss twice here, and would fail the trial for good."""
+    inject(workplace, "def take(trial): trial == 1 and once() and os.kill(os.getpid(), signal.SIGKILL)")
+    code, printed = workplace.run(*SEARCH, timeout=600)
+    assert code == 0, printed
+    assert happened(workplace)
+    assert "trial 001  its slot was lost" in printed
+    check(workplace)
+    fault_row("kill -9 of the slot's actor while it takes a trial", lost_epochs=0, recovery_seconds=None)
 
 
 @pytest.mark.fault_ci

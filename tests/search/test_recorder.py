@@ -116,10 +116,13 @@ def test_losses_of_workers_and_of_slots_count_together(driver: Driver) -> None:
     driver.start()
     driver.recorder.on_trial_result(0, [], driver.trial, {"failure": "killed", "failures": 1})
     driver.hear(1)
-    driver.recorder.on_trial_recover(0, [], driver.trial)
-    assert driver.trial.config["failures"] == 2
-    driver.recorder.on_trial_recover(0, [], driver.trial)
-    assert driver.trial.config["failures"] == 3
+    driver.recorder.on_trial_error(0, [], driver.trial)
+    (told,) = (call[-1] for call in driver.told[-1:] if call[1] == "trial_noted")
+    assert told == "its slot was lost (the actor died); another one resumes it from its last checkpoint"
+    assert driver.history.status == "running"
+    driver.recorder.on_trial_error(0, [], driver.trial)
+    error = "its slot was lost (the actor died); 3 attempts (search.failures.per_trial)"
+    assert (driver.history.status, driver.history.error) == ("failed", error)
 
 
 def test_epochs_reported_again_are_journaled_and_shown_once(driver: Driver) -> None:
@@ -211,15 +214,18 @@ def test_a_trial_that_ends_without_a_report_is_failed(driver: Driver) -> None:
     assert (driver.history.status, driver.history.error) == ("failed", "it ended without a report")
 
 
-def test_a_trial_whose_attempts_all_failed_is_failed_with_the_last_line(driver: Driver) -> None:
+def test_a_slot_that_is_lost_while_it_takes_a_trial_is_a_failure_without_an_error(driver: Driver) -> None:
     driver.start()
+    driver.trial.get_error = lambda: None
     driver.recorder.on_trial_error(0, [], driver.trial)
-    assert (driver.history.status, driver.history.error) == ("failed", "the actor died")
+    assert driver.told[-1][-1].startswith("its slot was lost (while it took the trial); another one")
 
 
 def test_a_trial_that_no_slot_could_start_is_failed_in_mlflow_too(driver: Driver) -> None:
-    driver.recorder.on_trial_error(0, [], driver.trial)
-    assert driver.methods() == [("mlflow", "start_trial"), ("mlflow", "finish_trial"), ("screen", "trial_ended")]
+    for _ in range(3):
+        driver.recorder.on_trial_error(0, [], driver.trial)
+    ended = [("mlflow", "start_trial"), ("mlflow", "finish_trial"), ("screen", "trial_ended")]
+    assert driver.methods() == [("screen", "trial_noted")] * 2 + ended
 
 
 @pytest.mark.parametrize("end", ["complete", "error"])

@@ -263,10 +263,25 @@ def test_unfinished_trials_come_first_with_their_numbers_and_ids(drive: Drive, t
 def test_a_failed_trial_is_failed_for_the_sampler_and_never_a_bad_score(driver: Driver) -> None:
     driver.fail(*driver.ask())
     driver.finish(*driver.ask())
-    name, _ = driver.ask()
+    name, lost = driver.ask()
     driver.searcher.on_trial_complete(name, None, error=True)
-    assert [trial.state for trial in driver.study.trials] == [TrialState.FAIL, TrialState.COMPLETE, TrialState.FAIL]
+    driver.journal.append("failed", id=lost["trial_id"], error="its slot was lost")
+    driver.ask()
+    assert [trial.state for trial in driver.study.trials] == [
+        TrialState.FAIL,
+        TrialState.COMPLETE,
+        TrialState.FAIL,
+        TrialState.RUNNING,
+    ]
     assert driver.study.trials[0].value is None
+
+
+def test_a_trial_whose_slot_was_lost_is_given_to_another_one(driver: Driver) -> None:
+    name, lost = driver.ask()
+    driver.trials[lost["trial_id"]].failures += 1  # the recorder counts it
+    driver.searcher.on_trial_complete(name, None, error=True)
+    assert driver.ask()[1] == {**lost, "failures": 1}
+    assert [trial.state for trial in driver.study.trials] == [TrialState.RUNNING]
 
 
 def test_a_resumed_study_holds_what_the_journal_holds(drive: Drive, tmp_path: Path) -> None:

@@ -7,6 +7,12 @@ import pytest
 from tuner.search import stages
 
 
+@pytest.fixture(autouse=True)
+def nothing_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test before these may have left parts that nobody reported."""
+    monkeypatch.setattr(stages, "_begun", [])
+
+
 def test_the_parts_in_a_log_have_their_names_and_leave_out_no_second(capsys: pytest.CaptureFixture[str]) -> None:
     before = time.time()
     stages.begin("data")

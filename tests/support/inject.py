@@ -4,7 +4,8 @@ import textwrap
 
 from tests.support.workplace import PROJECT, Workplace
 
-# Every Python process of a search imports it: it calls `fault(number of the trial, epoch)` before each epoch.
+# Every Python process of a search imports it: it calls `fault(number of the trial, epoch)` before each epoch, and
+# `take(number of the trial)` when a slot takes a trial that is not its first.
 HOOK = """\
 import importlib.abc, importlib.util, os, signal, sys, time
 
@@ -16,6 +17,12 @@ def once():
     except FileExistsError:
         return False
     return True
+
+def fault(trial, epoch):
+    pass
+
+def take(trial):
+    pass
 
 {fault}
 
@@ -33,13 +40,24 @@ def patch(worker):
 
     worker.run = faulty
 
+def patch_slot(slot):
+    reset = slot.Slot.reset_config
+
+    def taking(actor, config):
+        take(config["number"])
+        return reset(actor, config)
+
+    slot.Slot.reset_config = taking
+
+PATCHES = {"tuner.workers.worker": patch, "tuner.workers.slot": patch_slot}
+
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name == "tuner.workers.worker":
-            sys.meta_path.remove(self)
+        if name in PATCHES:
+            change = PATCHES.pop(name)
             spec = importlib.util.find_spec(name)
             load = spec.loader.exec_module
-            spec.loader.exec_module = lambda module: (load(module), patch(module))
+            spec.loader.exec_module = lambda module: (load(module), change(module))
             return spec
 
 sys.meta_path.insert(0, Finder())
@@ -47,9 +65,9 @@ sys.meta_path.insert(0, Finder())
 
 
 def inject(place: Workplace, fault: str) -> None:
-    """Make the search call the function `fault(trial, epoch)` before every epoch of every trial."""
+    """Make the search call what `fault` defines: `fault(trial, epoch)` before every epoch, or `take(trial)`."""
     folder = place.folder / "hook"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)  # the last one counts
     (folder / "sitecustomize.py").write_text(HOOK.replace("{fault}", textwrap.dedent(fault)))
     place.variables["PYTHONPATH"] = f"{folder}:{PROJECT}"
 

@@ -134,8 +134,6 @@ async def test_losses_of_slots_count_too() -> None:
     assert await mailbox.take("group", 0, 0)
     mailbox.workers_lost("killed")
     assert await received(mailbox) == {"error": "killed; 3 attempts (search.failures.per_trial)"}
-    mailbox.assign({**TWO, "failures": 3})
-    assert "slot was lost; 3 attempts" in (await received(mailbox))["error"]
 
 
 @on_a_loop

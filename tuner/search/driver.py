@@ -244,7 +244,6 @@ class _Search:
                 **ray_storage(self.directory / searches.RAY),
                 callbacks=[recorder],
                 checkpoint_config=CheckpointConfig(checkpoint_at_end=False),  # the workers store their checkpoints
-                failure_config=ray.tune.FailureConfig(max_failures=settings.failures.per_trial),
                 stop=self.stop,
                 verbose=0,
             ),

@@ -109,7 +109,7 @@ class Recorder(Unsaved, Callback):
             self._errors[history.id] = result["error"]
             return
         if "failure" in result:
-            trial.config["failures"] = result["failures"]
+            history.failures = result["failures"]
             self._console.trial_noted(history, f"{result['failure']}; it resumes from its last checkpoint")
             return
         if "note" in result:
@@ -144,16 +144,18 @@ class Recorder(Unsaved, Callback):
         stopped_by = self._scheduler.name if history.id in self._scheduler.stopped else self.stop.reason
         self._end(history, error, stopped_by)
 
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial's slot was lost, and Tune starts another one: this counts as a failure of the trial as well."""
-        trial.config["failures"] = 1 + trial.config.get("failures", 0)
-
     @_halting
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial has failed in all of its attempts."""
+        """The slot of a trial was lost: the searcher gives the trial to another one, unless that was too often."""
         history = self._search.trials[trial.config["trial_id"]]
-        if history.status == "running" and not self.stop.interrupted:
-            self._end(history, _last_line(trial.get_error()), None)
+        if history.status != "running" or self.stop.interrupted:
+            return
+        history.failures += 1
+        why = f"its slot was lost ({_last_line(trial.get_error())})"
+        if history.failures > self._experiment.search.failures.per_trial:
+            self._end(history, f"{why}; {history.failures} attempts (search.failures.per_trial)", None)
+        else:
+            self._console.trial_noted(history, f"{why}; another one resumes it from its last checkpoint")
 
     def _record_scores(self, result: dict[str, Any]) -> None:
         """The best trial was scored on a slot; where that failed, the driver scores it."""
@@ -182,5 +184,7 @@ class Recorder(Unsaved, Callback):
 
 def _last_line(error: Exception | None) -> str:
     """The last line of a chain of remote errors, which names the first cause."""
+    if error is None:
+        return "while it took the trial"  # Tune has noticed the loss twice, and kept no error
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -23,7 +23,7 @@ from tuner.errors import SearchError
 from tuner.search.optuna_internals import StudyState
 from tuner.search.samplers import Study, is_exhaustive, make_sampler, planned_values
 from tuner.search.stopper import StopRule
-from tuner.storage.journal import Journal, TrialHistory, Unsaved
+from tuner.storage.journal import Journal, SearchHistory, TrialHistory, Unsaved
 
 
 class JournaledSearch(Unsaved, Searcher):
@@ -55,6 +55,7 @@ class JournaledSearch(Unsaved, Searcher):
         for history in search.trials.values():
             self.study.add_trial(self._frozen(history))
         self._waiting = deque(search.unfinished)
+        self._lost: list[int] = []  # numbers of trials that have ended for Tune with an error
         self._scored = False  # whether a slot was asked to score the best trial
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
@@ -71,6 +72,7 @@ class JournaledSearch(Unsaved, Searcher):
         assert search is not None
         if len(self._numbers) >= self._concurrency():
             return None
+        self._take_back_lost(search)
         if not self._stop.trains:
             return self._scoring()
         if self._waiting:
@@ -105,6 +107,16 @@ class JournaledSearch(Unsaved, Searcher):
         self._numbers[trial_id] = number
         return _configuration(search.trials[id])
 
+    def _take_back_lost(self, search: SearchHistory) -> None:
+        """Let the trials whose slot was lost wait for another one, unless they have failed."""
+        for number in self._lost:
+            history = list(search.trials.values())[number]
+            if history.status == "running":
+                self._waiting.append(history)
+            else:
+                self.study.tell(number, state=TrialState.FAIL)
+        self._lost.clear()
+
     def _scoring(self) -> Any:
         """The last thing to do: to score the best trial, on a slot that has trained."""
         search = self._journal.search
@@ -122,7 +134,9 @@ class JournaledSearch(Unsaved, Searcher):
         number = self._numbers.pop(trial_id, None)
         if number is None:
             return
-        if score is None:
+        if error:
+            self._lost.append(number)  # the recorder, which Tune calls next, says whether it has failed
+        elif score is None:
             self.study.tell(number, state=TrialState.FAIL)
         else:
             self.study.tell(number, score)
@@ -166,4 +180,9 @@ def optuna_distribution(distribution: Number | Choice) -> BaseDistribution:
 
 
 def _configuration(history: TrialHistory) -> dict[str, Any]:
-    return {"trial_id": history.id, "number": history.number, "values": history.values}
+    return {
+        "trial_id": history.id,
+        "number": history.number,
+        "values": history.values,
+        "failures": history.failures,
+    }

@@ -53,6 +53,7 @@ class TrialHistory:
     reports: dict[int, dict[str, Any]] = field(default_factory=dict)  # metrics by epoch
     stopped_by: str | None = None  # asha, median, time_budget, plateau, ...; None: it completed all of its epochs
     error: str | None = None
+    failures: int = 0  # how often this driver has lost its workers or its slot; the journal does not count them
 
     @property
     def score(self) -> float | None:

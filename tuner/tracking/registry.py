@@ -6,8 +6,8 @@ from typing import Any
 
 def warm_up() -> None:
     """Import what `register_model` needs, which takes a second; called while the search waits for something else."""
-    for name in ("mlflow.pytorch", "torch.export._trace"):  # torch.export.export imports the second one
-        import_module(name)
+    import_module("mlflow.pytorch")
+    import_module("torch.export._trace")  # torch.export.export imports it
 
 
 def register_model(

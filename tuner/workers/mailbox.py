@@ -62,8 +62,6 @@ class Mailbox:
         """Give the slot its next trial; the one before it is not wanted any more."""
         number = self._trial.assignment.number + 1
         self._trial = _Trial(Assignment(number, suggestion), failures=suggestion.get("failures", 0))
-        if self._trial.failures > self._limit:
-            self._fail("the process or the machine of its slot was lost")
         self._notify()
 
     async def until_report(self) -> None:
