@@ -1,13 +1,11 @@
 """Contract: what tuner/workers/ray_internals.py uses of Ray is still there. Each failure names the hook. No Ray starts.
 
 That the hooks also do their work is tested with a real Ray: tests/workers/test_private_ray.py (`private_ray`,
-`placement_groups`, `is_dead`, `remove_group`), and the fault tests (`Trainer`, `root_cause`), and
-tests/workers/test_lost_slots.py (`keep_trials_of_lost_slots`).
+`placement_groups`, `is_dead`, `remove_group`), and the fault tests (`Trainer`, `root_cause`).
 """
 
 import inspect
 from types import SimpleNamespace
-from unittest.mock import Mock
 
 import pytest
 import ray
@@ -15,11 +13,8 @@ import ray._private.state
 import ray.train.v2._internal.constants as train_constants
 from ray._private.accelerators import accelerator
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
-from ray.exceptions import RayActorError
 from ray.train import RunConfig, ScalingConfig, UserCallback
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
-from ray.tune.execution.tune_controller import TuneController
-from ray.tune.experiment import Trial
 
 from tuner.workers import ray_internals
 from tuner.workers.ray_internals import Group
@@ -54,23 +49,6 @@ def test_the_trainer_starts_no_helper_actors() -> None:
 
 def test_the_trainer_calls_the_method_that_it_replaces() -> None:
     assert "self._create_default_callbacks()" in inspect.getsource(ray_internals.Trainer.fit), "Trainer"
-
-
-def test_a_task_of_a_dead_actor_fails_no_trial_that_waits_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    replaced, failed = ray_internals._TASK_FAILED, []
-    hook = "keep_trials_of_lost_slots"
-    assert list(inspect.signature(replaced).parameters) == ["self", "trial", "exception"], hook
-    assert "self._resetting_trials.remove(trial)" in inspect.getsource(TuneController._on_trial_reset), hook
-    monkeypatch.setattr(TuneController, "_trial_task_failure", replaced)
-    monkeypatch.setattr(ray_internals, "_TASK_FAILED", lambda controller, trial, error: failed.append(error))
-    ray_internals.keep_trials_of_lost_slots()
-    lost, other = RayActorError(), ValueError("of the task")
-    for status, error in ((Trial.PENDING, lost), (Trial.RUNNING, lost), (Trial.PENDING, other)):
-        trial = Mock(status=status)
-        controller = Mock(_resetting_trials={trial})
-        TuneController._trial_task_failure(controller, trial, error)
-        assert not controller._resetting_trials
-    assert failed == [lost, other]
 
 
 def test_root_cause_finds_the_exception_of_a_worker() -> None:

@@ -49,7 +49,7 @@ from tuner.tracking.tracker import SHORT_PATIENCE_SECONDS, Tracker
 from tuner.tracking.uri import choose_uri
 from tuner.training.contrastive import encoder_store
 from tuner.training.dataset import Dataset, open_dataset
-from tuner.workers import connection, ray_internals
+from tuner.workers import connection
 from tuner.workers.slot import ray_storage, slot
 
 # In the search's folder: everything that Ray, its workers and MLflow print.
@@ -226,7 +226,6 @@ class _Search:
         settings, layout = self.experiment.search, self.layout
         at(self.directory / searches.TRIALS).make()
         connection.start_together(layout.slots)
-        ray_internals.keep_trials_of_lost_slots()
         encoders = self.directory.parent.parent / encoder_store.FOLDER
         slots = slot(self.experiment, self.directory, encoders, layout.resources, self.search.fingerprint, score_best)
         tuner = Tuner(

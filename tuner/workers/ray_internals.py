@@ -10,14 +10,11 @@ from dataclasses import dataclass
 import ray._private.state
 from ray import PlacementGroupID
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
-from ray.exceptions import RayActorError
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 from ray.train.v2.api.callback import RayTrainCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-from ray.tune.execution.tune_controller import TuneController
-from ray.tune.experiment import Trial
 from ray.util import remove_placement_group
 from ray.util.placement_group import PlacementGroup
 
@@ -53,26 +50,6 @@ class Trainer(DataParallelTrainer):
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
         unused = (DatasetsCallback, PlacementGroupCleanerCallback)
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unused)]
-
-
-def keep_trials_of_lost_slots() -> None:
-    """Let Tune start a trial again whose slot was lost while it took the trial.
-
-    Tune notices first that the actor is dead, and queues the trial again. Then it notices that the actor's task has
-    failed, and without this the trial fails for good; and it would wait forever for the task, which was to reset the
-    actor. A trial that waits in the queue has no task that can fail.
-    The public way: none. Actors that are not reused have no such task, and a new actor for each trial takes seconds.
-    """
-    TuneController._trial_task_failure = _task_failed
-
-
-_TASK_FAILED = TuneController._trial_task_failure
-
-
-def _task_failed(controller: TuneController, trial: Trial, exception: Exception) -> None:
-    controller._resetting_trials.discard(trial)
-    if trial.status != Trial.PENDING or not isinstance(exception, RayActorError):
-        _TASK_FAILED(controller, trial, exception)
 
 
 def root_cause(failure: Exception) -> BaseException:
