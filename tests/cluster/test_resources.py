@@ -11,7 +11,7 @@ from ray.train.backend import Backend
 from tuner.cluster.resources import Node, Plan, Resources, describe, plan
 from tuner.config.search import ElasticConfig, ResourcesConfig
 from tuner.errors import ConfigError
-from tuner.workers.slot import process_group, scaling
+from tuner.workers.train_run import process_group, scaling
 
 
 def settled(nodes: list[tuple[float, float]], **config: Any) -> tuple[float, float, int]:

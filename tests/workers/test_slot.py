@@ -10,7 +10,8 @@ from ray.train import ControllerError
 from tuner.workers import slot
 from tuner.workers.mailbox import Mailbox
 from tuner.workers.messages import Assignment
-from tuner.workers.slot import Slot, controller_lost
+from tuner.workers.slot import Slot
+from tuner.workers.train_run import controller_lost
 
 
 def test_a_slot_without_a_trial_ends_its_workers_and_starts_them_for_the_next_one(

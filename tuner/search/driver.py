@@ -50,7 +50,8 @@ from tuner.tracking.uri import choose_uri
 from tuner.training.contrastive import encoder_store
 from tuner.training.dataset import Dataset, open_dataset
 from tuner.workers import connection
-from tuner.workers.slot import ray_storage, slot
+from tuner.workers.slot import slot
+from tuner.workers.train_run import ray_storage
 
 # In the search's folder: everything that Ray, its workers and MLflow print.
 LOG = "ray.log"

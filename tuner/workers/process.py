@@ -26,7 +26,9 @@ def begin_trial(device: torch.device, threads: int) -> None:
     """
     gc.collect()  # the models and batches of the trial before, where they refer to each other
     if GLIBC:
-        ctypes.CDLL(None).malloc_trim(0)  # a worker keeps the memory of its trial otherwise (tuner/workers/slot.py)
+        ctypes.CDLL(None).malloc_trim(
+            0
+        )  # a worker keeps the memory of its trial otherwise (tuner/workers/train_run.py)
     random.seed(0)
     np.random.seed(0)  # the global generator, which a library may use
     torch.manual_seed(0)
