@@ -65,7 +65,7 @@ class Recorder(Unsaved, Callback):
         self._best = max((trial.score or 0.0 for trial in journal.search.finished), default=None)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial's actor has started, for the first time or again."""
+        """A slot has taken a trial, for the first time or again."""
         history = self._search.trials[trial.config["trial_id"]]
         if history.id in self._started:
             return

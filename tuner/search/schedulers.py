@@ -18,7 +18,7 @@ from tuner.config.search import SchedulerConfig
 from tuner.storage.journal import SearchHistory, Unsaved
 from tuner.workers.messages import epochs_of
 
-# Tune's own clock, training_iteration, begins again whenever a trial's actor restarts; the epoch does not.
+# Tune's own clock, training_iteration, counts reports and begins again in another slot; the epoch does not.
 CLOCK = "epoch"
 # The median is taken of at least this many other trials.
 MIN_OTHERS = 3

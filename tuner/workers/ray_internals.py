@@ -2,7 +2,7 @@
 
 Each hook says what it is for, what breaks without it, and what the public way would be. A contract test
 (tests/workers/test_ray_internals.py) checks each of them against the installed Ray and names the hook that an upgrade
-has changed. This file imports nothing of this project and no torch: the trial's actor and Train's controller load it.
+has changed. This file imports nothing of this project and no torch: a slot's actor and Train's controller load it.
 """
 
 from dataclasses import dataclass
