@@ -134,31 +134,31 @@ def test_a_journal_is_written_by_one_driver_at_a_time(s3: str, monkeypatch: pyte
     assert journal.read(directory).planned == 7
 
 
-def test_a_worker_stores_and_finds_its_checkpoints_in_the_bucket(
-    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_stores_and_finds_its_checkpoints_in_the_bucket(s3: str, tmp_path: Path) -> None:
     """The worker gets the folder pickled, as Ray sends it to its process."""
-    import ray.train
-
     from tuner.training.ranks import ALONE
-    from tuner.workers.reports import Reporter
+    from tuner.workers.reports import Reporter, checkpoints
 
-    reported = []
-    monkeypatch.setattr(ray.train, "report", reported.append)
+    reported: list[dict[str, int]] = []
+
+    def send(report: dict[str, int]) -> bool:
+        reported.append(report)
+        return True
+
     trial = pickle.loads(pickle.dumps(UPath(f"{s3}/search/trials/t0", use_listings_cache=False)))
 
     def save(directory: Path) -> None:
         directory.mkdir()
         (directory / "model.safetensors").write_bytes(b"weights")
 
-    reporter = Reporter(trial, stores=True)
+    reporter = Reporter(trial, tmp_path, send)
     for epoch in (1, 2):
         reporter({"epoch": epoch}, save, ["epoch-0002"])
     reporter.wait()
     assert reported == [{"epoch": 1}, {"epoch": 2}]
     assert [path.name for path in UPath(f"{s3}/search").glob("trials/t0/epoch-*")] == ["epoch-0002"]
     assert UPath(f"{s3}/search/trials/t0/epoch-0002/model.safetensors").read_bytes() == b"weights"
-    read = [(path.name, (path / "model.safetensors").read_bytes()) for path in reporter.checkpoints(ALONE)]
+    read = [(path.name, (path / "model.safetensors").read_bytes()) for path in checkpoints(trial, tmp_path, ALONE)]
     assert len(read) == 1 and read[0][1] == b"weights"
 
 
