@@ -53,8 +53,7 @@ def work(slot: Any, sealed: bytes) -> None:
         slot: the actor of tuner/workers/slot.py.
         sealed: the other arguments of `Worker`, pickled.
     """
-    with scratch_folder() as scratch:
-        Worker(slot, scratch, **pickle.loads(sealed)).work()
+    Worker(slot, **pickle.loads(sealed)).work()
 
 
 class Worker:
@@ -63,7 +62,6 @@ class Worker:
     def __init__(
         self,
         slot: Any,
-        scratch: Path,
         *,
         experiment: Experiment,
         trials: Place,
@@ -74,7 +72,7 @@ class Worker:
     ) -> None:
         """Prepare what all trials need: torch, the device and the data."""
         self._score_best = score_best
-        self._slot, self._scratch, self._experiment = slot, scratch, experiment
+        self._slot, self._experiment = slot, experiment
         self._trials, self._encoders, self._resources = trials, encoders, resources
         self._device = ray.train.torch.get_device() if resources.gpu else torch.device("cpu")
         self._ranks = Ranks.of_this_process()
@@ -92,7 +90,9 @@ class Worker:
         self._prepare_data()
         while (assignment := self._ask("take", self._group, self._ranks.rank, taken)) is not None:
             taken += 1
-            if not self._train(assignment) or taken == limit:
+            with scratch_folder() as scratch:  # for each trial: a worker that waits may be killed, and leaves nothing
+                may_go_on = self._train(assignment, scratch)
+            if not may_go_on or taken == limit:
                 self._ask("excuse")
                 raise EndOfProcess(f"after {taken} trials")
 
@@ -103,20 +103,20 @@ class Worker:
         except DataError as error:
             print(f"the data cannot be opened: {error}", file=sys.stderr)
 
-    def _train(self, assignment: Assignment) -> bool:
+    def _train(self, assignment: Assignment, scratch: Path) -> bool:
         """Train a trial to its end; returns whether this process may train another one."""
         if assignment.suggestion.get("score"):
             return self._score(assignment.number)
         begin_trial(self._device, threads_of(self._resources.cpu))
         number, job = assignment.number, self._job(assignment.suggestion)
         stop = StopSignal(partial(self._ask, "until_unwanted", number), self._ranks, self._device)
-        reporter = Reporter(job.folder, self._scratch, partial(self._ask, "report", number))
+        reporter = Reporter(job.folder, scratch, partial(self._ask, "report", number))
         try:
             run(
                 job,
                 open_data=partial(self._watched_data, stop),
                 device=self._device,
-                checkpoints=checkpoints(job.folder, self._scratch, self._ranks),
+                checkpoints=checkpoints(job.folder, scratch, self._ranks),
                 report=reporter if self._ranks.rank == 0 else lambda *report: None,
                 on_timeout=partial(self._end_process, number),
                 ranks=self._ranks,
