@@ -61,10 +61,16 @@ def test_the_folder_of_a_killed_process_is_removed_and_that_of_a_living_one_is_n
     process, folder = start(IN_A_FOLDER)
     remove_leftovers(temporary)
     assert [path.name for path in folder.iterdir()] == ["half a checkpoint"]
+    with scratch_folder():
+        kill(process)
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_new_folder_removes_that_of_a_killed_process_at_once(temporary: Path) -> None:
+    process, _ = start(IN_A_FOLDER)
     kill(process)
     with scratch_folder() as mine:
         assert list(temporary.iterdir()) == [mine]
-    assert list(temporary.iterdir()) == []
 
 
 def test_folders_of_other_names_and_links_stay(temporary: Path) -> None:

@@ -18,7 +18,7 @@ _RANDOM = f"[0-9a-f]{{12}}({re.escape(OLD)})?"
 
 @contextmanager
 def scratch_folder(parent: Path | None = None, prefix: str = PREFIX, mode: int = 0o700) -> Iterator[Path]:
-    """Make a folder, remove those of processes that were killed, and remove the folder when the block ends.
+    """Make a folder and remove it when the block ends; before and after, remove those of processes that were killed.
 
     A process holds a lock on each of its folders, which the system releases when the process ends, however it ends.
 
@@ -39,6 +39,7 @@ def scratch_folder(parent: Path | None = None, prefix: str = PREFIX, mode: int =
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
+        remove_leftovers(parent, prefix)  # a process that is killed may live for some seconds
 
 
 def remove_leftovers(parent: Path, prefix: str = PREFIX) -> None:
