@@ -35,7 +35,7 @@ from torch import Tensor
 
 from data.cache import statistics
 from data.prefetch import prefetched
-from data.residency import Residency
+from data.residency import Residency, with_index
 from data.sampling import ALL, FramesConfig
 
 _BATCHES_PER_WINDOW = 256  # batches whose labels are gathered at once: ten kernels per window, and one per batch
@@ -128,7 +128,7 @@ class Batches:
         self.shuffle = shuffle
         self.seed = seed
         self._before_batch = before_batch
-        self.device = torch.empty(0, device=device).device  # with its index, since "cuda" and "cuda:0" are one device
+        self.device = with_index(device)
         self._rows = np.arange(num_rows) if rows is None else np.asarray(rows, np.int64)
         self._rank, self._world_size = rank, world_size
         self._shuffler = ThreadPoolExecutor(1, thread_name_prefix="shuffle")

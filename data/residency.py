@@ -65,7 +65,7 @@ class Residency:
             features_ND: on the host.
             device: the GPU.
         """
-        device = _with_index(device)
+        device = with_index(device)
         if self.wanted is False or device == features_ND.device:
             return None
         key = (fingerprint, features_ND.dtype, device)
@@ -82,7 +82,7 @@ class Residency:
 
     def trained(self, device: torch.device) -> None:
         """Remember how much memory training needs on a GPU: called after an epoch with its validation."""
-        device = _with_index(device)
+        device = with_index(device)
         if device.type != "cpu":
             self._needed[device] = self._memory(device).reserved - self._resident_bytes(device)
 
@@ -92,12 +92,12 @@ class Residency:
 
     def holds(self, device: torch.device) -> bool:
         """Whether there are copies on the device that could be dropped."""
-        device = _with_index(device)
+        device = with_index(device)
         return self._resident_bytes(device) > 0 or (self._beside is not None and self._beside.holds(device))
 
     def drop(self, device: torch.device) -> None:
         """Free the copies on a GPU. With `auto`, features get a copy again only after `trained` was called again."""
-        device = _with_index(device)
+        device = with_index(device)
         with self._lock:
             self._needed.pop(device, None)
             self._copies = {key: copy for key, copy in self._copies.items() if key[2] != device}
@@ -118,7 +118,7 @@ class Residency:
         return sum(copy.nbytes for (_, _, where), copy in self._copies.items() if where == device)
 
 
-def _with_index(device: torch.device) -> torch.device:
+def with_index(device: torch.device | str) -> torch.device:
     """The device with its index, since "cuda" and "cuda:0" are one device."""
     return torch.empty(0, device=device).device
 

@@ -78,6 +78,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def in_one_line(error: BaseException) -> str:
+    """The type and the whole message of an error that the program did not expect, without line breaks."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The known name that is most similar to `name`.
 

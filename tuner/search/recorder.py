@@ -18,7 +18,7 @@ from tuner.storage.journal import Journal, TrialHistory, Unsaved
 from tuner.tracking.records import recorded_metrics, trial_tags
 from tuner.tracking.tracker import Tracker
 from tuner.training.config import flatten
-from tuner.workers.messages import epochs_of
+from tuner.workers.messages import epochs_of, too_often
 
 
 def _halting(method: Callable[..., None]) -> Callable[..., None]:
@@ -153,7 +153,7 @@ class Recorder(Unsaved, Callback):
         history.failures += 1
         why = f"its slot was lost ({_last_line(trial.get_error())})"
         if history.failures > self._experiment.search.failures.per_trial:
-            self._end(history, f"{why}; {history.failures} attempts (search.failures.per_trial)", None)
+            self._end(history, too_often(why, history.failures), None)
         else:
             self._console.trial_noted(history, f"{why}; another one resumes it from its last checkpoint")
 

@@ -10,9 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tuner.workers.messages import Assignment, is_last
-
-PER_TRIAL = "(search.failures.per_trial)"
+from tuner.workers.messages import Assignment, is_last, too_often
 
 
 @dataclass(slots=True)
@@ -173,7 +171,7 @@ class Mailbox:
         if not (excused or self._trial.ended):
             self._trial.failures += 1
             if self._trial.failures > self._limit:
-                self._fail(reason)
+                self._trial.put({"error": too_often(reason, self._trial.failures)})
             else:
                 self._trial.put({"failure": reason, "failures": self._trial.failures})
         self._notify()
@@ -181,9 +179,6 @@ class Mailbox:
     @property
     def _open(self) -> bool:
         return not (self._trial.ended or self._paused)
-
-    def _fail(self, reason: str) -> None:
-        self._trial.put({"error": f"{reason}; {self._trial.failures} attempts {PER_TRIAL}"})
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():

@@ -33,6 +33,11 @@ def epochs_of(report: Mapping[str, Any]) -> list[tuple[int, Mapping[str, Any]]]:
     return [(report["epoch"], report)]
 
 
+def too_often(reason: str, failures: int) -> str:
+    """Why a trial has failed whose workers or slots were lost more often than its search allows."""
+    return f"{reason}; {failures} attempts (search.failures.per_trial)"
+
+
 def is_last(report: Mapping[str, Any]) -> bool:
     """Whether a trial has nothing more to report."""
     if any(key in report for key in ("error", "fatal", "scores")):

@@ -23,7 +23,7 @@ from ray.train import (
 )
 
 from tuner.cluster.resources import Resources
-from tuner.errors import first_line
+from tuner.errors import first_line, in_one_line
 from tuner.imports import without_garbage_collection
 from tuner.storage.place import Place
 from tuner.workers.ray_internals import Trainer, root_cause
@@ -102,7 +102,7 @@ def _reason(cause: BaseException) -> str:
         return "Ray killed its worker because the machine ran out of memory"
     if isinstance(cause, RayActorError):
         return "its worker crashed or was killed, as the kernel does when memory runs out (`dmesg` shows it)"
-    return f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+    return in_one_line(cause)
 
 
 def work(config: dict[str, Any]) -> None:

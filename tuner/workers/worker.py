@@ -29,7 +29,7 @@ import torch
 from data.errors import DataError
 from tuner.cluster.resources import Resources, threads_of
 from tuner.config.experiment import Experiment
-from tuner.errors import EpochTimeout, TrialOutOfMemory, TunerError
+from tuner.errors import EpochTimeout, TrialOutOfMemory, TunerError, in_one_line
 from tuner.storage.place import Place
 from tuner.storage.scratch import scratch_folder
 from tuner.training.contrastive.encoder_store import EncoderStore
@@ -129,7 +129,7 @@ class Worker:
             return self._ranks.size == 1 and self._device.type == "cpu"
         except Exception as error:
             may_succeed = self._ranks.size > 1 or again(error)
-            self._ask("explain", number, f"{type(error).__name__}: {' '.join(str(error).split())}", may_succeed)
+            self._ask("explain", number, in_one_line(error), may_succeed)
             if may_succeed:
                 raise
             traceback.print_exc()
