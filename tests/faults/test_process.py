@@ -19,8 +19,7 @@ from tests.support.rays import long_lived_ray
 from tests.support.searches import (
     OF_A_TRIAL,
     assert_equals_the_uninterrupted,
-    assert_nothing_is_left,
-    assert_nothing_was_lost,
+    assert_recovered,
     cost_of_fault,
     folder_of,
     processes_of,
@@ -66,9 +65,7 @@ def kill(place: Workplace, name: str) -> float:
 
 def check(place: Workplace, epochs: int = EPOCHS) -> None:
     """Check that nothing is lost, no process is left, and trial 0 has the numbers of an uninterrupted one."""
-    assert_nothing_was_lost(place, TRIALS, epochs)
-    assert_nothing_is_left(place)
-    assert_equals_the_uninterrupted(place, number=0)
+    assert_recovered(place, TRIALS, epochs)
 
 
 @pytest.mark.parametrize(
@@ -107,9 +104,7 @@ def test_a_killed_process_in_its_third_trial(
     assert {found.pid for name in OF_A_TRIAL for found in processes_of(workplace, name)} == before
     at = kill(workplace, process)
     assert driver.wait(600) == 0, workplace.printed()
-    assert_nothing_was_lost(workplace, 3, EPOCHS)
-    assert_nothing_is_left(workplace)
-    assert_equals_the_uninterrupted(workplace, number=2)
+    assert_recovered(workplace, 3, EPOCHS, trials=(2,))
     fault_row(fault, **cost_of_fault(workplace, 2, at))
 
 

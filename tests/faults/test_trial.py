@@ -20,6 +20,7 @@ from tests.support.searches import (
     assert_no_process_is_left,
     assert_nothing_is_left,
     assert_nothing_was_lost,
+    assert_recovered,
     cost_of_fault,
     processes_of,
     runs_of,
@@ -117,9 +118,7 @@ def test_an_error_of_a_gpu(workplace: Workplace, fault_row: FaultRow) -> None:
     assert code == 0, printed
     reason = "RuntimeError: CUDA error: an illegal memory access was encountered"
     assert f"trial 001  {reason}; it resumes from its last checkpoint" in printed
-    assert_nothing_was_lost(workplace, planned=3, epochs=12)
-    assert_equals_the_uninterrupted(workplace, number=1)
-    assert_nothing_is_left(workplace)
+    assert_recovered(workplace, planned=3, epochs=12, trials=(1,))
     fault_row("an error of a GPU", **cost_of_fault(workplace, 1, happened(workplace)))
 
 
@@ -136,9 +135,7 @@ def test_a_worker_killed_while_it_saves_a_checkpoint(workplace: Workplace, fault
     )
     code, printed = workplace.run("--trials", "2")
     assert code == 0, printed
-    assert_nothing_was_lost(workplace, planned=2, epochs=12)
-    assert_equals_the_uninterrupted(workplace, number=0)
-    assert_nothing_is_left(workplace)
+    assert_recovered(workplace, planned=2, epochs=12)
     fault_row("kill -9 of a worker that saves a checkpoint", **cost_of_fault(workplace, 0, happened(workplace)))
 
 
@@ -237,9 +234,7 @@ def test_a_clock_that_jumps(workplace: Workplace, fault_row: FaultRow, hours: in
     (hook / "pending").write_text(str(hours * 3600))
     (hook / "pending").rename(hook / "jumped")
     assert driver.wait(600) == 0, workplace.printed()
-    assert_nothing_was_lost(workplace, planned=2, epochs=40)
-    assert_equals_the_uninterrupted(workplace, number=0)
-    assert_nothing_is_left(workplace)
+    assert_recovered(workplace, planned=2, epochs=40)
     by = "back" if hours < 0 else "forward"
     fault_row(f"the clock jumps {by} by {abs(hours)} hours", lost_epochs=0, recovery_seconds=None)
 
@@ -296,8 +291,7 @@ def test_a_shard_that_vanishes(workplace: Workplace, fault_row: FaultRow) -> Non
     (workplace.folder / "away").rename(first)
     code, printed = workplace.run("--resume", output="resumed.txt", timeout=600)
     assert code == 0, printed
-    assert_nothing_was_lost(workplace, planned=3, epochs=12)
-    assert_nothing_is_left(workplace)
+    assert_recovered(workplace, planned=3, epochs=12, trials=())
     fault_row("a shard that vanishes", lost_epochs=0, recovery_seconds=None)
 
 
@@ -318,9 +312,7 @@ def test_a_full_disk_under_the_storage(workplace: Workplace, fault_row: FaultRow
         filling.unlink()
         code, printed = workplace.run("--resume", output="resumed.txt", timeout=600)
         assert code == 0, printed
-        assert_nothing_was_lost(workplace, planned=2, epochs=60)
-        assert_equals_the_uninterrupted(workplace, number=0)
-        assert_nothing_is_left(workplace)
+        assert_recovered(workplace, planned=2, epochs=60)
         fault_row("a full disk under the storage, then room again", **cost_of_fault(workplace, 0, at))
 
 
@@ -336,6 +328,5 @@ def test_a_full_disk_under_the_cache(workplace: Workplace, fault_row: FaultRow) 
         filling.unlink()
         code, printed = workplace.run("--trials", "1", output="again.txt", timeout=600)
         assert code == 0, printed
-        assert_nothing_was_lost(workplace, planned=1, epochs=12)
-        assert_nothing_is_left(workplace)
+        assert_recovered(workplace, planned=1, epochs=12, trials=())
         fault_row("a full disk under the cache", lost_epochs=0, recovery_seconds=None)

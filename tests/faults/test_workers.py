@@ -12,9 +12,7 @@ import pytest
 from tests.support.inject import pace
 from tests.support.rays import long_lived_ray
 from tests.support.searches import (
-    assert_equals_the_uninterrupted,
-    assert_nothing_is_left,
-    assert_nothing_was_lost,
+    assert_recovered,
     cost_of_fault,
     processes_of,
     search_of,
@@ -36,10 +34,7 @@ def paced(workplace: Workplace) -> None:
 
 def check(place: Workplace) -> None:
     """Check that nothing is lost, no process is left, and the numbers are those of one worker."""
-    assert_nothing_was_lost(place, TRIALS, EPOCHS)
-    assert_nothing_is_left(place)
-    for number in range(TRIALS):
-        assert_equals_the_uninterrupted(place, number, rel=1e-3)
+    assert_recovered(place, TRIALS, EPOCHS, trials=range(TRIALS), rel=1e-3)
 
 
 def test_one_of_two_workers_is_killed(workplace: Workplace, fault_row: FaultRow) -> None:

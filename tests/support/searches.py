@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,16 @@ def assert_nothing_is_left(place: Workplace) -> None:
     temporary = [path for path in place.temporary.iterdir() if not path.name.startswith(of_others)]
     found = [*temporary, *staging, *folder_of(place).glob(searches.RAY)]
     assert not found, (found, [path for folder in found for path in folder.rglob("*")])
+
+
+def assert_recovered(
+    place: Workplace, planned: int, epochs: int, trials: Iterable[int] = (0,), rel: float = 1e-6
+) -> None:
+    """Check that a search has lost nothing and left nothing, and that `trials` have the numbers of undisturbed ones."""
+    assert_nothing_was_lost(place, planned, epochs)
+    assert_nothing_is_left(place)
+    for number in trials:
+        assert_equals_the_uninterrupted(place, number, rel)
 
 
 def assert_no_process_is_left(place: Workplace) -> None:

@@ -13,12 +13,12 @@ from torch import Tensor
 
 import models
 from data.errors import DataError
-from data.sample import write_splits
 from models import FusedMLP, FusedMLPConfig
 from models.contrastive.contrast import CrossModalConfig
 from models.contrastive.views import ViewsConfig
 from models.losses import LossConfig
 from models.optim import OptimizerConfig, ScheduleConfig
+from tests.support.small_data import small_data
 from tuner.errors import TrialCollapsed, TrialDiverged, TunerError
 from tuner.training import checkpoint
 from tuner.training.config import ContrastiveConfig, PhasesConfig, PretrainConfig, ProbeConfig
@@ -38,7 +38,6 @@ from tuner.training.state import Progress
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
-FEATURES = {"rgb": 24, "audio": 8}
 TIMES = ("seconds", "videos_per_second")
 ADAMW = OptimizerConfig(kind="adamw", learning_rate=3e-3, schedule=ScheduleConfig(kind="cosine"))
 METHODS: dict[str, dict[str, Any]] = {
@@ -50,18 +49,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    folder = tmp_path_factory.mktemp("contrastive")
-    write_splits(
-        folder / "shards", num_videos={"train": 320, "validate": 90}, num_shards=2, num_classes=12, features=FEATURES
-    )
-    return DataConfig(
-        train=f"{folder}/shards/train*",
-        validate=f"{folder}/shards/validate*",
-        features=FEATURES,
-        num_classes=12,
-        label_fraction=0.25,
-        cache=str(folder / "cache"),
-    )
+    return small_data(tmp_path_factory.mktemp("contrastive"), train=320, label_fraction=0.25)
 
 
 @pytest.fixture(scope="module")

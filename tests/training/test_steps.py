@@ -14,13 +14,13 @@ from torch import Tensor
 import models
 from data.batches import Batch
 from data.residency import Residency
-from data.sample import write_splits
 from models import FusedMLPConfig
 from models.contrastive.contrast import CrossModalConfig
 from models.losses import LossConfig
 from models.optim import AverageConfig, OptimizerConfig, ScheduleConfig
 from tests.models import test_models
 from tests.support.operator_trace import host_looks
+from tests.support.small_data import small_data
 from tests.support.video_features import statistics
 from tuner.errors import ConfigError
 from tuner.training.config import (
@@ -32,7 +32,6 @@ from tuner.training.config import (
     TrialConfig,
 )
 from tuner.training.contrastive import pretrain
-from tuner.training.data_config import DataConfig
 from tuner.training.dataset import Dataset, open_dataset
 from tuner.training.ranks import ALONE
 from tuner.training.steps import GraphedStep, MemoryFallback, StepLoop
@@ -43,7 +42,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 TIMES = ("seconds", "videos_per_second")
-FEATURES = {"rgb": 24, "audio": 8}
 ADAM = OptimizerConfig(kind="adam", learning_rate=0.01, schedule=ScheduleConfig(kind="cosine", warmup=0.1))
 RMSPROP = OptimizerConfig(kind="rmsprop_tf", learning_rate=0.003, momentum=0.5)
 SGD = OptimizerConfig(kind="sgd", learning_rate=0.1, momentum=0.9)
@@ -52,19 +50,7 @@ LARS = OptimizerConfig(kind="lars", learning_rate=0.1)
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    folder = tmp_path_factory.mktemp("steps")
-    write_splits(
-        folder / "shards", num_videos={"train": 320, "validate": 90}, num_shards=2, num_classes=12, features=FEATURES
-    )
-    return open_dataset(
-        DataConfig(
-            train=f"{folder}/shards/train*",
-            validate=f"{folder}/shards/validate*",
-            features=FEATURES,
-            num_classes=12,
-            cache=str(folder / "cache"),
-        )
-    )
+    return open_dataset(small_data(tmp_path_factory.mktemp("steps"), train=320))
 
 
 def trial(optimizer: OptimizerConfig = ADAM, loss: LossConfig | None = None, **training: Any) -> TrialConfig:

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 import models
 from data.batches import Batches
 from data.errors import DataError
-from data.sample import write_splits
 from models import losses
 from models.losses import DistillConfig, LossConfig
 from models.losses import weights as loss_weights
 from models.optim import AverageConfig, ClipConfig, OptimizerConfig, ScheduleConfig, learning_rate_at
 from models.video.fused_mlp import FusedMLPConfig
+from tests.support.small_data import small_data
 from tests.support.workplace import PROJECT
 from tuner.errors import CheckpointError, ConfigError, TrialDiverged
 from tuner.training import checkpoint, teacher
@@ -51,18 +51,7 @@ OPTIMIZERS = {
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    folder = tmp_path_factory.mktemp("train")
-    features = {"rgb": 24, "audio": 8}
-    write_splits(
-        folder / "shards", num_videos={"train": 300, "validate": 90}, num_shards=2, num_classes=12, features=features
-    )
-    return DataConfig(
-        train=f"{folder}/shards/train*",
-        validate=f"{folder}/shards/validate*",
-        features=features,
-        num_classes=12,
-        cache=str(folder / "cache"),
-    )
+    return small_data(tmp_path_factory.mktemp("train"), train=300)
 
 
 @pytest.fixture(scope="module")
