@@ -1,12 +1,15 @@
 """Contract: what tuner/search/optuna_internals.py uses of Optuna is still there and does what it is used for."""
 
 import inspect
+import pickle
+import re
 
+import cmaes
 import numpy as np
 import optuna
 import pytest
 from optuna.distributions import FloatDistribution
-from optuna.samplers import QMCSampler, TPESampler
+from optuna.samplers import QMCSampler, TPESampler, _cmaes
 from optuna.samplers._tpe import _truncnorm
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
@@ -71,3 +74,21 @@ def test_study_state_carries_the_position_of_qmc_into_another_study() -> None:
     restored.restore(kept)
     resumed.add_trials(whole.get_trials(deepcopy=False))
     assert next_of(resumed) == next_of(whole)
+
+
+def test_the_sampler_of_cmaes_pickles_nothing_but_its_optimizer_which_is_kept_as_numbers() -> None:
+    optuna_internals.store_no_pickle()
+    source = inspect.getsource(_cmaes)
+    used = set(re.findall(r"\bpickle\.(\w+)\((.*?)\)", source))
+    assert used == {("dumps", "optimizer"), ("loads", "bytes.fromhex(optimizer_str")}, "store_no_pickle: other pickles"
+    assert _cmaes.CmaEsSampler()._attr_key_optimizer == optuna_internals.OPTIMIZER
+    optimizer = cmaes.CMA(np.full(3, 0.4), 0.2, np.tile([0.0, 1.0], (3, 1)), n_max_resampling=30, seed=1)
+    for _ in range(3):
+        asked = [optimizer.ask() for _ in range(optimizer.population_size)]
+        optimizer.tell([(x, float(np.abs(x - 0.3).sum())) for x in asked])
+        text = optuna_internals.NumbersOfCmaes.dumps(optimizer)
+        read, unpickled = optuna_internals.NumbersOfCmaes.loads(text), pickle.loads(pickle.dumps(optimizer))
+        for each in (read, unpickled):
+            each._rng.seed(5)
+        assert np.array_equal(read.ask(), unpickled.ask()), "NumbersOfCmaes: the optimizer has a further state"
+        assert read.__getstate__().keys() == unpickled.__getstate__().keys()

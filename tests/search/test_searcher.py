@@ -1,6 +1,7 @@
 """Suggestions: each is on the disk before anyone uses it, and a resume changes none of them."""
 
 import json
+import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -183,6 +184,74 @@ def test_a_search_cut_within_a_trial_continues_as_the_uninterrupted_one(
     resumed = drive(cut, whole.experiment)
     assert resumed.run() == whole.suggested[-3:]  # the interrupted trial comes first, unchanged
     assert [trial.values for trial in resumed.trials.values()] == [asked["values"] for asked in whole.suggested]
+
+
+def rewritten(directory: Path, target: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """A copy of a search of which `change` has changed the entries of the journal."""
+    entries = [json.loads(line) for line in (directory / "journal.jsonl").read_text().splitlines()]
+    for entry in entries:
+        change(entry)
+    (target / directory.name).mkdir(parents=True)
+    (target / directory.name / "journal.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    return target / directory.name
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_journal_has_no_pickle(run_whole: Run, sampler: str) -> None:
+    def texts(value: Any) -> Iterator[str]:
+        if isinstance(value, dict):
+            for part in value.values():
+                yield from texts(part)
+        elif isinstance(value, str):
+            yield value
+
+    for line in (run_whole(sampler).directory / "journal.jsonl").read_text().splitlines():
+        for text in texts(json.loads(line)):
+            assert not text.startswith(pickle.dumps(None)[:2].hex())
+
+
+class Planted:
+    """An object that makes a folder when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> Any:
+        return Path.mkdir, (self.trace,)
+
+
+@pytest.mark.parametrize("written", ["a pickle", "another text", "numbers of another size", "no numbers"])
+def test_a_state_of_a_sampler_that_this_program_did_not_write_is_made_again_of_the_trials(
+    drive: Drive, run_whole: Run, tmp_path: Path, written: str
+) -> None:
+    whole, trace = run_whole("cmaes"), tmp_path / "trace"
+    longer = whole.experiment.search.trials + 10
+
+    def change(entry: dict[str, Any]) -> None:
+        if entry["type"] == "search":
+            entry["planned"] = longer
+        parts = [key for key in entry.get("sampler_state", {}) if key.startswith("cma:optimizer")]
+        if not parts:
+            return
+        state = json.loads(bytes.fromhex("".join(entry["sampler_state"].pop(key) for key in parts)))
+        match written:
+            case "a pickle":
+                planted = pickle.dumps(Planted(trace))
+            case "another text":
+                planted = b"once upon a time"
+            case "numbers of another size":
+                planted = json.dumps({**state, "_popsize": 10**9}).encode()
+            case _:
+                planted = json.dumps({**state, "_sigma": float("nan")}).encode()
+        entry["sampler_state"]["cma:optimizer:0"] = planted.hex()
+
+    cut = rewritten(whole.directory, tmp_path / "cut", change)
+    resumed = drive(cut, whole.experiment)
+    assert len(resumed.run()) == 10
+    assert not trace.exists()
+    made = [trial.sampler_state for trial in list(resumed.trials.values())[whole.experiment.search.trials :]]
+    assert {state["cma:generation"] for state in made} >= {1, 2}, "the sampler begins again with its first generation"
+    assert any("cma:optimizer:0" in state for state in made)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

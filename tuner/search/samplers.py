@@ -2,7 +2,8 @@
 
 To add one, add an entry to `SAMPLERS` and its name to `SamplerConfig.kind` (tuner/config/search.py). The entry makes an
 Optuna sampler for a single suggestion: give it `Request.seed`. A sampler that keeps a state of its own between two
-suggestions, and not in the study, cannot be resumed.
+suggestions, and not in the study, cannot be resumed. What it keeps in the study goes into the journal, which holds
+numbers and text and no code.
 """
 
 import warnings
@@ -17,9 +18,11 @@ from optuna.storages import InMemoryStorage
 from tuner.config.distributions import Choice
 from tuner.config.experiment import Experiment
 from tuner.config.space import Space
+from tuner.search.optuna_internals import store_no_pickle
 from tuner.search.tpe import RecentTPE
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # its log reports each new study
+store_no_pickle()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from ray.tune.search import Searcher
 from tuner.config.experiment import Experiment
 from tuner.config.space import Choice, Number
 from tuner.errors import SearchError
-from tuner.search.optuna_internals import StudyState
+from tuner.search.optuna_internals import StudyState, readable_state
 from tuner.search.samplers import Study, is_exhaustive, make_sampler, planned_values
 from tuner.search.stopper import StopRule
 from tuner.storage.journal import Journal, SearchHistory, TrialHistory, Unsaved
@@ -165,7 +165,7 @@ class JournaledSearch(Unsaved, Searcher):
                 name: optuna_distribution(distribution)
                 for name, distribution in self._experiment.space.distributions(history.values).items()
             },
-            system_attrs=history.sampler_state,
+            system_attrs=readable_state(history.sampler_state),
         )
 
 
