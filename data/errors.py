@@ -2,6 +2,7 @@
 
 DataError          the root; the message is one sentence: what is wrong, where, what to do
   ShardError       a TFRecord shard is damaged, of another format, or does not fit the schema; names file, byte and key
+  UnreachableError the way to a file is broken: it cannot be read or written, whatever its bytes say
   NoShardsError    a pattern matches no file
   CacheError       the cache cannot be built or is damaged
 """
@@ -30,6 +31,23 @@ class ShardError(DataError):
     def __reduce__(self) -> tuple[type["ShardError"], tuple[str, str, int | None, str | None]]:
         """Pickles the arguments of the constructor, so that the exception can cross processes."""
         return type(self), (self.path, self.reason, self.offset, self.key)
+
+
+class UnreachableError(DataError):
+    """A file, or an object of a store, that cannot be read or written; nothing is known about its bytes.
+
+    Attributes:
+        path: the file or URL.
+        reason: what is wrong with the way to it, without the path.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = path, reason
+
+    def __reduce__(self) -> tuple[type["UnreachableError"], tuple[str, str]]:
+        """Pickles the arguments of the constructor, so that the exception can cross processes."""
+        return type(self), (self.path, self.reason)
 
 
 class NoShardsError(DataError):

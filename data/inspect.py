@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from data.errors import ShardError
+from data.errors import DataError
 from data.tfrecord import read_examples
 from data.tfrecord.describe import describe
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for line in _lines(arguments.file, arguments.num):
             print(line)
-    except ShardError as error:
+    except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

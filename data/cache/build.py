@@ -34,7 +34,7 @@ from data.cache.columns import (
 )
 from data.cache.eviction import GIGABYTE, available_bytes, evict
 from data.cache.progress import BuildProgress
-from data.cache.recipe import FORMAT, Recipe, Shard, find_shard, fingerprint_of
+from data.cache.recipe import FORMAT, Recipe, Shard, find_each, fingerprint_of
 from data.cache.workers import map_in_order
 from data.errors import CacheError, ShardError
 from data.frames import decode_together
@@ -69,6 +69,7 @@ def build(
         ShardError: a shard is bad and `on_bad_shard` is "fail". Nothing is left behind.
         CacheError: the disk is too small or a shard changed meanwhile (nothing is left behind), or a process died
             (the next call resumes after the shards that are decoded).
+        UnreachableError: a shard cannot be read, whatever `on_bad_shard` is; the next call resumes there.
     """
     working = working_directory(directory)
     working.mkdir(parents=True, exist_ok=True)
@@ -90,8 +91,8 @@ def build(
                     so_far = so_far.after(summaries[-1])
                     progress(so_far)
             files.finish()
-        for shard in recipe.shards:
-            if find_shard(shard.path) != shard:
+        for shard, now in zip(recipe.shards, find_each([shard.path for shard in recipe.shards]), strict=True):
+            if now != shard:
                 raise CacheError(f"{shard.path}: the shard changed while it was read; start again when it is complete")
         _write_manifest(working, recipe, summaries)
     except ChildProcessError as error:  # the working folder stays, and the next build resumes from it

@@ -5,15 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from glob import glob, has_magic
 from typing import Any, Literal
 
 from data import remote
-from data.errors import NoShardsError, ShardError
+from data.errors import NoShardsError, ShardError, UnreachableError
+from data.retry import FIRST_PATIENCE_SECONDS, retried, text_of
 from data.schema import Schema
 
+_LISTED = 8  # shards of a folder from which on the folder is listed: a listing names a thousand objects a request
+_AT_ONCE = 16  # requests
 FORMAT = 1  # of a cache's files (data/cache/columns.py); a cache of another format is built again
 
 
@@ -23,7 +28,7 @@ class Shard:
 
     path: str  # local path or URL
     size: int  # bytes
-    version: str  # of a local file its modification time in ns; of a URL what its store has, such as an etag
+    version: str  # of a local file its modification time in ns; of a URL its etag, or the time where there is none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +82,8 @@ def find_shards(patterns: str | Sequence[str]) -> list[str]:
             (s3://bucket/train*.tfrecord).
 
     Raises:
-        NoShardsError: a pattern matches no file.
+        NoShardsError: a pattern matches no file, or the store cannot be listed.
+        UnreachableError: the store does not answer.
     """
     shards: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
@@ -97,26 +103,70 @@ def find_shard(path: str) -> Shard:
     """Finds the size and version of a shard without reading it.
 
     Raises:
-        ShardError: there is no such file, or its size and version cannot be read.
+        ShardError: there is no such file.
+        UnreachableError: its size and version cannot be read.
     """
+    return find_each([path])[0]
+
+
+def find_each(paths: Sequence[str]) -> list[Shard]:
+    """Finds the sizes and versions of shards, as `find_shard` does; of a store, with one listing for each folder."""
+    listed: dict[str, Any] = {}
+    for folder, number in Counter(path.rpartition("/")[0] for path in paths if "://" in path).items():
+        if number >= _LISTED:
+            listed |= _listing(folder)
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        return list(threads.map(lambda path: _shard(path, listed.get(path)), paths))
+
+
+def _shard(path: str, listed: Any) -> Shard:
+    """Returns a shard as a listing shows it, or as its store or disk does where the listing has none."""
     try:
         if "://" not in path:
-            status = os.stat(path)
+            status = retried(lambda: os.stat(path), path)
             return Shard(path=path, size=status.st_size, version=str(status.st_mtime_ns))
-        filesystem, inner = remote.filesystem(path)
-        return Shard(path=path, size=int(filesystem.size(inner) or 0), version=str(filesystem.ukey(inner)))
+        found = listed or retried(lambda: _info(path), path)
     except FileNotFoundError:
         raise ShardError(path, "no such file") from None
     except remote.errors(OSError) as error:
-        raise ShardError(path, f"cannot be read: {error}") from error
+        raise UnreachableError(path, f"cannot be read: {text_of(error)}") from error
+    times = (found[key] for key in ("LastModified", "mtime", "created") if found.get(key))
+    return Shard(path=path, size=int(found["size"] or 0), version=str(_etag(found) or next(times, "")))
+
+
+def _etag(found: Any) -> Any:
+    return found.get("ETag") or found.get("etag")
+
+
+def _info(url: str) -> Any:
+    filesystem, inner = remote.filesystem(url)
+    return filesystem.info(inner)
+
+
+def _listing(folder: str) -> dict[str, Any]:
+    """Returns what the store knows of the files in a folder, by URL; nothing where it may not be listed, or no etag."""
+
+    def listed() -> dict[str, Any]:
+        filesystem, inner = remote.filesystem(folder)
+        scheme = folder.partition("://")[0]
+        entries = filesystem.ls(inner, detail=True)
+        # What else an entry has, such as a time, may be written in another way where one file is asked for.
+        return {f"{scheme}://{entry['name'].lstrip('/')}": entry for entry in entries if _etag(entry)}
+
+    try:
+        return retried(listed, folder)
+    except remote.errors(OSError):  # each file is asked for, which says what is wrong
+        return {}
 
 
 def shard_exists(path: str) -> bool:
-    """Returns whether `find_shard` finds the shard."""
+    """Returns whether there is such a file; True where its store or disk cannot be asked now."""
     try:
-        find_shard(path)
-    except ShardError:
+        _info(path) if "://" in path else os.stat(path)
+    except FileNotFoundError:
         return False
+    except remote.errors(OSError):
+        return True
     return True
 
 
@@ -127,14 +177,17 @@ def _find_local(pattern: str) -> list[str]:
 
 
 def _find_remote(pattern: str) -> list[str]:
-    try:
+    def listed() -> list[str]:
         filesystem, inner = remote.filesystem(pattern)
         paths = filesystem.glob(inner) if has_magic(inner) else [inner] if _is_file(filesystem, inner) else []
         if pattern.split("://")[0] in ("file", "local"):
             return [path for path in paths if os.path.isfile(path)]
         return [filesystem.unstrip_protocol(path) for path in paths]
+
+    try:
+        return retried(listed, pattern, patience=FIRST_PATIENCE_SECONDS)
     except remote.errors(OSError, ValueError, ImportError) as error:
-        raise NoShardsError(f"{pattern}: cannot be listed: {error}") from error
+        raise NoShardsError(f"{pattern}: cannot be listed: {text_of(error)}") from error
 
 
 def _is_file(filesystem: Any, path: str) -> bool:

@@ -30,7 +30,7 @@ from data.cache.build import build, working_directory
 from data.cache.columns import MANIFEST, Column, Part, ShardSummary, columns_of, read_journal
 from data.cache.eviction import hold
 from data.cache.progress import BuildProgress
-from data.cache.recipe import FORMAT, Recipe, find_shard
+from data.cache.recipe import FORMAT, Recipe, find_each
 from data.cache.statistics import Statistics, keep_statistics, kept_statistics, statistics_of
 from data.errors import CacheError, DataError, NoShardsError, ShardError
 from data.schema import MAX_FRAMES, Schema
@@ -201,6 +201,7 @@ def open_cache(
 
     Raises:
         ShardError: a shard is missing, or bad and not to be skipped.
+        UnreachableError: a shard cannot be read; such a shard is never skipped.
         CacheError: the disk is too small, or a shard changes while it is read.
         NoShardsError: `shards` is empty.
     """
@@ -213,7 +214,7 @@ def open_cache(
     if not shards:
         raise NoShardsError("no shards: nothing to open")
     recipe = Recipe(
-        shards=tuple(find_shard(path) for path in sorted(set(shards))),
+        shards=tuple(find_each(sorted(set(shards)))),
         schema=schema,
         dtype=dtype,
         require_labels=require_labels,

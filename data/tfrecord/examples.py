@@ -38,8 +38,9 @@ def read_examples(path: str | os.PathLike[str]) -> Iterator["Example"]:
     """Streams every record of a shard, in order, without a schema.
 
     Raises:
-        ShardError: the file cannot be read, is no TFRecord file, is damaged or cut short, or a record is neither a
-            tf.train.Example nor a tf.train.SequenceExample.
+        ShardError: the file is no TFRecord file, is damaged or cut short, or a record is neither a tf.train.Example nor
+            a tf.train.SequenceExample.
+        UnreachableError: the file cannot be read.
     """
     name = os.fspath(path)
     for offset, data in read_records(name):

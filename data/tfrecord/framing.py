@@ -17,7 +17,7 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -28,7 +28,8 @@ from crc32c import crc32c
 from numpy.typing import DTypeLike, NDArray
 
 from data import remote
-from data.errors import ShardError
+from data.errors import ShardError, UnreachableError
+from data.retry import attempts, retried, text_of
 
 PADDING: Final = 512  # zero bytes after the last frame of a loaded shard: more than `gather` reads beyond an offset
 
@@ -47,37 +48,42 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
     Offsets count the decompressed bytes.
 
     Raises:
-        ShardError: the file cannot be read, is no TFRecord file, is damaged or is cut short.
+        ShardError: the file is no TFRecord file, is damaged or is cut short.
+        UnreachableError: the file cannot be read.
     """
     name = os.fspath(path)
-    offset: int | None = None
-    try:
-        with _open(name) as stream:
-            offset = 0
-            while header := _read(stream, _HEADER.size):
-                length = _check_header(name, offset, header)
-                data = _read(stream, length)
-                footer = _read(stream, _FOOTER.size)
-                if len(footer) < _FOOTER.size:
-                    raise _cut_short(name, offset, length, _HEADER.size + len(data) + len(footer))
-                if _FOOTER.unpack(footer)[0] != _mask(crc32c(data)):
-                    raise ShardError(name, "is damaged: its data does not match its CRC", offset)
-                yield offset, data
-                offset += _frame_size(length)
-    except remote.errors(OSError, EOFError, zlib.error, ValueError, ImportError) as error:
-        # gzip raises EOFError and zlib.error; fsspec raises ValueError and ImportError for an unknown protocol.
-        raise ShardError(name, f"cannot be read: {_text_of(error)}", offset) from error
+    offset = 0
+    with _told_apart(name, lambda: offset):
+        for attempt in attempts(name):
+            with attempt, _open(name) as stream:
+                stream.seek(offset)
+                while header := _read(stream, _HEADER.size):
+                    length = _check_header(name, offset, header)
+                    data = _read(stream, length)
+                    footer = _read(stream, _FOOTER.size)
+                    if len(footer) < _FOOTER.size:
+                        raise _cut_short(name, offset, length, _HEADER.size + len(data) + len(footer))
+                    if _FOOTER.unpack(footer)[0] != _mask(crc32c(data)):
+                        raise ShardError(name, "is damaged: its data does not match its CRC", offset)
+                    attempt.progressed()
+                    yield offset, data
+                    offset += _frame_size(length)
 
 
 def count_records(path: str | os.PathLike[str]) -> int:
     """Counts the records; of a plain local file it reads only the headers.
 
     Raises:
-        ShardError: as `read_records`, for what the headers show.
+        DataError: as `read_records`, for what the headers show.
     """
     name = os.fspath(path)
     if "://" in name or not os.path.isfile(name):
         return sum(1 for _ in read_records(name))
+    with _told_apart(name, lambda: None):
+        return retried(lambda: _count_by_headers(name), name)
+
+
+def _count_by_headers(name: str) -> int:
     with open(name, "rb", buffering=0) as file:
         if _is_gzip(file.read(_HEADER.size)):
             return sum(1 for _ in read_records(name))
@@ -118,7 +124,7 @@ def load_records(path: str | os.PathLike[str]) -> Records:
     """Reads a whole shard into memory.
 
     Raises:
-        ShardError: as `read_records`.
+        DataError: as `read_records`.
     """
     name = os.fspath(path)
     if (scanned := _scanned(name)) is not None:
@@ -133,6 +139,9 @@ def load_together(names: Sequence[str]) -> tuple[Records, list[slice | None]]:
 
     Returns:
         The records of all shards, and the rows of each shard. None: the shard is damaged, and `load_records` says why.
+
+    Raises:
+        UnreachableError: a shard cannot be read.
     """
     frames: list[_Frame] = []
     pieces: list[Bytes] = []
@@ -168,11 +177,16 @@ _Frame = tuple[int, int]  # length of a record's data, and the CRC32C computed f
 
 
 def _scanned(name: str) -> tuple[Bytes, list[_Frame]] | None:
-    """Returns the decompressed shard with PADDING, and its frames; None: it cannot be read, or is cut short."""
+    """Returns the decompressed shard with PADDING, and its frames; None: it is damaged or cut short.
+
+    Raises:
+        UnreachableError: it cannot be read.
+    """
     try:
-        buffer, size = _load(name)
+        with _told_apart(name, lambda: None):
+            buffer, size = retried(lambda: _load(name), name)
         return buffer[: size + PADDING], _scan(buffer.data, size)
-    except remote.errors(OSError, EOFError, zlib.error, ValueError, ImportError):
+    except (ShardError, ValueError):
         return None
 
 
@@ -231,6 +245,23 @@ def _damage(name: str) -> ShardError:
 
 def _cut_short(name: str, offset: int, length: int, available: int) -> ShardError:
     return ShardError(name, f"is cut short: {_frame_size(length)} bytes are due, {available} are there", offset)
+
+
+@contextmanager
+def _told_apart(name: str, offset: Callable[[], int | None]) -> Iterator[None]:
+    """Raises what the bytes say as a ShardError, and what is wrong with the way to them as an UnreachableError.
+
+    Args:
+        name: of the file that the block reads.
+        offset: gives the byte of the record that is being read.
+    """
+    try:
+        yield
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:  # the first one is an OSError too
+        raise ShardError(name, f"cannot be read: {text_of(error)}", offset()) from error
+    except remote.errors(OSError, ValueError, ImportError) as error:
+        # fsspec raises ValueError and ImportError for an unknown protocol.
+        raise UnreachableError(name, f"cannot be read: {text_of(error)}") from error
 
 
 @contextmanager
@@ -318,9 +349,3 @@ def _crc_tables() -> NDArray[np.uint32]:
     tables = np.array(alone, np.uint32)
     tables[1:] ^= tables[0, 0]
     return tables
-
-
-def _text_of(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__

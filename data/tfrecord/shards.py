@@ -62,7 +62,8 @@ def decode_shard(
         out: [N, D] float16 or float32 rows to write the features into; `count_records` gives N.
 
     Raises:
-        ShardError: the file cannot be read or is damaged; a record lacks a feature or its id, has a wrong type or
+        UnreachableError: the file cannot be read.
+        ShardError: the file is damaged; a record lacks a feature or its id, has a wrong type or
             width, a value that is not finite (or too large for `out`), or a label outside [0, num_classes).
     """
     name = os.fspath(path)

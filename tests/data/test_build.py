@@ -1,5 +1,7 @@
 """Builds: bad shards, builds that are interrupted, several processes at once, full disks."""
 
+import errno
+import io
 import json
 import os
 import signal
@@ -16,11 +18,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data import retry
 from data.cache import build, columns
 from data.cache.columns import read_journal
 from data.cache.progress import BuildProgress
 from data.cache.store import open_cache
-from data.errors import CacheError, ShardError
+from data.errors import CacheError, ShardError, UnreachableError
+from data.tfrecord import framing
 from tests.support.cached import SCHEMA, Decodings, assert_holds, damage, make_videos, output_of, start, write
 from tests.support.workplace import PROJECT
 
@@ -136,15 +140,15 @@ def test_files_cut_anywhere_never_show_in_the_cache(stop_after, lengths):
 
 @pytest.mark.parametrize(
     ("module", "step"),
-    [(columns, "sync"), (build, "_write_manifest"), (build, "find_shard")],
-    ids=["sync", "manifest", "find_shard"],
+    [(columns, "sync"), (build, "_write_manifest"), (build, "find_each")],
+    ids=["sync", "manifest", "find_each"],
 )
 def test_a_build_interrupted_at_its_end_decodes_no_shard_again(shards, folder, monkeypatch, module, step):
     original, calls = getattr(module, step), []
 
     def interrupted(*arguments):
         calls.append(arguments)
-        if len(calls) == (2 if step == "find_shard" else 1):
+        if len(calls) == 1:
             raise KeyboardInterrupt
         return original(*arguments)
 
@@ -323,3 +327,66 @@ def test_a_disk_that_fills_up_is_reported_and_cleared(shards, folder, monkeypatc
     with pytest.raises(CacheError, match="the disk became full while the cache was written"):
         open_cache(shards, SCHEMA, folder)
     assert [path.suffix for path in folder.iterdir()] in ([], [".lock"])
+
+
+# The way to the shards
+
+
+class Broken:
+    """Replaces `open` for shards: reading the one of that name fails as often as `errors` has entries."""
+
+    def __init__(self, monkeypatch, name, *errors):
+        self._name, self._errors = name, list(errors)
+        monkeypatch.setattr(framing, "open", self, raising=False)
+        monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 0.01)
+
+    def __call__(self, path, *arguments, **options):
+        if self._errors and path.endswith(self._name):
+            raise self._errors.pop(0)
+        return open(path, *arguments, **options)
+
+    @property
+    def is_over(self):
+        return not self._errors
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT], ids=errno.errorcode.get)
+@pytest.mark.parametrize("rule", ["skip", "fail"])
+def test_a_read_that_fails_for_a_moment_is_tried_again_and_no_shard_is_left_out(
+    shards, folder, monkeypatch, number, rule
+):
+    broken = Broken(monkeypatch, "train3.tfrecord", *[OSError(number, os.strerror(number))] * 3)
+    cached = open_cache(shards, SCHEMA, folder, on_bad_shard=rule)
+    assert broken.is_over and cached.skipped == ()
+    assert_holds(cached, shards)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "Input/output error"), PermissionError(errno.EACCES, "Permission denied")], ids=repr
+)
+def test_a_shard_that_cannot_be_read_is_never_skipped_and_the_next_build_resumes(shards, folder, monkeypatch, error):
+    monkeypatch.setattr(retry, "PATIENCE_SECONDS", 0.05)
+    with monkeypatch.context() as patch:
+        Broken(patch, "train3.tfrecord", *[error] * 1000)
+        with pytest.raises(UnreachableError, match=rf"train3.tfrecord: cannot be rea.*{error.strerror}"):
+            open_cache(shards, SCHEMA, folder, on_bad_shard="skip")
+    decodings = Decodings(monkeypatch)
+    assert_holds(open_cache(shards, SCHEMA, folder, on_bad_shard="skip"), shards)
+    assert decodings.paths == shards[3:]
+
+
+def test_a_stream_goes_on_behind_the_record_at_which_it_broke(shards, monkeypatch):
+    reads = 0
+
+    class Flaky(io.FileIO):
+        def read(self, size=-1):
+            nonlocal reads
+            reads += 1
+            if reads % 5 == 0:
+                raise OSError(errno.ESTALE, "Stale file handle")
+            return super().read(size)
+
+    expected = list(framing.read_records(shards[0]))
+    monkeypatch.setattr(framing, "open", lambda path, mode: Flaky(path), raising=False)
+    monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 0.01)
+    assert list(framing.read_records(shards[0])) == expected and reads > 5
