@@ -5,7 +5,8 @@ import os
 import sys
 from pathlib import Path
 
-from tuner.cli import add_file, add_set, add_storage, add_tracking_uri, main, positive
+from data.ranges import COUNT
+from tuner.cli import add_file, add_set, add_storage, add_tracking_uri, main
 
 
 def run() -> int:
@@ -16,13 +17,13 @@ def run() -> int:
     )
     add_file(parser)
     add_set(parser)
-    parser.add_argument("--trials", type=positive, metavar="N", help="short for --set search.trials=N")
+    parser.add_argument("--trials", type=COUNT.whole, metavar="N", help="short for --set search.trials=N")
     add_storage(parser)
     add_tracking_uri(parser, default="$MLFLOW_TRACKING_URI, else mlflow.db beside the yaml")
     parser.add_argument(
         "--resume", action="store_true", help="resume the newest search of the experiment where it stopped"
     )
-    parser.add_argument("--extend", type=positive, default=0, metavar="N", help="add N trials to the newest search")
+    parser.add_argument("--extend", type=COUNT.whole, default=0, metavar="N", help="add N trials to the newest search")
     parser.add_argument(
         "--fresh", action="store_true", help="start a new search, even where the newest one has not ended"
     )

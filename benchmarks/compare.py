@@ -25,6 +25,7 @@ import torch
 from card import show, spread
 from few_labels import held_out
 
+from data.ranges import COUNT
 from tuner.cli import main
 from tuner.config import distributions
 from tuner.config.experiment import Experiment, load
@@ -49,7 +50,7 @@ def run(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python benchmarks/compare.py", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("experiment", metavar="EXPERIMENT", help="of experiments.yaml, with a choice of models")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="as in tune.py")
-    parser.add_argument("--trials", type=int, default=6, metavar="N", help="of every model")
+    parser.add_argument("--trials", type=COUNT.whole, default=6, metavar="N", help="of every model")
     parser.add_argument("--state", type=Path, default=HERE.parent / "storage" / "compare", metavar="DIR")
     options = parser.parse_args(arguments)
     optuna.logging.set_verbosity(optuna.logging.WARNING)

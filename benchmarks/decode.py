@@ -23,6 +23,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from data.ranges import COUNT
+
 os.environ["OMP_NUM_THREADS"] = "1"  # before numpy starts its threads
 
 import numpy as np
@@ -109,13 +111,17 @@ def cpu_seconds(read: Callable[[list[str]], int], paths: list[str]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", metavar="GLOB", help="shards; default: sample shards")
-    parser.add_argument("--videos", type=int, default=4000, help="of the sample shards (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=7, help="measurements of each, in turns (default: %(default)s)")
+    parser.add_argument("--videos", type=COUNT.whole, default=4000, help="of the sample shards (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=COUNT.whole, default=7, help="measurements of each, in turns (default: %(default)s)"
+    )
     parser.add_argument("--level", choices=("video", "frame"), default="video", help="default: %(default)s")
-    parser.add_argument("--frames", type=int, default=200, help="of the longest sample video (default: %(default)s)")
+    parser.add_argument(
+        "--frames", type=COUNT.whole, default=200, help="of the longest sample video (default: %(default)s)"
+    )
     parser.add_argument("--features", nargs="+", type=parse_feature, metavar="NAME=WIDTH", help="default: YouTube-8M's")
     parser.add_argument("--id-key", default="id", help="default: %(default)s")
-    parser.add_argument("--classes", type=int, default=3862, help="default: %(default)s")
+    parser.add_argument("--classes", type=COUNT.whole, default=3862, help="default: %(default)s")
     arguments = parser.parse_args()
     schema = Schema(
         features=dict(arguments.features or FEATURES[arguments.level]),

@@ -41,6 +41,7 @@ from ray.tune.search.search_generator import SearchGenerator
 from rich.console import Console as RichConsole
 from simulated_slots import EPOCHS, Clock, Delays, Slots, learning_curve
 
+from data.ranges import COUNT, HUGE, Range
 from tuner.config.experiment import Experiment, load
 from tuner.console import Console, SearchView, quiet
 from tuner.search.recorder import Recorder
@@ -354,14 +355,27 @@ def decisions(report: Mapping[str, Any]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 1000, 10000], help="trials of each search")
-    parser.add_argument("--epoch-seconds", type=float, default=60.0, help="median of the simulated epochs")
-    parser.add_argument("--slot-seconds", type=float, help="median of the simulated starts of a slot; as measured")
+    parser.add_argument(
+        "--sizes", type=COUNT.whole, nargs="+", default=[100, 1000, 10000], help="trials of each search"
+    )
+    parser.add_argument(
+        "--epoch-seconds",
+        type=Range(0, HUGE, "low").number,
+        default=60.0,
+        help="median of the simulated epochs",
+    )
+    parser.add_argument(
+        "--slot-seconds",
+        type=Range(0, HUGE, "low").number,
+        help="median of the simulated starts of a slot; as measured",
+    )
     parser.add_argument("--tracking-uri", help="of a running server; without: a SQLite file")
     parser.add_argument(
-        "--mlflow-up-to", type=int, default=1000, help="trials; longer searches are not written to MLflow"
+        "--mlflow-up-to", type=COUNT.whole, default=1000, help="trials; longer searches are not written to MLflow"
     )
-    parser.add_argument("--history", type=float, default=0.0, help="share of the trials that are not simulated")
+    parser.add_argument(
+        "--history", type=Range(0, 1).number, default=0.0, help="share of the trials that are not simulated"
+    )
     options = parser.parse_args()
     calibration = json.loads(CALIBRATION.read_text())
     medians = {"epoch": options.epoch_seconds}

@@ -32,6 +32,8 @@ from typing import Any
 import numpy as np
 import psutil
 
+from data.ranges import COUNT
+
 SLOTS = 2
 PROJECT = Path(__file__).resolve().parents[1]
 TARGET = Path(__file__).with_suffix(".json")
@@ -193,8 +195,8 @@ def commit() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--searches", type=int, default=3)
-    parser.add_argument("--trials", type=int, default=10, help="of each search")
+    parser.add_argument("--searches", type=COUNT.whole, default=3)
+    parser.add_argument("--trials", type=COUNT.whole, default=10, help="of each search")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bd-") as folder:
         measured = measure(Path(folder), options.searches, options.trials)

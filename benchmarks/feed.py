@@ -21,6 +21,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from data.ranges import COUNT
+
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch and numpy start their threads
 
 import numpy as np
@@ -43,9 +45,13 @@ AIM = 40
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="glob of shards; default: sample shards")
-    parser.add_argument("--videos", type=int, default=20_000, help="of the sample shards (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=1024, help="default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=5, help="measurements of each, in turns (default: %(default)s)")
+    parser.add_argument(
+        "--videos", type=COUNT.whole, default=20_000, help="of the sample shards (default: %(default)s)"
+    )
+    parser.add_argument("--batch-size", type=COUNT.whole, default=1024, help="default: %(default)s")
+    parser.add_argument(
+        "--rounds", type=COUNT.whole, default=5, help="measurements of each, in turns (default: %(default)s)"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="Number of elements in the iterator")  # shards shorter than the queue

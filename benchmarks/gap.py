@@ -20,6 +20,8 @@ import resource
 import time
 from collections.abc import Callable
 
+from data.ranges import COUNT, Range
+
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch and numpy start their threads
 
 import numpy as np
@@ -40,9 +42,18 @@ Lists = list[list[float]]  # by class
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--videos", type=int, default=16 * BATCH, help="of the comparison (default: %(default)s)")
-    parser.add_argument("--stream", type=int, default=250_000, help="of the long run (default: %(default)s; 0: none)")
-    parser.add_argument("--rounds", type=int, default=3, help="measurements of each, in turns (default: %(default)s)")
+    parser.add_argument(
+        "--videos", type=COUNT.whole, default=16 * BATCH, help="of the comparison (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--stream",
+        type=Range(0, COUNT.high).whole,
+        default=250_000,
+        help="of the long run (default: %(default)s; 0: none)",
+    )
+    parser.add_argument(
+        "--rounds", type=COUNT.whole, default=3, help="measurements of each, in turns (default: %(default)s)"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     streamed = stream(options.stream) if options.stream else {}  # first, as an earlier peak would hide its growth

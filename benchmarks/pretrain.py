@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from data.batches import Batches
+from data.ranges import COUNT
 from models.contrastive.queue import Queue
 from models.contrastive.views import ViewsConfig
 from models.optim import OptimizerConfig
@@ -55,11 +56,15 @@ NEVER = 1_000_000  # epochs, more than the benchmark runs
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: %(default)s")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
-    parser.add_argument("--batch-size", type=int, default=512, help="divides 4096, the queue's (default: %(default)s)")
-    parser.add_argument("--videos", type=int, default=8 * 512, help="of the sample (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="measurements of each, in turns (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, help="in each of these (default: 1 on a CPU, 20 on a GPU)")
+    parser.add_argument("--threads", type=COUNT.whole, default=torch.get_num_threads(), help="default: %(default)s")
+    parser.add_argument(
+        "--batch-size", type=COUNT.whole, default=512, help="divides 4096, the queue's (default: %(default)s)"
+    )
+    parser.add_argument("--videos", type=COUNT.whole, default=8 * 512, help="of the sample (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=COUNT.whole, default=5, help="measurements of each, in turns (default: %(default)s)"
+    )
+    parser.add_argument("--epochs", type=COUNT.whole, help="in each of these (default: 1 on a CPU, 20 on a GPU)")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no CUDA device here")

@@ -32,6 +32,7 @@ from typing import Any
 import psutil
 from card import show
 
+from data.ranges import COUNT
 from tuner.config.experiment import load
 from tuner.search import stages
 from tuner.training.dataset import DataConfig, write_sample
@@ -70,9 +71,9 @@ class Column:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=24, help="of each search (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=6, help="of each trial (default: %(default)s)")
-    parser.add_argument("--videos", type=int, default=4000, help="to train on (default: %(default)s)")
+    parser.add_argument("--trials", type=COUNT.whole, default=24, help="of each search (default: %(default)s)")
+    parser.add_argument("--epochs", type=COUNT.whole, default=6, help="of each trial (default: %(default)s)")
+    parser.add_argument("--videos", type=COUNT.whole, default=4000, help="to train on (default: %(default)s)")
     options = parser.parse_args()
     settings = {
         "search.trials": options.trials,

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import models
+from data.ranges import COUNT
 from data.schema import NUM_CLASSES
 from models.losses import LossConfig
 from models.losses.weights import positive_weights
@@ -54,11 +55,13 @@ WAYS: list[Way] = [(name, weighted) for weighted in (False, True) for name in ("
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: %(default)s")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
-    parser.add_argument("--batch-size", type=int, default=1024, help="default: %(default)s")
-    parser.add_argument("--videos", type=int, default=6 * 1024, help="of the sample (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="measurements of each, in turns (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, help="in each of these (default: 1 on a CPU, 10 on a GPU)")
+    parser.add_argument("--threads", type=COUNT.whole, default=torch.get_num_threads(), help="default: %(default)s")
+    parser.add_argument("--batch-size", type=COUNT.whole, default=1024, help="default: %(default)s")
+    parser.add_argument("--videos", type=COUNT.whole, default=6 * 1024, help="of the sample (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=COUNT.whole, default=5, help="measurements of each, in turns (default: %(default)s)"
+    )
+    parser.add_argument("--epochs", type=COUNT.whole, help="in each of these (default: 1 on a CPU, 10 on a GPU)")
     parser.add_argument("--no-graph", action="store_true", help="ours without a CUDA graph")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():

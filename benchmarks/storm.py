@@ -30,6 +30,7 @@ from typing import Any
 import psutil
 
 from benchmarks.card import show
+from data.ranges import COUNT, HUGE, SEED, Range
 from tests.support.rays import LongLivedRay, long_lived_ray
 from tests.support.searches import assert_nothing_is_left, entries_of, processes_of, runs_of, search_of
 from tests.support.workplace import EXPERIMENT, Workplace, wait_for
@@ -186,12 +187,12 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--trials", type=int, default=50)
-    parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--epochs", type=int, default=40, help="of each trial; at most ten a second")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--trials", type=COUNT.whole, default=50)
+    parser.add_argument("--kills", type=COUNT.whole, default=200)
+    parser.add_argument("--epochs", type=COUNT.whole, default=40, help="of each trial; at most ten a second")
+    parser.add_argument("--seed", type=SEED.whole, default=1)
     parser.add_argument("--folder", type=Path, help="of the search; the same arguments again continue the storm")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many")
+    parser.add_argument("--minutes", type=Range(0, HUGE, "low").number, default=float("inf"), help="stop after so many")
     options = parser.parse_args()
     rng = random.Random(options.seed)
     arguments = [f"--trials={options.trials}"]

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from data.errors import DataError
+from data.ranges import COUNT
 from data.tfrecord import read_examples
 from data.tfrecord.describe import describe
 
@@ -31,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Shows what is in a TFRecord file: keys, types and first values of its first records."""
     parser = argparse.ArgumentParser(prog="python -m data.inspect", description=main.__doc__)
     parser.add_argument("file", metavar="FILE", help="a path or a URL; plain or gzip")
-    parser.add_argument("--num", type=int, default=3, metavar="N", help="records to show (default: %(default)s)")
+    parser.add_argument(
+        "--num", type=COUNT.whole, default=3, metavar="N", help="records to show (default: %(default)s)"
+    )
     arguments = parser.parse_args(argv)
     if arguments.num < 1:
         parser.error(f"--num must be at least 1, but got {arguments.num}")

@@ -20,6 +20,8 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from data.ranges import Count, check_ranges
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -32,11 +34,10 @@ class FramesConfig:
     # Which frames of a video a training step sees. all: every frame. uniform: frames at equal distances. random: frames
     # drawn with replacement. sequence: consecutive frames from a random start. Validation always uses every frame.
     sampling: Literal["all", "uniform", "random", "sequence"] = "all"
-    count: int = 30  # number of frames taken of each video; has no effect with sampling all
+    count: Count = 30  # number of frames taken of each video; has no effect with sampling all
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ValueError(f"count must be at least 1, but got {self.count}")
+        check_ranges(self)
 
     def select(
         self, lengths_B: NDArray[np.int64], rows_B: NDArray[np.int64], seed: int, epoch: int

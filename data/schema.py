@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Final, Literal
 
+from data.ranges import COUNT
+
 Level = Literal["video", "frame", "segment"]
 
 VIDEO_FEATURES: Mapping[str, int] = {"mean_rgb": 1024, "mean_audio": 128}
@@ -92,6 +94,6 @@ def parse_feature(text: str) -> tuple[str, int]:
         ValueError: the text has another form.
     """
     name, equals, width = text.partition("=")
-    if not (name and equals and width.isdecimal()):
-        raise ValueError(f"{text!r} is not NAME=WIDTH, as in mean_rgb=1024")
+    if not (name and equals and width.isdecimal() and COUNT.holds(int(width))):
+        raise ValueError(f"{text!r} is not NAME=WIDTH, as in mean_rgb=1024, with a width {COUNT}")
     return name, int(width)

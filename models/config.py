@@ -1,4 +1,4 @@
-"""The settings that every model has, and the checks that several models make of theirs."""
+"""The settings that every model has, and a check that several models make of theirs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from data.ranges import check_ranges
 from models.inputs import Sizes
 
 
@@ -17,6 +18,10 @@ class ModelConfig:
     level: ClassVar[str]  # "video": the model takes a row of features for each video; "frame": frames and their mask
 
     kind: str  # the kind of model
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        check_ranges(self)
 
 
 def check_per_feature(name: str, given: Mapping[str, Any], sizes: Sizes) -> None:
@@ -36,36 +41,3 @@ def check_per_feature(name: str, given: Mapping[str, Any], sizes: Sizes) -> None
                 if names
             )
         )
-
-
-def check_positive(config: Any, *names: str) -> None:
-    """Refuses numbers below 1, also in settings that hold a number for each feature.
-
-    Raises:
-        ValueError: says which setting, and its value.
-    """
-    for name in names:
-        value = getattr(config, name)
-        for path, number in value.items() if isinstance(value, Mapping) else [("", value)]:
-            if number < 1:
-                raise ValueError(f"{name}{path and '.' + path} must be at least 1, but got {number}")
-
-
-def check_batch_norm_momentum(momentum: float) -> None:
-    """Refuses a weight of a new batch outside (0, 1].
-
-    Raises:
-        ValueError: says the value.
-    """
-    if not 0 < momentum <= 1:
-        raise ValueError(f"batch_norm_momentum must be in (0, 1], but got {momentum}")
-
-
-def check_dropout(dropout: float) -> None:
-    """Refuses a probability outside [0, 1).
-
-    Raises:
-        ValueError: says the value.
-    """
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must be in [0, 1), but got {dropout}")

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuner.cli import add_file, add_storage, add_tracking_uri, main, mebibytes, positive
+from data.ranges import COUNT, HUGE, Range
+from tuner.cli import add_file, add_storage, add_tracking_uri, main
 from tuner.project import program, storage_place
 from tuner.storage import journal, searches
 from tuner.storage.journal import SearchHistory, TrialHistory
@@ -57,12 +58,12 @@ def run(arguments: list[str] | None = None) -> None:
     add_file(parser)
     add_tracking_uri(parser, default="the one that the search used")
     parser.add_argument(
-        "--top", type=positive, default=TOP, metavar="N", help="number of trials in the table; default: %(default)s"
+        "--top", type=COUNT.whole, default=TOP, metavar="N", help="number of trials in the table; default: %(default)s"
     )
     ensemble = parser.add_argument_group("ensembles")
     ensemble.add_argument(
         "--ensemble",
-        type=positive,
+        type=COUNT.whole,
         metavar="K",
         help="make one model of the K best trials: it gives the weighted mean of their probabilities",
     )
@@ -79,7 +80,7 @@ def run(arguments: list[str] | None = None) -> None:
     )
     ensemble.add_argument(
         "--size-limit",
-        type=mebibytes,
+        type=Range(0, HUGE, "low").number,
         metavar="MIB",
         help="largest size of model.safetensors; the weakest members are dropped until it fits",
     )

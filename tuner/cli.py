@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.errors import DataError
+from data.ranges import COUNT
 from tuner.errors import TunerError, disk_full_message
 from tuner.redact import redacted
 
@@ -102,7 +103,7 @@ def add_data(parser: argparse.ArgumentParser, shards: str) -> None:
 
 def add_batch_size(parser: argparse.ArgumentParser, default: int) -> None:
     """--batch-size B, in videos."""
-    parser.add_argument("--batch-size", type=positive, default=default, metavar="B", help="default: %(default)s")
+    parser.add_argument("--batch-size", type=COUNT.whole, default=default, metavar="B", help="default: %(default)s")
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -127,21 +128,3 @@ def choose_device(name: str | None) -> "torch.device":
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise TunerError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs that PyTorch can use")
     return device
-
-
-def positive(text: str) -> int:
-    """The `type` of an option that takes a whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, but got {text!r}")
-    return int(text)
-
-
-def mebibytes(text: str) -> float:
-    """The `type` of an option that takes a size in MiB, above 0."""
-    try:
-        size = float(text)
-    except ValueError:
-        size = 0.0
-    if not 0 < size < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number of MiB above 0, but got {text!r}")
-    return size

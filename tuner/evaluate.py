@@ -18,6 +18,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from data.ranges import Range
 from tuner.cli import add_data, add_device, add_model, choose_device, main
 from tuner.errors import ConfigError
 from tuner.storage.stores import place
@@ -51,7 +52,7 @@ def run(arguments: list[str] | None = None) -> int:
     parser.add_argument("--classes", type=Path, metavar="FILE.csv", help="write the scores of each class to this file")
     parser.add_argument(
         "--tolerance",
-        type=float,
+        type=Range(0, 1, "high").number,
         default=TOLERANCE,
         metavar="P",
         help="largest difference of two probabilities that counts as equal; default: %(default)g",
@@ -61,8 +62,6 @@ def run(arguments: list[str] | None = None) -> int:
         parser.error("give MODEL_DIR, or --predictions FILE to score a file alone")
     if options.model is None and options.classes is not None:
         parser.error("--classes needs a model: give MODEL_DIR")
-    if not 0 <= options.tolerance < 1:
-        parser.error(f"--tolerance is a difference of probabilities, in [0, 1), but got {options.tolerance:g}")
     return _score_model(options) if options.model is not None else _score_file(options)
 
 

@@ -4,6 +4,7 @@
 
 The format of the output follows from its name: .csv and .csv.gz are Kaggle's format of 2017 and 2018
 (tuner/inference/predict.py); a .safetensors file holds the best 50 classes of each video, for another model to learn
+from data.ranges import COUNT
 from (tuner/training/teacher.py).
 
 With `--segments`, a model of frames writes the best five-second segments of every class instead, in Kaggle's format of
@@ -18,7 +19,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuner.cli import add_batch_size, add_data, add_device, add_model, choose_device, main, positive
+from data.ranges import COUNT
+from tuner.cli import add_batch_size, add_data, add_device, add_model, choose_device, main
 from tuner.inference import segments
 from tuner.inference.predictions import TOP_K
 from tuner.inference.streaming import BATCH_SIZE
@@ -54,7 +56,7 @@ def run(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument(
         "--top-k",
-        type=positive,
+        type=COUNT.whole,
         metavar="K",
         help=f"classes for each video; default: {TOP_K}, or {teacher.TOP_K} in a .safetensors file",
     )
@@ -69,7 +71,7 @@ def run(arguments: list[str] | None = None) -> None:
     )
     ranked.add_argument(
         "--per-class",
-        type=positive,
+        type=COUNT.whole,
         metavar="N",
         help=f"largest number of segments for each class; default: {segments.PER_CLASS:,}",
     )

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+from data.ranges import Range
 from tuner.cli import add_device, add_file, add_set, add_storage, add_tracking_uri, choose_device, main
 
 
@@ -39,7 +40,7 @@ def run(arguments: list[str] | None = None) -> None:
     add_device(parser)
     parser.add_argument(
         "--threads",
-        type=int,
+        type=Range(1, 4096).whole,
         metavar="N",
         help="of torch on the CPU, on which the last digits of the metrics depend; default: as many as a trial of a "
         "search on this machine has (resources.cpu)",
@@ -55,8 +56,6 @@ def run(arguments: list[str] | None = None) -> None:
         parser.error("--resume and --fresh need the folder of a checkpoint: name it with --save DIR")
     if options.trial and (options.experiment or options.set):
         parser.error("--trial brings its own settings; leave EXPERIMENT and --set out")
-    if options.threads is not None and options.threads < 1:
-        parser.error(f"--threads must be at least 1, but got {options.threads}")
 
     # Imported here: `--help` needs none of these.
     from tuner.cluster.resources import threads_of

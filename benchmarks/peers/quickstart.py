@@ -21,6 +21,8 @@ from tfrecord.torch.dataset import TFRecordDataset
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from data.ranges import COUNT
+
 NUM_CLASSES, BATCH_SIZE = 80, 128
 WIDTHS, TOWERS, HIDDEN = (1024, 128), (256, 64), 256  # WIDTHS and TOWERS: of rgb and audio
 DROPOUT, LEARNING_RATE, L2 = (0.2, 0.7), (3e-4, 3e-2), (1.0, 1000.0)  # the ranges
@@ -36,8 +38,8 @@ def options(description: str | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", required=True, metavar="GLOB")
     parser.add_argument("--validate", required=True, metavar="GLOB")
-    parser.add_argument("--trials", type=int, default=24, help="default: %(default)s")
-    parser.add_argument("--epochs", type=int, default=6, help="of a trial (default: %(default)s)")
+    parser.add_argument("--trials", type=COUNT.whole, default=24, help="default: %(default)s")
+    parser.add_argument("--epochs", type=COUNT.whole, default=6, help="of a trial (default: %(default)s)")
     parser.add_argument("--reports", required=True, metavar="FILE", help="gets one line of JSON after every epoch")
     return parser.parse_args()
 

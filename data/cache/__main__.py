@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.errors import DataError
+from data.ranges import COUNT, Range
 from data.schema import FEATURES, MAX_FRAMES, NUM_CLASSES, Schema, parse_feature
 
 if TYPE_CHECKING:
@@ -32,12 +33,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="NAME=WIDTH",
         help="default: mean_rgb=1024 mean_audio=128, at the other levels rgb=1024 audio=128",
     )
-    parser.add_argument("--max-frames", type=int, default=MAX_FRAMES, metavar="T", help="default: %(default)s")
-    parser.add_argument("--num-classes", type=int, default=NUM_CLASSES, metavar="C", help="default: %(default)s")
+    parser.add_argument("--max-frames", type=COUNT.whole, default=MAX_FRAMES, metavar="T", help="default: %(default)s")
+    parser.add_argument(
+        "--num-classes", type=COUNT.whole, default=NUM_CLASSES, metavar="C", help="default: %(default)s"
+    )
     parser.add_argument("--directory", type=Path, help="folder of all caches; default: $TUNER_CACHE or ~/.cache/tuner")
     parser.add_argument("--on-bad-shard", choices=("fail", "skip"), default="fail", help="default: %(default)s")
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="default: %(default)s")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes that decode; default: the CPUs")
+    parser.add_argument(
+        "--workers", type=Range(1, 4096).whole, metavar="N", help="processes that decode; default: the CPUs"
+    )
     parser.add_argument("--no-labels", action="store_true", help="accept videos without the key 'labels'")
     options = parser.parse_args(arguments)
     try:

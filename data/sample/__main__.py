@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import DataError
-from data.sample.writer import NUM_FRAMES, NUM_VIDEOS, write_splits
+from data.ranges import COUNT, SEED, Range
+from data.sample.writer import NUM_FRAMES, NUM_VIDEOS, SHARDS, VIDEOS, write_splits
 from data.schema import FEATURES
 
 
@@ -20,12 +21,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("directory", metavar="DIR", type=Path)
     parser.add_argument("--level", choices=tuple(FEATURES), default="video", help="of the records (default: video)")
     for split, count in NUM_VIDEOS.items():
-        parser.add_argument(f"--{split}", type=int, default=count, metavar="N", help="videos (default: %(default)s)")
-    parser.add_argument("--shards", type=int, default=4, metavar="N", help="of train (default: %(default)s)")
-    parser.add_argument("--classes", type=int, default=64, metavar="C", help="(default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="same seed, same bytes (default: %(default)s)")
+        parser.add_argument(
+            f"--{split}",
+            type=VIDEOS.whole,
+            default=count,
+            metavar="N",
+            help="videos (default: %(default)s)",
+        )
+    parser.add_argument("--shards", type=SHARDS.whole, default=4, metavar="N", help="of train (default: %(default)s)")
+    parser.add_argument("--classes", type=COUNT.whole, default=64, metavar="C", help="(default: %(default)s)")
+    parser.add_argument("--seed", type=SEED.whole, default=1, help="same seed, same bytes (default: %(default)s)")
     parser.add_argument(
-        "--frames", type=int, default=NUM_FRAMES, metavar="T", help="of the longest video (default: %(default)s)"
+        "--frames",
+        type=Range(1, 10_000).whole,
+        default=NUM_FRAMES,
+        metavar="T",
+        help="of the longest video (default: %(default)s)",
     )
     arguments = parser.parse_args(argv)
     try:

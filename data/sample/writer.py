@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from data.atomic import replacing
 from data.errors import DataError
+from data.ranges import SEED, Range
 from data.sample.world import FrameVideo, World
 from data.schema import FEATURES, LABELS_KEY, SEGMENT_LABELS, SEGMENT_SCORES, SEGMENT_START, Level, Schema
 
@@ -29,6 +30,8 @@ MARKER: Final = "sample.json"  # the file that says which shards were written wi
 _ID_LETTERS: Final = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _NUM_IDS: Final = len(_ID_LETTERS) ** 4
 _SLOTS: Final = 16  # equal parts of the ids: each split has its own, so no video is in two splits
+VIDEOS: Final = Range(0, _NUM_IDS // _SLOTS)  # of a split
+SHARDS: Final = Range(1, 10_000)  # of a split: their names have four digits
 
 
 def write_splits(
@@ -148,12 +151,13 @@ def write_shards(
         ValueError: a setting is out of its range.
     """
     schema = Schema(features=features or FEATURES[level], num_classes=num_classes, level=level, max_frames=num_frames)
-    if not 1 <= num_shards <= 10_000:
-        raise ValueError(f"num_shards must be in [1, 10000], but got {num_shards}")
-    if not 0 <= num_videos <= _NUM_IDS // _SLOTS:
-        raise ValueError(f"num_videos must be in [0, {_NUM_IDS // _SLOTS}] (ids have 4 letters), but got {num_videos}")
-    if seed < 0:
-        raise ValueError(f"seed must not be negative, but got {seed}")
+    for name, allowed, number in (
+        ("num_shards", SHARDS, num_shards),
+        ("num_videos", VIDEOS, num_videos),
+        ("seed", SEED, seed),
+    ):
+        if not allowed.holds(number):
+            raise ValueError(f"{name} must be {allowed}, but got {number}")
     Path(directory).mkdir(parents=True, exist_ok=True)
     world = World.of(schema, seed)
     bounds = [num_videos * shard // num_shards for shard in range(num_shards + 1)]

@@ -14,16 +14,16 @@ models/contrastive/views.py, so the figures of the papers are a reference for th
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import permutations
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data.ranges import Range, Share, check_ranges
 from models.contrastive.heads import predictor, projector
 from models.contrastive.info_nce import info_nce, spread
 from models.contrastive.methods import MethodConfig, MocoV3Config, leaks
@@ -42,17 +42,14 @@ class CrossModalConfig:
 
     # Share of the contrast between features in the loss; the contrast between two views of a video has the rest. 0: no
     # contrast between features.
-    weight: float = 0.5
+    weight: Share = 0.5
     # Parameter alpha of the Beta distribution (1: uniform) of the ratios at which two videos are mixed; 0: videos are
     # not mixed.
-    mix: float = 0.0
+    mix: Annotated[float, Range(0, 1e3)] = 0.0
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        if not 0 <= self.weight < 1:
-            raise ValueError(f"weight must be in [0, 1), but got {self.weight}")
-        if not 0 <= self.mix < math.inf:
-            raise ValueError(f"mix must be finite and not negative, but got {self.mix}")
+        check_ranges(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

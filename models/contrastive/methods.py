@@ -6,9 +6,12 @@ Shapes   F dimensions of an embedding   K keys in a queue
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from data.ranges import Count, Range, Share, check_ranges
+
+Temperature = Annotated[float, Range(1e-3, 1e3)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,15 +21,15 @@ class MocoV1Config:
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     kind: Literal["moco_v1"] = "moco_v1"
-    temperature: float = 0.07  # divides the cosines
-    dimension: int = 128  # F
-    queue: int = 65536  # K; fewer for small data, as a video's own older keys count as other videos
-    momentum: float = 0.999  # share of its old weights that the momentum encoder keeps in a step
-    batch_norm_groups: int = 8  # with BatchNorm only: number of groups of the batch with separate statistics
+    temperature: Temperature = 0.07  # divides the cosines
+    dimension: Count = 128  # F
+    queue: Count = 65536  # K; fewer for small data, as a video's own older keys count as other videos
+    momentum: Share = 0.999  # share of its old weights that the momentum encoder keeps in a step
+    batch_norm_groups: Count = 8  # with BatchNorm only: number of groups of the batch with separate statistics
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        _check(self)
+        check_ranges(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,15 +39,15 @@ class MocoV2Config:
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     kind: Literal["moco_v2"] = "moco_v2"
-    temperature: float = 0.2  # divides the cosines
-    dimension: int = 128  # F
-    queue: int = 65536  # K; fewer for small data, as a video's own older keys count as other videos
-    momentum: float = 0.999  # share of its old weights that the momentum encoder keeps in a step
-    batch_norm_groups: int = 8  # with BatchNorm only: number of groups of the batch with separate statistics
+    temperature: Temperature = 0.2  # divides the cosines
+    dimension: Count = 128  # F
+    queue: Count = 65536  # K; fewer for small data, as a video's own older keys count as other videos
+    momentum: Share = 0.999  # share of its old weights that the momentum encoder keeps in a step
+    batch_norm_groups: Count = 8  # with BatchNorm only: number of groups of the batch with separate statistics
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        _check(self)
+        check_ranges(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,17 +60,17 @@ class MocoV3Config:
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     kind: Literal["moco_v3"] = "moco_v3"
-    temperature: float = 1.0  # divides the cosines
-    dimension: int = 256  # F
-    hidden: int = 4096  # units between the layers of projector and predictor
-    momentum: float = 0.99  # share of its old weights that the momentum encoder keeps; it rises to 1
+    temperature: Temperature = 1.0  # divides the cosines
+    dimension: Count = 256  # F
+    hidden: Count = 4096  # units between the layers of projector and predictor
+    momentum: Share = 0.99  # share of its old weights that the momentum encoder keeps; it rises to 1
     # With BatchNorm only. 1 is allowed: the paper has SyncBN, whose statistics are those of the whole batch. The
     # negatives come from the same batch as the key, so the statistics do not reveal the key, as they do beside a queue.
-    batch_norm_groups: int = 8
+    batch_norm_groups: Count = 8
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        _check(self)
+        check_ranges(self)
 
 
 MethodConfig = MocoV1Config | MocoV2Config | MocoV3Config
@@ -78,13 +81,3 @@ METHODS: dict[str, type[MethodConfig]] = {"moco_v1": MocoV1Config, "moco_v2": Mo
 def leaks(config: MethodConfig, batch_norm: bool) -> bool:
     """Whether the statistics of an encoder's BatchNorm reveal which key belongs to a query (v1 and v2, one group)."""
     return batch_norm and config.batch_norm_groups == 1 and not isinstance(config, MocoV3Config)
-
-
-def _check(config: MethodConfig) -> None:
-    if not 0 < config.temperature < math.inf:
-        raise ValueError(f"temperature must be positive and finite, but got {config.temperature}")
-    if not 0 <= config.momentum < 1:
-        raise ValueError(f"momentum must be in [0, 1), but got {config.momentum}")
-    for name in ("dimension", "queue", "hidden", "batch_norm_groups"):
-        if getattr(config, name, 1) < 1:
-            raise ValueError(f"{name} must be at least 1, but got {getattr(config, name)}")

@@ -12,13 +12,14 @@ Sources  SCARF (arXiv 2106.15147): corrupt; FuseMix (arXiv 2312.10144): mix
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
+
+from data.ranges import HUGE, Range, Share, UpToAll, check_ranges
 
 View = Callable[[Tensor, Mapping[str, int], Any, torch.Generator], Tensor]  # x_BD, features, amount, generator
 
@@ -103,25 +104,15 @@ class ViewsConfig:
 
     # Probability with which each value is replaced by that of another video in the same column: one number, or one for
     # each feature by name. 0: no value is replaced.
-    corruption: float | Mapping[str, float] = 0.2
+    corruption: Share | Mapping[str, Share] = 0.2
     # Probability with which a video loses one of its features: all columns of the feature become their mean.
-    drop: float = 0.0
+    drop: UpToAll = 0.0
     # Standard deviation of the Gaussian noise that is added, in standard deviations of the column; 0: no noise.
-    noise: float = 0.0
+    noise: Annotated[float, Range(0, HUGE)] = 0.0
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        if isinstance(self.corruption, Mapping):
-            rates = [(f"corruption.{name}", rate) for name, rate in self.corruption.items()]
-        else:
-            rates = [("corruption", self.corruption)]
-        for name, rate in rates:
-            if not 0 <= rate < 1:
-                raise ValueError(f"{name} must be in [0, 1), but got {rate}")
-        if not 0 <= self.drop <= 1:
-            raise ValueError(f"drop must be in [0, 1], but got {self.drop}")
-        if not 0 <= self.noise < math.inf:
-            raise ValueError(f"noise must be finite and not negative, but got {self.noise}")
+        check_ranges(self)
 
 
 def check(config: ViewsConfig, features: Mapping[str, int]) -> None:

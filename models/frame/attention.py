@@ -10,12 +10,13 @@ Source   Ilse et al. (2018), "Attention-based deep multiple instance learning", 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data.ranges import Count
 from models.frame.parts.frame_model import FrameModelConfig
 from models.frame.parts.frames import padded
 from models.inputs import Sizes
@@ -26,12 +27,10 @@ from models.layers import BatchNorm, xavier_linear
 class AttentionConfig(FrameModelConfig):
     """Settings of attention pooling."""
 
-    positive: ClassVar[tuple[str, ...]] = ("heads", "units", "hidden")
-
     kind: Literal["attention"] = "attention"
-    heads: int = 8  # number of attention heads; each gives one weighted mean of the frames
-    units: int = 128  # number of units of the network that computes the weights of the frames (in the paper: 128)
-    hidden: int = 1024  # number of units of the layer after the pooling
+    heads: Count = 8  # number of attention heads; each gives one weighted mean of the frames
+    units: Count = 128  # number of units of the network that computes the weights of the frames (in the paper: 128)
+    hidden: Count = 1024  # number of units of the layer after the pooling
 
 
 class Attention(nn.Module):

@@ -12,12 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data.ranges import Count
 from models.frame.parts.frame_model import FrameModelConfig
 from models.frame.parts.frames import FrameBatchNorm, masked_max, masked_mean
 from models.inputs import Sizes
@@ -31,11 +32,9 @@ POOLINGS = {"max": masked_max, "average": masked_mean}
 class DbofConfig(FrameModelConfig):
     """Settings of the deep bag of frames. google/youtube-8m trains it on 30 random frames of each video."""
 
-    positive: ClassVar[tuple[str, ...]] = ("clusters", "hidden")
-
     kind: Literal["dbof"] = "dbof"
-    clusters: int = 8192  # number of units to which each frame is projected before the pooling
-    hidden: int = 1024  # number of units of the layer after the pooling
+    clusters: Count = 8192  # number of units to which each frame is projected before the pooling
+    hidden: Count = 1024  # number of units of the layer after the pooling
     # Whether the maximum or the average of each unit over the frames is kept.
     pooling: Literal["max", "average"] = "max"
     # Activation of both layers; google/youtube-8m had relu6 before 2019.

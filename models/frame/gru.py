@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
+from data.ranges import Count, Range
 from models.frame.parts.recurrent import (
     Recurrent,
     RecurrentConfig,
@@ -32,8 +33,8 @@ class GruConfig(RecurrentConfig):
     """Settings of the GRU. Only the probability gating of its head has a BatchNorm."""
 
     kind: Literal["gru"] = "gru"
-    cells: int = 1200
-    gate_bias: float = 1.0  # initial value of the biases of the reset and update gates
+    cells: Count = 1200
+    gate_bias: Annotated[float, Range(-100, 100)] = 1.0  # initial value of the biases of the reset and update gates
 
 
 class GruLayer(nn.Module):

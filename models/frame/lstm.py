@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
+from data.ranges import Count, Range
 from models.frame.parts.recurrent import (
     Recurrent,
     RecurrentConfig,
@@ -37,8 +38,8 @@ class LstmConfig(RecurrentConfig):
     """
 
     kind: Literal["lstm"] = "lstm"
-    cells: int = 1024
-    forget_bias: float = 1.0  # initial value of the biases of the forget gates
+    cells: Count = 1024
+    forget_bias: Annotated[float, Range(-100, 100)] = 1.0  # initial value of the biases of the forget gates
 
 
 class LstmLayer(nn.Module):

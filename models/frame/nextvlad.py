@@ -17,13 +17,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.config import check_dropout, check_per_feature
+from data.ranges import Count, Share
+from models.config import check_per_feature
 from models.frame.parts.frame_model import FrameModelConfig
 from models.frame.parts.frames import FrameBatchNorm, padded
 from models.inputs import Sizes
@@ -34,25 +35,23 @@ from models.layers import BatchNorm, Dropout, l2_normalize, normal_linear, xavie
 class NeXtVladConfig(FrameModelConfig):
     """Settings of NeXtVLAD."""
 
-    positive: ClassVar[tuple[str, ...]] = ("clusters", "groups", "expansion", "hidden", "gating_reduction")
-
     kind: Literal["nextvlad"] = "nextvlad"
     # Number of clusters of each feature, by feature name; every feature of the data needs one (in the paper: 128 for
     # rgb, 64 for audio).
-    clusters: Mapping[str, int]
+    clusters: Mapping[str, Count]
     # Number of groups of each feature, by feature name (in the paper: 8 for rgb, 4 for audio); must divide `expansion`
     # times the width of the feature.
-    groups: Mapping[str, int]
-    expansion: int = 2  # factor by which a linear layer widens each frame before it is divided into groups
-    hidden: int = 2048  # number of units of the layer after the pooling
-    # Factor by which the bottleneck that computes the gates of the hidden units is narrower than `hidden`.
-    gating_reduction: int = 8
-    dropout: float = 0.5  # probability with which each pooled value is set to 0, in training only
+    groups: Mapping[str, Count]
+    expansion: Count = 2  # factor by which a linear layer widens each frame before it is divided into groups
+    hidden: Count = 2048  # number of units of the layer after the pooling
+    # Factor by which the bottleneck that computes the gates of the hidden units is narrower than `hidden`; at most
+    # `hidden`.
+    gating_reduction: Count = 8
+    dropout: Share = 0.5  # probability with which each pooled value is set to 0, in training only
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
         FrameModelConfig.__post_init__(self)
-        check_dropout(self.dropout)
         if self.hidden < self.gating_reduction:
             raise ValueError(
                 f"gating_reduction must not be above hidden = {self.hidden}, but got {self.gating_reduction}"

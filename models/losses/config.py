@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from torch import Tensor
 
+from data.ranges import TINY, Factor, Fraction, Positive, Power, Range, check_ranges
 from models.losses.cells import Loss, Scores
 from models.losses.penalties import Convention, LayerPenalty
 from models.losses.registry import LOSSES
@@ -27,12 +28,11 @@ class DistillConfig:
     # Safetensors file with predictions for the training videos, which `python -m tuner.predict` with --output
     # FILE.safetensors writes.
     predictions: str
-    weight: float = 0.5  # share of the teacher's predictions in the loss; the labels have the rest
+    weight: Fraction = 0.5  # share of the teacher's predictions in the loss; the labels have the rest
 
     def __post_init__(self) -> None:
         """Checks the range."""
-        if not 0 < self.weight <= 1:
-            raise ValueError(f"weight must be in (0, 1], but got {self.weight}")
+        check_ranges(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,21 +46,21 @@ class LossConfig:
     kind: Kind = "sigmoid_cross_entropy"
     # cross_entropy: number added to a probability in the logarithm; null: 1e-05. hamming, weighted_hamming: smallest
     # probability, to which smaller ones are raised; null: 1e-07.
-    epsilon: float | None = None
+    epsilon: Annotated[float, Range(TINY, 0.5, "high")] | None = None
     # hinge: a label costs nothing if its score is at least this number, another class nothing if its score is at most
     # minus this number; null: 1.
-    margin: float | None = None
+    margin: Positive | None = None
     # hinge, softmax: what the loss takes as the score of a class: the logit, or the probability as in
     # google/youtube-8m; null: logits.
     scores: Scores | None = None
     # weighted_hamming: class c has the weight (m / n_c) ** power, with n_c the TrainVideoCount of the class in
     # data.vocabulary, and m their mean over the classes; null: 1.
-    class_weight_power: float | None = None
+    class_weight_power: Power | None = None
     # Factor of the penalty that is added to the loss for each weight matrix W: the mean (or sum, see `penalty`) of |W|.
-    l1: float = 0.0
+    l1: Factor = 0.0
     # Factor of the penalty that is added to the loss for each weight matrix W: half the mean (or sum, see `penalty`) of
     # W^2.
-    l2: float = 0.0
+    l2: Factor = 0.0
     # Whether l1 and l2 take the mean or the sum over a matrix; the mean, as in lidalei/youtube-8m, does not grow with
     # the size of the matrix.
     penalty: Convention = "mean"
@@ -70,8 +70,9 @@ class LossConfig:
     # A label of class c has the weight (N_c / n_c - 1) ** power, with N_c the number of training videos that are rated
     # for the class, and n_c the number of those that have it. 0: every label has the weight 1. lidalei/youtube-8m has
     # 0.5.
-    pos_weight_power: float = 0.0
-    pos_weight_max: float | None = None  # largest weight that pos_weight_power may give to a label; null: no limit
+    pos_weight_power: Power = 0.0
+    # Largest weight that pos_weight_power may give to a label; null: no limit.
+    pos_weight_max: Annotated[float, Range(TINY, 1e9)] | None = None
     # A teacher, for example an ensemble, whose predictions are learned beside the labels; null: none.
     distill: DistillConfig | None = None
     # Whether training videos are drawn with replacement. none: no. per_batch: anew within each batch. fixed: one draw
@@ -88,16 +89,7 @@ class LossConfig:
             if value is not None and name not in has:
                 known = ", ".join(has) or "none of its own"
                 raise ValueError(f"{name} has no effect on {self.kind}, which has {known}, but got {value}")
-        if self.epsilon is not None and not 0 < self.epsilon < 0.5:
-            raise ValueError(f"epsilon must be in (0, 0.5), but got {self.epsilon}")
-        if self.margin is not None and not self.margin > 0:
-            raise ValueError(f"margin must be positive, but got {self.margin}")
-        for name in ("l1", "l2", "pos_weight_power", "class_weight_power"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ValueError(f"{name} must not be negative, but got {value}")
-        if self.pos_weight_max is not None and not self.pos_weight_max > 0:
-            raise ValueError(f"pos_weight_max must be positive, but got {self.pos_weight_max}")
+        check_ranges(self)
 
     @property
     def settings(self) -> dict[str, Any]:

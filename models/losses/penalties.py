@@ -9,6 +9,8 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from data.ranges import Factor, check_ranges
+
 Convention = Literal["mean", "sum"]
 
 
@@ -18,14 +20,12 @@ class LayerPenalty:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    l1: float = 0.0  # l1 of this layer, in place of loss.l1; 0: no such penalty
-    l2: float = 0.0  # l2 of this layer, in place of loss.l2; 0: no such penalty
+    l1: Factor = 0.0  # l1 of this layer, in place of loss.l1; 0: no such penalty
+    l2: Factor = 0.0  # l2 of this layer, in place of loss.l2; 0: no such penalty
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        for name in ("l1", "l2"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, but got {getattr(self, name)}")
+        check_ranges(self)
 
 
 class Penalised(NamedTuple):

@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from data.ranges import Range, Share, check_ranges
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,9 +31,9 @@ class AverageConfig:
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     # Factor by which each step reduces the share of all earlier steps in the average; give decay or half_life.
-    decay: float | None = None
+    decay: Share | None = None
     # Number of steps after which the share of a step is halved: decay = 2 ** (-1 / half_life); give decay or half_life.
-    half_life: float | None = None
+    half_life: Annotated[float, Range(1e-3, 1e9)] | None = None
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -41,10 +43,7 @@ class AverageConfig:
         """
         if (self.decay is None) == (self.half_life is None):
             raise ValueError(f"give either decay or half_life, but got {self.decay} and {self.half_life}")
-        if self.decay is not None and not 0 <= self.decay < 1:
-            raise ValueError(f"decay must be in [0, 1), but got {self.decay}")
-        if self.half_life is not None and not self.half_life > 0:
-            raise ValueError(f"half_life must be positive, but got {self.half_life}")
+        check_ranges(self)
 
     @property
     def rate(self) -> float:

@@ -9,6 +9,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from data.ranges import Positive, check_ranges
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipConfig:
@@ -19,12 +21,12 @@ class ClipConfig:
     # none: no limit. per_variable: the gradient of each parameter has its own norm, as in google/youtube-8m. global:
     # the gradients of all parameters have one norm together.
     kind: Literal["none", "per_variable", "global"] = "none"
-    norm: float = 1.0  # largest Euclidean norm; a longer gradient is scaled down to it. It has no effect with kind none
+    # Largest Euclidean norm; a longer gradient is scaled down to it. It has no effect with kind none.
+    norm: Positive = 1.0
 
     def __post_init__(self) -> None:
         """Checks the range."""
-        if not self.norm > 0:
-            raise ValueError(f"norm must be positive, but got {self.norm}")
+        check_ranges(self)
 
 
 @torch.no_grad()

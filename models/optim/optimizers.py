@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from data.ranges import HUGE, Positive, Range, Share, check_ranges
 from models.optim.clipping import ClipConfig
 from models.optim.registry import OPTIMIZERS
 from models.optim.schedule import ScheduleConfig
@@ -29,23 +29,23 @@ class OptimizerConfig:
 
     # The kind of optimizer. rmsprop_tf: RMSProp as in TensorFlow 1. lars: SGD with a step scaled to each matrix.
     kind: Kind
-    learning_rate: float  # the largest learning rate, which `schedule` may lower
-    decay: float | None = None  # rmsprop_tf: decay of the running mean of the squared gradient at each step; null: 0.9
+    learning_rate: Positive  # the largest learning rate, which `schedule` may lower
+    decay: Share | None = None  # rmsprop_tf: decay of the running mean of the squared gradient at each step; null: 0.9
     # rmsprop_tf, sgd, lars: share of the last movement that is added to a step; null: 0.9 for lars, 0 for the others.
-    momentum: float | None = None
+    momentum: Share | None = None
     nesterov: bool = False  # sgd: Nesterov momentum; needs a momentum above 0
     # rmsprop_tf, adam, adamw: number that keeps a step finite. rmsprop_tf adds it to the mean square before the root is
     # taken; null: 1e-10. adam and adamw add it to the root; null: 1e-08.
-    epsilon: float | None = None
-    beta1: float | None = None  # adam, adamw: decay of the running mean of the gradient at each step; null: 0.9
+    epsilon: Positive | None = None
+    beta1: Share | None = None  # adam, adamw: decay of the running mean of the gradient at each step; null: 0.9
     # adam, adamw: decay of the running mean of the squared gradient at each step; null: 0.999.
-    beta2: float | None = None
+    beta2: Share | None = None
     # adamw, sgd, lars: decay of weight matrices; biases are not decayed. adamw: a step subtracts learning rate times
     # weight_decay times weight; null: 0.01. sgd, lars: weight_decay times weight is added to the gradient; null: 0 for
     # sgd, 1e-06 for lars.
-    weight_decay: float | None = None
+    weight_decay: Annotated[float, Range(0, HUGE)] | None = None
     # lars: length of a step at a learning rate of 1, as a fraction of the norm of the weight matrix; null: 0.001.
-    trust: float | None = None
+    trust: Positive | None = None
     # How the learning rate changes in the course of the training.
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     clip: ClipConfig = field(default_factory=ClipConfig)  # limit on the norm of the gradient
@@ -55,20 +55,11 @@ class OptimizerConfig:
         if self.kind not in OPTIMIZERS:
             raise ValueError(f"kind must be one of {', '.join(OPTIMIZERS)}, but got {self.kind!r}")
         has = OPTIMIZERS[self.kind].settings
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate must be positive and finite, but got {self.learning_rate}")
         for name in ("decay", "momentum", "epsilon", "beta1", "beta2", "weight_decay", "trust"):
             value = getattr(self, name)
-            if value is None:
-                continue
-            if name not in has:
+            if value is not None and name not in has:
                 raise ValueError(f"{name} has no effect on {self.kind}, which has {', '.join(has)}, but got {value}")
-            if name in ("epsilon", "trust") and not value > 0:
-                raise ValueError(f"{name} must be positive, but got {value}")
-            if name == "weight_decay" and not value >= 0:
-                raise ValueError(f"weight_decay must not be negative, but got {value}")
-            if name not in ("epsilon", "trust", "weight_decay") and not 0 <= value < 1:
-                raise ValueError(f"{name} must be in [0, 1), but got {value}")
+        check_ranges(self)
         if self.nesterov and not (self.kind == "sgd" and self.momentum):
             raise ValueError(f"nesterov needs sgd with a momentum, but got {self.kind} with momentum {self.momentum}")
 

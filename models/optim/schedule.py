@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from data.ranges import Fraction, Range, Share, UpToAll, check_ranges
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,30 +18,19 @@ class ScheduleConfig:
     # How the learning rate changes. constant: not at all. staircase: multiplied by `decay` after every `decay_examples`
     # videos. cosine: falls to `final` along half a cosine wave. step: multiplied by `factor` at every milestone.
     kind: Literal["constant", "staircase", "cosine", "step"] = "constant"
-    decay: float = 0.95  # staircase: number by which the learning rate is multiplied at each fall
+    decay: Fraction = 0.95  # staircase: number by which the learning rate is multiplied at each fall
     # staircase: number of training videos between two falls; a video counts again in each epoch.
-    decay_examples: int = 4_000_000
+    decay_examples: Annotated[int, Range(1, 10**12)] = 4_000_000
     # step: the points at which the learning rate falls, as fractions of the training; the default is that of MoCo v1.
-    milestones: tuple[float, ...] = (0.6, 0.8)
-    factor: float = 0.1  # step: number by which the learning rate is multiplied at each milestone
-    final: float = 0.0  # cosine: the learning rate at the end, as a fraction of the largest one
+    milestones: tuple[Annotated[float, Range(0, 1, "both")], ...] = (0.6, 0.8)
+    factor: Fraction = 0.1  # step: number by which the learning rate is multiplied at each milestone
+    final: UpToAll = 0.0  # cosine: the learning rate at the end, as a fraction of the largest one
     # Fraction of the training in which the learning rate rises linearly from 0; it applies to every kind.
-    warmup: float = 0.0
+    warmup: Share = 0.0
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        if not 0 < self.decay <= 1:
-            raise ValueError(f"decay must be in (0, 1], but got {self.decay}")
-        if self.decay_examples < 1:
-            raise ValueError(f"decay_examples must be at least 1, but got {self.decay_examples}")
-        if any(not 0 < milestone < 1 for milestone in self.milestones):
-            raise ValueError(f"milestones must be in (0, 1), but got {', '.join(map(str, self.milestones))}")
-        if not 0 < self.factor <= 1:
-            raise ValueError(f"factor must be in (0, 1], but got {self.factor}")
-        if not 0 <= self.final <= 1:
-            raise ValueError(f"final must be in [0, 1], but got {self.final}")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup must be in [0, 1), but got {self.warmup}")
+        check_ranges(self)
 
 
 def learning_rate_at(schedule: ScheduleConfig, peak: float, examples_seen: int, total_examples: int) -> float:

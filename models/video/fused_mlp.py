@@ -7,7 +7,6 @@ Source   lidalei/youtube-8m, mlp_fuse_rgb_audio.py
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -15,7 +14,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from models.config import ModelConfig, check_batch_norm_momentum, check_dropout, check_per_feature, check_positive
+from data.ranges import Count, Fraction, Positive, Power, Share
+from models.config import ModelConfig, check_per_feature
 from models.inputs import Sizes, Statistics
 from models.layers import BatchNorm, Dropout, Normalize, linear, start_at_prior
 from models.tensors import as_tensor
@@ -30,32 +30,22 @@ class FusedMLPConfig(ModelConfig):
     kind: Literal["fused_mlp"] = "fused_mlp"
     # Number of units of each feature's tower, by feature name; every feature of the data needs one (lidalei/youtube-8m:
     # 2048 for rgb, 256 for audio).
-    towers: Mapping[str, int]
-    hidden: int = 1200  # number of units of the joint layer
-    dropout: float = 0.5  # probability with which each unit of the concatenated towers is set to 0, in training only
+    towers: Mapping[str, Count]
+    hidden: Count = 1200  # number of units of the joint layer
+    dropout: Share = 0.5  # probability with which each unit of the concatenated towers is set to 0, in training only
     # The normalisation after each linear layer except the output layer.
     norm: Literal["batch_norm", "layer_norm"] = "batch_norm"
     # Weight of a new batch in the running statistics of BatchNorm; has no effect with norm layer_norm.
     # lidalei/youtube-8m has 0.001, which needs about 100,000 steps.
-    batch_norm_momentum: float = 0.1
+    batch_norm_momentum: Fraction = 0.1
     # Number that BatchNorm or LayerNorm adds to the variance, so that it never divides by 0.
-    batch_norm_epsilon: float = 1e-5
+    batch_norm_epsilon: Positive = 1e-5
     # Each standardised column is multiplied by its standard deviation to this power. YouTube-8M's visual columns are
     # principal components that were whitened on other videos, so the variance of a column here tells how much signal it
     # carries. 0, as in lidalei/youtube-8m, treats all columns alike.
-    variance_power: float = 0.0
+    variance_power: Power = 0.0
     # true: the output biases start at the log-odds of each class in the training videos; false: at 0.
     prior_bias: bool = True
-
-    def __post_init__(self) -> None:
-        """Checks the ranges."""
-        check_positive(self, "towers", "hidden")
-        check_dropout(self.dropout)
-        check_batch_norm_momentum(self.batch_norm_momentum)
-        if not 0 <= self.variance_power < math.inf:
-            raise ValueError(f"variance_power must be finite and not negative, but got {self.variance_power}")
-        if not self.batch_norm_epsilon > 0:
-            raise ValueError(f"batch_norm_epsilon must be positive, but got {self.batch_norm_epsilon}")
 
 
 class Block(nn.Module):

@@ -8,12 +8,12 @@ Source   lidalei/youtube-8m, LinearClassifier
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 
+from data.ranges import Range
 from models.config import ModelConfig
 from models.inputs import Sizes, Statistics
 from models.video.logistic import Logistic, LogisticConfig
@@ -29,12 +29,7 @@ class LinearConfig(ModelConfig):
     # Factor of the penalty on the squared weights, relative to the mean eigenvalue of X'X (X: the standardised features
     # of the training videos), so that one value suits any number of videos. lidalei/youtube-8m tries 1e-6, 1e-5, ...
     # 1e3 as absolute factors.
-    penalty: float = 0.1
-
-    def __post_init__(self) -> None:
-        """Checks the range."""
-        if not 0 < self.penalty < math.inf:
-            raise ValueError(f"penalty must be positive and finite, but got {self.penalty}")
+    penalty: Annotated[float, Range(1e-12, 1e12)] = 0.1
 
 
 def unfitted(

@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.config import ModelConfig, check_batch_norm_momentum
+from data.ranges import Count, Fraction
+from models.config import ModelConfig
 from models.inputs import Sizes, Statistics
 from models.layers import (
     BatchNorm,
@@ -45,35 +46,18 @@ class MixtureOfExpertsConfig(ModelConfig):
     # How the features of a video are scaled. standard: by the mean and variance of each column over the training
     # videos. l2: to length 1, all features together. none: not at all.
     normalize: NormalizeKind = "l2"
-    mixtures: int = 2  # number of experts of each class
+    mixtures: Count = 2  # number of experts of each class
     # Rank of the gates' weight matrix, which is then a product of two smaller matrices; null: one matrix of full rank.
-    low_rank: int | None = None
+    low_rank: Count | None = None
     # Whether the probability of each class is multiplied by a second gate, and what that gate is computed from. none:
     # there is no second gate. probabilities: from the probabilities of all classes. inputs: from the features.
     probability_gating: ProbabilityGating = "none"
     # Weight of a new batch in the running statistics of BatchNorm, which only the second gate of probability_gating
     # has. WILLOW has 0.001, which needs about 100,000 steps.
-    batch_norm_momentum: float = 0.1
+    batch_norm_momentum: Fraction = 0.1
     # true: the probabilities start at the frequency of each class in the training videos; false: at M / (2 M + 2), with
     # M = mixtures.
     prior_bias: bool = True
-
-    def __post_init__(self) -> None:
-        """Checks the ranges."""
-        check_mixture(self.mixtures, self.low_rank)
-        check_batch_norm_momentum(self.batch_norm_momentum)
-
-
-def check_mixture(mixtures: int, low_rank: int | None) -> None:
-    """Refuses numbers of experts or ranks below 1.
-
-    Raises:
-        ValueError: says which setting, and its value.
-    """
-    if mixtures < 1:
-        raise ValueError(f"mixtures must be at least 1, but got {mixtures}")
-    if low_rank is not None and low_rank < 1:
-        raise ValueError(f"low_rank must be at least 1, but got {low_rank}")
 
 
 class Mixture(nn.Module):
@@ -85,8 +69,8 @@ class Mixture(nn.Module):
         num_classes: int,
         generator: torch.Generator | None = None,
         *,
-        mixtures: int = 2,
-        low_rank: int | None = None,
+        mixtures: Count = 2,
+        low_rank: Count | None = None,
         probability_gating: ProbabilityGating = "none",
         momentum: float = 0.1,
         prior: Statistics | None = None,

@@ -90,7 +90,7 @@ def test_the_threads_are_those_of_a_worker_in_a_search(
 def test_it_needs_a_thread(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         command.run(["--threads", "0"])
-    assert "--threads must be at least 1, but got 0" in capsys.readouterr().err
+    assert "argument --threads: must be a whole number from 1 to 4,096, but got '0'" in capsys.readouterr().err
 
 
 class Kept(NamedTuple):

@@ -160,7 +160,7 @@ def test_rated_classes_come_with_their_examples(monkeypatch):
 
 
 def test_a_count_of_no_frame_is_refused():
-    with pytest.raises(ValueError, match="count must be at least 1, but got 0"):
+    with pytest.raises(ValueError, match="count must be from 1 to 16,777,216, but got 0"):
         FramesConfig(count=0)
 
 

@@ -110,10 +110,10 @@ def test_a_file_of_another_origin_is_never_touched(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"num_shards": 0}, "num_shards must be in"),
-        ({"num_videos": {"train": -1}}, "num_videos must be in"),
+        ({"num_shards": 0}, "num_shards must be from 1 to 10,000"),
+        ({"num_videos": {"train": -1}}, "num_videos must be from 0 to 923,521"),
         ({"num_classes": 0}, "num_classes must be at least 1"),
-        ({"seed": -1}, "seed must not be negative"),
+        ({"seed": -1}, "seed must be from 0 to 4,294,967,295"),
     ],
 )
 def test_settings_out_of_range_are_refused(tmp_path, change, words):
@@ -146,6 +146,9 @@ def test_the_command_prints_what_it_wrote(tmp_path, capsys):
     assert exit_code_of("data.sample", *arguments) == 0
     out = capsys.readouterr().out
     assert out.startswith("30 train in 2 shards, 10 validate in 1 shard, 5 test in 1 shard: ") and out.count("\n") == 1
-    assert exit_code_of("data.sample", *arguments[:-1], "0") == 2
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "train0000.tfrecord").touch()
+    assert exit_code_of("data.sample", tmp_path / "other", *arguments[1:]) == 2
     captured = capsys.readouterr()
-    assert captured.err == "error: num_classes must be at least 1, but got 0\n" and not captured.out
+    assert captured.err.endswith("train0000.tfrecord exists and belongs to no sample; give another folder\n")
+    assert captured.err.startswith("error: ") and not captured.out

@@ -158,7 +158,7 @@ def test_of_equal_bf16_logits_the_lower_class_comes_first() -> None:
         (["--classes", "ids.csv"], "--classes needs --segments"),
         (["--per-class", "5"], "--per-class needs --segments"),
         (["--segments", "--top-k", "5"], "--segments writes a csv of segments for each class"),
-        (["--segments", "--per-class", "0"], "must be a whole number, at least 1, but got '0'"),
+        (["--segments", "--per-class", "0"], "must be a whole number from 1 to 16,777,216, but got '0'"),
     ],
 )
 def test_options_that_exclude_each_other_are_refused(

@@ -85,7 +85,7 @@ def test_the_average_is_no_part_of_the_training():
         ({}, "give either decay or half_life, but got None and None"),
         ({"decay": 0.9, "half_life": 10.0}, "give either decay or half_life, but got 0.9 and 10.0"),
         ({"decay": 1.0}, r"decay must be in \[0, 1\), but got 1.0"),
-        ({"half_life": 0.0}, "half_life must be positive, but got 0.0"),
+        ({"half_life": 0.0}, r"half_life must be from 0.001 to 1e\+09, but got 0.0"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):

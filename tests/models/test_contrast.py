@@ -467,11 +467,11 @@ def test_the_defaults_are_the_published_ones():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"temperature": 0.0}, "temperature must be positive and finite, but got 0.0"),
-        ({"temperature": math.inf}, "temperature must be positive and finite, but got inf"),
+        ({"temperature": 0.0}, "temperature must be from 0.001 to 1,000, but got 0.0"),
+        ({"temperature": math.inf}, "temperature must be from 0.001 to 1,000, but got inf"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\), but got 1.0"),
-        ({"dimension": 0}, "dimension must be at least 1, but got 0"),
-        ({"batch_norm_groups": 0}, "batch_norm_groups must be at least 1, but got 0"),
+        ({"dimension": 0}, "dimension must be from 1 to 16,777,216, but got 0"),
+        ({"batch_norm_groups": 0}, "batch_norm_groups must be from 1 to 16,777,216, but got 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(kind, changes, message):
@@ -481,7 +481,7 @@ def test_settings_out_of_range_are_refused(kind, changes, message):
 
 @pytest.mark.parametrize(("kind", "name"), [("moco_v1", "queue"), ("moco_v2", "queue"), ("moco_v3", "hidden")])
 def test_sizes_below_one_are_refused(kind, name):
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, but got 0"):
+    with pytest.raises(ValueError, match=f"{name} must be from 1 to 16,777,216, but got 0"):
         METHODS[kind](**{name: 0})
 
 
@@ -490,8 +490,8 @@ def test_sizes_below_one_are_refused(kind, name):
     [
         ({"weight": 1.0}, r"weight must be in \[0, 1\), but got 1.0"),
         ({"weight": -0.1}, r"weight must be in \[0, 1\), but got -0.1"),
-        ({"mix": -1.0}, "mix must be finite and not negative, but got -1.0"),
-        ({"mix": math.nan}, "mix must be finite and not negative, but got nan"),
+        ({"mix": -1.0}, "mix must be from 0 to 1,000, but got -1.0"),
+        ({"mix": math.nan}, "mix must be from 0 to 1,000, but got nan"),
     ],
 )
 def test_settings_between_features_out_of_range_are_refused(changes, message):

@@ -100,10 +100,10 @@ def test_batch_norm_settings_reach_every_layer():
     ("settings", "message"),
     [
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), but got 1.0"),
-        ({"hidden": 0}, "hidden must be at least 1, but got 0"),
+        ({"hidden": 0}, "hidden must be from 1 to 16,777,216, but got 0"),
         ({"batch_norm_momentum": 0.0}, r"batch_norm_momentum must be in \(0, 1\], but got 0.0"),
-        ({"batch_norm_epsilon": 0.0}, "batch_norm_epsilon must be positive, but got 0.0"),
-        ({"towers": {"mean_rgb": 0}}, "towers.mean_rgb must be at least 1, but got 0"),
+        ({"batch_norm_epsilon": 0.0}, r"batch_norm_epsilon must be from 1e-30 to 1e\+06, but got 0.0"),
+        ({"towers": {"mean_rgb": 0}}, "towers.mean_rgb must be from 1 to 16,777,216, but got 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):
@@ -135,7 +135,7 @@ class TestVariancePower:
             torch.testing.assert_close(ratio, ratio[0, 0].expand_as(ratio), rtol=1e-4, atol=0)
 
     def test_a_negative_one_is_refused(self):
-        with pytest.raises(ValueError, match="variance_power must be finite and not negative, but got -1"):
+        with pytest.raises(ValueError, match="variance_power must be from 0 to 4, but got -1"):
             FusedMLPConfig(towers={"mean_rgb": 16}, variance_power=-1)
 
 

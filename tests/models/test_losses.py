@@ -381,9 +381,9 @@ def test_settings_out_of_range_are_refused(field, value):
         ({"kind": "hinge", "epsilon": 1e-5}, "epsilon has no effect on hinge, which has margin, scores, but got 1e-05"),
         ({"margin": 1.0}, "margin has no effect on sigmoid_cross_entropy, which has none of its own"),
         ({"kind": "hamming", "class_weight_power": 1.0}, "class_weight_power has no effect on hamming"),
-        ({"kind": "cross_entropy", "epsilon": 0.0}, r"epsilon must be in \(0, 0.5\), but got 0.0"),
-        ({"kind": "hinge", "margin": 0.0}, "margin must be positive, but got 0.0"),
-        ({"kind": "weighted_hamming", "class_weight_power": -1.0}, "class_weight_power must not be negative"),
+        ({"kind": "cross_entropy", "epsilon": 0.0}, r"epsilon must be in \[1e-30, 0.5\), but got 0.0"),
+        ({"kind": "hinge", "margin": 0.0}, r"margin must be from 1e-30 to 1e\+06, but got 0.0"),
+        ({"kind": "weighted_hamming", "class_weight_power": -1.0}, "class_weight_power must be from 0 to 4"),
         ({"kind": "focal"}, "kind must be one of sigmoid_cross_entropy, .*, but got 'focal'"),
     ],
 )

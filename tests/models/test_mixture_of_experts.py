@@ -128,8 +128,8 @@ def test_it_starts_at_the_classes_frequencies(mixtures):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mixtures": 0}, "mixtures must be at least 1, but got 0"),
-        ({"low_rank": 0}, "low_rank must be at least 1, but got 0"),
+        ({"mixtures": 0}, "mixtures must be from 1 to 16,777,216, but got 0"),
+        ({"low_rank": 0}, "low_rank must be from 1 to 16,777,216, but got 0"),
         ({"batch_norm_momentum": 0.0}, r"batch_norm_momentum must be in \(0, 1\], but got 0.0"),
     ],
 )

@@ -88,5 +88,5 @@ def test_a_layer_without_a_matrix_is_refused_with_those_that_have_one(layer):
 
 
 def test_layer_penalties_are_not_negative():
-    with pytest.raises(ValueError, match="l2 must not be negative, but got -1"):
+    with pytest.raises(ValueError, match=r"l2 must be from 0 to 1e\+09, but got -1"):
         LayerPenalty(l2=-1)

@@ -343,11 +343,11 @@ def test_embeddings_of_the_labelled_videos_come_with_their_labels(data: Dataset)
         ({"hidden": 64}, "hidden has no effect on moco_v2"),
         ({"batch_size": 66}, "batch_size must be a multiple of batch_norm_groups.* but got 66 and 4"),
         ({"batch_norm_groups": 1}, r"pretrain\.batch_norm_groups must be at least 2 with model\.norm batch_norm"),
-        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"temperature": 0.0}, "temperature must be from 0.001 to 1,000"),
         ({"probe": {"dropout": 0.5}}, "dropout has no effect on a linear probe, only on fine_tune, but got 0.5"),
         ({"probe": {"kind": "fine_tune", "dropout": 1.0}}, r"dropout must be in \[0, 1\), but got 1.0"),
         ({"views": ViewsConfig(corruption={"rgb": 0.1})}, r"corruption must name every feature .*rgb, audio.* got rgb"),
-        ({"epochs": 0}, "epochs must be at least 1, but got 0"),
+        ({"epochs": 0}, "epochs must be from 1 to 16,777,216, but got 0"),
     ],
 )
 def test_invalid_settings_are_refused(settings: dict[str, Any], message: str) -> None:

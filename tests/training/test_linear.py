@@ -107,5 +107,5 @@ def test_settings_without_effect_and_out_of_range_are_refused(data: Dataset) -> 
         replace(TRIAL, loss=LossConfig(l2=1.0))
     with pytest.raises(ConfigError, match="linear trains on one worker, but got 2"):
         train(TRIAL, data, device=CPU, seed=1, ranks=Ranks(rank=0, size=2))
-    with pytest.raises(ValueError, match="penalty must be positive and finite, but got 0"):
+    with pytest.raises(ValueError, match="penalty must be from 1e-12 to 1e\\+12, but got 0"):
         LinearConfig(penalty=0)

@@ -1,27 +1,21 @@
-"""What a dataclass says about its fields: type, default, range and meaning, for the reference of settings.
+"""What a dataclass says about its fields: type, default and meaning, for the reference of settings.
 
-The range is learned from the errors that the dataclass raises for values outside it. The meaning is the comment at the
-field: at the end of its line, or in the lines above it.
+The meaning is the comment at the field: at the end of its line, or in the lines above it.
 """
 
 import ast
 import inspect
 import io
-import math
-import re
 import textwrap
 import tokenize
 import types
-from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass, replace
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, is_dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from tuner.config.search import Seconds
 from tuner.config.yaml_tree import shown
-
-# Numbers that the dataclasses are tried with, to learn their ranges.
-TRIED = (-1, 0, 1, 2, 3, -0.5, 0.5, 1.5, 1e30, math.inf)
 
 
 def can_be_plain(hint: Any) -> bool:
@@ -115,68 +109,3 @@ def _comment_at(node: ast.stmt, at_line: Mapping[int, tuple[str, bool]]) -> str:
         line -= 1
     within = [at_line[line][0] for line in range(node.lineno, (node.end_lineno or node.lineno) + 1) if line in at_line]
     return " ".join([*above, *within])
-
-
-@cache
-def ranges(cls: Any) -> Mapping[str, tuple[str, ...]]:
-    """By field, what a dataclass says its numbers must be, learned from the errors that it raises."""
-    found: dict[str, dict[str, None]] = {}
-    hints = get_type_hints(cls)
-    for example in [example for kind in kinds(cls) or ("",) for example in _examples(cls, kind)]:
-        for setting in fields(cls):
-            for value in _values_to_try(hints[setting.name]):
-                for rule in _broken_rules(example, setting.name, value):
-                    found.setdefault(setting.name, {})[rule] = None
-    return {name: tuple(rules) for name, rules in found.items()}
-
-
-def _values_to_try(hint: Any) -> list[Any]:
-    """Values of a setting of this type, of which some are outside its range where it has one."""
-    members = get_args(hint) if _is_union(hint) else (hint,)
-    values: list[Any] = [n for n in TRIED if float in members or (int in members and isinstance(n, int))]
-    for member in members:
-        arguments = get_args(member)
-        if int in arguments or float in arguments:
-            numbers = _values_to_try(float if float in arguments else int)
-            values += [(n,) for n in numbers] if get_origin(member) is tuple else [{"a": n, "b": 8} for n in numbers]
-    return values
-
-
-def _broken_rules(example: Any, name: str, value: Any) -> Iterator[str]:
-    try:
-        replace(example, **{name: value})
-    except ValueError as error:
-        rule = re.match(rf"{name}(?:\.a)? (must .+?), but got", str(error))
-        if rule:
-            yield rule[1]
-
-
-def _examples(cls: type[Any], kind: str) -> list[Any]:
-    """Instances of a dataclass: with its required fields alone, else with each of its optional numbers."""
-    required: dict[str, Any] = {"kind": kind} if kind else {}
-    hints = get_type_hints(cls)
-    for setting in fields(cls):
-        if setting.default is MISSING and setting.default_factory is MISSING and setting.name not in required:
-            required[setting.name] = _example_value(hints[setting.name])
-    numbers = [setting.name for setting in fields(cls) if setting.default is None]
-    found = []
-    for values in (required, *({**required, name: 0.5} for name in numbers)):
-        try:
-            found.append(cls(**values))
-        except (TypeError, ValueError):  # these values do not fit together
-            continue
-        if values is required:
-            break
-    return found
-
-
-def _example_value(hint: Any) -> Any:
-    if isinstance(hint, type) and is_dataclass(hint):
-        return next(iter(_examples(hint, (kinds(hint) or ("",))[0])), None)
-    if get_origin(hint) is Literal:
-        return get_args(hint)[0]
-    if _is_union(hint):
-        return _example_value(get_args(hint)[0])
-    if hint in (int, float, str):
-        return {int: 1, float: 1.0, str: "x"}[hint]
-    return {"a": 8, "b": 8}

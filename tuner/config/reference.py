@@ -3,7 +3,7 @@
     python -m tuner.config.reference > docs/settings.md     write the page; a test compares it with the code
     python tune.py --explain PATH                           one setting or block of it (`explain`)
 
-tuner/config/field_docs.py reads types, defaults, ranges and meanings.
+tuner/config/field_docs.py reads types, defaults and meanings, data/ranges.py the ranges.
 """
 
 import re
@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any, get_origin, get_type_hints
 
+from data.ranges import Range, ranges_of
 from tuner.config.field_docs import (
     can_be_plain,
     comments,
@@ -21,7 +22,6 @@ from tuner.config.field_docs import (
     default_text,
     first_paragraph,
     kinds,
-    ranges,
     type_text,
 )
 from tuner.config.reading import FIXED, SEARCHABLE
@@ -55,15 +55,15 @@ class Setting:
     name: str  # with the kind of model: model.fused_mlp.hidden; as the path for all other settings
     type: str
     default: str  # as in the yaml; "" where the setting is required, or is a block
-    ranges: tuple[str, ...]  # must be at least 1
+    range: Range | None  # of its numbers
     meaning: str
     pipelines: tuple[str, ...]  # that have it
     block: Any = None  # the dataclass of a block
 
     @property
     def text(self) -> str:
-        """The meaning and the ranges as sentences, in the words of a yaml file."""
-        sentences = [self.meaning, *self.ranges]
+        """The meaning and the range as sentences, in the words of a yaml file."""
+        sentences = [self.meaning, f"must be {self.range}" if self.range else ""]
         # A sentence may begin with the kinds that it is about, which keep their spelling: "moco_v1, moco_v2: ...".
         kind_first = re.compile(r"[a-z0-9]+_|[a-z0-9_]+(, [a-z0-9_]+)*:")
         begun = [one if kind_first.match(one) else one[:1].upper() + one[1:] for one in sentences]
@@ -84,7 +84,7 @@ def settings() -> tuple[Setting, ...]:
             name="pipeline",
             type=", ".join(CONFIGS),
             default=next(iter(CONFIGS)),
-            ranges=(),
+            range=None,
             meaning="how a trial is trained; the pipeline decides which blocks an experiment has",
             pipelines=every,
         )
@@ -203,7 +203,7 @@ def _block(path: str, name: str, cls: Any, pipelines: tuple[str, ...], meaning: 
         name=name,
         type="block",
         default="",
-        ranges=(),
+        range=None,
         meaning=meaning or first_paragraph(cls),
         pipelines=pipelines,
         block=cls,
@@ -234,7 +234,7 @@ def _block(path: str, name: str, cls: Any, pipelines: tuple[str, ...], meaning: 
             name=below[1],
             type=type_text(hint),
             default=default_text(setting),
-            ranges=ranges(cls).get(setting.name, ()),
+            range=ranges_of(cls).get(setting.name),
             meaning=comment,
             pipelines=pipelines,
         )

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator
 
+from data.ranges import Count, Range, Seed, UpToAll, check_ranges
 from tuner.config.yaml_tree import shown
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -20,7 +21,13 @@ def _seconds(value: Any) -> Any:
     return float(sum(float(number) * _UNITS[unit] for number, _, unit in re.findall(r"(\d+(\.\d+)?)([smhd])", value)))
 
 
-Seconds = Annotated[float, BeforeValidator(_seconds)]
+# At most ten years: the clocks of threads and of Ray take no more than some centuries.
+Seconds = Annotated[float, Range(0, 10 * 365 * 86400, "low"), BeforeValidator(_seconds)]
+Trials = Annotated[int, Range(1, 1_000_000)]
+Failures = Annotated[int, Range(0, 1_000_000)]
+Cpus = Annotated[float, Range(0.01, 100_000)]
+Gpus = Annotated[float, Range(0, 1024)]
+Workers = Annotated[int, Range(1, 10_000)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +41,10 @@ class SamplerConfig:
     # grows with their cube. cmaes: the evolution strategy CMA-ES. qmc: a Sobol sequence. grid: every combination of
     # options, whole numbers and steps once.
     kind: Literal["tpe", "random", "gp", "cmaes", "qmc", "grid"] = "tpe"
-    seed: int = 1  # seed of the sampler; the same seed gives the same proposals where one trial runs at a time
+    seed: Seed = 1  # seed of the sampler; the same seed gives the same proposals where one trial runs at a time
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +56,11 @@ class SchedulerConfig:
     # When a trial is stopped early. asha: when it is not among the best at a rung; the rungs are after `grace` epochs,
     # `grace` times `reduction` epochs, and so on. median: when it is below the median of the other trials. none: never.
     kind: Literal["asha", "median", "none"] = "asha"
-    grace: int = 1  # number of epochs that every trial trains before it can be stopped
-    reduction: float = 3.0  # asha: one in this many trials continues at each rung
+    grace: Count = 1  # number of epochs that every trial trains before it can be stopped
+    reduction: Annotated[float, Range(1.01, 1000)] = 3.0  # asha: one in this many trials continues at each rung
 
     def __post_init__(self) -> None:
-        if self.grace < 1:
-            raise ValueError(f"grace must be at least 1, but got {self.grace}")
-        if not self.reduction > 1:
-            raise ValueError(f"reduction must be above 1, but got {self.reduction}")
+        check_ranges(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,14 +69,11 @@ class PlateauConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    trials: int  # number of finished trials in a row without an improvement after which the search ends
-    min_gain: float = 0.0  # gain of the best score (GAP, from 0 to 1) above which it counts as an improvement
+    trials: Trials  # number of finished trials in a row without an improvement after which the search ends
+    min_gain: UpToAll = 0.0  # gain of the best score (GAP, from 0 to 1) above which it counts as an improvement
 
     def __post_init__(self) -> None:
-        if self.trials < 1:
-            raise ValueError(f"trials must be at least 1, but got {self.trials}")
-        if self.min_gain < 0:
-            raise ValueError(f"min_gain must not be negative, but got {self.min_gain}")
+        check_ranges(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,13 +84,11 @@ class FailuresConfig:
 
     # How many times a trial is resumed from its last checkpoint after one of its workers has died, before it counts as
     # failed.
-    per_trial: int = 2
-    per_search: int = 10  # how many failed trials the search tolerates; one more ends it
+    per_trial: Failures = 2
+    per_search: Failures = 10  # how many failed trials the search tolerates; one more ends it
 
     def __post_init__(self) -> None:
-        for name in ("per_trial", "per_search"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, but got {getattr(self, name)}")
+        check_ranges(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +100,8 @@ class SearchConfig:
     # The score of a trial: the best GAP (global average precision) of its epochs on the validation videos.
     metric: Literal["gap_best"] = "gap_best"
     mode: Literal["max"] = "max"  # whether a larger or a smaller score is better; always larger
-    trials: int = 20  # number of trials; leave it out with the grid sampler, which has one trial for each combination
+    # Number of trials; leave it out with the grid sampler, which has one trial for each combination.
+    trials: Trials = 20
     sampler: SamplerConfig = field(default_factory=SamplerConfig)  # the sampler, which chooses the values of each trial
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)  # the scheduler, which stops trials early
     time_budget: Seconds | None = None  # time after which the search ends and stops the trials that run; null: no limit
@@ -106,24 +109,15 @@ class SearchConfig:
     # null: no limit.
     epoch_timeout: Seconds | None = None
     # Number of trials that may run at the same time; auto: as many as fit on the cluster.
-    max_concurrent: Literal["auto"] | int = "auto"
+    max_concurrent: Literal["auto"] | Trials = "auto"
     # Number of trials after which a worker's process ends and a new one takes its place; null: the process trains all
     # trials of its slot.
-    trials_per_worker: int | None = None
+    trials_per_worker: Trials | None = None
     plateau: PlateauConfig | None = None  # ends the search when the best score no longer improves; null: never
     failures: FailuresConfig = field(default_factory=FailuresConfig)  # how many failures the search tolerates
 
     def __post_init__(self) -> None:
-        if self.trials < 1:
-            raise ValueError(f"trials must be at least 1, but got {self.trials}")
-        for name in ("time_budget", "epoch_timeout"):
-            seconds = getattr(self, name)
-            if seconds is not None and not seconds > 0:
-                raise ValueError(f"{name} must be above 0 seconds, but got {seconds}")
-        if self.max_concurrent != "auto" and self.max_concurrent < 1:
-            raise ValueError(f"max_concurrent must be at least 1, but got {self.max_concurrent}")
-        if self.trials_per_worker is not None and self.trials_per_worker < 1:
-            raise ValueError(f"trials_per_worker must be at least 1, but got {self.trials_per_worker}")
+        check_ranges(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,13 +126,12 @@ class StartableConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    nodes: int  # largest number of nodes of this type that may run
-    cpu: float  # number of CPUs of a node of this type
-    gpu: float = 0  # number of GPUs of a node of this type
+    nodes: Workers  # largest number of nodes of this type that may run
+    cpu: Annotated[float, Range(1, 100_000)]  # number of CPUs of a node of this type
+    gpu: Gpus = 0  # number of GPUs of a node of this type
 
     def __post_init__(self) -> None:
-        if self.nodes < 1 or self.cpu < 1 or self.gpu < 0:
-            raise ValueError(f"needs nodes and cpu of at least 1, but got nodes {self.nodes} and cpu {self.cpu}")
+        check_ranges(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,11 +140,12 @@ class ElasticConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    min: int = 1  # smallest number of workers with which the trial trains
-    max: int  # largest number of workers that the trial uses
+    min: Workers = 1  # smallest number of workers with which the trial trains
+    max: Workers  # largest number of workers that the trial uses
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min <= self.max:
+        check_ranges(self)
+        if self.min > self.max:
             raise ValueError(f"min must be from 1 to max, which is {self.max}")
 
 
@@ -161,27 +155,24 @@ class ResourcesConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    # Number of GPUs of a worker, or a fraction of one; auto: one where the cluster has GPUs or can start some, else
-    # none.
-    gpu: Literal["auto"] | float = "auto"
+    # Number of GPUs of a worker, or a share of one, at least 0.01; auto: one where the cluster has GPUs or can start
+    # some, else none.
+    gpu: Literal["auto"] | Gpus = "auto"
     # Number of CPUs of a worker; auto: those of a node divided by the workers on it, at least 1.
-    cpu: Literal["auto"] | float = "auto"
+    cpu: Literal["auto"] | Cpus = "auto"
     # Number of workers of a trial, which share each batch; or {min: 1, max: 4}: as many as fit, while
     # nodes come and go.
-    workers: int | ElasticConfig = 1
+    workers: Workers | ElasticConfig = 1
     # Nodes of one type that an autoscaler can start, which count as available before they run; null: only running nodes
     # and those of `ray up` count.
     startable: StartableConfig | None = None
 
     def __post_init__(self) -> None:
-        if self.gpu != "auto" and self.gpu < 0:
-            raise ValueError(f"gpu must not be negative, but got {self.gpu}")
-        if self.gpu != "auto" and self.gpu > 1 and self.gpu % 1 != 0:
-            raise ValueError(f"gpu must be a share of one GPU or a whole number of them, but got {self.gpu}")
-        if self.cpu != "auto" and not self.cpu > 0:
-            raise ValueError(f"cpu must be above 0, but got {self.cpu}")
-        if self.min_workers < 1:
-            raise ValueError(f"workers must be at least 1, but got {self.workers}")
+        check_ranges(self)
+        if self.gpu != "auto" and not (0.01 <= self.gpu <= 1 or self.gpu % 1 == 0):
+            raise ValueError(
+                f"gpu must be a share of one GPU, at least 0.01, or a whole number of them, but got {self.gpu}"
+            )
 
     @property
     def min_workers(self) -> int:

@@ -10,17 +10,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
+from data import ranges
+from data.ranges import Count, Share, check_ranges
 from data.sampling import FramesConfig
 from models import FusedMLPConfig, LinearConfig, LogisticConfig, ModelConfig
 from models.contrastive.contrast import CrossModalConfig
-from models.contrastive.methods import METHODS, MethodConfig, leaks
+from models.contrastive.methods import METHODS, MethodConfig, Temperature, leaks
 from models.contrastive.views import ViewsConfig
 from models.contrastive.views import check as check_views
 from models.losses import LossConfig
 from models.optim import AverageConfig, OptimizerConfig, ScheduleConfig
 from tuner.training.precision import Precision
 
-Seed = int | Literal["per_trial"]
+Seed = ranges.Seed | Literal["per_trial"]
 CudaGraph = Literal["auto"] | bool
 
 
@@ -30,10 +32,11 @@ class TrainingConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    batch_size: int = 1024  # number of videos in a step, over all workers of the trial together
+    # Number of videos in a step, over all workers of the trial together; a multiple of accumulate.
+    batch_size: Count = 1024
     # Number of parts into which a batch is split to use less memory; the gradient is that of the whole batch.
-    accumulate: int = 1
-    epochs: int = 20  # number of passes over the training videos
+    accumulate: Count = 1
+    epochs: Count = 20  # number of passes over the training videos
     # An exponential average of the weights over the steps, which is validated and exported in place of the last
     # weights; null: no average.
     average: AverageConfig | None = None
@@ -50,7 +53,7 @@ class TrainingConfig:
     cuda_graph: CudaGraph = "auto"
 
     def __post_init__(self) -> None:
-        _check_at_least_1(self, "batch_size", "accumulate", "epochs")
+        check_ranges(self)
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"batch_size must be a multiple of accumulate, but got {self.batch_size} and {self.accumulate}"
@@ -99,29 +102,30 @@ class PretrainConfig:
     kind: Literal["moco_v1", "moco_v2", "moco_v3"]  # the contrastive method
     # Number by which the cosine similarities are divided; null: 0.07 for moco_v1, 0.2 for moco_v2, 1 for moco_v3, as in
     # the papers.
-    temperature: float | None = None
+    temperature: Temperature | None = None
     # Width of the embeddings that are compared; null: 128 for moco_v1 and moco_v2, 256 for moco_v3, as in the papers.
-    dimension: int | None = None
+    dimension: Count | None = None
     # moco_v1, moco_v2: number of embeddings of earlier batches that serve as negatives; null: 65536, as in the papers.
-    queue: int | None = None
+    queue: Count | None = None
     # Share of its weights that the momentum encoder keeps in a step; with moco_v3 it is the initial share, which rises
     # to 1. null: 0.999 for moco_v1 and moco_v2, 0.99 for moco_v3, as in the papers.
-    momentum: float | None = None
+    momentum: Share | None = None
     # moco_v3: number of units between the layers of the projector and of the predictor; null: 4096, as in the paper.
-    hidden: int | None = None
+    hidden: Count | None = None
     # Number of groups of a batch, each with its own BatchNorm statistics. The keys are shuffled over the groups, so
     # that the statistics do not reveal which key belongs to a query. null: 8; has no effect with model.norm layer_norm.
-    batch_norm_groups: int | None = None
+    batch_norm_groups: Count | None = None
     views: ViewsConfig = field(default_factory=ViewsConfig)  # the random changes that make two views of a video
     cross_modal: CrossModalConfig | None = None  # a second contrast, between the features of a video; null: none
     # The optimizer of pretraining; null: that of the method's paper, with the learning rate proportional to batch_size
     # (moco_v3: AdamW).
     optimizer: OptimizerConfig | None = None
-    batch_size: int = 1024  # number of videos in a step of pretraining
-    epochs: int = 20  # number of passes over all training videos, with and without labels
+    # Number of videos in a step of pretraining; a multiple of batch_norm_groups, with at least 2 videos for each.
+    batch_size: Count = 1024
+    epochs: Count = 20  # number of passes over all training videos, with and without labels
 
     def __post_init__(self) -> None:
-        _check_at_least_1(self, "batch_size", "epochs")
+        check_ranges(self)
         groups = self.method.batch_norm_groups
         if self.batch_size % groups or self.batch_size < 2 * groups:
             raise ValueError(
@@ -179,21 +183,19 @@ class ProbeConfig:
     # Initial weights of the output layer. ridge: those of the ridge regression of the labels on the embeddings, solved
     # in closed form after pretraining. prior: random weights, and biases as model.prior_bias says.
     start: Literal["ridge", "prior"] = "ridge"
-    dropout: float | None = None  # fine_tune: model.dropout in this phase; null: as in pretraining
+    dropout: Share | None = None  # fine_tune: model.dropout in this phase; null: as in pretraining
     optimizer: OptimizerConfig  # how the weights are updated in the second phase
     loss: LossConfig = field(default_factory=LossConfig)  # what the second phase minimises
     # An exponential average of the weights over the steps, which is validated and exported in place of the last
     # weights; null: no average.
     average: AverageConfig | None = None
-    batch_size: int = 1024  # number of videos in a step of the second phase
-    epochs: int = 20  # number of passes over the labelled training videos
+    batch_size: Count = 1024  # number of videos in a step of the second phase
+    epochs: Count = 20  # number of passes over the labelled training videos
 
     def __post_init__(self) -> None:
-        _check_at_least_1(self, "batch_size", "epochs")
+        check_ranges(self)
         if self.dropout is not None and self.kind != "fine_tune":
             raise ValueError(f"dropout has no effect on a {self.kind} probe, only on fine_tune, but got {self.dropout}")
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), but got {self.dropout}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,6 +212,9 @@ class PhasesConfig:
     # Whether a CUDA graph takes the steps of the second phase. auto: where a trial trains on a GPU. true: as auto, but
     # where it is not possible the trial fails. false: never.
     cuda_graph: CudaGraph = "auto"
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -331,9 +336,3 @@ def _shown(value: Any, show: Callable[[Any], str]) -> str:
 
 def _seed(seed: Seed, number: int) -> int:
     return 1 + number if seed == "per_trial" else seed
-
-
-def _check_at_least_1(config: Any, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, but got {getattr(config, name)}")

@@ -6,13 +6,14 @@ Runs without ray, mlflow, optuna, pydantic and yaml, so that a trial can be trai
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from data import sample
 from data.cache.progress import BuildProgress
 from data.cache.recipe import find_shards
 from data.cache.store import Cache, default_directory, find_cache, open_cache
 from data.errors import DataError
+from data.ranges import Count, Fraction, Range, Seed, check_ranges
 from data.residency import Wanted
 from data.schema import FEATURES, MAX_FRAMES, NUM_CLASSES, Level, Schema
 from models import Sizes
@@ -28,20 +29,16 @@ class SampleConfig:
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     directory: str  # local folder in which the shards are written: train*.tfrecord, validate*.tfrecord, test*.tfrecord
-    train: int = 4000  # number of training videos
-    validate: int = 1000  # number of validation videos
-    test: int = 0  # number of test videos
-    shards: int = 4  # number of shards of each split
-    seed: int = 1  # seed of the features and labels of the videos; the same seed gives the same bytes
+    train: Annotated[int, Range(1, sample.VIDEOS.high)] = 4000  # number of training videos
+    validate: Annotated[int, Range(1, sample.VIDEOS.high)] = 1000  # number of validation videos
+    test: Annotated[int, sample.VIDEOS] = 0  # number of test videos
+    shards: Annotated[int, sample.SHARDS] = 4  # number of shards of each split
+    seed: Seed = 1  # seed of the features and labels of the videos; the same seed gives the same bytes
     # Number of frames of the longest video; has an effect at level frame and segment only.
-    frames: int = sample.NUM_FRAMES
+    frames: Annotated[int, Range(1, 10_000)] = sample.NUM_FRAMES
 
     def __post_init__(self) -> None:
-        for name in ("train", "validate", "shards", "frames"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, but got {getattr(self, name)}")
-        if self.test < 0:
-            raise ValueError(f"test must not be negative, but got {self.test}")
+        check_ranges(self)
         if "://" in self.directory:
             raise ValueError("directory must be a local folder, as every machine writes its own; it cannot be a URL")
 
@@ -58,18 +55,18 @@ class DataConfig:
     test: Patterns | None = None
     # Fraction of the validation videos on which a trial is scored after each epoch; the winner is scored on all of them
     # at the end.
-    validate_fraction: float = 1.0
+    validate_fraction: Fraction = 1.0
     # Fraction of the training videos whose labels are used. pipeline supervised: the other videos are left out.
     # pipeline contrastive: pretraining uses all videos.
-    label_fraction: float = 1.0
+    label_fraction: Fraction = 1.0
     # What a record of the shards holds. video: one vector of each feature for a video. frame: the vectors of all frames
     # of a video. segment: as frame, and the segments of 5 frames that were rated.
     level: Level = "video"
     # Names of the features in the shards, each with its width in columns; {}: those of YouTube-8M.
-    features: Mapping[str, int] = field(default_factory=dict)
+    features: Mapping[str, Count] = field(default_factory=dict)
     # Number of frames that are read of each video, from its first; has an effect at level frame and segment only.
-    max_frames: int = MAX_FRAMES
-    num_classes: int = NUM_CLASSES  # number of classes; a label is an index from 0 to num_classes - 1
+    max_frames: Count = MAX_FRAMES
+    num_classes: Count = NUM_CLASSES  # number of classes; a label is an index from 0 to num_classes - 1
     # What happens where a shard is damaged. fail: the search ends with an error. skip: training goes on without the
     # shard, and the search reports it.
     on_bad_shard: Literal["fail", "skip"] = "fail"
@@ -89,20 +86,11 @@ class DataConfig:
     sample: SampleConfig | None = None
 
     def __post_init__(self) -> None:
-        for name in ("validate_fraction", "label_fraction"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in (0, 1], but got {getattr(self, name)}")
+        check_ranges(self)
         if self.cache is not None and "://" in self.cache:
             raise ValueError("cache must be a local folder, as every machine has its own; it cannot be a URL")
-        if self.num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, but got {self.num_classes}")
-        if self.max_frames < 1:
-            raise ValueError(f"max_frames must be at least 1, but got {self.max_frames}")
         if not self.features:
             object.__setattr__(self, "features", dict(FEATURES[self.level]))
-        for name, width in self.features.items():
-            if width < 1:
-                raise ValueError(f"the width of feature {name!r} must be at least 1, but got {width}")
 
     @property
     def schema(self) -> Schema:

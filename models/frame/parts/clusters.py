@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data.ranges import Count
 from models.config import check_per_feature
 from models.frame.parts.frame_model import FrameModelConfig
 from models.frame.parts.frames import FrameBatchNorm, padded
@@ -27,11 +28,9 @@ from models.layers import BatchNorm, normal_linear
 class ClusteredConfig(FrameModelConfig):
     """Settings of a model that pools the frames of each feature by that feature's clusters."""
 
-    positive: ClassVar[tuple[str, ...]] = ("clusters", "hidden")
-
     # Number of clusters of each feature, by feature name; every feature of the data needs one.
-    clusters: Mapping[str, int]
-    hidden: int = 1024  # number of units of the layer after the pooling
+    clusters: Mapping[str, Count]
+    hidden: Count = 1024  # number of units of the layer after the pooling
     relu: bool = False  # true: BatchNorm and relu6 follow the layer after the pooling
     # true: the units of the layer after the pooling are multiplied by gates that are computed from all of them.
     context_gating: bool = False

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from models.config import ModelConfig, check_batch_norm_momentum, check_positive
+from data.ranges import Fraction
+from models.config import ModelConfig
 from models.frame.parts.frames import FrameInput
 from models.frame.parts.heads import HeadConfig, head
 from models.inputs import Sizes, Statistics
@@ -25,21 +26,15 @@ class FrameModelConfig(ModelConfig):
     """Settings of every frame-level model with a pooling and a head."""
 
     level: ClassVar[str] = "frame"
-    positive: ClassVar[tuple[str, ...]] = ()  # settings that must be at least 1
 
     # How each frame is scaled. standard: by the mean and variance of each column over the training frames. l2: to
     # length 1, all features together. none: not at all.
     normalize: NormalizeKind = "l2"
     # Weight of a new batch in the running statistics of BatchNorm. The sources of these models have 0.001, which needs
     # about 100,000 steps.
-    batch_norm_momentum: float = 0.1
+    batch_norm_momentum: Fraction = 0.1
     # The output layer: from the pooled frames of a video to a probability for each class.
     head: HeadConfig = field(default_factory=HeadConfig)
-
-    def __post_init__(self) -> None:
-        """Checks the ranges."""
-        check_positive(self, *self.positive)
-        check_batch_norm_momentum(self.batch_norm_momentum)
 
 
 class FrameModel(nn.Module):

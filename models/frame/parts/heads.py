@@ -11,9 +11,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
+from data.ranges import Count, check_ranges
 from models.inputs import Statistics
 from models.layers import linear, start_at_prior
-from models.video.mixture_of_experts import Mixture, ProbabilityGating, check_mixture
+from models.video.mixture_of_experts import Mixture, ProbabilityGating
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,10 +25,10 @@ class HeadConfig:
 
     # The kind of output layer. moe: a mixture of experts. logistic: one linear layer.
     kind: Literal["moe", "logistic"] = "moe"
-    mixtures: int = 2  # moe: number of experts of each class
+    mixtures: Count = 2  # moe: number of experts of each class
     # moe: rank of the gates' weight matrix, which is then a product of two smaller matrices; null: one matrix of full
     # rank.
-    low_rank: int | None = None
+    low_rank: Count | None = None
     # moe: whether the probability of each class is multiplied by a second gate, and what that gate is computed from.
     # none: there is no second gate. probabilities: from the probabilities of all classes, as in WILLOW. inputs: from
     # the pooled frames.
@@ -38,7 +39,7 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges, and refuses a setting that has no effect on the kind."""
-        check_mixture(self.mixtures, self.low_rank)
+        check_ranges(self)
         for setting in fields(self):
             value = getattr(self, setting.name)
             if self.kind == "logistic" and setting.name not in ("kind", "prior_bias") and value != setting.default:

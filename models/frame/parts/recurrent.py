@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from data.ranges import Count, Layers
 from models.frame.parts.frame_model import FrameModelConfig
 from models.inputs import Sizes
 
@@ -26,10 +27,8 @@ Cell = Callable[[Tensor, Tensor], Tensor]  # (state_BS, gates' inputs of one fra
 class RecurrentConfig(FrameModelConfig):
     """Settings of LSTM and GRU. Of these models, only the head's probability gating has a BatchNorm."""
 
-    positive: ClassVar[tuple[str, ...]] = ("cells", "layers")
-
-    cells: int  # number of units of each recurrent layer
-    layers: int = 2  # number of recurrent layers, stacked
+    cells: Count  # number of units of each recurrent layer
+    layers: Layers = 2  # number of recurrent layers, stacked
     # What represents the video after its last frame. all: the states of all layers. top: the output of the last layer,
     # as in google/youtube-8m since 2019.
     state: Literal["all", "top"] = "all"
