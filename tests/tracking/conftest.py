@@ -34,12 +34,18 @@ def name() -> str:
 
 
 @pytest.fixture
-def start(uri: str, name: str) -> Iterator[Start]:
+def said() -> list[str]:
+    """What the trackers of a test tell the user."""
+    return []
+
+
+@pytest.fixture
+def start(uri: str, name: str, said: list[str]) -> Iterator[Start]:
     """Starts a tracker of one search; all trackers of a test write to the same runs."""
     trackers = []
 
     def begin(**search: Any) -> Tracker:
-        tracker = Tracker(uri, name, {"git_commit": "abc", "version.torch": "2"})
+        tracker = Tracker(uri, name, {"git_commit": "abc", "version.torch": "2"}, said.append)
         trackers.append(tracker)
         facts = {"tags": {"data_fingerprint": "f"}, "params": {"trials": 3}, "yaml": "default: tiny\n"} | search
         tracker.start_search("s-1", **facts)

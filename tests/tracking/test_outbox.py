@@ -69,6 +69,29 @@ def test_a_refusal_is_logged_without_secrets_and_the_rest_is_delivered(
     assert "refused" in caplog.text and "hunter2" not in caplog.text
 
 
+def test_a_refused_write_is_tried_again_once_where_its_reason_was_removed(server: Server) -> None:
+    errors = [ValueError("deleted"), ValueError("still refused")]
+
+    def write() -> None:
+        raise errors.pop(0)
+
+    box = Outbox(lambda error: False, lambda: True, mend=lambda: True)
+    box.put(write, "a trial")
+    box.put(server.write(1), "another trial")
+    assert box.close() == 0
+    assert server.told == [1] and box.refused == ["still refused"] and box.lacking == {"a trial"}
+
+
+def test_a_reason_that_cannot_be_looked_for_is_a_refusal(server: Server) -> None:
+    def mend() -> bool:
+        raise ConnectionError("away")
+
+    box = Outbox(lambda error: False, lambda: True, mend)
+    box.put(server.write(0, ValueError("no")))
+    box.put(server.write(1))
+    assert box.close() == 0 and server.told == [1] and box.refused == ["no"]
+
+
 def test_a_write_that_always_fails_while_the_server_answers_counts_as_refused(server: Server) -> None:
     box = server.outbox()
     box.put(server.write(0, ConnectionError("always")))

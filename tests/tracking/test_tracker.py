@@ -1,6 +1,7 @@
 """What MLflow has of a search, in a real SQLite store that fails for a while in some tests."""
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -210,7 +211,116 @@ def test_a_write_that_mlflow_refuses_is_logged_and_the_rest_is_written(uri: str,
     assert len(tracker.refused) == 1 and "no such: key" in tracker.refused[0]
     _, children = runs()
     assert steps(uri, children["s-1-0000"], "gap") == [(1, 0.1), (3, 0.3)]
-    assert children["s-1-0000"].info.status == "FINISHED"
+
+
+def test_a_run_that_lacks_a_refused_write_is_completed_by_a_resumed_search(uri: str, start: Start, runs: Any) -> None:
+    first = start()
+    client = first.client
+    refusal = MlflowException("no", error_code=INVALID_PARAMETER_VALUE)
+    first.client = FlakyClient(client, "log_batch", 0, refusal)
+    train(first, trial(0), range(1, 2))
+    finish(first, trial(0))
+    train(first, trial(1), range(1, 1))
+    first.report("s-1-0001", 1, {"no such: key!*": 1.0}, {})
+    finish(first, trial(1))
+    first.end_search("FINISHED")
+    assert first.close() == 0 and len(first.refused) == 1
+    first.client = client
+    parent, children = runs()
+    assert parent.info.status == "KILLED", "what was refused is not told"
+    assert {id: run.info.status for id, run in children.items()} == {"s-1-0000": "FINISHED", "s-1-0001": "KILLED"}
+
+    second = start()
+    for number in range(2):
+        train(second, trial(number), range(1, 2))
+        finish(second, trial(number))
+    second.end_search("FINISHED")
+    assert second.close() == 0 and not second.refused
+    parent, children = runs()
+    assert {run.info.status for run in (parent, *children.values())} == {"FINISHED"} and len(children) == 2
+    assert all(steps(uri, run, "gap") == [(1, 0.1)] for run in children.values())
+
+
+def delete_experiment(client: mlflow.MlflowClient, name: str) -> None:
+    client.delete_experiment(client.get_experiment_by_name(name).experiment_id)
+
+
+def delete_parent(client: mlflow.MlflowClient, name: str) -> None:
+    delete_runs(client, name, "s-1")
+
+
+def delete_trial(client: mlflow.MlflowClient, name: str) -> None:
+    delete_runs(client, name, "trial 000")
+
+
+def delete_runs(client: mlflow.MlflowClient, name: str, run_name: str) -> None:
+    for run in client.search_runs([client.get_experiment_by_name(name).experiment_id]):
+        if run.info.run_name == run_name:
+            client.delete_run(run.info.run_id)
+
+
+DELETIONS = [delete_experiment, delete_parent, delete_trial]
+
+
+@pytest.mark.parametrize("delete", DELETIONS)
+def test_what_was_deleted_in_mlflow_is_restored_when_the_search_is_resumed(
+    uri: str, start: Start, runs: Any, name: str, delete: Callable[..., None], said: list[str]
+) -> None:
+    first = start()
+    train(first, trial(0), range(1, 3))
+    first.suspend_trials()
+    first.end_search("KILLED")
+    assert first.close() == 0
+    delete(mlflow.MlflowClient(uri), name)
+    second = start()
+    train(second, trial(0))
+    finish(second, trial(0))
+    second.end_search("FINISHED")
+    assert second.close() == 0 and not second.refused
+    parent, children = runs()
+    assert {run.info.status for run in (parent, *children.values())} == {"FINISHED"}
+    assert steps(uri, children["s-1-0000"], "gap") == [(1, 0.1), (2, 0.2), (3, 0.3)]
+    assert len(said) == 1 and "had been deleted, and is restored" in said[0]
+
+
+@pytest.mark.parametrize("delete", DELETIONS)
+def test_what_is_deleted_in_mlflow_while_the_search_runs_is_restored(
+    uri: str, start: Start, runs: Any, name: str, delete: Callable[..., None], said: list[str]
+) -> None:
+    tracker = start()
+    train(tracker, trial(0), range(1, 3))
+    deadline = time.monotonic() + 20
+    while len(tracker._logged.get("s-1-0000", ())) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    delete(mlflow.MlflowClient(uri), name)
+    tracker.report("s-1-0000", 3, metrics(3), {})
+    finish(tracker, trial(0))
+    train(tracker, trial(1))
+    finish(tracker, trial(1))
+    tracker.end_search("FINISHED")
+    assert tracker.close() == 0 and not tracker.refused
+    parent, children = runs()
+    assert {run.info.status for run in (parent, *children.values())} == {"FINISHED"} and len(children) == 2
+    assert steps(uri, children["s-1-0000"], "gap") == [(1, 0.1), (2, 0.2), (3, 0.3)]
+    assert len(said) == 1 and "had been deleted, and is restored" in said[0]
+
+
+def test_a_trial_whose_parent_is_gone_for_good_gets_the_new_one(uri: str, start: Start, runs: Any) -> None:
+    first = start()
+    train(first, trial(0), range(1, 3))
+    first.suspend_trials()
+    assert first.close() == 0
+    client = mlflow.MlflowClient(uri)
+    client.delete_run(first.parent_id)
+    client._tracking_client.store._hard_delete_run(first.parent_id)  # as `mlflow gc` does
+    client._tracking_client.store.engine.dispose()
+    second = start()
+    train(second, trial(0))
+    finish(second, trial(0))
+    assert second.close() == 0 and not second.refused
+    parent, children = runs()
+    assert parent.info.run_id != first.parent_id
+    assert children["s-1-0000"].data.tags[PARENT_TAG] == parent.info.run_id
 
 
 def test_the_data_is_logged_as_datasets(start: Start, runs: Any) -> None:

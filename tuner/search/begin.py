@@ -56,10 +56,10 @@ def folder_and_experiment(file: Path, name: str | None, options: Options) -> tup
         raise SearchError(f"{options.storage} has no search of {name} to resume; start one without --resume")
     directory = known[-1]
     search = journal.read(directory)
-    if search.ended and search.tracked and not options.extend:
+    if search.ended and search.tracked and not (options.extend or options.tracking_uri):
         raise SearchError(
             f"search {directory.name} has ended ({search.ended}) with {len(search.finished)} finished trials; "
-            "--extend N adds trials to it"
+            "--extend N adds trials to it, --tracking-uri URI writes it to another MLflow"
         )
     stored = Experiment.from_yaml((directory / "experiment.yaml").read_text(), name, file)
     today = load(file, name, options.overrides or search.overrides)

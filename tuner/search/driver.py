@@ -36,7 +36,7 @@ from tuner.search.recorder import Recorder
 from tuner.search.schedulers import ReplayingScheduler
 from tuner.search.searcher import JournaledSearch
 from tuner.search.stopper import StopRule, sigterm_as_interrupt
-from tuner.search.summary import interrupted, print_summary, resume_command
+from tuner.search.summary import conclude_tracking, interrupted, print_summary
 from tuner.search.winner import conclude
 from tuner.storage import journal, lock, searches
 from tuner.storage.journal import Journal, SearchHistory
@@ -104,7 +104,7 @@ def _run(
     with at(directory / LOG).buffered() as log, quiet(log), stages.reported(), ThreadPoolExecutor(1) as background:
         stages.begin("ray")
         # A new database of MLflow takes as long as a Ray.
-        connecting = background.submit(lambda: Tracker(uri, experiment.name, environment_tags(PROJECT)))
+        connecting = background.submit(lambda: Tracker(uri, experiment.name, environment_tags(PROJECT), console.print))
         with connection.connect(connection.resolve_address(options.address)) as attempt:
             stages.begin("mlflow")
             tracker = connecting.result()
@@ -186,7 +186,7 @@ class _Search:
             tracker.suspend_trials()
             tracker.end_search(status)
             undelivered = tracker.close(SHORT_PATIENCE_SECONDS if status == "KILLED" else None, console.print)
-        self._conclude_tracking(undelivered)
+        conclude_tracking(self.journal, tracker.refused, undelivered, self.log, console)
         stages.begin("closing")
         return print_summary(search, self.stop, self.experiment, self.data, console)
 
@@ -200,19 +200,6 @@ class _Search:
     def _slots_score_better(self) -> bool:
         """Whether it is worth a new slot to score the best trial: it has a GPU, or other CPUs than the driver."""
         return self.layout.resources.gpu > 0 or self.search.attempts[-1].scratch is None
-
-    def _conclude_tracking(self, undelivered: int) -> None:
-        """Record that MLflow has everything, or print what it does not have."""
-        console, server, refused = self.console, f"MLflow at {self.search.tracking_uri}", self.tracker.refused
-        if refused:
-            console.print(f"{server} refused {len(refused)} writes, the first with: {refused[0]}; see {self.log}")
-        if undelivered:
-            console.print(
-                f"{server} has not received {undelivered} writes; the journal has them, and this command writes them "
-                f"again: {resume_command(self.search)}"
-            )
-        elif self.search.ended:
-            self.journal.append("tracked")
 
     def _exit_without_ray(self, head: str) -> None:
         """End this process because its Ray is gone; the main thread would wait forever for an answer of Ray."""

@@ -1,12 +1,15 @@
 """What a search prints at its end: the best trial, the table of trials, and the commands to use next."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from rich.table import Table
 
 from tuner.config.experiment import Experiment
 from tuner.console import Console, describe_settings, leader_table
 from tuner.project import program
 from tuner.search.stopper import StopRule
-from tuner.storage.journal import SearchHistory
+from tuner.storage.journal import Journal, SearchHistory
 from tuner.tracking.uri import ui_command
 from tuner.training.dataset import Dataset, missing_shards
 
@@ -42,6 +45,29 @@ def print_summary(
     console.print(f"  {program('python')} -m tuner.best {search.experiment} --export")
     console.print(f"  {ui_command(program('mlflow'), search.tracking_uri)}")
     return 0
+
+
+def conclude_tracking(journal: Journal, refused: Sequence[str], undelivered: int, log: Path, console: Console) -> None:
+    """Record in the journal of a search that has ended that MLflow has everything, or print what it does not have.
+
+    Args:
+        journal: of the search, open.
+        refused: the errors of the writes that MLflow has refused.
+        undelivered: number of writes that it did not get.
+        log: the file with the whole errors.
+        console: prints.
+    """
+    search = journal.search
+    assert search is not None
+    server = f"MLflow at {search.tracking_uri}"
+    if refused:
+        console.print(f"{server} refused {len(refused)} writes, the first with: {refused[0]}; see {log}")
+    if undelivered:
+        console.print(f"{server} has not received {undelivered} writes")
+    if refused or undelivered:
+        console.print(f"the journal has them, and this command writes them again: {resume_command(search)}")
+    elif search.ended:
+        journal.append("tracked")
 
 
 def interrupted(search: SearchHistory, why: str = "interrupted") -> str:

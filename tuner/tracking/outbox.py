@@ -29,33 +29,40 @@ _log = logging.getLogger(__name__)
 class Outbox:
     """Delivers writes on its own thread; `put` returns at once."""
 
-    def __init__(self, is_transient: Callable[[Exception], bool], answers: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        is_transient: Callable[[Exception], bool],
+        answers: Callable[[], bool],
+        mend: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Start the thread.
 
         Args:
             is_transient: whether a write that raised this error may succeed later.
             answers: whether the server answers a request now.
+            mend: called where a write was refused; returns whether it has removed a reason, so that it is tried again.
         """
-        self._is_transient, self._answers = is_transient, answers
-        self._waiting: queue.SimpleQueue[Write | None] = queue.SimpleQueue()
+        self._is_transient, self._answers, self._mend = is_transient, answers, mend
+        self._waiting: queue.SimpleQueue[tuple[Write, str] | None] = queue.SimpleQueue()
         self._given_up = threading.Event()
         self._closing_since: float | None = None
         self._last_success = 0.0
         self.undelivered = 0  # number of writes given up, which a resumed search may repeat
         self.refused: list[str] = []  # the errors of the writes that the server refused for good
+        self.lacking: set[str] = set()  # the subjects of these writes
         self._thread = threading.Thread(target=self._deliver_all, name="mlflow-writer", daemon=True)
         self._thread.start()
 
-    def put(self, write: Write) -> None:
-        """Deliver `write` after all that were put before it."""
+    def put(self, write: Write, about: str = "") -> None:
+        """Deliver `write` after all that were put before it; `about` is its subject, for `lacking`."""
         if self.undelivered or self._waiting.qsize() >= MAX_WAITING:
             self.undelivered += 1
         else:
-            self._waiting.put(write)
+            self._waiting.put((write, about))
 
     def put_last(self, write: Write) -> None:
         """Deliver `write` even if writes before it were given up, for example one that closes a run."""
-        self._waiting.put(write)
+        self._waiting.put((write, ""))
 
     def close(self, patience: float = PATIENCE_SECONDS, print_line: Callable[[str], None] = _log.warning) -> int:
         """Deliver the remaining writes and stop the thread; Ctrl-C ends the wait.
@@ -80,14 +87,14 @@ class Outbox:
         return self.undelivered
 
     def _deliver_all(self) -> None:
-        while (write := self._waiting.get()) is not None:
-            if self._given_up.is_set() or not self._deliver(write):
+        while (waiting := self._waiting.get()) is not None:
+            if self._given_up.is_set() or not self._deliver(*waiting):
                 self._given_up.set()
                 self.undelivered += 1
 
-    def _deliver(self, write: Write) -> bool:
+    def _deliver(self, write: Write, about: str) -> bool:
         """Deliver a write, or note that it is refused; False where it was given up."""
-        warned, failures = False, 0
+        warned, mended, failures = False, False, 0
         while True:
             try:
                 write()
@@ -98,7 +105,12 @@ class Outbox:
                 # content; the search must not end.
                 transient = self._is_transient(error)
                 failures += transient and self._answers()
+                if not (transient or mended):
+                    mended = self._mended()
+                    if mended:
+                        continue
                 if not transient or failures >= MAX_FAILURES:
+                    self.lacking.add(about)
                     self.refused.append(redacted(str(error) or type(error).__name__))
                     _log.error("MLflow refused a write\n%s", redacted(traceback.format_exc()))
                     return True
@@ -107,6 +119,13 @@ class Outbox:
                     warned = True
                 if self._is_over() or self._given_up.wait(RETRY_SECONDS):
                     return False
+
+    def _mended(self) -> bool:
+        try:
+            return self._mend()
+        except Exception:  # as above: the write is lost at worst
+            _log.error("MLflow could not be mended\n%s", redacted(traceback.format_exc()))
+            return False
 
     def _is_over(self) -> bool:
         since = self._closing_since

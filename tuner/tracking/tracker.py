@@ -14,7 +14,7 @@ from typing import Any
 from tuner.errors import SearchError, first_line
 from tuner.redact import redacted
 from tuner.storage.journal import TrialHistory
-from tuner.tracking import outbox
+from tuner.tracking import deleted, outbox
 from tuner.tracking.outbox import Outbox
 from tuner.tracking.records import outcome_tags
 from tuner.tracking.uri import SQLITE, artifact_location, configure_client
@@ -30,6 +30,7 @@ EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 TRANSIENT = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED")
 # How long the end of an interrupted search waits for an absent server: a resumed search writes the rest.
 SHORT_PATIENCE_SECONDS = 10.0
+_log = logging.getLogger(__name__)
 
 
 class Tracker:
@@ -38,18 +39,23 @@ class Tracker:
     All methods but the constructor and `close` return at once; the writes follow on the thread of the outbox.
     """
 
-    def __init__(self, uri: str, experiment: str, tags: Mapping[str, str]) -> None:
+    def __init__(
+        self, uri: str, experiment: str, tags: Mapping[str, str], print_line: Callable[[str], None] = _log.warning
+    ) -> None:
         """Connect, create the database and the experiment where they do not exist, and start the writing thread.
+
+        An experiment that somebody has deleted is restored, now and while the search runs, and so are its runs.
 
         Args:
             uri: of the tracking server or the database.
             experiment: the name of the experiment in MLflow.
             tags: of every run, such as `tuner.tracking.tags.environment_tags`.
+            print_line: prints a sentence about what was restored.
 
         Raises:
             SearchError: MLflow cannot be reached, or refuses.
         """
-        self.uri, self._tags = configure_client(uri), dict(tags)
+        self.uri, self._tags, self._print_line = configure_client(uri), dict(tags), print_line
         uri = self.uri
         import mlflow
 
@@ -59,6 +65,8 @@ class Tracker:
             mlflow.set_tracking_uri(uri)
             self.client = mlflow.MlflowClient(tracking_uri=uri)
             found = self.client.get_experiment_by_name(experiment)
+            if found and deleted.restore_experiment(self.client, found):
+                self._tell_restored("the experiment")
             self.experiment_id = (
                 found.experiment_id
                 if found
@@ -67,10 +75,10 @@ class Tracker:
         except Exception as error:  # MLflow passes on whatever its many kinds of stores raise
             raise SearchError(_unreachable(uri, error)) from None  # the original message may show credentials
         self.parent_id = ""
-        self._runs: dict[str, str] = {}  # id of the MLflow run by trial id
+        self._runs: dict[str, str] = {}  # id of the MLflow run by trial id, until it is closed
         self._logged: dict[str, set[int]] = {}  # epochs that MLflow has, by trial id
         self._closed: set[str] = set()  # ids of trials whose runs an earlier driver closed
-        self._outbox = Outbox(_is_transient, self._answers)
+        self._outbox = Outbox(_is_transient, self._answers, self._restore)
 
     def start_search(self, search_id: str, *, tags: Mapping[str, str], params: Mapping[str, Any], yaml: str) -> None:
         """Open the parent run; a resumed search continues the one it has."""
@@ -115,7 +123,7 @@ class Tracker:
             self._logged[trial.id] = {metric.step for metric in self.client.get_metric_history(run_id, "gap")}
             self._log_params(run_id, params)
 
-        self._outbox.put(write)
+        self._outbox.put(write, trial.id)
 
     def report(self, trial_id: str, epoch: int, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
         """Log the metrics of an epoch in one request, with further tags; an epoch that MLflow has is left out."""
@@ -133,10 +141,12 @@ class Tracker:
             )
             self._logged[trial_id].add(epoch)
 
-        self._outbox.put(write)
+        self._outbox.put(write, trial_id)
 
     def finish_trial(self, trial: TrialHistory, num_ended: int, best: float | None) -> None:
         """Close the run of a trial, and log the best score so far into the parent run.
+
+        A run that lacks a write, which MLflow has refused, is KILLED: a resumed search writes it again.
 
         Args:
             trial: which has ended.
@@ -151,11 +161,13 @@ class Tracker:
             run_id = self._runs[trial.id]
             for key, value in outcome_tags(trial).items():
                 self.client.set_tag(run_id, key, value)
-            self.client.set_terminated(run_id, "FAILED" if trial.status == "failed" else "FINISHED")
+            status = "FAILED" if trial.status == "failed" else "FINISHED"
+            self.client.set_terminated(run_id, "KILLED" if trial.id in self._outbox.lacking else status)
             if best is not None:
                 self.client.log_metric(self.parent_id, "gap_best", best, now, num_ended)
+            del self._runs[trial.id]
 
-        self._outbox.put(write)
+        self._outbox.put(write, trial.id)
 
     def suspend_trials(self) -> None:
         """Close the runs of the trials that have not ended; a resumed search opens them again."""
@@ -203,7 +215,8 @@ class Tracker:
         """Close the parent run as FINISHED, FAILED or, where a resume can continue it, KILLED."""
 
         def write() -> None:
-            self.client.set_terminated(self.parent_id, "KILLED" if self._outbox.undelivered else status)
+            complete = not (self._outbox.undelivered or self._outbox.lacking)
+            self.client.set_terminated(self.parent_id, status if complete else "KILLED")
 
         self._outbox.put_last(write)
 
@@ -230,12 +243,29 @@ class Tracker:
         except Exception:  # any error means that it does not answer now
             return False
 
+    def _restore(self) -> bool:
+        """Restore what somebody has deleted of the experiment and the open runs; returns whether there was anything."""
+        runs = [self.parent_id, *self._runs.values()] if self.parent_id else []
+        restored = deleted.restore(self.client, self.experiment_id, runs)
+        if restored:
+            self._tell_restored(restored)
+        return bool(restored)
+
+    def _tell_restored(self, what: str) -> None:
+        self._print_line(f"MLflow at {redacted(self.uri)}: {what} had been deleted, and is restored for this search")
+
     def _find_or_create(self, tag: str, value: str, name: str, tags: Mapping[str, str]) -> str:
-        runs = self.client.search_runs([self.experiment_id], f"tags.`{tag}` = '{value}'")
+        from mlflow.entities import ViewType
+
+        runs = self.client.search_runs([self.experiment_id], f"tags.`{tag}` = '{value}'", ViewType.ALL)
         found = [run for run in runs if tag == "trial_id" or PARENT_TAG not in run.data.tags]
         if found:
             run_id: str = found[0].info.run_id
+            if deleted.restore_run(self.client, found[0]):
+                self._tell_restored(f"the run '{name}'")
             self.client.set_terminated(run_id, "RUNNING")
+            if tags.get(PARENT_TAG, "") != found[0].data.tags.get(PARENT_TAG, ""):
+                self.client.set_tag(run_id, PARENT_TAG, tags[PARENT_TAG])  # its parent run is gone for good
             return run_id
         run = self.client.create_run(self.experiment_id, run_name=name, tags={**self._tags, **tags})
         return str(run.info.run_id)
