@@ -46,6 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tuner.errors": {"data"},
     "tuner.imports": set(),
     "tuner.redact": {"data", "tuner.errors", "tuner.imports"},
+    "tuner.background": {"data", "tuner.errors", "tuner.imports", "tuner.redact"},
 }
 
 
@@ -56,8 +57,8 @@ def _above(below: str, *rooms: str) -> None:
         below = room
 
 
-_above("tuner.redact", "tuner.storage")
-_above("tuner.redact", "tuner.cli")
+_above("tuner.background", "tuner.storage")
+_above("tuner.background", "tuner.cli")
 for room in ("tuner.tracking", "tuner.console", "tuner.project"):
     _above("tuner.storage", room)
 _above("tuner.storage", "tuner.training")

@@ -5,10 +5,11 @@ notices the loss earlier.
 """
 
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from tuner.background import repeated
 
 # Seconds without an answer: longer than a short failure of the network, shorter than Ray's own 60.
 PATIENCE_SECONDS = 30.0
@@ -16,31 +17,30 @@ CHECK_SECONDS = 1.0
 
 
 @contextmanager
-def watch(address: str, on_lost: Callable[[], None], patience: float = PATIENCE_SECONDS) -> Iterator[None]:
-    """While the block runs, call `on_lost` (once, from a thread) if the head does not answer for too long.
+def watch(
+    address: str, on_lost: Callable[[], None], print_line: Callable[[str], None], patience: float = PATIENCE_SECONDS
+) -> Iterator[None]:
+    """While the block runs, call `on_lost` (from a thread) if the head does not answer for too long.
 
     Args:
         address: HOST:PORT of the head.
-        on_lost: called when the head is gone.
+        on_lost: called once when the head is gone; again, where it raises an exception.
+        print_line: prints a sentence where the watch itself fails; it goes on.
         patience: seconds without an answer after which it counts as gone.
     """
-    ended = threading.Event()
-    thread = threading.Thread(target=_watch, args=(address, on_lost, patience, ended), name="watch", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-
-
-def _watch(address: str, on_lost: Callable[[], None], patience: float, ended: threading.Event) -> None:
     host, _, port = address.rpartition(":")
     answered = time.monotonic()
-    while not ended.wait(CHECK_SECONDS):
+
+    def look() -> bool:
+        nonlocal answered
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
             answered = time.monotonic()
         except OSError:
             if time.monotonic() - answered > patience:
                 on_lost()
-                return
+                return True
+        return False
+
+    with repeated(f"watching Ray's head at {address}", look, CHECK_SECONDS, print_line):
+        yield

@@ -105,7 +105,7 @@ def _run(
         stages.begin("ray")
         # A new database of MLflow takes as long as a Ray.
         connecting = background.submit(lambda: Tracker(uri, experiment.name, environment_tags(PROJECT), console.print))
-        with connection.connect(connection.resolve_address(options.address)) as attempt:
+        with connection.connect(connection.resolve_address(options.address), console.print) as attempt:
             stages.begin("mlflow")
             tracker = connecting.result()
             background.submit(warm_up)
@@ -166,7 +166,7 @@ class _Search:
             scheduler = ReplayingScheduler(settings.scheduler, search, self.experiment.max_epochs)
             recorder = Recorder(self.experiment, self.journal, tracker, console, scheduler, self.stop)
             head = ray.get_runtime_context().gcs_address
-            with console.searching(search), watch(head, partial(self._exit_without_ray, head)):
+            with console.searching(search), watch(head, partial(self._exit_without_ray, head), console.print):
                 recorder.catch_up()
                 if self._due:
                     stages.begin("trials")

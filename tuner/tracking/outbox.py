@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable
 
+from tuner.background import keep_working
 from tuner.redact import redacted
 
 RETRY_SECONDS = 2.0  # between two attempts at a write
@@ -50,8 +51,7 @@ class Outbox:
         self.undelivered = 0  # number of writes given up, which a resumed search may repeat
         self.refused: list[str] = []  # the errors of the writes that the server refused for good
         self.lacking: set[str] = set()  # the subjects of these writes
-        self._thread = threading.Thread(target=self._deliver_all, name="mlflow-writer", daemon=True)
-        self._thread.start()
+        self._thread = keep_working("writing to MLflow", self._deliver_next)
 
     def put(self, write: Write, about: str = "") -> None:
         """Deliver `write` after all that were put before it; `about` is its subject, for `lacking`."""
@@ -86,11 +86,15 @@ class Outbox:
             return self.undelivered + max(1, self._waiting.qsize())
         return self.undelivered
 
-    def _deliver_all(self) -> None:
-        while (waiting := self._waiting.get()) is not None:
-            if self._given_up.is_set() or not self._deliver(*waiting):
-                self._given_up.set()
-                self.undelivered += 1
+    def _deliver_next(self) -> bool:
+        """Deliver the next write; returns whether it was the last one."""
+        waiting = self._waiting.get()
+        if waiting is None:
+            return True
+        if self._given_up.is_set() or not self._deliver(*waiting):
+            self._given_up.set()
+            self.undelivered += 1
+        return False
 
     def _deliver(self, write: Write, about: str) -> bool:
         """Deliver a write, or note that it is refused; False where it was given up."""

@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
@@ -57,8 +57,12 @@ def resolve_address(address: str | None) -> str:
 
 
 @contextmanager
-def connect(address: str) -> Iterator[Attempt]:
+def connect(address: str, print_line: Callable[[str], None] = print) -> Iterator[Attempt]:
     """Connect to the Ray at `address`, or start a private one; when the block ends, nothing of this search remains.
+
+    Args:
+        address: as `resolve_address` returns it.
+        print_line: prints a sentence about what fails beside the search.
 
     Yields:
         What has to be cleaned up after this driver if it is killed.
@@ -81,7 +85,7 @@ def connect(address: str) -> Iterator[Attempt]:
                 job=ray.get_runtime_context().get_job_id(),
                 scratch=str(scratch) if scratch else None,
             )
-            with placement.freed(attempt.job):
+            with placement.freed(attempt.job, print_line):
                 yield attempt
         finally:
             with _sigterm_restored():

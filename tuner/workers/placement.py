@@ -4,11 +4,11 @@ Ray removes the group that a Train controller made when the driver has ended. A 
 was killed or its trial was stopped, and would lose a slot each time.
 """
 
-import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
+from tuner.background import repeated
 from tuner.workers import ray_internals
 
 CHECK_SECONDS = 1.0
@@ -17,7 +17,7 @@ SHARE = 0.05
 
 
 @contextmanager
-def freed(job: str) -> Iterator[None]:
+def freed(job: str, print_line: Callable[[str], None]) -> Iterator[None]:
     """While the block runs, remove each placement group whose creator is dead; at the end, remove all of them.
 
     Train's own cleaner is another actor for each trial, which asks the dashboard every second and learns of a group
@@ -25,15 +25,12 @@ def freed(job: str) -> Iterator[None]:
 
     Args:
         job: this driver's job, by Ray's id for it.
+        print_line: prints a sentence where this fails; it goes on.
     """
-    ended = threading.Event()
-    thread = threading.Thread(target=_watch, args=(job, ended), name="placement", daemon=True)
-    thread.start()
     try:
-        yield
+        with repeated("freeing placement groups", partial(_remove_orphans, job), CHECK_SECONDS, print_line, SHARE):
+            yield
     finally:
-        ended.set()
-        thread.join()
         remove(job)
 
 
@@ -43,12 +40,8 @@ def remove(job: str) -> None:
         ray_internals.remove_group(group)
 
 
-def _watch(job: str, ended: threading.Event) -> None:
-    pause = CHECK_SECONDS
-    while not ended.wait(pause):
-        began = time.monotonic()
-        for group in ray_internals.placement_groups(job):
-            # Tune's own groups are made by the driver, which is no actor.
-            if group.creator and ray_internals.is_dead(group.creator):
-                ray_internals.remove_group(group)
-        pause = max(CHECK_SECONDS, (time.monotonic() - began) / SHARE)
+def _remove_orphans(job: str) -> None:
+    for group in ray_internals.placement_groups(job):
+        # Tune's own groups are made by the driver, which is no actor.
+        if group.creator and ray_internals.is_dead(group.creator):
+            ray_internals.remove_group(group)

@@ -20,6 +20,7 @@ import ray
 import ray.tune
 from ray.tune import PlacementGroupFactory
 
+from tuner.background import keep_working
 from tuner.cluster.resources import Resources
 from tuner.storage import searches
 from tuner.storage.place import Place
@@ -98,7 +99,7 @@ class Slot(ray.tune.Trainable):
         self._wanted = threading.Event()  # whether the workers are to run
         self._wanted.set()
         self._idle: asyncio.TimerHandle | None = None
-        threading.Thread(target=self._keep_workers, name="train", daemon=True).start()
+        keep_working("running the workers of a slot", self._run_workers)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial: Tune uses this actor again."""
@@ -158,10 +159,12 @@ class Slot(ray.tune.Trainable):
         self._wanted.clear()
         self._mailbox.pause()
 
-    def _keep_workers(self) -> None:
-        """Run Train for as long as the slot wants workers, with a new controller when one is lost."""
-        while self._wanted.wait():
-            try:
-                trainer(self._handle, self.sealed, self.resources, self.folder, self.variables).fit()
-            except Exception as error:
-                ray.get(self._handle.workers_lost.remote(controller_lost(error)))
+    def _run_workers(self) -> bool:
+        """Run Train for as long as the slot wants workers; called again, so with a new controller when one is lost."""
+        self._wanted.wait()
+        try:
+            trainer(self._handle, self.sealed, self.resources, self.folder, self.variables).fit()
+        except Exception as error:
+            ray.get(self._handle.workers_lost.remote(controller_lost(error)))
+            raise
+        return False

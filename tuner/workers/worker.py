@@ -167,8 +167,10 @@ class Worker:
 
     def _end_process(self, number: int, error: EpochTimeout) -> None:
         """End this process, whose training hangs; called from another thread."""
-        self._ask("explain", number, f"{type(error).__name__}: {error}", True)
-        os._exit(1)
+        try:
+            self._ask("explain", number, f"{type(error).__name__}: {error}", True)
+        finally:
+            os._exit(1)  # also where the slot cannot be told
 
     def _ask(self, method: str, *arguments: Any) -> Any:
         """Call a method of the slot, and wait for its answer."""
