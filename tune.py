@@ -21,11 +21,22 @@ def run() -> int:
     add_storage(parser)
     add_tracking_uri(parser, default="$MLFLOW_TRACKING_URI, else mlflow.db beside the yaml")
     parser.add_argument(
-        "--resume", action="store_true", help="resume the newest search of the experiment where it stopped"
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="ID",
+        help="resume a search of the experiment where it stopped; default: the newest one that has not ended",
     )
-    parser.add_argument("--extend", type=COUNT.whole, default=0, metavar="N", help="add N trials to the newest search")
     parser.add_argument(
-        "--fresh", action="store_true", help="start a new search, even where the newest one has not ended"
+        "--extend",
+        type=COUNT.whole,
+        default=0,
+        metavar="N",
+        help="add N trials to the newest search, or to --search ID",
+    )
+    parser.add_argument("--search", metavar="ID", help="of --resume or --extend (tuner.best --list shows all searches)")
+    parser.add_argument(
+        "--fresh", action="store_true", help="start a new search, and do not mention those that have not ended"
     )
     parser.add_argument("--dry-run", action="store_true", help="check file, space, shards and resources; train nothing")
     parser.add_argument("--explain", metavar="PATH", help="print what a setting or a block means, and end")
@@ -35,8 +46,13 @@ def run() -> int:
         help="of a running Ray; default: $RAY_ADDRESS, else the cluster whose head is this machine, else a private Ray",
     )
     options = parser.parse_args()
-    if options.fresh and (options.resume or options.extend):
-        parser.error("--fresh starts a new search, --resume and --extend continue the newest one")
+    continues = options.resume is not None or options.extend > 0
+    if options.fresh and continues:
+        parser.error("--fresh starts a new search, --resume and --extend continue one")
+    if options.search and not continues:
+        parser.error("--search ID needs --resume or --extend N")
+    if options.search and options.resume and options.search != options.resume:
+        parser.error("--resume and --search name two searches")
 
     if options.explain is not None:
         from tuner.config.reference import explain  # imports torch
@@ -59,23 +75,28 @@ def run() -> int:
         from tuner.search import driver
         from tuner.search.begin import Options
         from tuner.search.dry_run import dry_run
+        from tuner.storage.searches import is_id
 
     overrides = (*options.set, *([f"search.trials={options.trials}"] if options.trials is not None else []))
     file = experiments_file(options.file)
     console = Console()
+    name, search = options.experiment, options.search or options.resume or None
+    if name is None and search and not is_id(search):
+        name, search = search, None  # `tune.py --resume EXPERIMENT`
     if options.dry_run:
-        dry_run(load(file, options.experiment, overrides), console, address=options.address)
+        dry_run(load(file, name, overrides), console, address=options.address)
         return 0
 
     return driver.run(
         file,
-        options.experiment,
+        name,
         Options(
             storage=storage_place(options.storage, file),
             tracking_uri=options.tracking_uri,
             overrides=overrides,
             address=options.address,
-            resume=options.resume,
+            resume=options.resume is not None,
+            search=search,
             extend=options.extend,
             fresh=options.fresh,
         ),

@@ -1,6 +1,7 @@
 """Show the best trial of a search and its leader table, and export its model.
 
     python -m tuner.best [EXPERIMENT] [--export [DIR]]
+    python -m tuner.best [EXPERIMENT] --list
 
 The command reads only the folder of the search, so it works while the search runs, and without MLflow. With `--ensemble
 K`, it makes one model of several trials (tuner/export/ensemble.py); this needs the validation shards as well.
@@ -54,6 +55,7 @@ def run(arguments: list[str] | None = None) -> None:
         metavar="DIR|URL",
         help="write a model folder; default: exports/EXPERIMENT-SEARCH",
     )
+    parser.add_argument("--list", action="store_true", help="show all searches, the newest last, and end")
     add_storage(parser)
     add_file(parser)
     add_tracking_uri(parser, default="the one that the search used")
@@ -90,6 +92,9 @@ def run(arguments: list[str] | None = None) -> None:
         if getattr(options, name) and not options.ensemble:
             parser.error(f"--{name.replace('_', '-')} needs --ensemble K; --ensemble 1 is the best trial alone")
 
+    if options.list:
+        _list(searches.of(storage_place(options.storage, options.file), options.experiment))
+        return
     directory = searches.find(storage_place(options.storage, options.file), options.experiment, options.search)
     search = journal.read(directory)
     winner = search.best_trial()
@@ -134,6 +139,18 @@ def run(arguments: list[str] | None = None) -> None:
         console.print("next:")
         console.print(f"  {program('python')} -m tuner.evaluate {folder} --data 'GLOB'")
         console.print(f"  {program('python')} -m tuner.predict {folder} --data 'GLOB' --output predictions.csv")
+
+
+def _list(found: list[Place]) -> None:
+    """Print a table of searches."""
+    from rich.console import Console
+
+    from tuner.console import search_table
+
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = WIDTH
+    console.print(search_table(found))
 
 
 def _show(

@@ -63,6 +63,20 @@ def test_a_conditional_parameter_is_shown_as_its_resolved_number(
     assert [row[-3:] for row in rows] == [["0.2", "0.03", "5"], ["0.5", "0.0001", "0"]]
 
 
+def test_all_searches_are_listed_with_state_trials_and_gap(own: FinishedSearch, capsys: Printed) -> None:
+    add_search(own.storage, "other", "20260301-000000-0001", "out of memory", "diverged")
+    (own.storage / "other" / "20260401-000000-0001").mkdir()
+    (own.storage / "other" / "20260401-000000-0001" / "journal.jsonl").write_text("damaged\n")
+    rows = [line.split() for line in told(capsys, "--storage", own.storage, "--list").splitlines()]
+    assert rows[0] == ["experiment", "search", "state", "trials", "failed", "GAP", "best", "trial"]
+    assert rows[1][:2] == ["tiny", own.directory.name]
+    assert rows[1][2:] == ["not", "ended", "2", "of", "4", "1", f"{own.best.score:.4f}", "001"]
+    assert rows[2] == ["other", "20260301-000000-0001", "not", "ended", "0", "of", "3", "2", "-", "-"]
+    assert rows[3][:2] == ["other", "20260401-000000-0001"] and "damaged" in " ".join(rows[3])
+    assert len(told(capsys, "tiny", "--storage", own.storage, "--list").splitlines()) == 2
+    assert "did you mean 'tiny'" in refused(capsys, "tinny", "--storage", own.storage, "--list")
+
+
 def test_the_table_has_the_requested_length(finished_search: FinishedSearch, capsys: Printed) -> None:
     assert "\n  000  " not in told(capsys, "--storage", finished_search.storage, "--top", "1")
 

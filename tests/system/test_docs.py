@@ -47,8 +47,10 @@ ELSEWHERE = {
     MINE: SEARCH,
     rf"{MINE} --set \S+ --trials \d+": SEARCH,
     rf"{MINE} --extend \d+": SEARCH,
+    r"python tune\.py --(resume|extend \d+ --search) \d+-\d+-\d+": "tests/search/test_begin.py::"
+    "test_a_search_that_is_named_is_continued_whatever_its_experiment",
     rf"{MINE} --resume": "tests/faults/test_process.py::test_a_killed_driver",
-    rf"{MINE} --fresh": "tests/system/test_search.py::test_a_new_search_reports_an_earlier_one_that_has_not_ended",
+    rf"{MINE} --fresh": "tests/search/test_begin.py::test_a_new_search_mentions_all_that_have_not_ended",
     r"python tune\.py contrastive": "tests/system/test_search.py::"
     "test_both_phases_of_a_contrastive_trial_resume_and_share_their_encoder",
     r"python -m tuner\.best contrastive --export": "tests/training/test_contrastive.py",

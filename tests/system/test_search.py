@@ -9,12 +9,11 @@ import torch
 
 from data.batches import Batches
 from models import FeatureStatistics
-from tests.support.finished import FinishedSearch
 from tests.support.rays import long_lived_ray
 from tests.support.searches import assert_nothing_was_lost, entries_of, processes_of, runs_of, search_of
 from tests.support.workplace import Workplace, wait_for
 from tuner.config.experiment import load
-from tuner.search.begin import frequency_baseline, mention_unfinished
+from tuner.search.begin import frequency_baseline
 from tuner.storage import searches
 from tuner.training.dataset import open_dataset
 from tuner.training.pipelines import train
@@ -42,16 +41,6 @@ def test_the_baseline_ranks_a_class_by_its_share_of_the_segments_rated_for_it() 
     )
     batches = Batches(segment, batch_size=1, shuffle=False)
     assert frequency_baseline(batches, SimpleNamespace(statistics=statistics)) == 1
-
-
-def test_a_new_search_reports_an_earlier_one_that_has_not_ended(finished_search: FinishedSearch) -> None:
-    said: list[str] = []
-    mention_unfinished(finished_search.storage, "tiny", SimpleNamespace(print=said.append))
-    mention_unfinished(finished_search.storage, "another", SimpleNamespace(print=said.append))
-    assert said == [
-        f"search {finished_search.directory.name} of tiny has not ended; --resume continues it, "
-        "and this is a new search"
-    ]
 
 
 @pytest.mark.slow

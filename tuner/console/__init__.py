@@ -2,7 +2,7 @@
 
 from tuner.console.console import Console
 from tuner.console.quiet import quiet
-from tuner.console.tables import leader_table, setting_cells, settings_table
+from tuner.console.tables import leader_table, search_table, setting_cells, settings_table
 from tuner.console.text import describe_end, describe_epoch, describe_seconds, describe_settings
 from tuner.console.view import SearchView
 
@@ -15,6 +15,7 @@ __all__ = [
     "describe_settings",
     "leader_table",
     "quiet",
+    "search_table",
     "setting_cells",
     "settings_table",
 ]

@@ -6,7 +6,10 @@ from typing import Any
 from rich.table import Table
 
 from tuner.console.text import describe_end, describe_value
+from tuner.errors import SearchError, first_line
+from tuner.storage import journal
 from tuner.storage.journal import TrialHistory
+from tuner.storage.place import Place
 
 
 def settings_table(columns: Sequence[str], paths: Sequence[str]) -> Table:
@@ -27,6 +30,25 @@ def settings_table(columns: Sequence[str], paths: Sequence[str]) -> Table:
 def setting_cells(settings: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
     """The cells of a trial in the columns of its settings."""
     return [describe_value(settings.get(path)) for path in paths]
+
+
+def search_table(folders: Sequence[Place]) -> Table:
+    """The table of searches: state, trials and best GAP, each as its journal has it."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("experiment", "search", "state", "trials", "failed", "GAP", "best trial"):
+        table.add_column(name, justify="right" if name in ("trials", "failed", "GAP", "best trial") else "left")
+    for folder in folders:
+        try:
+            search = journal.read(folder)
+        except SearchError as error:
+            table.add_row(folder.parent.name, folder.name, first_line(error))
+            continue
+        state = f"ended: {search.ended}" if search.ended else "not ended"
+        counts = f"{len(search.finished)} of {search.planned}", str(len(search.failed))
+        best = search.finished[0] if search.finished else None
+        shown = (f"{best.score:.4f}", f"{best.number:03d}") if best else ("-", "-")
+        table.add_row(search.experiment, search.id, state, *counts, *shown)
+    return table
 
 
 def leader_table(trials: Sequence[TrialHistory], paths: Sequence[str]) -> Table:

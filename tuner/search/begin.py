@@ -15,6 +15,7 @@ from tuner.errors import ConfigError, SearchError
 from tuner.export import checkpoints
 from tuner.redact import redacted
 from tuner.search.samplers import is_exhaustive
+from tuner.search.summary import resume_command
 from tuner.storage import journal, searches
 from tuner.storage.journal import Journal, SearchHistory
 from tuner.storage.place import Place
@@ -31,12 +32,13 @@ class Options:
     overrides: tuple[str, ...] = ()  # `path=value` settings of the command line
     address: str | None = None  # None: tuner.workers.connection.resolve_address decides
     resume: bool = False
-    extend: int = 0  # further trials for the newest search
-    fresh: bool = False  # begin a new search, whether or not the newest one has ended
+    extend: int = 0  # further trials for a search
+    search: str | None = None  # the id of the search to continue; None: `tuner.storage.searches` chooses
+    fresh: bool = False  # begin a new search, and do not mention those that have not ended
 
     @property
     def continues(self) -> bool:
-        """Whether the newest search is continued, and no new one begins."""
+        """Whether a search is continued, and no new one begins."""
         return self.resume or self.extend > 0
 
 
@@ -47,14 +49,15 @@ def folder_and_experiment(file: Path, name: str | None, options: Options) -> tup
         ConfigError: the file is wrong, or its experiment has changed since the search to resume began.
         SearchError: there is no search to resume, or it has ended.
     """
-    experiment = load(file, name, options.overrides)
     if not options.continues:
+        experiment = load(file, name, options.overrides)
         return options.storage / experiment.name / searches.new_id(options.storage), experiment
-    name = experiment.name
-    known = searches.folders(options.storage, name)
-    if not known:
-        raise SearchError(f"{options.storage} has no search of {name} to resume; start one without --resume")
-    directory = known[-1]
+    if options.search:
+        directory = searches.find(options.storage, name, options.search)
+        name = directory.parent.name
+    else:
+        name = load(file, name, options.overrides).name
+        directory = searches.to_continue(options.storage, name, unfinished=options.resume)
     search = journal.read(directory)
     if search.ended and search.tracked and not (options.extend or options.tracking_uri):
         raise SearchError(
@@ -75,13 +78,15 @@ def folder_and_experiment(file: Path, name: str | None, options: Options) -> tup
 
 
 def mention_unfinished(storage: Place, name: str, console: Console) -> None:
-    """Print that the newest search could be resumed, because a new one may not be what the user wants."""
-    known = searches.folders(storage, name)
-    with suppress(SearchError):  # a journal that cannot be read, of another version for example, cannot be resumed
-        if known and not journal.read(known[-1]).ended:
-            console.print(
-                f"search {known[-1].name} of {name} has not ended; --resume continues it, and this is a new search"
-            )
+    """Print which searches could be resumed, because a new one may not be what the user wants."""
+    for directory in reversed(searches.folders(storage, name)[-searches.MAX_LISTED :]):
+        with suppress(SearchError):  # a journal that cannot be read, of another version for example, cannot be resumed
+            search = journal.read(directory)
+            if not search.ended:
+                console.print(
+                    f"search {search.id} of {name} has not ended ({len(search.finished)} of {search.planned} trials); "
+                    f"{resume_command(search)} continues it, and this is a new search"
+                )
 
 
 def begin(open_journal: Journal, experiment: Experiment, options: Options, uri: str, data: Dataset) -> SearchHistory:

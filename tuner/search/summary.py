@@ -80,7 +80,7 @@ def interrupted(search: SearchHistory, why: str = "interrupted") -> str:
 
 def resume_command(search: SearchHistory) -> str:
     """The command that resumes a search."""
-    return f"{program('python')} tune.py {search.experiment} --resume"
+    return f"{program('python')} tune.py {search.experiment} --resume {search.id}"
 
 
 def _best(search: SearchHistory) -> list[str]:

@@ -4,10 +4,12 @@ The id of a search begins with its local start time, so ids sort by time.
 """
 
 import os
+import re
 import time
 from contextlib import suppress
 
 from tuner.errors import SearchError, did_you_mean
+from tuner.storage import journal
 from tuner.storage.journal import FILE
 from tuner.storage.place import Place
 
@@ -40,6 +42,53 @@ def new_id(storage: Place) -> str:
     return f"{time.strftime(_TIME_FORMAT, start)}-{os.getpid() % 10000:04d}"
 
 
+def is_id(text: str) -> bool:
+    """Whether `text` has the form of a search's id."""
+    return re.fullmatch(r"\d{8}-\d{6}-\d+", text) is not None
+
+
+def to_continue(storage: Place, experiment: str, *, unfinished: bool) -> Place:
+    """The folder of the search of an experiment that is continued where the user names none: the newest one.
+
+    Args:
+        storage: where the searches are kept.
+        experiment: its name.
+        unfinished: prefer the newest search that has not ended, then the newest one of which MLflow lacks something.
+
+    Raises:
+        SearchError: the experiment has no search; or the journal of a search cannot be read.
+    """
+    newest = folders(storage, experiment)[::-1]
+    if not newest:
+        raise SearchError(f"{storage} has no search of {experiment} to resume; start one without --resume")
+    if not unfinished:
+        return newest[0]
+    untold: list[Place] = []
+    for directory in newest:
+        search = journal.read(directory)
+        if not search.ended:
+            return directory
+        if not search.tracked:
+            untold.append(directory)
+    return (untold or newest)[0]
+
+
+def of(storage: Place, experiment: str | None) -> list[Place]:
+    """The folders of the searches of an experiment, oldest first; None: of all experiments.
+
+    Raises:
+        SearchError: there are none; the message suggests the most similar name of an experiment.
+    """
+    found = folders(storage)
+    experiments = sorted({path.parent.name for path in found})
+    if not experiments:
+        raise SearchError(f"{storage}: no search there yet; `python tune.py` runs one, --storage DIR looks elsewhere")
+    if experiment is not None and experiment not in experiments:
+        hint = did_you_mean(experiment, experiments)
+        raise SearchError(f"{storage}: no search of an experiment {experiment!r}{hint} ({_listed(experiments)})")
+    return [path for path in found if experiment in (None, path.parent.name)]
+
+
 def find(storage: Place, experiment: str | None, search_id: str | None) -> Place:
     """The folder of a search.
 
@@ -51,22 +100,15 @@ def find(storage: Place, experiment: str | None, search_id: str | None) -> Place
     Raises:
         SearchError: no such search; the message lists those that exist and suggests the most similar name.
     """
-    found = folders(storage)
-    experiments = sorted({path.parent.name for path in found})
-    if not experiments:
-        raise SearchError(f"{storage}: no search there yet; `python tune.py` runs one, --storage DIR looks elsewhere")
-    if experiment is not None and experiment not in experiments:
-        hint = did_you_mean(experiment, experiments)
-        raise SearchError(f"{storage}: no search of an experiment {experiment!r}{hint} ({_listed(experiments)})")
-    found = [path for path in found if experiment in (None, path.parent.name)]
+    found = of(storage, experiment)
     if search_id is None:
         return found[-1]
     chosen = [path for path in found if path.name == search_id]
     if not chosen:
         ids = [path.name for path in found]
-        of = f" of {experiment}" if experiment else ""
+        where = f" of {experiment}" if experiment else ""
         hint = did_you_mean(search_id, ids)
-        raise SearchError(f"{storage}: no search {search_id!r}{of}{hint} ({_listed(ids)})")
+        raise SearchError(f"{storage}: no search {search_id!r}{where}{hint} ({_listed(ids)})")
     return chosen[-1]
 
 
