@@ -1,9 +1,9 @@
 """Builds a cache: decodes shards, appends their rows to the columns, and publishes the result by one rename.
 
 The columns (data/cache/columns.py) lie in a working folder that becomes the cache by one rename; its manifest is
-written last. A build that was killed resumes after the last shard whose bytes still have the checksum of its line in
-the journal. So neither a half-written line nor pages lost in a power failure are ever taken for data, and no shard
-costs an fsync.
+written last. A build that was killed or ended by an error resumes after the last shard whose bytes still
+have the checksum of its line in the journal. So neither a half-written line nor pages lost in a power failure are ever
+taken for data, and no shard costs an fsync.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from data.cache.eviction import GIGABYTE, available_bytes, evict
 from data.cache.progress import BuildProgress
 from data.cache.recipe import FORMAT, Recipe, Shard, find_each, fingerprint_of
 from data.cache.workers import map_in_order
-from data.errors import CacheError, ShardError
+from data.errors import CacheError, DataError, ShardError
 from data.frames import decode_together
 from data.schema import Schema
 from data.tfrecord.framing import count_records
@@ -66,17 +66,22 @@ def build(
         progress: called at the start and after every shard.
 
     Raises:
-        ShardError: a shard is bad and `on_bad_shard` is "fail". Nothing is left behind.
-        CacheError: the disk is too small or a shard changed meanwhile (nothing is left behind), or a process died
-            (the next call resumes after the shards that are decoded).
-        UnreachableError: a shard cannot be read, whatever `on_bad_shard` is; the next call resumes there.
+        ShardError: a shard is bad and `on_bad_shard` is "fail".
+        CacheError: the disk is too small, a process died, or a shard changed meanwhile.
+        UnreachableError: a shard cannot be read, whatever `on_bad_shard` is.
+
+    After an error the next call resumes after the shards that are decoded; nothing is left behind where there are none,
+    where the disk became full, and where a shard changed.
     """
     working = working_directory(directory)
     working.mkdir(parents=True, exist_ok=True)
     columns = columns_of(recipe.schema, recipe.dtype)
+    summaries: list[ShardSummary] = []
     try:
         with ColumnFiles(working, recipe) as files:
             summaries = files.summaries
+            if on_bad_shard == "fail":
+                raise_first_error(summaries)  # an earlier build skipped it; its other shards are kept
             removed = _check_disk(recipe, directory, num_done=len(summaries))
             so_far = replace(BuildProgress.of(summaries, len(recipe.shards)), removed=tuple(removed))
             progress(so_far)
@@ -93,6 +98,7 @@ def build(
             files.finish()
         for shard, now in zip(recipe.shards, find_each([shard.path for shard in recipe.shards]), strict=True):
             if now != shard:
+                shutil.rmtree(working)  # the changed shard makes another cache
                 raise CacheError(f"{shard.path}: the shard changed while it was read; start again when it is complete")
         _write_manifest(working, recipe, summaries)
     except ChildProcessError as error:  # the working folder stays, and the next build resumes from it
@@ -105,12 +111,24 @@ def build(
             f"{directory.parent}: the disk became full while the cache was written; free space there or give another "
             "folder for the cache"
         ) from None
-    except (ShardError, CacheError):
-        shutil.rmtree(working)
+    except DataError:
+        if not summaries:
+            shutil.rmtree(working, ignore_errors=True)
         raise
     os.replace(working, directory)
     sync(directory.parent)
     remove_working_files(directory, columns)
+
+
+def raise_first_error(summaries: Sequence[ShardSummary]) -> None:
+    """Raises the error of the first shard that was skipped, if there is one.
+
+    Raises:
+        ShardError: a shard was skipped.
+    """
+    error = next((error for summary in summaries if (error := summary.shard_error()) is not None), None)
+    if error is not None:
+        raise error
 
 
 def working_directory(directory: Path) -> Path:

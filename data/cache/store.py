@@ -26,13 +26,13 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from data.cache.build import build, working_directory
+from data.cache.build import build, raise_first_error, working_directory
 from data.cache.columns import MANIFEST, Column, Part, ShardSummary, columns_of, read_journal
 from data.cache.eviction import hold
 from data.cache.progress import BuildProgress
 from data.cache.recipe import FORMAT, Recipe, find_each
 from data.cache.statistics import Statistics, keep_statistics, kept_statistics, statistics_of
-from data.errors import CacheError, DataError, NoShardsError, ShardError
+from data.errors import CacheError, DataError, NoShardsError
 from data.schema import MAX_FRAMES, Schema
 from data.tfrecord.shards import DecodedShard
 
@@ -231,7 +231,8 @@ def open_cache(
                 build(recipe, folder, on_bad_shard=on_bad_shard, workers=workers, progress=report)
                 cache = Cache.load(folder)
     if cache.skipped and on_bad_shard == "fail":
-        raise _first_error(folder)
+        manifest = json.loads((folder / MANIFEST).read_text())
+        raise_first_error([ShardSummary.from_json(entry) for entry in manifest["shards"]])
     return cache
 
 
@@ -279,12 +280,6 @@ def _load_if_whole(folder: Path) -> Cache | None:
         return Cache.load(folder)
     except (FileNotFoundError, NotADirectoryError, CacheError):
         return None
-
-
-def _first_error(folder: Path) -> ShardError:
-    manifest = json.loads((folder / MANIFEST).read_text())
-    errors = (ShardSummary.from_json(entry).shard_error() for entry in manifest["shards"])
-    return next(error for error in errors if error is not None)
 
 
 def _map(path: Path) -> NDArray[Any]:

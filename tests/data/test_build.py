@@ -30,12 +30,50 @@ from tests.support.workplace import PROJECT
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_bad_shard_fails_and_leaves_nothing_behind(shards, folder, workers):
-    damage(shards[3])
-    with pytest.raises(ShardError, match=r"train3.tfrecord: record at byte \d+") as caught:
+def test_a_bad_first_shard_fails_and_leaves_nothing_behind(shards, folder, workers):
+    damage(shards[0])
+    with pytest.raises(ShardError, match=r"train0.tfrecord: record at byte \d+") as caught:
         open_cache(shards, SCHEMA, folder, workers=workers)
-    assert caught.value.path == shards[3]
+    assert caught.value.path == shards[0]
     assert [path.suffix for path in folder.iterdir()] in ([], [".lock"])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_shards_decoded_before_a_bad_one_are_not_decoded_again_when_it_is_skipped(shards, folder, workers, monkeypatch):
+    damage(shards[3])
+    with pytest.raises(ShardError, match=r"train3.tfrecord: record at byte \d+"):
+        open_cache(shards, SCHEMA, folder, workers=workers)
+    decodings = Decodings(monkeypatch)
+    cached = open_cache(shards, SCHEMA, folder, on_bad_shard="skip")
+    assert_holds(cached, shards[:3] + shards[4:])
+    assert decodings.paths == shards[3:]
+
+
+def test_a_build_that_skipped_a_shard_and_was_interrupted_fails_at_once_where_none_may_be_skipped(
+    shards, folder, monkeypatch
+):
+    damage(shards[1])
+    Decodings(monkeypatch, stop_after=3)
+    with pytest.raises(KeyboardInterrupt):
+        open_cache(shards, SCHEMA, folder, on_bad_shard="skip")
+    decodings = Decodings(monkeypatch)
+    with pytest.raises(ShardError, match=r"train1.tfrecord: record at byte \d+"):
+        open_cache(shards, SCHEMA, folder)
+    assert_holds(open_cache(shards, SCHEMA, folder, on_bad_shard="skip"), [shards[0], *shards[2:]])
+    assert decodings.paths == shards[3:]
+
+
+def test_a_resumed_build_that_finds_too_small_a_disk_keeps_what_is_decoded(shards, folder, monkeypatch):
+    Decodings(monkeypatch, stop_after=3)
+    with pytest.raises(KeyboardInterrupt):
+        open_cache(shards, SCHEMA, folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(build.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+        with pytest.raises(CacheError, match=r"0\.00 GB are free"):
+            open_cache(shards, SCHEMA, folder)
+    decodings = Decodings(monkeypatch)
+    assert_holds(open_cache(shards, SCHEMA, folder), shards)
+    assert decodings.paths == shards[3:]
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -2,6 +2,8 @@
 
 import copy
 import shutil
+import subprocess
+import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from models.contrastive.views import ViewsConfig
 from models.losses import LossConfig
 from models.optim import OptimizerConfig, ScheduleConfig
 from tests.support.small_data import small_data
-from tuner.errors import TrialCollapsed, TrialDiverged, TunerError
+from tuner.errors import TrialCollapsed, TrialDiverged, TunerError, disk_full_message
 from tuner.training import checkpoint
 from tuner.training.config import ContrastiveConfig, PhasesConfig, PretrainConfig, ProbeConfig
 from tuner.training.contrastive import embeddings as embeddings_module
@@ -321,6 +323,23 @@ def test_embeddings_in_a_file_equal_those_in_memory(data: Dataset, monkeypatch: 
     in_file = embed(encoder, data, device=CPU, precision="fp32")
     assert isinstance(in_file.features_ND, np.memmap) and not isinstance(in_memory.features_ND, np.memmap)
     np.testing.assert_array_equal(in_file.features_ND, in_memory.features_ND)
+
+
+def test_a_disk_without_room_for_the_embeddings_is_an_error_before_any_is_computed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A page of a mapped file for which the disk has no room would kill the process with SIGBUS when it is written."""
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)], check=False).returncode:
+        pytest.skip("mounting needs root")
+    monkeypatch.setattr(embeddings_module, "LARGEST_IN_MEMORY", 0)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    try:
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            embeddings_module._empty(1 << 20, 8)
+        assert str(disk_full_message(caught.value)).startswith(f"{tmp_path}: embeddings: cannot be written, the disk")
+        assert embeddings_module._empty(1 << 10, 8).shape == (1 << 10, 8)
+    finally:
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
 def test_embeddings_of_the_labelled_videos_come_with_their_labels(data: Dataset) -> None:

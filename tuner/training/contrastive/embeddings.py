@@ -3,6 +3,7 @@
 Shapes   N labelled training videos   H units of the embedding
 """
 
+import os
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -118,8 +119,18 @@ def embedded(encoder: nn.Module, batches: Batches, precision: Precision) -> Iter
 
 
 def _empty(num_videos: int, width: int) -> NDArray[np.float16]:
-    """Allocate the embeddings: in memory, or above the limit in a temporary file that its last user deletes."""
+    """Allocate the embeddings: in memory, or above the limit in a temporary file that its last user deletes.
+
+    Raises:
+        OSError: the disk has no room for them.
+    """
     if num_videos * width * 2 <= LARGEST_IN_MEMORY:
         return np.empty((num_videos, width), np.float16)
     with tempfile.TemporaryFile(prefix="embeddings-") as file:
+        if hasattr(os, "posix_fallocate"):
+            # A write to a mapped page for which the disk has no room kills the process (SIGBUS): the room is taken now.
+            try:
+                os.posix_fallocate(file.fileno(), 0, num_videos * width * 2)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, f"{tempfile.gettempdir()}: embeddings") from error
         return np.memmap(file, np.float16, "w+", shape=(num_videos, width))
