@@ -18,6 +18,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from data import access
 from data.atomic import replacing
 from data.schema import DEQUANTISE_SCALE, DEQUANTISE_SHIFT
 
@@ -61,6 +62,7 @@ class Statistics:
 
 def statistics_of(columns: Columns, num_classes: int) -> Statistics:
     """Computes the statistics of a whole cache, read once from front to back, a few megabytes at a time."""
+    access.read_in_order(columns.features_ND)
     if columns.frame_offsets is None:
         return Moments.of_columns(columns, num_classes).statistics()
     mean_D, variance_D = frame_moments(columns.features_ND)

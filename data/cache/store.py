@@ -26,6 +26,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from data import access
 from data.cache.build import build, raise_first_error, working_directory
 from data.cache.columns import MANIFEST, Column, Part, ShardSummary, columns_of, read_journal
 from data.cache.eviction import hold
@@ -75,6 +76,7 @@ class Cache:
 
     def damaged(self) -> list[str]:
         """Reads all columns; returns the shards whose rows are not what was decoded, none on a healthy disk."""
+        access.read_in_order(self.features_ND)
         damaged, row = [], 0
         columns = columns_of(self.schema, str(self.features_ND.dtype))
         for shard in self.shards:
