@@ -2,6 +2,7 @@
 
     python -m tuner.best [EXPERIMENT] [--export [DIR]]
     python -m tuner.best [EXPERIMENT] --list
+    python -m tuner.best [EXPERIMENT] --prune [--keep N] [--yes]
 
 The command reads only the folder of the search, so it works while the search runs, and without MLflow. With `--ensemble
 K`, it makes one model of several trials (tuner/export/ensemble.py); this needs the validation shards as well.
@@ -62,6 +63,19 @@ def run(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--top", type=COUNT.whole, default=TOP, metavar="N", help="number of trials in the table; default: %(default)s"
     )
+    pruning = parser.add_argument_group("pruning")
+    pruning.add_argument(
+        "--prune",
+        action="store_true",
+        help="say which checkpoints no resume and no export needs, in all searches or in --search ID, and end",
+    )
+    pruning.add_argument(
+        "--keep",
+        type=COUNT.whole,
+        metavar="N",
+        help="trials that keep their weights; default: search.keep of the search",
+    )
+    pruning.add_argument("--yes", action="store_true", help="remove them")
     ensemble = parser.add_argument_group("ensembles")
     ensemble.add_argument(
         "--ensemble",
@@ -92,6 +106,12 @@ def run(arguments: list[str] | None = None) -> None:
         if getattr(options, name) and not options.ensemble:
             parser.error(f"--{name.replace('_', '-')} needs --ensemble K; --ensemble 1 is the best trial alone")
 
+    for name in ("keep", "yes"):
+        if getattr(options, name) and not options.prune:
+            parser.error(f"--{name} needs --prune")
+    if options.prune:
+        _prune(options)
+        return
     if options.list:
         _list(searches.of(storage_place(options.storage, options.file), options.experiment))
         return
@@ -139,6 +159,30 @@ def run(arguments: list[str] | None = None) -> None:
         console.print("next:")
         console.print(f"  {program('python')} -m tuner.evaluate {folder} --data 'GLOB'")
         console.print(f"  {program('python')} -m tuner.predict {folder} --data 'GLOB' --output predictions.csv")
+
+
+def _prune(options: argparse.Namespace) -> None:
+    """Say what no resume and no export needs, and remove it with --yes."""
+    from tuner.config.experiment import Experiment
+    from tuner.export import pruning
+
+    storage = storage_place(options.storage, options.file)
+    found = searches.of(storage, options.experiment)
+    if options.search:
+        found = [searches.find(storage, options.experiment, options.search)]
+    total = 0
+    for directory in found:
+        stored = directory / "experiment.yaml"
+        name, file = directory.parent.name, options.file or Path(str(stored))
+        keep = options.keep or Experiment.from_yaml(stored.read_text(), name, file).search.keep
+        planned = pruning.plan(directory, keep)
+        if planned.folders:
+            print(planned.describe())
+            total += pruning.prune(directory, keep) if options.yes else planned.bytes
+    if options.yes:
+        print(f"removed {total / pruning.MIB:,.1f} MiB")
+    else:
+        print(f"nothing is removed yet: --yes removes {total / pruning.MIB:,.1f} MiB")
 
 
 def _list(found: list[Place]) -> None:

@@ -113,6 +113,9 @@ class SearchConfig:
     # Number of trials after which a worker's process ends and a new one takes its place; null: the process trains all
     # trials of its slot.
     trials_per_worker: Trials | None = None
+    # Number of the best trials that keep their weights, for exports and ensembles; the checkpoints of the other trials
+    # are removed as soon as they have ended; all: every finished trial keeps its weights.
+    keep: Literal["all"] | Trials = 3
     plateau: PlateauConfig | None = None  # ends the search when the best score no longer improves; null: never
     failures: FailuresConfig = field(default_factory=FailuresConfig)  # how many failures the search tolerates
 

@@ -52,7 +52,8 @@ def best_checkpoint(
             print_line(str(error))
     raise NothingToExport(
         f"trial {trial.number:03d} of search {search_directory.name} has no undamaged checkpoint in "
-        f"{_trial_directory(search_directory, trial)} (it reported {len(trial.reports)} epochs)"
+        f"{_trial_directory(search_directory, trial)} (it reported {len(trial.reports)} epochs; search.keep says how "
+        "many of the best trials keep their weights)"
     )
 
 

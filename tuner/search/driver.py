@@ -26,6 +26,7 @@ from tuner.cluster.resources import Node, Plan, describe, plan
 from tuner.config.experiment import Experiment
 from tuner.console import Console, quiet
 from tuner.errors import TunerError
+from tuner.export.pruning import remove_needless
 from tuner.inference.best_trial import score_best
 from tuner.project import PROJECT
 from tuner.redact import redacted
@@ -178,6 +179,7 @@ class _Search:
                             self.stop.trains = False
                             self._fit(scheduler, recorder)
                         conclude(self.journal, self.experiment, self.data, tracker, console)
+                    remove_needless(self.directory, search, settings.keep, print)
                     if not search.ended:
                         self.journal.append("ended", reason=self.stop.reason or "planned")
                     status = "FINISHED" if search.finished else "FAILED"

@@ -10,6 +10,7 @@ from tuner.config.experiment import Experiment
 from tuner.console import Console, describe_settings
 from tuner.errors import SearchError
 from tuner.export.checkpoints import discard_training_states
+from tuner.export.pruning import BestTrials
 from tuner.redact import redacted
 from tuner.search.schedulers import ReplayingScheduler
 from tuner.search.stopper import StopRule
@@ -60,6 +61,7 @@ class Recorder(Unsaved, Callback):
         self._experiment, self._journal, self._tracker = experiment, journal, tracker
         self._console, self._scheduler, self.stop = console, scheduler, stop
         self._search = journal.search
+        self._best_trials = BestTrials(journal.directory, journal.search, experiment.search.keep)
         self._started: set[str] = set()
         self._errors: dict[str, str] = {}
         self._best = max((trial.score or 0.0 for trial in journal.search.finished), default=None)
@@ -175,6 +177,7 @@ class Recorder(Unsaved, Callback):
         self._close(history)
         self._console.trial_ended(history)
         discard_training_states(self._journal.directory, history)
+        self._best_trials.ended(history)
 
     def _close(self, history: TrialHistory) -> None:
         if history.status == "finished" and history.score is not None:
