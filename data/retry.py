@@ -31,6 +31,8 @@ FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.1, 10.0  # between two attempts; a pa
 NOTICE_SECONDS = 10.0  # of waiting, until a sentence says for what
 
 _log = logging.getLogger(__name__)
+# The disk ("") and the stores (s3://bucket) that were given up, until they answer: nobody waits so long for them again.
+_given_up: set[str] = set()
 
 # What network file systems raise, and the libraries of the stores in place of the answers 409, 500 and 503.
 _PASSING = {
@@ -118,6 +120,8 @@ class Attempt:
     def __init__(self, what: object, patience: float) -> None:
         """Begins the wait for `what`, of `patience` seconds."""
         self._what, self._patience = str(what), patience
+        scheme, is_url, rest = self._what.partition("://")
+        self._store = f"{scheme}://{rest.partition('/')[0]}" if is_url else ""
         self.done = False
         self.progressed()
 
@@ -141,15 +145,18 @@ class Attempt:
         """
         self.done = error is None
         if not may_pass(error):
+            _given_up.discard(self._store)
             return False
         assert error is not None
         waited = time.monotonic() - self._since
-        if waited + self._pause > self._patience:
+        patience = min(self._patience, FIRST_PATIENCE_SECONDS) if self._store in _given_up else self._patience
+        if waited + self._pause > patience:
+            _given_up.add(self._store)
             reason = f"cannot be reached: {text_of(error)} (tried for {waited:.0f} s)"
             raise UnreachableError(self._what, reason) from error
         if waited >= NOTICE_SECONDS and not self._noticed:
             self._noticed = True
-            _log.warning("waiting for %s (%s), for up to %.0f s", self._what, text_of(error), self._patience)
+            _log.warning("waiting for %s (%s), for up to %.0f s", self._what, text_of(error), patience)
         time.sleep(self._pause * random.uniform(0.5, 1.0))  # processes that failed together do not return together
         self._pause = min(2 * self._pause, MAX_PAUSE_SECONDS)
         return True

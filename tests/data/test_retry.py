@@ -29,6 +29,7 @@ class Clock:
 def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(retry, "time", clock)
+    monkeypatch.setattr(retry, "_given_up", set())
     return clock
 
 
@@ -139,3 +140,16 @@ def test_a_block_that_gets_further_begins_its_wait_anew(clock):
                 clock.now += 0.5
                 raise ConnectionError("broken")
     assert done == 100 and clock.now > 50
+
+
+def test_nobody_waits_long_for_a_store_that_was_given_up_until_it_answers(clock):
+    def waits(what):
+        began = clock.now
+        with pytest.raises(UnreachableError):
+            retried(failing(clock, *[TimeoutError()] * 1000), what)
+        return clock.now - began
+
+    assert waits("s3://bucket/a") > 250
+    assert waits("s3://bucket/b") < 20 < 250 < waits("s3://another/b")
+    retried(failing(clock), "s3://bucket/a")
+    assert waits("s3://bucket/b") > 250

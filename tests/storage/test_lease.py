@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from upath import UPath
 
+from data import retry
 from tuner.errors import SearchError
 from tuner.storage import lease as module
 from tuner.storage.lease import RENEW_SECONDS, STALE_SECONDS, Lease
@@ -59,12 +60,81 @@ def objects(directory: UPath) -> list[str]:
     return sorted(path.name for path in directory.glob("*"))
 
 
-def test_a_lease_names_its_driver_and_is_removed_at_its_end(directory: UPath, take: Callable[[str], Lease]) -> None:
+def test_a_lease_names_its_driver_and_its_end_is_noted_in_it(directory: UPath, take: Callable[[str], Lease]) -> None:
     lease = take("first")
-    assert json.loads((directory / "lease.0001").read_text())["name"] == "first"
+    facts = json.loads((directory / "lease.0001").read_text())
+    assert facts["name"] == "first" and "released" not in facts
     lease.check()
     lease.release()
+    assert objects(directory) == ["lease.0001"]
+    assert json.loads((directory / "lease.0001").read_text())["released"] is True
+
+
+def test_a_number_is_never_used_twice_and_older_leases_are_removed(
+    directory: UPath, take: Callable[[str], Lease], clock: Clock
+) -> None:
+    began = clock.now
+    for number in range(1, 4):
+        take(f"driver {number}").release()
+        assert objects(directory) == [f"lease.{number:04d}"]
+    assert clock.now == began
+
+
+def test_a_driver_that_wakes_after_another_one_has_ended_stops(
+    directory: UPath, take: Callable[[str], Lease], clock: Clock
+) -> None:
+    first = take("first")
+    second = take("second")
+    second.release()
+    with pytest.raises(SearchError, match=r"^search of second: it has taken over in memory://.*; this driver stops"):
+        first.check()
+    third = take("third")
+    with pytest.raises(SearchError, match="this driver stops"):
+        first.check()
+    first.release()
+    third.check()
+    assert objects(directory) == ["lease.0003"]
+
+
+def test_a_driver_whose_lease_somebody_has_removed_stops(
+    directory: UPath, take: Callable[[str], Lease], clock: Clock
+) -> None:
+    lease = take("first")
+    (directory / "lease.0001").unlink()
+    clock.now += 3 * RENEW_SECONDS
+    with pytest.raises(SearchError, match=r"lease.0001: the lease of this driver is gone.*; this driver stops$"):
+        lease.check()
     assert objects(directory) == []
+
+
+def test_a_lease_of_the_same_number_that_is_anothers_ends_the_driver(
+    directory: UPath, take: Callable[[str], Lease], clock: Clock
+) -> None:
+    lease = take("first")
+    (directory / "lease.0001").write_text(json.dumps({"name": "second", "token": "its own"}))
+    clock.now += 3 * RENEW_SECONDS
+    with pytest.raises(SearchError, match=r"^search of second: it has taken over"):
+        lease.check()
+
+
+def test_a_store_that_replaces_what_it_is_asked_to_create_is_refused(
+    directory: UPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that does not know `If-None-Match` ignores it."""
+    pipe = type(directory.fs._filesystem).pipe_file
+
+    def ignorant(store: Any, path: str, content: bytes, mode: str = "overwrite", **options: Any) -> None:
+        pipe(store, path, content, **options)
+
+    monkeypatch.setattr(type(directory.fs._filesystem), "pipe_file", ignorant)
+    with pytest.raises(SearchError, match=r"^memory://.*: the store replaces an object where it is asked to create"):
+        take_lock(directory)
+    assert objects(directory) == []
+
+
+def take_lock(directory: UPath) -> None:
+    with only_driver(directory, "s1"):
+        pytest.fail("it cannot be locked")
 
 
 def test_a_second_driver_is_refused_once_the_first_renews_its_lease(
@@ -158,8 +228,8 @@ def test_an_unavailable_store_does_not_hide_the_error_that_ended_a_search(
         raise ConnectionError("no store")
 
     with pytest.raises(SearchError, match="the reason"), only_driver(directory, "s1"):
-        monkeypatch.setattr(type(directory.fs), "rm_file", gone)
-        monkeypatch.setattr(type(directory.fs), "rm", gone)
+        monkeypatch.setattr(retry, "PATIENCE_SECONDS", 0.05)
+        monkeypatch.setattr(type(directory.fs._filesystem), "pipe_file", gone)
         raise SearchError("the reason")
     assert objects(directory) == ["lease.0001"]
 
@@ -168,4 +238,4 @@ def test_the_lock_of_an_object_store_is_a_lease(directory: UPath) -> None:
     with only_driver(directory, "s1") as still_ours:
         still_ours()
         assert json.loads((directory / "lease.0001").read_text())["search"] == "s1"
-    assert objects(directory) == []
+    assert objects(directory) == ["lease.0001"]

@@ -75,7 +75,7 @@ def test_a_log_has_the_lines_of_all_its_writers(root: Place) -> None:
     file = root / "journal.jsonl"
     assert at(file).log_parts() == []
     for line in (b"first\n", b"second\n"):
-        log = at(file).open_log()
+        log = at(file).open_log(at(file).log_parts())
         log.append(line)
         log.close()
     assert [line for _, line in lines(at(file).log_parts())] == [b"first", b"second"]
@@ -97,7 +97,7 @@ def test_a_lock_is_free_after_its_block_and_names_its_owner_in_it(root: Place, m
             pytest.fail("two drivers")
     with only_driver(root, "second"):
         pass
-    assert not [path for path in root.glob("*") if path.name != "driver.lock"]
+    assert [path.name for path in root.glob("*")] in (["driver.lock"], ["lease.0002"])
 
 
 def test_a_file_is_replaced_completely_or_not_at_all(tmp_path: Path) -> None:

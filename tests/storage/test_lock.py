@@ -70,3 +70,29 @@ def test_a_storage_that_cannot_be_written_is_an_error_of_one_sentence(tmp_path: 
     refused = pytest.raises(SearchError, match=r"cannot be written .*; choose another --storage")
     with refused, only_driver(tmp_path / "file" / "tiny", "s"):
         pytest.fail("a folder inside a file")
+
+
+def test_a_driver_that_is_stopped_keeps_its_lock_and_goes_on_when_it_wakes(tmp_path: Path) -> None:
+    with driver(tmp_path) as first:
+        first.send_signal(signal.SIGSTOP)
+        with pytest.raises(SearchError, match=f"process {first.pid}"), only_driver(tmp_path, "second"):
+            pytest.fail("two drivers")
+        first.send_signal(signal.SIGCONT)
+        assert first.stdin is not None
+        first.stdin.close()
+        assert first.wait() == 0
+
+
+def test_a_driver_whose_lock_file_somebody_has_removed_stops_before_it_writes(tmp_path: Path) -> None:
+    """The file system gives the lock of a new file of that name to another driver."""
+    with only_driver(tmp_path, "first") as still_ours:
+        still_ours()
+        (tmp_path / "driver.lock").unlink()
+        with pytest.raises(SearchError, match=r"driver.lock: the lock of this driver is gone.*; this driver stops$"):
+            still_ours()
+        with (
+            only_driver(tmp_path, "second") as also_ours,
+            pytest.raises(SearchError, match="this driver stops"),
+        ):
+            also_ours()
+            still_ours()

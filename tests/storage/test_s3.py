@@ -3,6 +3,9 @@
 import json
 import pickle
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,12 +20,12 @@ from data.cache.store import open_cache
 from data.errors import UnreachableError
 from data.tfrecord.framing import count_records
 from tests.support.commands import run_command
-from tests.support.workplace import Workplace
+from tests.support.workplace import PROJECT, Workplace
 from tuner.errors import ConfigError, ModelFolderError, SearchError
 from tuner.export import layout
 from tuner.export.loader import load_model
 from tuner.project import storage_place
-from tuner.storage import journal, lease, searches
+from tuner.storage import journal, lease, searches, stores
 from tuner.storage.journal import Journal
 from tuner.storage.lock import only_driver
 from tuner.storage.stores import at, place
@@ -93,7 +96,8 @@ def test_a_killed_search_in_a_bucket_is_resumed_and_its_model_is_used_from_there
     search = journal.read(directory)
     assert search.ended == "planned" and len(search.finished) == 3
     assert [list(trial.reports) for trial in search.trials.values()] == 3 * [list(range(1, 13))]
-    assert {path.name for path in directory.parent.glob("*")} == {directory.name}  # the lease is removed
+    assert {path.name for path in directory.parent.glob("*")} == {directory.name, "lease.0002"}
+    assert json.loads((directory.parent / "lease.0002").read_text())["released"]
     assert (directory / "ray.log").exists() and not (directory / searches.RAY).exists()
     assert not [path for path in directory.glob("trials/*/*/training.pt")]
     assert not (workplace.folder / "storage").exists()
@@ -133,6 +137,51 @@ def test_a_journal_is_written_by_one_driver_at_a_time(s3: str, monkeypatch: pyte
                 with pytest.raises(SearchError, match=r"search second is being run by .*: it has taken over"):
                     first.append("extended", trials=100)
     assert journal.read(directory).planned == 7
+
+
+DRIVER = """
+import sys
+from tuner.errors import SearchError
+from tuner.storage import lease
+from tuner.storage.journal import Journal
+from tuner.storage.lock import only_driver
+from tuner.storage.stores import place
+lease.STALE_SECONDS, lease.RENEW_SECONDS = 3.0, 0.5
+directory = place(sys.argv[1], "--storage")
+try:
+    with only_driver(directory.parent, "first") as still_ours:
+        journal = Journal(directory, still_ours)
+        for line in sys.stdin:
+            journal.append("extended", trials=int(line))
+            print("appended", flush=True)
+except SearchError as error:
+    print(error, flush=True)
+"""
+
+
+def test_a_driver_that_was_stopped_and_wakes_appends_nothing(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGSTOP for longer than a lease lasts; then the second driver has ended, and a third one holds the lease."""
+    monkeypatch.setattr(lease, "STALE_SECONDS", 3.0)
+    directory = place(f"{s3}/tiny/20260101-000000-0001", "--storage")
+    begin = {"version": journal.VERSION, "id": "s", "experiment": "tiny", "fingerprint": "f", "planned": 0}
+    Journal(directory).append("search", tracking_uri="", overrides=[], baseline=0.2, **begin)
+    command = [sys.executable, "-c", DRIVER, str(directory)]
+    with subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdin is not None and first.stdout is not None
+        try:
+            print(1, file=first.stdin, flush=True)
+            assert first.stdout.readline() == "appended\n"
+            first.send_signal(signal.SIGSTOP)
+            for trials in (10, 100):
+                with only_driver(directory.parent, f"driver of {trials}") as still_ours:
+                    Journal(directory, still_ours).append("extended", trials=trials)
+            first.send_signal(signal.SIGCONT)
+            print(1000, file=first.stdin, flush=True)
+            assert "it has taken over in" in first.stdout.readline()
+            assert first.wait() == 0
+        finally:
+            first.kill()
+    assert journal.read(directory).planned == 111
 
 
 def test_a_worker_stores_and_finds_its_checkpoints_in_the_bucket(s3: str, tmp_path: Path) -> None:
@@ -200,13 +249,16 @@ def test_a_store_that_does_not_answer_is_an_error(s3: str, monkeypatch: pytest.M
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     s3fs.S3FileSystem.clear_instance_cache()
-    with pytest.raises(ConfigError, match="--storage s3://bucket: Could not connect to the endpoint URL"):
+    monkeypatch.setattr(stores, "FIRST_PATIENCE_SECONDS", 1.0)
+    with pytest.raises(
+        UnreachableError, match="--storage s3://bucket: cannot be reached: Could not connect to the end"
+    ):
         storage_place("s3://bucket", None)
 
 
 def test_a_bucket_without_write_permission_is_an_error(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = place(f"{s3}/searches", "--storage")
-    monkeypatch.setattr(folder.fs, "pipe_file", _denied)
+    monkeypatch.setattr(folder.fs._filesystem, "pipe_file", _denied)
     with pytest.raises(ConfigError, match=f"{s3}/searches: Access Denied"), only_driver(folder, "s"):
         pytest.fail("it was written")
 

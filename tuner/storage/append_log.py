@@ -5,11 +5,17 @@
                                        Every append rewrites the last one; a segment of SEGMENT_BYTES is complete.
 
 An object store writes an object as a whole or not at all. Every writer begins with a new segment, which the store
-creates only if nobody else has created it, so a writer cannot undo a line of the writer that has replaced it.
+creates only if nobody else has created it, so a writer cannot undo a line of the writer that has replaced it. Nor can
+it add one: the first line of a segment says how many bytes of the segment before count, and what a writer that was
+suspended writes behind them is never read.
+
+    {"type": "segment", "after": 4711}
 """
 
+import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +24,7 @@ from upath import UPath
 from tuner.errors import SearchError
 
 SEGMENT_BYTES = 64 * 2**10
+_HEADER = b'{"type": "segment", "after": '  # how the first line of every segment but the first one begins
 
 
 class AppendLog(Protocol):
@@ -37,7 +44,7 @@ class AppendLog(Protocol):
 def lines(parts: Iterable[tuple[Path | UPath, bytes]]) -> Iterator[tuple[str, bytes]]:
     """Every complete line of a log and its position, `file:number`.
 
-    A last line without a newline, which a crash leaves behind, is ignored.
+    A last line without a newline, which a crash leaves behind, is ignored, and so are the first lines of segments.
 
     Args:
         parts: the files of the log, in order, with their content.
@@ -45,7 +52,8 @@ def lines(parts: Iterable[tuple[Path | UPath, bytes]]) -> Iterator[tuple[str, by
     for path, content in parts:
         *complete, _ = content.split(b"\n")
         for number, line in enumerate(complete, start=1):
-            yield f"{path}:{number}", line
+            if not line.startswith(_HEADER):
+                yield f"{path}:{number}", line
 
 
 class LocalLog:
@@ -83,11 +91,16 @@ class LocalLog:
 class SegmentedLog:
     """Numbered objects in an object store, of which the last one is rewritten with every line."""
 
-    def __init__(self, file: UPath) -> None:
-        """Continue after the existing segments."""
-        self._file = file
-        self._number = len(_segments(file))
-        self._content = b""
+    def __init__(self, file: UPath, parts: Sequence[tuple[Path | UPath, bytes]]) -> None:
+        """Continue after the existing segments.
+
+        Args:
+            file: the name of the log.
+            parts: its segments, as `read_segments` gave them to this writer.
+        """
+        self._file, self._number = file, len(parts)
+        self._header = _header(parts[-1][1]) if parts else b""
+        self._lines = b""
 
     def append(self, line: bytes) -> None:
         """Write the current segment with one more line.
@@ -95,14 +108,15 @@ class SegmentedLog:
         Raises:
             SearchError: another process has created this segment.
         """
-        segment, content = _segment(self._file, self._number), self._content + line
-        if self._content:
+        segment, lines = _segment(self._file, self._number), self._lines + line
+        content = self._header + lines
+        if self._lines:
             segment.write_bytes(content)
         elif not create(segment, content):
             raise SearchError(f"{segment}: another driver wrote it, which has taken over this search")
-        self._content = content
-        if len(content) >= SEGMENT_BYTES:
-            self._number, self._content = self._number + 1, b""
+        self._lines = lines
+        if len(lines) >= SEGMENT_BYTES:
+            self._number, self._header, self._lines = self._number + 1, _header(content), b""
 
     def close(self) -> None:
         """Do nothing: every line is in the store already."""
@@ -118,19 +132,33 @@ def create(path: UPath, content: bytes) -> bool:
     try:
         path.fs.pipe_file(path.path, content, mode="create")
     except FileExistsError:
-        return path.read_bytes() == content
+        with suppress(FileNotFoundError):  # it was another's, who has removed it since
+            return path.read_bytes() == content
+        return False
     return True
 
 
 def read_segments(file: UPath) -> list[tuple[Path | UPath, bytes]]:
-    """The segments of a log in order, each with its content.
+    """The segments of a log in order, each with as much of its content as counts.
 
     Raises:
         SearchError: a segment is missing.
     """
     segments = _segments(file)
     contents = file.fs.cat([segment.path for segment in segments]) if segments else {}  # fetches them concurrently
-    return [(segment, contents[segment.path]) for segment in segments]
+    read = [contents[segment.path] for segment in segments]
+    after = [_after(part) for part in read[1:]] + [None]
+    return [(segment, part[:end]) for segment, part, end in zip(segments, read, after, strict=False)]
+
+
+def _header(before: bytes) -> bytes:
+    """The first line of a segment; `before` is the content of the segment before it."""
+    return json.dumps({"type": "segment", "after": len(before)}).encode() + b"\n"
+
+
+def _after(segment: bytes) -> int | None:
+    """How many bytes of the segment before this one count; None: all, also before segments of older versions."""
+    return int(json.loads(segment.partition(b"\n")[0])["after"]) if segment.startswith(_HEADER) else None
 
 
 def _segment(file: UPath, number: int) -> UPath:

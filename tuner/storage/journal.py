@@ -26,7 +26,7 @@ An entry is an object with `type`, `time` (seconds since 1970) and the fields of
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -160,15 +160,17 @@ class Journal:
 
         Args:
             directory: the folder of the search; it is created where it does not exist.
-            still_ours: called before every write; raises SearchError once another driver has taken over.
+            still_ours: called before and after every write; raises SearchError once another driver has taken over.
 
         Raises:
             SearchError: a line before the last one is damaged.
         """
         at(directory).make()
         self.directory, self.still_ours = directory, still_ours
-        self.search = _replay(directory / FILE)
-        self._file = at(directory / FILE).open_log()
+        file = directory / FILE
+        parts = at(file).log_parts()
+        self.search = _replay(file, parts)
+        self._file = at(file).open_log(parts)
 
     def append(self, type: str, **fields: Any) -> None:
         """Store an entry, and apply it to `search`.
@@ -179,6 +181,7 @@ class Journal:
         line = json.dumps({"type": type, "time": round(time.time(), 3), **fields})
         self.still_ours()
         self._file.append(line.encode() + b"\n")
+        self.still_ours()  # this process may have been suspended between the two: then the line does not count
         self.search = _apply(self.search, json.loads(line))  # as a replay will read it: lists for tuples
 
     def close(self) -> None:
@@ -200,15 +203,15 @@ def read(directory: Place) -> SearchHistory:
     Raises:
         SearchError: there is no journal, or a line before the last one is damaged.
     """
-    search = _replay(directory / FILE)
+    search = _replay(directory / FILE, at(directory / FILE).log_parts())
     if search is None:
         raise SearchError(f"{directory / FILE}: there is no journal of a search")
     return search
 
 
-def _replay(path: Place) -> SearchHistory | None:
+def _replay(path: Place, parts: Iterable[tuple[Place, bytes]]) -> SearchHistory | None:
     search = None
-    for position, line in lines(at(path).log_parts()):
+    for position, line in lines(parts):
         try:
             entry = json.loads(line)
         except ValueError as error:  # not JSON, or not even text

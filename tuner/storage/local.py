@@ -59,7 +59,7 @@ class LocalLocation:
         """Give the file itself: the block appends to it."""
         yield self._path
 
-    def open_log(self) -> LocalLog:
+    def open_log(self, parts: Sequence[tuple[Place, bytes]]) -> LocalLog:
         """Open the file for appending."""
         return LocalLog(self._path)
 
@@ -87,12 +87,30 @@ class LocalLocation:
             raise taken(describe(known), folder) from error
         except OSError as error:
             raise SearchError(f"{folder}: cannot be written ({error.strerror}); choose another --storage") from error
+        locked = _identity(folder / "driver.lock")
+
+        def still_ours() -> None:
+            if _identity(folder / "driver.lock") != locked:
+                raise SearchError(
+                    f"{folder / 'driver.lock'}: the lock of this driver is gone, somebody has removed it, so another "
+                    "driver may begin; this driver stops"
+                )
+
         try:
             facts.write_text(json.dumps(owner))
-            yield lambda: None
+            yield still_ours
         finally:
             facts.unlink(missing_ok=True)
             lock.release()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another one of its name; None where there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 @contextmanager

@@ -76,9 +76,9 @@ class ObjectLocation:
                     before = self._url.read_bytes() if self._url.exists() else b""
                     self._url.write_bytes(before + local.read_bytes())
 
-    def open_log(self) -> SegmentedLog:
+    def open_log(self, parts: Sequence[tuple[Place, bytes]]) -> SegmentedLog:
         """Begin a new segment."""
-        return SegmentedLog(self._url)
+        return SegmentedLog(self._url, parts)
 
     def log_parts(self) -> list[tuple[Place, bytes]]:
         """The segments, each with its content."""

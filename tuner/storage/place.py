@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from upath import UPath
 
+from data.errors import UnreachableError
 from tuner.errors import ConfigError, SearchError, TunerError, first_line
 from tuner.redact import redacted
 from tuner.storage.append_log import AppendLog
@@ -59,11 +60,16 @@ class Location(Protocol):
     def buffered(self) -> AbstractContextManager[Path]:
         """A file of this machine whose content is appended to this file when the block ends, even by an exception."""
 
-    def open_log(self) -> AppendLog:
-        """Open this file for appending, and create it where it does not exist. Only one process may do so at a time."""
+    def open_log(self, parts: Sequence[tuple["Place", bytes]]) -> AppendLog:
+        """Open this file for appending, and create it where it does not exist. Only one process may do so at a time.
+
+        Args:
+            parts: what `log_parts` has given. In an object store, a line that another process writes later does not
+                count.
+        """
 
     def log_parts(self) -> list[tuple[Place, bytes]]:
-        """The files that `open_log` has written for this file, in order, each with its content.
+        """The files that `open_log` has written for this file, in order, each with as much of its content as counts.
 
         Raises:
             SearchError: one of them is missing.
@@ -102,7 +108,7 @@ def store_errors(what: str) -> Iterator[None]:
     """Turn every error of a store's library in the block into a ConfigError: `what`, then the library's first line."""
     try:
         yield
-    except TunerError:
+    except (TunerError, UnreachableError):
         raise
     except Exception as error:  # each library has its own classes; those of S3 are no OSErrors
         reason = getattr(error, "strerror", None) or first_line(error)

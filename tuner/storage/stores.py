@@ -1,7 +1,8 @@
 """From the name of a place to the place: a registry of the stores, by what their URLs begin with.
 
-To add an object store that fsspec has a driver for, add a line to `LOCATIONS` here, and its pip extra to
-`data.remote.EXTRAS` and pyproject.toml. Where the store cannot do what `ObjectLocation` needs, add a class beside it.
+To add an object store that fsspec has a driver for, add a line to `tuner.storage.urls.PATHS`, and its pip extra to
+`data.remote.EXTRAS` and pyproject.toml. Where the store cannot do what `ObjectLocation` needs, add a class beside it,
+and a line to `LOCATIONS`.
 """
 
 from pathlib import Path
@@ -10,19 +11,15 @@ import fsspec
 from upath import UPath
 
 from data.remote import EXTRAS
+from data.retry import FIRST_PATIENCE_SECONDS, retried
 from tuner.errors import ConfigError
 from tuner.redact import refuse_credentials
 from tuner.storage.local import LocalLocation
 from tuner.storage.objects import ObjectLocation
 from tuner.storage.place import Location, Place, store_errors
+from tuner.storage.urls import PATHS
 
-LOCATIONS: dict[str, type[Location]] = {
-    "s3": ObjectLocation,
-    "s3a": ObjectLocation,
-    "gs": ObjectLocation,
-    "gcs": ObjectLocation,
-    "memory": ObjectLocation,  # of one process, for tests
-}
+LOCATIONS: dict[str, type[Location]] = dict.fromkeys(PATHS, ObjectLocation)
 
 
 def at(place: Place) -> Location:
@@ -57,7 +54,8 @@ def place(name: str, option: str) -> Place:
     url = UPath(name.rstrip("/"), use_listings_cache=False)
     with store_errors(f"{option} {name}"):
         try:
-            url.fs.ls(url.path)
+            store = fsspec.filesystem(protocol, **url.storage_options)
+            retried(lambda: store.ls(url.path), f"{option} {name}", patience=FIRST_PATIENCE_SECONDS)
         except FileNotFoundError as error:
             if error.__cause__ is not None:  # the store says that the bucket does not exist; else the folder is empty
                 raise
