@@ -68,6 +68,7 @@ def run() -> int:
     from tuner.search import stages
 
     stages.begin("imports")
+    print("importing torch, Ray, Optuna and MLflow", flush=True)  # it takes seconds, on a busy machine many
     with without_garbage_collection():  # here: `--help` needs none of it, and these know torch, ray and optuna
         from tuner.config.experiment import load
         from tuner.console import Console
@@ -101,7 +102,7 @@ def run() -> int:
             fresh=options.fresh,
         ),
         console,
-    )
+    ).code
 
 
 if __name__ == "__main__":

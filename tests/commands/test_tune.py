@@ -23,9 +23,9 @@ def began(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     def run(*arguments: str) -> tuple[str | None, Options]:
         got: list[tuple[str | None, Options]] = []
 
-        def take(file: Path, name: str | None, options: Options, console: Any) -> int:
+        def take(file: Path, name: str | None, options: Options, console: Any) -> driver.Outcome:
             got.append((name, options))
-            return 0
+            return driver.Outcome(0, tmp_path)
 
         monkeypatch.setattr(driver, "run", take)
         monkeypatch.setattr(tuner.console, "Console", SimpleNamespace)  # a command never closes its output

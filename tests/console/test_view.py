@@ -1,8 +1,10 @@
 """The live view: how far the search is, its best trial, and the trials that run."""
 
 import io
+import threading
 import time
-from typing import Any
+from itertools import pairwise
+from typing import Any, Literal
 
 import pytest
 from rich.console import Console as RichConsole
@@ -12,14 +14,16 @@ from tuner.console import (
     SearchView,
 )
 from tuner.console.view import MAX_RUNNING
-from tuner.storage.journal import SearchHistory
+from tuner.storage.journal import SearchHistory, TrialHistory
 
 
-def view_of(history: SearchHistory, monkeypatch: pytest.MonkeyPatch, seconds: float = 125.0) -> tuple[SearchView, Any]:
+def view_of(
+    history: SearchHistory, monkeypatch: pytest.MonkeyPatch, seconds: float = 125.0, results: str = ""
+) -> tuple[SearchView, Any]:
     """A view of a search that has run for `seconds`, and a function that renders it to lines."""
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    view = SearchView(history)
+    view = SearchView(history, results)
     now += seconds
 
     def render(width: int = 120) -> list[str]:
@@ -30,23 +34,96 @@ def view_of(history: SearchHistory, monkeypatch: pytest.MonkeyPatch, seconds: fl
     return view, render
 
 
+def end(view: SearchView, one: TrialHistory, status: Literal["finished", "failed"] = "finished") -> None:
+    one.status = status
+    view.ended(one)
+
+
 def test_the_view_shows_how_far_the_search_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    done, failed = trial(0, 0.5, status="finished"), trial(1, status="failed")
-    running = trial(2, 0.55), trial(3, 0.52)
-    history = search(done, failed, *running)
-    view, render = view_of(history, monkeypatch)
-    for one in (done, failed):
-        view.ended(one)
+    done, failed, running = trial(0, 0.5), trial(1), (trial(2, 0.55), trial(3, 0.52))
+    history = search(done, failed, *running, trial(4))  # the last one waits for a slot
+    view, render = view_of(history, monkeypatch, results="mlflow ui")
+    end(view, done)
+    end(view, failed, "failed")
     for one in running:
         view.reported(one, 1, 3, metrics(one.reports[1]["gap"]))
     assert render() == [
-        "tiny  20260102-030405-0001   1 done  2 running  1 failed  of 6   2 min 05 s, about 4 min 10 s left",
+        "tiny  20260102-030405-0001   1 done  2 running  1 waiting  1 failed  of 6   2 min 05 s, about 0 s left",
         "best 002 GAP 0.5500 (+0.0500 over trial 0)",
-        "  model.dropout=0.45  optimizer.learning_rate=0.001235  loss.l2=0",
+        "  002 0.5500  model.dropout=0.45  optimizer.learning_rate=0.001235  loss.l2=0",
+        "  003 0.5200  model.dropout=0.45  optimizer.learning_rate=0.001235  loss.l2=0",
+        "  000 0.5000  model.dropout=0.45  optimizer.learning_rate=0.001235  loss.l2=0",
         "trial 002  epoch 1/3  loss 4.568  GAP 0.5500  12,346 videos/s",
         "trial 003  epoch 1/3  loss 4.568  GAP 0.5200  12,346 videos/s",
         "24,691 videos/s in training",
+        "MLflow: mlflow ui",
     ]
+
+
+def test_trials_that_have_started_run_and_others_of_the_journal_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumed search has several unfinished trials, of which one has a slot."""
+    unfinished = [trial(number, 0.5) for number in range(3)]
+    view, render = view_of(search(*unfinished), monkeypatch)
+    assert "0 running  3 waiting" in render()[0]
+    view.began(unfinished[1])
+    assert "1 running  2 waiting" in render()[0]
+    view.reported(unfinished[1], 2, 3, metrics(0.5))
+    assert "1 running  2 waiting" in render()[0]
+    end(view, unfinished[1])
+    assert "1 done  0 running  2 waiting" in render()[0]
+
+
+def test_the_time_left_follows_the_epochs_and_counts_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six trials of four epochs of ten seconds; a trial that is stopped early moves the estimate by its own share."""
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    history = search()
+    view = SearchView(history)
+    now += 60  # Ray starts, the workers import torch: no pace of an epoch
+    said = []
+    for number, epochs in enumerate((4, 4, 1, 4, 4, 4)):
+        one = trial(number)
+        history.trials[one.id] = one
+        view.began(one)
+        for epoch in range(1, epochs + 1):
+            now += 10
+            one.reports[epoch] = metrics(0.5)
+            view.reported(one, epoch, 4, metrics(0.5))
+            said.append(view._timing.left())
+        end(view, one)
+    assert said[0] is None and said[1] == pytest.approx(220)  # 22 of 24 epochs
+    known = [left for left in said if left is not None]
+    assert all(later <= earlier for earlier, later in pairwise(known)), known
+    assert known[-1] == 0
+    now += 5
+    assert view._timing.left() == 0
+
+
+def test_the_view_renders_while_trials_are_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rich renders from another thread, which would end with the exception of a dictionary that changes meanwhile."""
+    history = search(planned=5000)
+    view = SearchView(history, "mlflow ui")
+    ended, errors = threading.Event(), []
+
+    def render() -> None:
+        while not ended.is_set():
+            try:
+                RichConsole(file=io.StringIO()).print(view)
+            except RuntimeError as error:
+                errors.append(error)
+
+    thread = threading.Thread(target=render)
+    thread.start()
+    for number in range(2000):
+        one = trial(number, 0.5)
+        history.trials[one.id] = one
+        view.began(one)
+        view.reported(one, 1, 3, metrics(0.5))
+        if number % 2:
+            end(view, one)
+    ended.set()
+    thread.join()
+    assert not errors
 
 
 def test_the_view_of_a_new_search_has_no_best_trial(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,5 +146,5 @@ def test_a_trial_that_ended_leaves_the_view(monkeypatch: pytest.MonkeyPatch) -> 
     one = trial(0, 0.5)
     view, render = view_of(search(one), monkeypatch)
     view.reported(one, 1, 3, metrics(0.5))
-    view.ended(one)
+    end(view, one)
     assert not any("epoch 1/3" in line or "videos/s" in line for line in render())

@@ -83,6 +83,22 @@ def test_a_search_ends_with_a_model_that_has_the_reported_score(workplace: Workp
 
 
 @pytest.mark.slow
+def test_a_search_that_is_run_from_python_returns_its_results(workplace: Workplace) -> None:
+    program = """
+from tuner import search
+results = search.run("experiments.yaml", overrides=["search.trials=2", "training.epochs=2"])
+more = search.run("experiments.yaml", extend=1, search=results.id)
+rows = more.table()
+print("rows", [(row["number"], row["status"], row["epochs"], row["model.dropout"] is not None) for row in rows])
+print("best", more.best_trial().score == max(row["score"] for row in rows), more.id == results.id)
+"""
+    done = workplace.python("-c", program, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = [(number, "finished", 2, True) for number in range(3)]
+    assert f"rows {rows}" in done.stdout and "best True True" in done.stdout, done.stdout
+
+
+@pytest.mark.slow
 def test_slots_come_and_go_with_the_nodes_of_the_cluster(workplace: Workplace) -> None:
     with long_lived_ray(workplace, cpus=1) as ray:
         wide = ("--set", "search.max_concurrent=auto", "--trials", "6")

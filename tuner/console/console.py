@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from rich.console import Console as RichConsole
 from rich.console import RenderableType
@@ -11,6 +11,7 @@ from rich.live import Live
 
 from data.cache.bar import build_bar
 from data.cache.progress import BuildProgress
+from tuner.console.activity import Activity
 from tuner.console.text import describe_end, describe_epoch
 from tuner.console.view import SearchView
 from tuner.storage.journal import SearchHistory, TrialHistory
@@ -24,9 +25,14 @@ class Console:
 
     def __init__(self) -> None:
         """Write to the stdout of this moment, even if it is redirected later (tuner/console/quiet.py)."""
-        self._out = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+        try:
+            descriptor = sys.stdout.fileno()
+        except (OSError, AttributeError):  # a notebook has replaced stdout by an object without a file
+            descriptor = 1
+        self._out = os.fdopen(os.dup(descriptor), "w", buffering=1)
         self._rich = RichConsole(file=self._out, highlight=False, soft_wrap=True)
         self._view: SearchView | None = None
+        self._activity = Activity(self.print)
 
     @property
     def is_terminal(self) -> bool:
@@ -36,6 +42,14 @@ class Console:
     def print(self, line: RenderableType = "") -> None:
         """Print a line or a table, above the live view."""
         self._rich.print(line, markup=False)
+
+    def doing(self, what: str, *, aloud: bool = True) -> None:
+        """Say what the driver does now, and again where it takes long (`Activity.begin`)."""
+        self._activity.begin(what, aloud=aloud)
+
+    def reminding(self) -> AbstractContextManager[None]:
+        """While the block runs, say again what the driver does where it takes long."""
+        return self._activity.reminding()
 
     @contextmanager
     def decoding(self) -> Iterator[Callable[[BuildProgress], None]]:
@@ -54,6 +68,13 @@ class Console:
                         removed.add(line)
                         self.print(line)
                 draw(progress)
+                if self.is_terminal:
+                    self._activity.begin("")  # the bar shows it
+                elif progress.waiting_for_lock:
+                    self._activity.update("waiting for another process that decodes the same shards")
+                else:
+                    done = f"{progress.shards_done} of {progress.shards_total}"
+                    self._activity.update(f"decoding shards: {done}, {progress.num_videos:,} videos")
                 if progress.shards_done == progress.shards_total:
                     skipped = f", {progress.num_skipped} bad shards skipped" if progress.num_skipped else ""
                     self.print(f"decoded {progress.shards_total} shards: {progress.num_videos:,} videos{skipped}")
@@ -61,9 +82,14 @@ class Console:
             yield show
 
     @contextmanager
-    def searching(self, search: SearchHistory) -> Iterator[None]:
-        """Show the live view of a search during the block, in a terminal."""
-        self._view = SearchView(search)
+    def searching(self, search: SearchHistory, results: str = "") -> Iterator[None]:
+        """Show the live view of a search during the block, in a terminal.
+
+        Args:
+            search: the search.
+            results: how to see the results in a browser.
+        """
+        self._view = SearchView(search, results)
         live = Live(
             self._view,
             console=self._rich,
@@ -78,6 +104,8 @@ class Console:
 
     def trial_started(self, trial: TrialHistory, settings: str) -> None:
         """Print that a trial has started; `settings` is their line (`describe_settings`)."""
+        assert self._view is not None
+        self._view.began(trial)
         if not self.is_terminal:
             self.print(f"trial {trial.number:03d}  started  {settings}")
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from tuner.console import Console, quiet
 from tuner.errors import TunerError
 from tuner.export.pruning import remove_needless
 from tuner.inference.best_trial import score_best
-from tuner.project import PROJECT
+from tuner.project import PROJECT, program
 from tuner.redact import redacted
 from tuner.search import stages
 from tuner.search.begin import Options, begin, folder_and_experiment, mention_unfinished
@@ -47,7 +47,7 @@ from tuner.tracking.records import search_params, search_tags
 from tuner.tracking.registry import warm_up
 from tuner.tracking.tags import environment_tags
 from tuner.tracking.tracker import SHORT_PATIENCE_SECONDS, Tracker
-from tuner.tracking.uri import choose_uri
+from tuner.tracking.uri import choose_uri, ui_command
 from tuner.training.contrastive import encoder_store
 from tuner.training.dataset import Dataset, open_dataset
 from tuner.workers import connection
@@ -58,8 +58,16 @@ from tuner.workers.train_run import ray_storage
 LOG = "ray.log"
 
 
-def run(file: Path, name: str | None, options: Options, console: Console) -> int:
-    """Run, resume or extend a search of an experiment, and return the exit code of `tune.py`.
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a search ended for its driver."""
+
+    code: int  # the exit code of tune.py, as `tuner.search.summary.print_summary` returns it
+    directory: Place  # of the search
+
+
+def run(file: Path, name: str | None, options: Options, console: Console) -> Outcome:
+    """Run, resume or extend a search of an experiment.
 
     Args:
         file: experiments.yaml.
@@ -74,19 +82,27 @@ def run(file: Path, name: str | None, options: Options, console: Console) -> int
             cannot be reached.
         DataError: the shards are missing or damaged.
     """
+    with console.reminding():
+        return _locked(file, name, options, console)
+
+
+def _locked(file: Path, name: str | None, options: Options, console: Console) -> Outcome:
     stages.begin("experiment")
+    console.doing("reading the experiment", aloud=False)
     directory, experiment = folder_and_experiment(file, name, options)
+    # An object store has no locks: a driver that was killed holds its lease for a minute.
+    console.doing(f"taking the lock of {directory.parent}", aloud=False)
     with sigterm_as_interrupt(), lock.only_driver(directory.parent, directory.name) as still_ours:
         if not (options.continues or options.fresh):
             mention_unfinished(options.storage, experiment.name, console)
         try:
-            return _run(directory, experiment, options, console, still_ours)
+            return Outcome(_run(directory, experiment, options, console, still_ours), directory)
         except (TunerError, DataError, KeyboardInterrupt) as error:
             if not searches.exists(directory):
                 at(directory).remove()  # the search has not begun
             elif isinstance(error, KeyboardInterrupt):  # a second signal, or one that came outside of Tune's fit
                 console.print("\n" + interrupted(journal.read(directory)))
-                return 130
+                return Outcome(130, directory)
             raise
 
 
@@ -97,6 +113,7 @@ def _run(
     uri = choose_uri(options.tracking_uri, earlier.tracking_uri if earlier else None, experiment.file.parent)
     experiment.data.class_names()  # a mistake in them would be found by the export, days later
     stages.begin("data")
+    console.doing("opening the data")
     with console.decoding() as progress:
         data = open_dataset(experiment.data, progress, fingerprint=earlier.fingerprint if earlier else None)
     for split, cache in (("train", data.train), ("validate", data.validate)):
@@ -104,13 +121,16 @@ def _run(
             console.print(f"data.{split}: left out {path}: {reason}")
     with at(directory / LOG).buffered() as log, quiet(log), stages.reported(), ThreadPoolExecutor(1) as background:
         stages.begin("ray")
+        console.doing("starting Ray and connecting to MLflow")
         # A new database of MLflow takes as long as a Ray.
         connecting = background.submit(lambda: Tracker(uri, experiment.name, environment_tags(PROJECT), console.print))
         with connection.connect(connection.resolve_address(options.address), console.print) as attempt:
             stages.begin("mlflow")
+            console.doing(f"connecting to MLflow at {redacted(uri)}", aloud=False)
             tracker = connecting.result()
             background.submit(warm_up)
             stages.begin("journal")
+            console.doing("looking at the nodes of the cluster and at the storage", aloud=False)
             shared_storage.check_shared(directory)
             private = attempt.scratch is not None
             capacity = partial(nodes.capacity, experiment.resources.startable, private=private)
@@ -149,6 +169,7 @@ class _Search:
     def run(self) -> int:
         """Train the trials that remain, then score the best one."""
         console, search, settings, tracker = self.console, self.search, self.experiment.search, self.tracker
+        results = ui_command(program("mlflow"), search.tracking_uri)
         stored = f", at the end {self.directory / LOG}" if is_url(self.directory) else ""
         console.print(
             f"search {search.id} of {search.experiment}: {self._due} of {search.planned} trials to run, "
@@ -167,13 +188,15 @@ class _Search:
             scheduler = ReplayingScheduler(settings.scheduler, search, self.experiment.max_epochs)
             recorder = Recorder(self.experiment, self.journal, tracker, console, scheduler, self.stop)
             head = ray.get_runtime_context().gcs_address
-            with console.searching(search), watch(head, partial(self._exit_without_ray, head), console.print):
+            with console.searching(search, results), watch(head, partial(self._exit_without_ray, head), console.print):
                 recorder.catch_up()
                 if self._due:
                     stages.begin("trials")
+                    console.doing("")
                     self._fit(scheduler, recorder)
                 if not self.stop.interrupted:
                     stages.begin("the winner")
+                    console.doing("scoring the best trial and writing its model to MLflow", aloud=False)
                     if search.finished:
                         if self._slots_score_better and not search.best_is_scored:
                             self.stop.trains = False
@@ -185,11 +208,13 @@ class _Search:
                     status = "FINISHED" if search.finished else "FAILED"
         finally:
             stages.begin("last writes to mlflow")
+            console.doing("")  # the outbox says what it waits for
             tracker.suspend_trials()
             tracker.end_search(status)
             undelivered = tracker.close(SHORT_PATIENCE_SECONDS if status == "KILLED" else None, console.print)
         conclude_tracking(self.journal, tracker.refused, undelivered, self.log, console)
         stages.begin("closing")
+        console.doing("ending Ray", aloud=False)
         return print_summary(search, self.stop, self.experiment, self.data, console)
 
     @property

@@ -127,6 +127,26 @@ class SearchHistory:
         """The score of trial 0, which has the experiment's defaults; None where it has none yet, or failed."""
         return next((trial.score for trial in self.trials.values() if trial.number == 0), None)
 
+    def table(self) -> list[dict[str, Any]]:
+        """One row for each trial, in the order of suggestion: what became of it, its score, and its settings by path.
+
+        `pandas.DataFrame(search.table())` makes a data frame of it.
+        """
+        return [
+            {
+                "number": trial.number,
+                "id": trial.id,
+                "status": trial.status,
+                "score": trial.score,
+                "best_epoch": trial.best_epoch,
+                "epochs": trial.last_epoch,
+                "stopped_by": trial.stopped_by,
+                "error": trial.error,
+                **trial.settings,
+            }
+            for trial in self.trials.values()
+        ]
+
     def best_trial(self) -> TrialHistory:
         """The finished trial with the best score.
 

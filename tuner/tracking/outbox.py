@@ -21,7 +21,7 @@ PATIENCE_SECONDS = 120.0  # seconds without success, after `close`, until the re
 MAX_FAILURES = 30
 # Waiting writes; a report takes 1.5 kB. So many come from a thousand trials that report every 20 seconds in an hour.
 MAX_WAITING = 200_000
-NOTICE_SECONDS = 15.0  # that `close` waits before it says why
+NOTICE_SECONDS = 10.0  # that `close` waits before it says why
 
 Write = Callable[[], None]
 _log = logging.getLogger(__name__)
