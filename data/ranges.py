@@ -57,7 +57,7 @@ class Range:
         return number
 
 
-# Sizes: of layers, batches, queues. Whether the machine has the memory is another question (tuner/training/memory.py).
+# Sizes: of layers, batches, queues. Whether the machine has the memory is asked in tuner/training/steps/needs.py.
 COUNT = Range(1, 2**24)
 SEED = Range(0, 2**32 - 1)  # of numpy, torch and Optuna alike
 # Numbers that are added, multiplied or divided by in float32.

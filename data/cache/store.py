@@ -238,6 +238,19 @@ def open_cache(
     return cache
 
 
+def built_cache(
+    shards: Sequence[str],
+    schema: Schema,
+    directory: Path,
+    *,
+    require_labels: bool = True,
+    dtype: Literal["float16", "float32"] = "float16",
+) -> Cache | None:
+    """Returns what `open_cache` would open without decoding anything; None where there is no such cache yet."""
+    recipe = Recipe(shards=tuple(find_each(shards)), schema=schema, dtype=dtype, require_labels=require_labels)
+    return _load_if_whole(directory / recipe.key)
+
+
 @contextmanager
 def _locked(folder: Path, num_shards: int, report: Callable[[BuildProgress], None]) -> Iterator[None]:
     """Holds the lock of one cache; reports the other process's progress while it waits for the lock."""

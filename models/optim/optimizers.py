@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from data.ranges import HUGE, Positive, Range, Share, check_ranges
+from data.ranges import HUGE, TINY, Positive, Range, Share, check_ranges
 from models.optim.clipping import ClipConfig
 from models.optim.registry import OPTIMIZERS
 from models.optim.schedule import ScheduleConfig
@@ -29,7 +29,7 @@ class OptimizerConfig:
 
     # The kind of optimizer. rmsprop_tf: RMSProp as in TensorFlow 1. lars: SGD with a step scaled to each matrix.
     kind: Kind
-    learning_rate: Positive  # the largest learning rate, which `schedule` may lower
+    learning_rate: Annotated[float, Range(TINY, 1e38)]  # the largest learning rate, which `schedule` may lower
     decay: Share | None = None  # rmsprop_tf: decay of the running mean of the squared gradient at each step; null: 0.9
     # rmsprop_tf, sgd, lars: share of the last movement that is added to a step; null: 0.9 for lars, 0 for the others.
     momentum: Share | None = None

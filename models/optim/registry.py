@@ -24,13 +24,14 @@ class OptimizerKind:
 
     make: Callable[..., Optimizer]  # takes the parameters, and by name lr and the settings
     settings: Mapping[str, float]  # those with an effect, and their defaults
+    states: int = 0  # tensors of a weight's size that it keeps for each weight, beside one for a momentum
 
 
 # The defaults are those of the sources (rmsprop_tf: TensorFlow; lars: MoCo v3) or the usual ones.
 OPTIMIZERS: Mapping[str, OptimizerKind] = {
-    "rmsprop_tf": OptimizerKind(RMSpropTF, {"decay": 0.9, "momentum": 0.0, "epsilon": 1e-10}),
-    "adam": OptimizerKind(adam, {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}),
-    "adamw": OptimizerKind(adamw, {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 0.01}),
+    "rmsprop_tf": OptimizerKind(RMSpropTF, {"decay": 0.9, "momentum": 0.0, "epsilon": 1e-10}, states=1),
+    "adam": OptimizerKind(adam, {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}, states=2),
+    "adamw": OptimizerKind(adamw, {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 0.01}, states=2),
     "sgd": OptimizerKind(sgd, {"momentum": 0.0, "weight_decay": 0.0}),
     "lars": OptimizerKind(LARS, {"momentum": 0.9, "trust": 0.001, "weight_decay": 1e-6}),
 }

@@ -70,6 +70,8 @@ MISTAKES = [
     ("unset", "train: t*", "train: ${UNSET_VARIABLE}/*", "5: tiny.data.train: the environment variable UNSET_VARIABLE is not set; set it, or write ${UNSET_VARIABLE:-a default}"),
     ("no variable", "train: t*", "train: ${1}/*", "5: tiny.data.train: write a variable as ${NAME} or ${NAME:-default} (got ${1}/*.tfrecord)"),
     # yaml
+    ("a batch of one", "batch_size: 16", "batch_size: 1", "13: tiny.training.batch_size: BatchNorm needs at least 2 videos at a time, to compare them (got 1)"),
+    ("parts of one", "batch_size: 16", "batch_size: 16, accumulate: 16", "13: tiny.training.batch_size: BatchNorm needs at least 2 videos at a time, to compare them (got 16 in 16 parts)"),
     ("tab", "      l1:", "\tl1:", "12: is not valid yaml: found character '\\t' that cannot start any token"),
     ("braces", "train: t*.tfrecord", "train: {a: ${HOME}}", "5: is not valid yaml: expected ',' or '}', but got '{'; quote the value with ${...}"),
     ("alias", "epochs: 2", "epochs: *nowhere", "13: is not valid yaml: found undefined alias 'nowhere'"),
@@ -110,7 +112,7 @@ def test_all_errors_of_an_experiment_are_reported_together_in_file_order(load_te
         ("momentum: {", "momentun: {", "13: tiny.optimizer.momentun: unknown key; did you mean 'momentum'?"),
         ("[0.5, 0.9]", "[0.5, 1.5]", "13: tiny.optimizer.momentum: momentum must be in [0, 1), but got 1.5"),
         ("[0.5, 0.9]", "[0.9]", "13: tiny.optimizer.sgd.momentum: uniform takes [low, high] (got [0.9])"),
-        ("learning_rate: 0.1", "learning_rate: -1", "12: tiny.optimizer.learning_rate: learning_rate must be from 1e-30 to 1e+06, but got -1.0"),
+        ("learning_rate: 0.1", "learning_rate: -1", "12: tiny.optimizer.learning_rate: learning_rate must be from 1e-30 to 1e+38, but got -1.0"),
         ("kind: sgd", "kind: sdg", "11: tiny.optimizer.kind: 'sdg' is not one of: rmsprop_tf, adam, adamw, sgd, lars"),
     ],
 )  # fmt: skip

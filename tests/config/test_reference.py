@@ -71,7 +71,7 @@ def test_a_setting_is_explained_by_its_path() -> None:
     head, _, entry, *text = explain("optimizer.learning_rate").splitlines()
     assert head == "optimizer.learning_rate: a setting of pipeline supervised"
     assert entry == "optimizer.learning_rate  number, required"
-    assert "Must be from 1e-30 to 1e+06." in " ".join(text)
+    assert "Must be from 1e-30 to 1e+38." in " ".join(text)
 
 
 def test_a_block_is_explained_with_all_of_its_settings() -> None:

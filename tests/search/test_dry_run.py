@@ -31,8 +31,8 @@ def test_a_valid_experiment_is_shown_with_configurations_and_trains_nothing(work
     code, printed = workplace.run("--dry-run")
     assert code == 0, printed
     assert "tiny is valid at all 2 corners of its space, 2 parameters" in printed
-    assert "data.train: 2 shards; the first holds 150 valid videos" in printed
-    assert "data.validate: 1 shards; the first holds 100 valid videos" in printed
+    assert "data.train: 2 shards, about 300 videos; the first holds 150 valid ones" in printed
+    assert "data.validate: 1 shard, 100 videos; the first holds 100 valid ones" in printed
     assert " at a time, each with " in printed
     assert "3 trials of at most 12 epochs, sampler tpe, scheduler none" in printed
     above, header, first, *others = (line.split() for line in printed.splitlines()[-5:])
@@ -52,7 +52,10 @@ def test_a_valid_experiment_is_shown_with_configurations_and_trains_nothing(work
                 "tiny.model.hiden: unknown key; did you mean 'hidden'?",
             ),
         ),
-        (("--set", "data.sample=null", "--set", "data.train=shards/none*.tfrecord"), ("shards/none*.tfrecord",)),
+        (
+            ("--set", "data.sample=null", "--set", "data.train=shards/none*.tfrecord"),
+            ("tiny.data.train: ", "tiny.data.validate: "),
+        ),
     ],
     ids=["unknown keys", "no shard"],
 )

@@ -20,6 +20,7 @@ from tuner.redact import has_credentials, redacted
 from tuner.training.config import ContrastiveConfig, Trial, TrialConfig, without_effect
 from tuner.training.data_config import DataConfig
 from tuner.training.pipelines import pipeline_of
+from tuner.training.steps import needs
 
 
 def refuse_distributions(node: Node, path: str, searchable: Sequence[str], problems: Problems) -> None:
@@ -80,7 +81,7 @@ def check_loss(resolved: Node, config: Trial, data: DataConfig, problems: Proble
     """Check that the data and the model have what the loss needs."""
     block = "probe.loss" if isinstance(config, ContrastiveConfig) else "loss"
     trial = config.probe_trial if isinstance(config, ContrastiveConfig) else config
-    node = _nearest_to(block, resolved)
+    node = nearest_to(block, resolved)
     if trial.loss.kind == "weighted_hamming" and data.vocabulary is None:
         problems.add(node, block, "kind weighted_hamming needs the counts of data.vocabulary, which is not set")
     if trial.loss.layers:
@@ -96,17 +97,26 @@ def check_loss(resolved: Node, config: Trial, data: DataConfig, problems: Proble
             problems.add(node, block, str(error))
 
 
+def check_batches(resolved: Node, config: Trial, data: DataConfig, problems: Problems) -> None:
+    """Check that a model with BatchNorm sees several videos at a time."""
+    try:
+        for path, why in needs.batches_of_one(config, data.sizes):
+            problems.add(nearest_to(path, resolved), path, why)
+    except ValueError:
+        return  # the model does not fit the data, which is reported as a mistake of its own
+
+
 def check_effects(trials: Sequence[tuple[Node, Trial]], problems: Problems) -> None:
     """Refuse settings that have no effect on any trial: those of steps, where every model is fitted in closed form."""
     if not all(config.model.kind == "linear" for _, config in trials):
         return
     for resolved, config in trials:
         for path in without_effect(config):
-            node = _nearest_to(path, resolved)
+            node = nearest_to(path, resolved)
             problems.add(node, path, "has no effect on model.kind linear, which is fitted in closed form; leave it out")
 
 
-def _nearest_to(path: str, node: Node) -> Node:
+def nearest_to(path: str, node: Node) -> Node:
     """The node at a path below `node`; where it is left out, the innermost block around it."""
     for key in path.split("."):
         node = node.entries.get(key, node)

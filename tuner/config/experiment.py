@@ -13,16 +13,18 @@ line, and all lines are shown at once:
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tuner.config.checks import (
+    check_batches,
     check_effects,
     check_features,
     check_level,
     check_loss,
     check_workers,
+    nearest_to,
     refuse_credentials,
     refuse_distributions,
     with_grid_trials,
@@ -60,6 +62,15 @@ class Experiment:
     search: SearchConfig
     resources: ResourcesConfig
     file: Path  # the file that it was read from
+    written: Node = field(default_factory=lambda: Node({}), compare=False, repr=False)  # as it is in the file
+
+    def node(self, path: str) -> Node:
+        """What the file has at a path such as data.train; where it is left out, the innermost block around it."""
+        return nearest_to(path, self.written)
+
+    def place(self, path: str) -> str:
+        """A setting as the beginning of a sentence about it: `experiments.yaml:5: tiny.data.train`."""
+        return ": ".join(part for part in (self.node(path).place, f"{self.name}.{path}") if part)
 
     def trial_config(self, values: Values) -> Trial:
         """The configuration of the trial with these values, by parameter name.
@@ -207,6 +218,7 @@ def _build(node: Node, name: str, file: Path, problems: Problems) -> Experiment:
                 check_level(resolved, config, data, problems)
                 check_features(resolved, config, data, problems)
                 check_loss(resolved, config, data, problems)
+                check_batches(resolved, config, data, problems)
             if resources is not None:
                 check_workers(blocks["resources"], config, resources.max_workers, problems)
     if len(trials) == len(corners):  # a corner with a mistake may have another model
@@ -223,6 +235,7 @@ def _build(node: Node, name: str, file: Path, problems: Problems) -> Experiment:
         search=search,
         resources=resources,
         file=file,
+        written=node,
     )
 
 

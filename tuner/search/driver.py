@@ -23,7 +23,9 @@ from data.errors import DataError
 from tuner.cluster import nodes, shared_storage
 from tuner.cluster.heartbeat import watch
 from tuner.cluster.resources import Node, Plan, describe, plan
+from tuner.config import preflight
 from tuner.config.experiment import Experiment
+from tuner.config.notes import notes
 from tuner.console import Console, quiet
 from tuner.errors import TunerError
 from tuner.export.pruning import remove_needless
@@ -111,11 +113,17 @@ def _run(
 ) -> int:
     earlier = journal.read(directory) if searches.exists(directory) else None
     uri = choose_uri(options.tracking_uri, earlier.tracking_uri if earlier else None, experiment.file.parent)
-    experiment.data.class_names()  # a mistake in them would be found by the export, days later
+    # What a search began with was checked then; its shards may be gone.
+    overlaps = [] if earlier else preflight.check_files(experiment)
     stages.begin("data")
     console.doing("opening the data")
-    with console.decoding() as progress:
+    with console.decoding() as progress, preflight.naming_settings(experiment):
         data = open_dataset(experiment.data, progress, fingerprint=earlier.fingerprint if earlier else None)
+    if not earlier:
+        overlaps += preflight.check_data(experiment, data)
+    labelled = data.statistics.label_counts_C.nonzero()
+    for sentence in overlaps + notes(experiment, data.statistics.num_videos, int(labelled.max())):
+        console.print(sentence)
     for split, cache in (("train", data.train), ("validate", data.validate)):
         for path, reason in cache.skipped:
             console.print(f"data.{split}: left out {path}: {reason}")
@@ -135,6 +143,8 @@ def _run(
             private = attempt.scratch is not None
             capacity = partial(nodes.capacity, experiment.resources.startable, private=private)
             layout = plan(experiment.resources, capacity())
+            if private:  # the workers of a cluster have machines of their own, and check there
+                preflight.check_memory(experiment, gpu=layout.resources.gpu > 0, num_videos=data.statistics.num_videos)
             with closing(Journal(directory, still_ours)) as open_journal:
                 search = begin(open_journal, experiment, options, uri, data)
                 connection.clean_up(search.attempts, attempt)

@@ -1,19 +1,30 @@
 """`tune.py --dry-run`: checks what can be wrong before a search starts, and prints what it would try."""
 
+import math
 import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from optuna.storages import InMemoryStorage
 from rich.table import Table
 
-from data.cache.recipe import find_shards
+from data.cache.recipe import find_each, find_shards
+from data.cache.store import Cache
 from data.frames import decode
+from data.tfrecord.shards import DecodedShard
 from tuner.cluster import nodes
-from tuner.cluster.resources import Node, describe, plan
+from tuner.cluster.resources import Node, Plan, describe, plan, threads_of
+from tuner.config import preflight
 from tuner.config.experiment import Experiment
+from tuner.config.notes import notes
+from tuner.config.yaml_tree import Problems
 from tuner.console import Console, setting_cells, settings_table
+from tuner.console.text import describe_seconds
 from tuner.search.samplers import Study, drawn_at_random, make_sampler, planned_values
-from tuner.training.data_config import write_sample
+from tuner.training import timing
+from tuner.training.config import TrialConfig
+from tuner.training.steps import needs
 from tuner.workers import connection
 
 # Configurations in the table.
@@ -30,7 +41,7 @@ def dry_run(experiment: Experiment, console: Console, address: str | None) -> No
 
     Raises:
         DataError: a pattern matches no file, or the first shard of a split does not hold what the experiment asks for.
-        ConfigError: the cluster cannot hold a trial, or the vocabulary is damaged.
+        ConfigError: what `preflight` checks is wrong, or the cluster cannot hold a trial.
         SearchError: no Ray answers at `address`.
     """
     space, config = experiment.space, experiment.search
@@ -38,28 +49,108 @@ def dry_run(experiment: Experiment, console: Console, address: str | None) -> No
         f"{experiment.file}: {experiment.name} is valid at all {len(space.corners())} corners of its space, "
         f"{len(space.names())} parameters"
     )
-    _check_shards(experiment, console)
-    experiment.data.class_names()
-    console.print(describe(plan(experiment.resources, _nodes(connection.resolve_address(address), experiment))))
+    sentences = preflight.check_files(experiment)
+    with preflight.naming_settings(experiment):
+        splits = {split: Split.read(experiment, split) for split in preflight.SPLITS if getattr(experiment.data, split)}
+    built = {name: split.cache for name, split in splits.items() if split.cache is not None}
+    problems = Problems(experiment.name)
+    sentences += preflight.check_videos(experiment, built, problems)
+    problems.check()
+    for name, split in splits.items():
+        console.print(f"data.{name}: {split.described}")
+    num_videos = max(1, round(splits["train"].num_videos * experiment.data.label_fraction))
+    for sentence in sentences + notes(experiment, num_videos, splits["train"].largest_label):
+        console.print(sentence)
+    local = connection.resolve_address(address) == "local"
+    layout = plan(experiment.resources, _nodes(connection.resolve_address(address), experiment))
+    console.print(describe(layout))
+    if local:
+        preflight.check_memory(experiment, gpu=layout.resources.gpu > 0, num_videos=num_videos)
     for sentence in drawn_at_random(space, config.sampler.kind):
         console.print(sentence)
     budget = f" or {config.time_budget:g} s" if config.time_budget is not None else ""
     console.print(
         f"{config.trials} trials{budget} of at most {experiment.max_epochs} epochs, sampler {config.sampler.kind}, "
-        f"scheduler {config.scheduler.kind}; the first {min(SHOWN, config.trials)} if every trial scored alike:"
+        f"scheduler {config.scheduler.kind}"
     )
+    for sentence in _trial_0(experiment, splits, layout, num_videos):
+        console.print(sentence)
+    console.print(f"the first {min(SHOWN, config.trials)} trials, if every trial scored alike:")
     console.print(_samples(experiment, min(SHOWN, config.trials)))
 
 
-def _check_shards(experiment: Experiment, console: Console) -> None:
-    write_sample(experiment.data)
-    for split in ("train", "validate", "test"):
-        patterns = getattr(experiment.data, split)
-        if patterns is None:
-            continue
-        shards = find_shards(patterns)
-        first = decode(shards[0], experiment.data.schema)
-        console.print(f"data.{split}: {len(shards)} shards; the first holds {len(first.ids)} valid videos")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """A split of the data, as far as it is known without decoding it."""
+
+    shards: list[str]
+    first: DecodedShard
+    cache: Cache | None  # of the whole split, where this machine has decoded it
+    num_videos: int  # of the whole split; estimated by the size of its shards where there is no cache
+
+    @classmethod
+    def read(cls, experiment: Experiment, split: str) -> "Split":
+        """Find the shards of a split and decode the first one that holds a video."""
+        data = experiment.data
+        shards = find_shards(getattr(data, split))
+        cache = data.built(getattr(data, split))
+        sizes = {shard.path: shard.size for shard in find_each(shards)}
+        first = next(path for path in [*(path for path in shards if sizes[path]), *shards])
+        decoded = decode(first, data.schema)
+        estimated = round(len(decoded.ids) * sum(sizes.values()) / max(1, sizes[first]))
+        return cls(
+            shards=shards, first=decoded, cache=cache, num_videos=estimated if cache is None else cache.num_videos
+        )
+
+    @property
+    def largest_label(self) -> int | None:
+        """The largest label that was read: of the whole split, or of its first shard."""
+        labels = self.first.label_indices if self.cache is None else self.cache.label_indices
+        return int(labels.max()) if len(labels) else None
+
+    @property
+    def described(self) -> str:
+        """The number of shards and videos."""
+        about = "about " if self.cache is None and len(self.shards) > 1 else ""
+        shards = f"{len(self.shards):,} shard{'s' if len(self.shards) > 1 else ''}"
+        return f"{shards}, {about}{self.num_videos:,} videos; the first holds {len(self.first.ids):,} valid ones"
+
+
+def _trial_0(experiment: Experiment, splits: Mapping[str, Split], layout: Plan, num_videos: int) -> Iterator[str]:
+    """What a trial takes: the size and the memory of the defaults' model, and the time by a few real steps."""
+    trial, sizes = experiment.trial_config(experiment.space.defaults()), experiment.data.sizes
+    workers = layout.resources.max_workers
+    needed = needs.least(trial, sizes, num_videos=num_videos, workers=workers)
+    yield f"trial 0 (the defaults): {needs.described(trial, sizes, needed)}"
+    device = torch.device("cuda" if layout.resources.gpu else "cpu")
+    if not isinstance(trial, TrialConfig) or trial.optimizer is None or workers > 1:
+        return  # contrastive, in closed form, or on several machines
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads_of(layout.resources.cpu))
+    try:
+        first = splits["train"].first
+        speed = timing.measure(
+            trial,
+            timing.ShardData(shard=first, schema=experiment.data.schema, vocabulary=experiment.data.vocabulary),
+            device,
+        )
+    finally:
+        torch.set_num_threads(threads)
+    if speed is None:
+        return
+    scored = max(1, round(splits["validate"].num_videos * experiment.data.validate_fraction))
+    epoch = speed.epoch_seconds(num_videos, scored)
+    slots = min(layout.slots, experiment.search.trials)
+    limit = experiment.search.max_concurrent
+    slots = slots if limit == "auto" else min(slots, limit)
+    in_all = epoch * trial.epochs * math.ceil(experiment.search.trials / slots)
+    yield (
+        f"a few steps here: {speed.train:,.0f} training videos/s, so an epoch takes about {describe_seconds(epoch)}, "
+        f"trial 0 about {describe_seconds(epoch * trial.epochs)}, and the search about {describe_seconds(in_all)} if "
+        "all trials were like it and none was stopped; decoding comes on top"
+    )
 
 
 def _nodes(address: str, experiment: Experiment) -> list[Node]:

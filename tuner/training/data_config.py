@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 from data import sample
 from data.cache.progress import BuildProgress
 from data.cache.recipe import find_shards
-from data.cache.store import Cache, default_directory, find_cache, open_cache
+from data.cache.store import Cache, built_cache, default_directory, find_cache, open_cache
 from data.errors import DataError
 from data.ranges import Count, Fraction, Range, Seed, check_ranges
 from data.residency import Wanted
@@ -70,6 +70,9 @@ class DataConfig:
     # What happens where a shard is damaged. fail: the search ends with an error. skip: training goes on without the
     # shard, and the search reports it.
     on_bad_shard: Literal["fail", "skip"] = "fail"
+    # What happens where a shard or a video is in two of the splits. error: the search does not start. allow: it starts,
+    # and says so.
+    overlap: Literal["error", "allow"] = "error"
     # A CSV file with the columns Index, Name (exports show it) and TrainVideoCount (loss.kind weighted_hamming needs
     # it). null: the classes have no names.
     vocabulary: str | None = None
@@ -116,6 +119,14 @@ class DataConfig:
     def cache_directory(self) -> Path:
         """The folder in which this node keeps its decoded shards."""
         return Path(self.cache).expanduser() if self.cache else default_directory()
+
+    def built(self, patterns: Patterns) -> Cache | None:
+        """The cache of the shards that match; None where this node has not decoded them.
+
+        Raises:
+            DataError: no shard matches, or the cache is damaged.
+        """
+        return built_cache(find_shards(patterns), self.schema, self.cache_directory, dtype=self.dtype)
 
     def open(
         self,

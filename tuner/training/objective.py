@@ -110,12 +110,7 @@ class TeacherPredictions:
         """
         predictions = teacher.read(path, data.sizes.num_classes)
         rows_N = predictions.rows(data.ids)
-        missing = int((rows_N < 0).sum())
-        if missing:
-            raise ConfigError(
-                f"{path}: has no predictions of {missing:,} of the {len(rows_N):,} training videos; "
-                "predict all of data.train with the teacher"
-            )
+        teacher.check_videos(path, rows_N)
         self.rows_N = torch.from_numpy(rows_N).to(device)
         self.classes = torch.tensor(predictions.classes_NK, device=device)
         self.probabilities = torch.tensor(predictions.probabilities_NK, device=device)

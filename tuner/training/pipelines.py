@@ -19,6 +19,7 @@ from tuner.training.contrastive.encoder_store import EncoderStore
 from tuner.training.dataset import Dataset
 from tuner.training.ranks import ALONE, Ranks
 from tuner.training.state import Progress
+from tuner.training.steps import needs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +83,7 @@ def train(
 
     Raises:
         TrialDiverged: a loss is not finite; the weights keep their values from before that step.
+        TrialOutOfMemory: the trial needs more memory than the device has, whatever is done.
         TrialCollapsed: a pretrained encoder gives the same embedding for all videos.
         CheckpointError: `resume_from` is damaged, or belongs to other settings.
         ConfigError: the pipeline trains on one rank only.
@@ -92,6 +94,7 @@ def train(
         options["ranks"] = ranks
     elif ranks.size > 1:
         raise ConfigError(f"{pipeline.chosen_by} trains on one worker, but got {ranks.size}")
+    needs.check(trial, data.sizes, device, num_videos=data.statistics.num_videos, workers=ranks.size)
     if pipeline.reuses_encoders:
         options["encoder_store"] = encoder_store
     return pipeline.train(trial, data, device=device, seed=seed, resume_from=resume_from, **options)

@@ -19,7 +19,8 @@ Shapes   N videos   W bytes of the longest id   K classes listed for a video
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from tuner.errors import ConfigError, first_line
 FORMAT = "teacher-1"
 TOP_K = 50  # as the winners of 2017 and 2018 used
 SUFFIX = ".safetensors"
+AGAIN = "write it with `python -m tuner.predict MODEL_DIR --data SHARDS --output FILE.safetensors`"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,10 +49,7 @@ class Teacher:
 
     def rows(self, ids: NDArray[np.bytes_]) -> NDArray[np.int64]:
         """The row of each of these videos; -1 where the teacher has no prediction of it."""
-        if not len(self.ids):
-            return np.full(len(ids), -1)
-        rows = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
-        return np.where(self.ids[rows] == ids, rows, -1)
+        return _rows(self.ids, ids)
 
 
 def write(
@@ -83,33 +82,78 @@ def write(
     path.write_bytes(save(tensors, metadata))  # save_file would make it readable by its owner only
 
 
+def check(path: str | Path, num_classes: int, ids: NDArray[np.bytes_] | None = None) -> None:
+    """Check a file of teacher predictions without reading the predictions.
+
+    Args:
+        path: of the file.
+        num_classes: of the data.
+        ids: of the training videos, each of which must have a prediction; None: not known yet.
+
+    Raises:
+        ConfigError: as `read` and `check_videos` raise it.
+    """
+    with _opened(path, num_classes) as file:
+        known = _ids(file.get_tensor("ids")) if ids is not None else None
+    if ids is not None and known is not None:
+        check_videos(path, _rows(known, ids))
+
+
+def check_videos(path: str | Path, rows_N: NDArray[np.int64]) -> None:
+    """Refuse a teacher that has no predictions of some training videos, given by `Teacher.rows`.
+
+    Raises:
+        ConfigError: says how many.
+    """
+    if missing := int((rows_N < 0).sum()):
+        raise ConfigError(
+            f"{path}: has no predictions of {missing:,} of the {len(rows_N):,} training videos; "
+            "predict all of data.train with the teacher"
+        )
+
+
 def read(path: str | Path, num_classes: int) -> Teacher:
     """Read a file of teacher predictions.
 
     Raises:
         ConfigError: the file is missing, damaged or of another kind, or its model has another number of classes.
     """
-    again = "write it with `python -m tuner.predict MODEL_DIR --data SHARDS --output FILE.safetensors`"
+    with _opened(path, num_classes) as file:
+        ids, classes_NK, probabilities_NK = map(file.get_tensor, ("ids", "classes", "probabilities"))
+        model = json.loads(file.metadata()["model"])
+    shapes = ids.dtype, ids.ndim, classes_NK.dtype, classes_NK.shape, probabilities_NK.dtype, len(ids)
+    if shapes != (np.uint8, 2, np.int32, probabilities_NK.shape, np.float16, len(classes_NK)):
+        raise ConfigError(f"{path}: damaged: its arrays do not fit each other; {AGAIN}")
+    if classes_NK.size and not 0 <= classes_NK.min() <= classes_NK.max() < num_classes:
+        raise ConfigError(f"{path}: damaged: it names classes outside 0 to {num_classes - 1}; {AGAIN}")
+    return Teacher(ids=_ids(ids), classes_NK=classes_NK, probabilities_NK=probabilities_NK, model=model)
+
+
+@contextmanager
+def _opened(path: str | Path, num_classes: int) -> Iterator[Any]:
+    """An open file of predictions of so many classes; errors of reading it become sentences."""
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise ConfigError(f"{path}: is not a file of teacher predictions; {again}")
-            ids, classes_NK, probabilities_NK = map(file.get_tensor, ("ids", "classes", "probabilities"))
-        known, model = int(metadata["num_classes"]), json.loads(metadata["model"])
+                raise ConfigError(f"{path}: is not a file of teacher predictions; {AGAIN}")
+            known = int(metadata["num_classes"])
+            if known != num_classes:
+                raise ConfigError(
+                    f"{path}: the teacher has {known:,} classes, but the data has {num_classes:,}; {AGAIN}"
+                )
+            yield file
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
-        raise ConfigError(f"{path}: cannot be read as teacher predictions ({reason}); {again}") from error
-    if known != num_classes:
-        raise ConfigError(f"{path}: the teacher has {known:,} classes, but the data has {num_classes:,}; {again}")
-    shapes = ids.dtype, ids.ndim, classes_NK.dtype, classes_NK.shape, probabilities_NK.dtype, len(ids)
-    if shapes != (np.uint8, 2, np.int32, probabilities_NK.shape, np.float16, len(classes_NK)):
-        raise ConfigError(f"{path}: damaged: its arrays do not fit each other; {again}")
-    if classes_NK.size and not 0 <= classes_NK.min() <= classes_NK.max() < num_classes:
-        raise ConfigError(f"{path}: damaged: it names classes outside 0 to {num_classes - 1}; {again}")
-    return Teacher(
-        ids=np.frombuffer(ids.tobytes(), f"S{ids.shape[1]}"),
-        classes_NK=classes_NK,
-        probabilities_NK=probabilities_NK,
-        model=model,
-    )
+        raise ConfigError(f"{path}: cannot be read as teacher predictions ({reason}); {AGAIN}") from error
+
+
+def _rows(known: NDArray[np.bytes_], ids: NDArray[np.bytes_]) -> NDArray[np.int64]:
+    if not len(known):
+        return np.full(len(ids), -1)
+    rows = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+    return np.where(known[rows] == ids, rows, -1)
+
+
+def _ids(ids_NW: NDArray[np.uint8]) -> NDArray[np.bytes_]:
+    return np.frombuffer(ids_NW.tobytes(), f"S{ids_NW.shape[1]}")
