@@ -9,6 +9,7 @@
       EpochTimeout          an epoch took longer than search.epoch_timeout; the trial resumes from its last checkpoint
       CheckpointError       a checkpoint belongs to other settings
         CheckpointDamaged   the files of a checkpoint are not those that were written; an older one may be intact
+      WrittenTwice          another process has written the same folder of an object store at the same time
       NothingToExport       no trial has finished; the message says how many failed and why
       ModelFolderError      the folder of an exported model is incomplete, damaged or too new
     data.errors.DataError   root of the errors about shards and caches; data/ does not know TunerError
@@ -56,6 +57,10 @@ class CheckpointError(TunerError):
 
 class CheckpointDamaged(CheckpointError):
     """Files of a checkpoint are missing, truncated or changed."""
+
+
+class WrittenTwice(TunerError):
+    """Another process has written the same folder of an object store at the same time."""
 
 
 class NothingToExport(TunerError):

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import retry
-from data.cache import build, columns
+from data.cache import build, columns, eviction
 from data.cache.columns import read_journal
 from data.cache.progress import BuildProgress
 from data.cache.store import open_cache
@@ -256,6 +256,32 @@ def test_several_processes_that_open_at_once_build_once(shards, folder, tmp_path
     assert [videos for videos, _ in outputs] == ["25", "25", "25"]
     assert sorted((tmp_path / "log").read_text().split()) == shards
     assert "True" in {waited for _, waited in outputs}
+
+
+def test_a_builder_that_is_stopped_and_wakes_ends_its_build_and_nobody_else_touches_it(
+    shards, folder, tmp_path, monkeypatch
+):
+    builder = start(SLOW_BUILDER, folder, tmp_path / "log", *shards)
+    deadline = time.monotonic() + 60
+    while not any(folder.glob("*.building/journal.jsonl")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    builder.send_signal(signal.SIGSTOP)
+    (working,) = folder.glob("*.building")
+    monkeypatch.setattr(eviction, "IDLE_SECONDS", -1.0)
+    assert eviction.evict(folder, 1 << 60, folder / "another") == [] and working.exists()
+    reports = []
+
+    def wake(report):
+        reports.append(report)
+        if len(reports) == 5:
+            builder.send_signal(signal.SIGCONT)
+
+    decodings = Decodings(monkeypatch)
+    assert_holds(open_cache(shards, SCHEMA, folder, progress=wake), shards)
+    assert reports[0].waiting_for_lock and decodings.paths == []
+    assert output_of(builder) == ["25", "False"]
+    assert (tmp_path / "log").read_text().split() == shards
 
 
 def test_a_waiting_process_sees_the_progress_of_the_other(shards, folder):

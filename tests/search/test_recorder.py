@@ -1,14 +1,19 @@
 """What trials do is recorded in the journal, then in MLflow, then on the screen: each epoch once, each end once."""
 
+import errno
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from data.errors import UnreachableError
 from tuner.config.experiment import load
 from tuner.errors import SearchError
+from tuner.search import recorder
 from tuner.search.recorder import Recorder
 from tuner.search.schedulers import ReplayingScheduler
 from tuner.search.stopper import StopRule
@@ -36,6 +41,13 @@ class Noted:
 
     def __getattr__(self, method: str) -> Any:
         return lambda *arguments, **options: self.told.append((self.name, method, *arguments))
+
+    @contextmanager
+    def together(self, trial: journal.TrialHistory) -> Iterator[None]:
+        told, self.told = self.told, []
+        yield
+        told.append((self.name, "together", [method for _, method, *_ in self.told]))
+        self.told = told
 
 
 class Driver:
@@ -75,6 +87,10 @@ class Driver:
 
     def complete(self) -> None:
         self.recorder.on_trial_complete(0, [], self.trial)
+
+    def lose_slot(self) -> None:
+        self.recorder._search.trials[ID].failures = 99
+        self.recorder.on_trial_error(0, [], self.trial)
 
     def methods(self) -> list[tuple[str, str]]:
         return [(name, method) for name, method, *_ in self.told]
@@ -180,8 +196,8 @@ def test_a_stop_that_a_killed_driver_did_not_record_is_recorded_by_the_next_one(
     driver.told.clear()
     driver.recorder.catch_up()
     assert (driver.history.status, driver.history.stopped_by) == ("finished", "asha")
-    ended = [("mlflow", "start_trial"), ("mlflow", "report"), ("mlflow", "finish_trial"), ("screen", "trial_ended")]
-    assert driver.methods() == ended
+    assert driver.methods() == [("screen", "trial_ended"), ("mlflow", "together")]
+    assert driver.told[-1][-1] == ["start_trial", "report", "finish_trial"]
 
 
 @pytest.mark.parametrize("stopped", [False, True], ids=["", "at its last epoch"])
@@ -191,6 +207,17 @@ def test_a_trial_whose_last_epoch_a_killed_driver_recorded_has_completed(driver:
         driver.scheduler.stopped[ID] = EPOCHS
     driver.recorder.catch_up()
     assert (driver.history.status, driver.history.stopped_by) == ("finished", None)
+
+
+def test_a_past_trial_is_one_write(driver: Driver) -> None:
+    """Of 10,000 finished trials of 20 epochs, a write for each epoch would be more than the outbox takes."""
+    for epoch in range(1, EPOCHS + 1):
+        driver.hear(epoch)
+    driver.complete()
+    driver.told.clear()
+    driver.recorder.catch_up()
+    (written,) = driver.told
+    assert written == ("mlflow", "together", ["start_trial", *EPOCHS * ["report"], "finish_trial"])
 
 
 def test_a_trial_that_was_running_continues(driver: Driver) -> None:
@@ -309,3 +336,61 @@ def test_a_slot_that_cannot_score_says_why(driver: Driver) -> None:
     driver.recorder.on_trial_result(0, [], scoring, {"error": "NoShardsError: none", "notes": ["a note"]})
     told = [call[2] for call in driver.told if call[:2] == ("screen", "print")]
     assert told == ["scoring the best trial: a note", "scoring the best trial: NoShardsError: none"]
+
+
+# The storage fails
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SearchError("another driver has taken over"),
+        UnreachableError("s3://bucket/journal.jsonl", "cannot be reached: Service Unavailable (tried for 300 s)"),
+        PermissionError(13, "Permission denied", "journal.jsonl"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("event", ["result", "complete", "error"])
+def test_an_error_of_the_storage_ends_the_search_in_order_whatever_tune_tells(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, error: Exception, event: str
+) -> None:
+    """Tune would start a trial again whose end raised an exception."""
+    driver.start()
+    driver.hear(1)
+    before = driver.history
+
+    def fail(*arguments: Any, **fields: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(driver.journal, "append", fail)
+    tell = {"result": lambda: driver.hear(2), "complete": driver.complete, "error": driver.lose_slot}
+    for _ in range(3):
+        tell[event]()
+    assert driver.stop.interrupted and driver.stop.stop_all()
+    assert driver.stop.fatal_error is not None and "\n" not in driver.stop.fatal_error
+    assert driver.stop.fatal_error.startswith(str(getattr(error, "filename", None) or error))
+    assert driver.history == before, "a resume continues the trial"
+
+
+def test_after_a_fatal_error_nothing_is_written(driver: Driver) -> None:
+    """Every write would wait for the store that has failed."""
+    driver.start()
+    driver.stop.halt("the store is away")
+    driver.told.clear()
+    driver.hear(1)
+    driver.complete()
+    assert driver.told == [] and driver.history.reports == {}
+
+
+def test_checkpoints_that_cannot_be_removed_end_the_search_after_the_trial(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise OSError(errno.EACCES, "Permission denied", "trials/s-0000")
+
+    driver.start()
+    driver.hear(EPOCHS)
+    monkeypatch.setattr(recorder, "discard_training_states", fail)
+    driver.complete()
+    assert driver.stop.fatal_error == "trials/s-0000: Permission denied"
+    assert driver.history.status == "finished"

@@ -1,6 +1,8 @@
 """The journal: a crash can cut off its last line, and a replay gives the state of the writer."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import time
@@ -11,8 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data import retry
+from data.errors import UnreachableError
 from tuner.errors import SearchError
-from tuner.storage import journal
+from tuner.storage import append_log, journal
 from tuner.storage.journal import Journal, TrialHistory
 
 ROOT = Path(__file__).parents[2]
@@ -232,3 +236,47 @@ journal.close()
     assert done.stdout.splitlines() == [told, told, f"{len(before)} 4"]
     assert (tmp_path / "journal.jsonl").read_bytes().startswith(before)
     assert journal.read(tmp_path).planned == 8
+
+
+def test_a_network_folder_that_fails_for_a_moment_gets_each_line_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every second sync fails, after the line is written; the handle is stale then."""
+    monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 0.01)
+    synced, fsync = [], os.fsync
+
+    def failing(descriptor: int) -> None:
+        synced.append(descriptor)
+        if len(synced) % 2:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        fsync(descriptor)
+
+    opened = begin(tmp_path)
+    monkeypatch.setattr(append_log.os, "fsync", failing)
+    for _ in range(5):
+        opened.append("extended", trials=1)
+    opened.close()
+    assert len(synced) == 10
+    assert (tmp_path / "journal.jsonl").read_text().count('"extended"') == 5
+    assert journal.read(tmp_path) == opened.search
+
+
+def test_a_network_folder_that_stays_away_is_an_error_of_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "PATIENCE_SECONDS", 0.05)
+    opened = begin(tmp_path)
+    before = (tmp_path / "journal.jsonl").read_bytes()
+
+    def failing(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(append_log.os, "fsync", failing)
+        with pytest.raises(UnreachableError, match=r"^.*journal.jsonl: cannot be reached: Input/output error \(tried"):
+            opened.append("extended", trials=1)
+    assert opened.search.planned == journal.read(tmp_path).planned - 1, "it may be stored, but nobody acts on it"
+    opened.append("extended", trials=2)
+    assert (tmp_path / "journal.jsonl").read_bytes().startswith(before)
+    assert journal.read(tmp_path) == opened.search
+    opened.close()

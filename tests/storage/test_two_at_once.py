@@ -1,17 +1,22 @@
-"""Two drivers at once, one of which was suspended and wakes: no order of their requests lets both write one journal."""
+"""Two processes at once, one of which was suspended and wakes: drivers of one search, and writers of one folder."""
 
 import uuid
+from pathlib import Path
+from typing import Any
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from upath import UPath
 
 from tests.support.interleaved import Schedule
-from tuner.errors import SearchError
+from tuner.errors import SearchError, WrittenTwice
 from tuner.storage import journal, lease
 from tuner.storage.journal import Journal
 from tuner.storage.lease import STALE_SECONDS, Lease
+from tuner.storage.place import Place
+from tuner.storage.stores import at
 
 BEGIN = {"version": 1, "id": "s", "experiment": "tiny", "fingerprint": "f", "planned": 0, "tracking_uri": ""}
 SUGGESTED = {"values": {}, "settings": {}, "sampler_state": {}, "study_state": {}}
@@ -70,3 +75,48 @@ def test_no_order_of_requests_lets_two_drivers_write(actions: list[tuple[int | s
         own = [position for position, trial in enumerate(written) if trial.startswith(name)]
         assert written[: own[0]] == found[name], f"another driver has written since {name} opened the journal"
         assert own == list(range(own[0], own[-1] + 1)), f"another driver has written between two lines of {name}"
+
+
+def publish(folder: Place, text: str) -> None:
+    with at(folder).publish(first="first", last="last") as staging:
+        for name in ("first", "middle", "last"):
+            (staging / name).write_text(text)
+
+
+def test_a_folder_that_two_exports_replace_at_once_is_one_of_them_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one begins and ends when the first one has moved the old folder away."""
+    folder, rename = tmp_path / "model", Path.rename
+    publish(folder, "old")
+    others = ["second", "third"]
+
+    def renamed(path: Path, target: Path) -> Path:
+        moved = rename(path, target)
+        if path == folder and others:
+            publish(folder, others.pop())
+        return moved
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    publish(folder, "first")
+    assert others == []
+    assert {path.name: path.read_text() for path in folder.iterdir()} == dict.fromkeys(
+        ("first", "middle", "last"), "first"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_an_export_into_a_bucket_that_wakes_after_another_one_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, put_file = UPath(f"memory://{uuid.uuid4().hex}/model"), MemoryFileSystem.put_file
+    others = ["second"]
+
+    def put(store: MemoryFileSystem, source: str, target: str, **options: Any) -> None:
+        put_file(store, source, target, **options)
+        if others:
+            publish(folder, others.pop())
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", put)
+    with pytest.raises(WrittenTwice, match=r"^memory://.*model: another process has written it at the same time"):
+        publish(folder, "first")
+    publish(folder, "again")
+    assert {path.read_text() for path in folder.iterdir()} == {"again"}

@@ -111,6 +111,22 @@ def test_patience_ends_and_nothing_is_delivered_after_a_write_that_was_given_up(
     assert server.told == [0]
 
 
+def test_writes_that_are_put_together_are_one(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "MAX_WAITING", 2)
+    server.away = True
+    box = server.outbox()
+    box.put(server.write(0))
+    assert server.asked.wait(10)
+    for trial in (10, 20):
+        with box.together(f"trial {trial}"):
+            for epoch in range(5):
+                box.put(server.write(trial + epoch), f"trial {trial}")
+    box.put(server.write(30))
+    server.away = False
+    assert box.close() == 1, "the third one is beyond the limit"
+    assert server.told == [0, 10, 11, 12, 13, 14, 20, 21, 22, 23, 24]
+
+
 def test_writes_beyond_the_limit_are_left_to_a_resume_and_last_writes_are_delivered(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from data import retry
+from data.errors import UnreachableError
 from tests.support.finished import FAST, FinishedSearch
 from tuner.errors import CheckpointDamaged, CheckpointError
 from tuner.training import checkpoint
@@ -173,3 +176,38 @@ def test_a_trial_resumed_from_a_checkpoint_equals_the_uninterrupted_one(
     assert [(progress.epoch, progress.repeated) for progress in resumed] == [(1, True), (2, False)]
     assert equal(resumed[-1].state.model.state_dict(), uninterrupted.state.model.state_dict())
     assert resumed[-1].metrics["gap"] == uninterrupted.metrics["gap"]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE], ids=errno.errorcode.get)
+def test_a_read_that_fails_for_a_moment_is_no_damage(saved: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """The trial would begin again from an older checkpoint."""
+    monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 0.01)
+    failing_reads(monkeypatch, OSError(number, os.strerror(number)), every=2)
+    checkpoint.check(saved)
+    loaded, expected = checkpoint.load(saved, settings=SETTINGS), state()
+    assert equal(loaded[0], expected[0]) and equal(loaded[1], expected[1])
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "Input/output error"), PermissionError(errno.EACCES, "Permission denied")], ids=repr
+)
+def test_a_checkpoint_that_cannot_be_read_is_not_a_damaged_one(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    monkeypatch.setattr(retry, "PATIENCE_SECONDS", 0.05)
+    failing_reads(monkeypatch, error, every=1)
+    with pytest.raises(UnreachableError, match=str(error.strerror)):
+        checkpoint.check(saved)
+
+
+def failing_reads(monkeypatch: pytest.MonkeyPatch, error: OSError, every: int) -> None:
+    """Let every so manieth opening of a file fail."""
+    opened, original = [], Path.open
+
+    def open(path: Path, *arguments: Any, **options: Any) -> Any:
+        opened.append(path)
+        if len(opened) % every == 0:
+            raise error
+        return original(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", open)

@@ -1,5 +1,7 @@
 """A worker's reports without Ray: each checkpoint is stored first, reports keep their order, the right ones stay."""
 
+import errno
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from data import retry
 from tuner.training.checkpoint import folder_name
 from tuner.training.ranks import ALONE
+from tuner.workers import reports
 from tuner.workers.reports import Reporter, checkpoints, kept
 
 GAPS = (0.1, 0.5, 0.2, 0.3, 0.4)
@@ -118,3 +122,38 @@ def test_a_machine_that_does_not_share_the_storage_writes_nothing(folder: Path, 
     with pytest.raises(FileNotFoundError):
         reporter.wait()
     assert not folder.exists() and not told
+
+
+def failing_copies(monkeypatch: pytest.MonkeyPatch, every: int) -> None:
+    """Let every so manieth copy of a file into the storage fail."""
+    copied, copyfile = [], shutil.copyfile
+
+    def copy(source: Path, target: Path) -> None:
+        copied.append(target)
+        if len(copied) % every == 0:
+            raise OSError(errno.EIO, "Input/output error", str(target))
+        copyfile(source, target)
+
+    monkeypatch.setattr(reports.shutil, "copyfile", copy)
+
+
+def test_a_storage_that_fails_for_a_moment_gets_every_checkpoint(
+    folder: Path, told: Told, reporter: Reporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 0.01)
+    failing_copies(monkeypatch, every=2)
+    report_all(reporter)
+    assert [report["epoch"] for report, _ in told] == [1, 2, 3, 4, 5]
+    assert (folder / folder_name(5) / "state").read_text() == "of epoch 5"
+
+
+def test_a_storage_that_stays_away_is_a_fatal_error(
+    folder: Path, told: Told, reporter: Reporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The search ends in order, and a resume goes on; no trial counts as failed."""
+    monkeypatch.setattr(retry, "PATIENCE_SECONDS", 0.05)
+    failing_copies(monkeypatch, every=1)
+    reporter({"epoch": 1}, state("first"))
+    reporter.wait()
+    ((report, _),) = told
+    assert f"{folder / folder_name(1) / 'state'}: cannot be reached: Input/output error" in report["fatal"]

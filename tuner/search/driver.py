@@ -19,7 +19,8 @@ import ray.tune
 from ray.tune import CheckpointConfig, RunConfig, TuneConfig, TuneError, Tuner
 
 from data.cache.store import Cache
-from data.errors import DataError
+from data.errors import DataError, UnreachableError
+from data.retry import notices
 from tuner.cluster import nodes, shared_storage
 from tuner.cluster.heartbeat import watch
 from tuner.cluster.resources import Node, Plan, describe, plan
@@ -27,7 +28,7 @@ from tuner.config import preflight
 from tuner.config.experiment import Experiment
 from tuner.config.notes import notes
 from tuner.console import Console, quiet
-from tuner.errors import TunerError
+from tuner.errors import SearchError, TunerError
 from tuner.export.pruning import remove_needless
 from tuner.inference.best_trial import score_best
 from tuner.project import PROJECT, program
@@ -84,7 +85,7 @@ def run(file: Path, name: str | None, options: Options, console: Console) -> Out
             cannot be reached.
         DataError: the shards are missing or damaged.
     """
-    with console.reminding():
+    with console.reminding(), notices(console.print):
         return _locked(file, name, options, console)
 
 
@@ -99,6 +100,8 @@ def _locked(file: Path, name: str | None, options: Options, console: Console) ->
             mention_unfinished(options.storage, experiment.name, console)
         try:
             return Outcome(_run(directory, experiment, options, console, still_ours), directory)
+        except UnreachableError:
+            raise  # nor can the folder of the search be asked or removed
         except (TunerError, DataError, KeyboardInterrupt) as error:
             if not searches.exists(directory):
                 at(directory).remove()  # the search has not begun
@@ -219,13 +222,25 @@ class _Search:
         finally:
             stages.begin("last writes to mlflow")
             console.doing("")  # the outbox says what it waits for
-            tracker.suspend_trials()
-            tracker.end_search(status)
+            if self._is_ours:
+                tracker.suspend_trials()
+                tracker.end_search(status)
             undelivered = tracker.close(SHORT_PATIENCE_SECONDS if status == "KILLED" else None, console.print)
         conclude_tracking(self.journal, tracker.refused, undelivered, self.log, console)
         stages.begin("closing")
         console.doing("ending Ray", aloud=False)
         return print_summary(search, self.stop, self.experiment, self.data, console)
+
+    @property
+    def _is_ours(self) -> bool:
+        """Whether no other driver has taken over the search, and with it the runs in MLflow."""
+        try:
+            self.journal.still_ours()
+        except SearchError:
+            return False
+        except (TunerError, DataError):  # the store is away; nobody else can have it either
+            return True
+        return True
 
     @property
     def _due(self) -> int:
@@ -278,7 +293,8 @@ class _Search:
             except TuneError:
                 self.journal.still_ours()  # raises a clear error where another driver has taken over
                 raise
-        at(self.directory / searches.RAY).remove()  # Tune's snapshots are not needed, the journal has everything
+        if self.stop.fatal_error is None:  # it may be the storage that failed
+            at(self.directory / searches.RAY).remove()  # Tune's snapshots are not needed, the journal has everything
 
 
 def _log_data(tracker: Tracker, split: str, cache: Cache, source: object) -> None:

@@ -8,7 +8,6 @@ from ray.tune import Callback
 
 from tuner.config.experiment import Experiment
 from tuner.console import Console, describe_settings
-from tuner.errors import SearchError
 from tuner.export.checkpoints import discard_training_states
 from tuner.export.pruning import BestTrials
 from tuner.redact import redacted
@@ -23,14 +22,13 @@ from tuner.workers.messages import epochs_of, too_often
 
 
 def _halting(method: Callable[..., None]) -> Callable[..., None]:
-    """End the search in order where the journal cannot be written; an exception in Tune's loop would abort it."""
+    """End the search in order where the storage cannot be used; after a fatal error, record nothing more."""
 
     @wraps(method)
     def call(self: "Recorder", *arguments: Any, **information: Any) -> None:
-        try:
-            method(self, *arguments, **information)
-        except SearchError as error:
-            self.stop.halt(str(error))
+        if self.stop.fatal_error is None:
+            with self.stop.halting():
+                method(self, *arguments, **information)
 
     return call
 
@@ -81,13 +79,14 @@ class Recorder(Unsaved, Callback):
             missing = self._experiment.trial_config(history.values).epochs - history.last_epoch if running else 0
             if missing and history.id not in self._scheduler.stopped:
                 continue
-            self._open(history)
-            for epoch, metrics in history.reports.items():
-                self._tracker.report(history.id, epoch, metrics, {})
-            if running:
-                self._end(history, None, self._scheduler.name if missing else None)
-            else:
-                self._close(history)
+            with self._tracker.together(history):
+                self._open(history)
+                for epoch, metrics in history.reports.items():
+                    self._tracker.report(history.id, epoch, metrics, {})
+                if running:
+                    self._end(history, None, self._scheduler.name if missing else None)
+                else:
+                    self._close(history)
 
     def _open(self, history: TrialHistory) -> None:
         self._started.add(history.id)

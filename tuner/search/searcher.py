@@ -19,7 +19,6 @@ from ray.tune.search import Searcher
 
 from tuner.config.experiment import Experiment
 from tuner.config.space import Choice, Number
-from tuner.errors import SearchError
 from tuner.search.optuna_internals import StudyState, readable_state
 from tuner.search.samplers import Study, is_exhaustive, make_sampler, planned_values
 from tuner.search.stopper import StopRule
@@ -91,7 +90,7 @@ class JournaledSearch(Unsaved, Searcher):
             warnings.simplefilter("ignore")  # samplers warn of what they draw at random; --dry-run prints it once
             values = self._experiment.space.optuna(self.study.ask())
         id = f"{search.id}-{number:04d}"
-        try:
+        with self._stop.halting():
             self._journal.append(
                 "suggested",
                 number=number,
@@ -101,8 +100,7 @@ class JournaledSearch(Unsaved, Searcher):
                 sampler_state=self.study.get_trials(deepcopy=False)[number].system_attrs,
                 study_state=self._state.read(),
             )
-        except SearchError as error:
-            self._stop.halt(str(error))
+        if id not in search.trials:
             return None
         self._numbers[trial_id] = number
         return _configuration(search.trials[id])

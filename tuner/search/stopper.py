@@ -10,7 +10,11 @@ from typing import Any
 
 from ray.tune import Stopper
 
+from data import remote
+from data.errors import DataError
+from data.retry import text_of
 from tuner.config.experiment import Experiment
+from tuner.errors import TunerError
 from tuner.storage.journal import SearchHistory, Unsaved
 
 
@@ -40,6 +44,19 @@ class StopRule(Unsaved, Stopper):
     def halt(self, fatal_error: str) -> None:
         """End the search after an error that every trial would meet, such as a full disk; the first one is kept."""
         self.fatal_error = self.fatal_error or fatal_error
+
+    @contextmanager
+    def halting(self) -> Iterator[None]:
+        """End the search in order where the block meets an error of the storage.
+
+        In Tune's loop such an exception would abort the search, or let Tune start a trial again that has ended.
+        """
+        try:
+            yield
+        except (TunerError, DataError) as error:
+            self.halt(str(error))
+        except remote.errors(OSError) as error:
+            self.halt(f"{getattr(error, 'filename', None) or 'the storage'}: {text_of(error)}")
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Never stop a single trial: the scheduler does that."""

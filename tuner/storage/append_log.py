@@ -12,15 +12,18 @@ suspended writes behind them is never read.
     {"type": "segment", "after": 4711}
 """
 
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from upath import UPath
 
+from data.retry import retried
 from tuner.errors import SearchError
 
 SEGMENT_BYTES = 64 * 2**10
@@ -57,35 +60,55 @@ def lines(parts: Iterable[tuple[Path | UPath, bytes]]) -> Iterator[tuple[str, by
 
 
 class LocalLog:
-    """A file on a disk: every line is appended and synced."""
+    """A file on a disk or in a network folder: every line is appended and synced."""
 
     def __init__(self, path: Path) -> None:
         """Open the file, and cut off an incomplete last line, so that the next line does not join it."""
-        if path.exists():
-            content = path.read_bytes()
-            if content and not content.endswith(b"\n"):
-                with path.open("r+b") as file:
-                    file.truncate(content.rfind(b"\n") + 1)
-        self._file = path.open("ab", buffering=0)  # a buffer would write a line again later that failed now
+        self._path = path
+        self._file: io.FileIO | None = None
+        content = retried(path.read_bytes, path) if path.exists() else b""
+        self._end = content.rfind(b"\n") + 1
+        retried(self._open, path)
 
     def append(self, line: bytes) -> None:
         """Write a line to the disk.
 
         Raises:
             SearchError: the line cannot be written, for example because the disk is full; the file is left without it.
+            UnreachableError: the network folder does not answer.
         """
-        end, rest = self._file.seek(0, os.SEEK_END), memoryview(line)
         try:
-            while rest:
-                rest = rest[self._file.write(rest) :]
-            os.fsync(self._file.fileno())
+            retried(partial(self._write, line), self._path)
         except OSError as error:
-            self._file.truncate(end)
-            raise SearchError(f"{self._file.name}: cannot be written ({error.strerror})") from error
+            with suppress(OSError):
+                self._open().truncate(self._end)
+            raise SearchError(f"{self._path}: cannot be written ({error.strerror})") from error
+        self._end += len(line)
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+
+    def _write(self, line: bytes) -> None:
+        file, rest = self._open(), memoryview(line)
+        try:
+            file.truncate(self._end)  # an attempt before may have written a part of the line
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        except OSError:
+            self._file = None  # its handle may be stale
+            with suppress(OSError):
+                file.close()
+            raise
+
+    def _open(self) -> io.FileIO:
+        if self._file is None:
+            # Without a buffer, which would write a line again later that failed now.
+            self._file = self._path.open("ab", buffering=0)
+            self._file.truncate(self._end)
+        return self._file
 
 
 class SegmentedLog:

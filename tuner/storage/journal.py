@@ -32,7 +32,7 @@ from typing import Any, Literal
 
 from tuner.errors import NothingToExport, SearchError
 from tuner.storage.append_log import lines
-from tuner.storage.place import Place
+from tuner.storage.place import Place, store_errors
 from tuner.storage.stores import at
 
 VERSION = 1
@@ -197,11 +197,14 @@ class Journal:
 
         Raises:
             SearchError: another driver has taken over; or the entry cannot be written, and the file is left without it.
+            ConfigError: the object store refuses the entry.
+            UnreachableError: the folder or store does not answer; the entry may have been stored.
         """
         line = json.dumps({"type": type, "time": round(time.time(), 3), **fields})
-        self.still_ours()
-        self._file.append(line.encode() + b"\n")
-        self.still_ours()  # this process may have been suspended between the two: then the line does not count
+        with store_errors(str(self.directory / FILE)):
+            self.still_ours()
+            self._file.append(line.encode() + b"\n")
+            self.still_ours()  # this process may have been suspended between the two: then the line does not count
         self.search = _apply(self.search, json.loads(line))  # as a replay will read it: lists for tuples
 
     def close(self) -> None:

@@ -1,5 +1,6 @@
 """Folders and files of this machine: renamed into place, appended to, locked by the operating system."""
 
+import errno
 import json
 import shutil
 import socket
@@ -11,6 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from data import atomic
+from data.retry import retried
 from tuner.errors import SearchError, TunerError
 from tuner.storage.append_log import LocalLog
 from tuner.storage.place import Place, taken
@@ -46,13 +48,12 @@ class LocalLocation:
         prefix = f".{folder.name}-{socket.gethostname()}-"
         with scratch_folder(folder.parent, prefix, mode=0o777) as staging:
             yield staging
-            if folder.exists() and any(folder.iterdir()):  # a rename replaces an empty folder, and no other
-                old = staging.with_name(staging.name + OLD)
-                folder.rename(old)
-                staging.rename(folder)
+            old = staging.with_name(staging.name + OLD)
+            while not _renamed(staging, folder):
                 shutil.rmtree(old, ignore_errors=True)
-            else:
-                staging.rename(folder)
+                with suppress(FileNotFoundError):  # another process has just replaced the folder, too
+                    folder.rename(old)
+            shutil.rmtree(old, ignore_errors=True)
 
     @contextmanager
     def buffered(self) -> Iterator[Path]:
@@ -65,7 +66,7 @@ class LocalLocation:
 
     def log_parts(self) -> list[tuple[Place, bytes]]:
         """The file and its content; an empty list where it does not exist."""
-        return [(self._path, self._path.read_bytes())] if self._path.exists() else []
+        return [(self._path, retried(self._path.read_bytes, self._path))] if self._path.exists() else []
 
     @contextmanager
     def lock(
@@ -102,6 +103,17 @@ class LocalLocation:
         finally:
             facts.unlink(missing_ok=True)
             lock.release()
+
+
+def _renamed(source: Path, target: Path) -> bool:
+    """Rename a folder; returns False where `target` is a folder with files, which a rename does not replace."""
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -7,8 +7,8 @@ from typing import Any
 
 from upath import UPath
 
-from tuner.errors import TunerError
-from tuner.storage.append_log import SegmentedLog, read_segments
+from tuner.errors import TunerError, WrittenTwice
+from tuner.storage.append_log import SegmentedLog, create, read_segments
 from tuner.storage.lease import Lease
 from tuner.storage.place import Place, store_errors
 from tuner.storage.scratch import scratch_folder
@@ -61,7 +61,13 @@ class ObjectLocation:
             with store_errors(str(self._url)):
                 (self._url / last).unlink(missing_ok=True)
                 for path in files:
-                    self._url.fs.put_file(str(path), (self._url / path.name).path)
+                    if path.name != last:
+                        self._url.fs.put_file(str(path), (self._url / path.name).path)
+                    elif not create(self._url / last, path.read_bytes()):
+                        raise WrittenTwice(
+                            f"{self._url}: another process has written it at the same time, and its files may be mixed "
+                            "with this one's; write it again"
+                        )
 
     @contextmanager
     def buffered(self) -> Iterator[Path]:

@@ -55,6 +55,7 @@ class Location(Protocol):
 
         Raises:
             ConfigError: the store cannot be written.
+            WrittenTwice: another process has written this folder in an object store since the block ended.
         """
 
     def buffered(self) -> AbstractContextManager[Path]:

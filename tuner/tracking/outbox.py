@@ -10,7 +10,9 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 
 from tuner.background import keep_working
 from tuner.redact import redacted
@@ -45,6 +47,7 @@ class Outbox:
         """
         self._is_transient, self._answers, self._mend = is_transient, answers, mend
         self._waiting: queue.SimpleQueue[tuple[Write, str] | None] = queue.SimpleQueue()
+        self._together: list[Write] | None = None  # the writes that become one
         self._given_up = threading.Event()
         self._closing_since: float | None = None
         self._last_success = 0.0
@@ -55,10 +58,23 @@ class Outbox:
 
     def put(self, write: Write, about: str = "") -> None:
         """Deliver `write` after all that were put before it; `about` is its subject, for `lacking`."""
-        if self.undelivered or self._waiting.qsize() >= MAX_WAITING:
+        if self._together is not None:
+            self._together.append(write)
+        elif self.undelivered or self._waiting.qsize() >= MAX_WAITING:
             self.undelivered += 1
         else:
             self._waiting.put((write, about))
+
+    @contextmanager
+    def together(self, about: str) -> Iterator[None]:
+        """Make one write of all that the block puts; each of them must do nothing where it has been done before."""
+        writes: list[Write] = []
+        self._together = writes
+        try:
+            yield
+        finally:
+            self._together = None
+            self.put(partial(_all, writes), about)
 
     def put_last(self, write: Write) -> None:
         """Deliver `write` even if writes before it were given up, for example one that closes a run."""
@@ -134,3 +150,8 @@ class Outbox:
     def _is_over(self) -> bool:
         since = self._closing_since
         return since is not None and time.monotonic() - max(since, self._last_success) > self._patience
+
+
+def _all(writes: list[Write]) -> None:
+    for write in writes:
+        write()

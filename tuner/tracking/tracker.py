@@ -8,9 +8,11 @@ runs, and a write whose answer was lost is not repeated.
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from data.retry import may_pass
 from tuner.errors import SearchError, first_line
 from tuner.redact import redacted
 from tuner.storage.journal import TrialHistory
@@ -110,6 +112,10 @@ class Tracker:
             self.client.log_inputs(self.parent_id, inputs)
 
         self._outbox.put(write)
+
+    def together(self, trial: TrialHistory) -> AbstractContextManager[None]:
+        """Let what the block tells about a trial be one write: those of 10,000 past trials would fill the outbox."""
+        return self._outbox.together(trial.id)
 
     def start_trial(self, trial: TrialHistory, *, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         """Open the run of a trial; a resumed search continues the one that the trial has."""
@@ -292,12 +298,10 @@ def _is_transient(error: Exception) -> bool:
     """Whether the same write may succeed later: the server is away or the database is locked, but it did not refuse."""
     from mlflow.exceptions import MlflowException
 
-    response = getattr(error, "response", None)  # of the library requests, which uploads the artifacts
-    if response is not None:
-        return bool(response.status_code >= 500 or response.status_code in (408, 429))
     if isinstance(error, MlflowException):
         return error.error_code in TRANSIENT
-    return isinstance(error, OSError)  # includes the errors of requests and of sockets, and a full disk
+    # Of the library requests, which uploads artifacts; a full disk may have room again.
+    return may_pass(error) or (isinstance(error, OSError) and getattr(error, "response", None) is None)
 
 
 def _unreachable(uri: str, error: Exception) -> str:

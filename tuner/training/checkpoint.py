@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import crc32c
 import torch
@@ -22,10 +22,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from data.errors import UnreachableError
+from data.retry import retried, text_of
 from tuner.errors import CheckpointDamaged, CheckpointError
 from tuner.storage.place import Place
 from tuner.storage.stores import at
 from tuner.training.config import differences
+
+T = TypeVar("T")
 
 VERSION = 3
 # Settings that older checkpoints of this version lack, by the ends of their paths, and the values that they imply. The
@@ -67,6 +71,7 @@ def load(directory: Path, *, settings: dict[str, Any]) -> tuple[dict[str, Tensor
 
     Raises:
         CheckpointDamaged: a file is missing, cut short or changed.
+        UnreachableError: a file cannot be read, which says nothing about its bytes.
         CheckpointError: the checkpoint has other settings than `settings`.
     """
     manifest = manifest_of(directory, settings)
@@ -74,6 +79,8 @@ def load(directory: Path, *, settings: dict[str, Any]) -> tuple[dict[str, Tensor
     _check(directory, TRAINING, manifest)
     try:
         training = torch.load(directory / TRAINING, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UnreachableError(str(directory / TRAINING), f"cannot be read: {text_of(error)}") from error
     except Exception as error:  # torch raises many types for a file that it did not write
         raise CheckpointError(f"{directory / TRAINING}: does not hold the state of a training") from error
     return weights, training
@@ -119,17 +126,18 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """Read checkpoint.json and verify its own checksum.
 
     Raises:
-        CheckpointDamaged: the file is missing, unreadable or changed.
+        CheckpointDamaged: the file is missing or changed.
+        UnreachableError: the file cannot be read.
         CheckpointError: the checkpoint has another format version.
     """
     path = directory / MANIFEST
     try:
-        text = path.read_text()
+        text = _read(path, path.read_text)
         manifest: dict[str, Any] = json.loads(text)
         version = manifest["version"]
         if text != sealed(manifest) and ("crc32c" in manifest or version == VERSION):
             raise ValueError("its checksum is not the one written with it")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointDamaged(f"{path}: not readable ({error})") from error
     if version != VERSION:
         raise CheckpointError(f"{path}: version {version}, but this program reads version {VERSION}")
@@ -210,7 +218,7 @@ def _implied(path: str) -> Any:
 def _weights(directory: Path, manifest: dict[str, Any]) -> dict[str, Tensor]:
     _check(directory, WEIGHTS, manifest)
     try:
-        weights: dict[str, Tensor] = load_file(directory / WEIGHTS)
+        weights: dict[str, Tensor] = _read(directory / WEIGHTS, lambda: load_file(directory / WEIGHTS))
     except SafetensorError as error:
         raise CheckpointDamaged(f"{directory / WEIGHTS}: not readable ({error})") from error
     return weights
@@ -224,9 +232,26 @@ def _describe(path: Path) -> dict[str, int]:
     return {"bytes": path.stat().st_size, "crc32c": checksum}
 
 
+def _read(path: Path, read: Callable[[], T]) -> T:
+    """What `read` returns, tried again while the way to the file is broken, which is no damage.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UnreachableError: the file cannot be read.
+    """
+    try:
+        return retried(read, path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(error.errno, error.strerror, str(path)) from error
+    except OSError as error:
+        raise UnreachableError(str(path), f"cannot be read: {text_of(error)}") from error
+
+
 def _check(directory: Path, name: str, manifest: dict[str, Any]) -> None:
     path = directory / name
-    if not path.exists():
-        raise CheckpointDamaged(f"{path}: missing")
-    if _describe(path) != manifest["files"].get(name):
+    try:
+        found = _read(path, lambda: _describe(path))
+    except FileNotFoundError:
+        raise CheckpointDamaged(f"{path}: missing") from None
+    if found != manifest["files"].get(name):
         raise CheckpointDamaged(f"{path}: damaged (its size or checksum is not the one written with it)")

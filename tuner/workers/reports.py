@@ -7,13 +7,17 @@ trial that is stopped has the checkpoints of the epochs in the journal.
 """
 
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from data.errors import UnreachableError
+from data.retry import retried
 from tuner.errors import disk_full_message
 from tuner.storage.place import Place
 from tuner.storage.stores import at
@@ -74,6 +78,9 @@ class Reporter:
         target = self._folder / directory.name
         try:
             _store(directory, target)
+        except UnreachableError as error:
+            self._send({"fatal": f"{socket.gethostname()}: {error}"})
+            return
         except OSError as error:
             error.filename = str(target)  # that of a copy names the file on this machine
             if (message := disk_full_message(error)) is None:
@@ -114,10 +121,6 @@ def kept(history: Sequence[dict[str, float]]) -> list[str]:
     return [checkpoint.folder_name(int(metrics["epoch"])) for metrics in (best, *history[-LAST:])]
 
 
-# A store's own errors, and not ConfigErrors as tuner/storage/objects.py raises them: Ray repeats the attempt after an
-# exception, and the store may answer then.
-
-
 def _store(directory: Path, target: Place) -> None:
     """Copy the files of a checkpoint to `target`, its manifest last.
 
@@ -129,7 +132,7 @@ def _store(directory: Path, target: Place) -> None:
         target.parent.mkdir(exist_ok=True)
         target.mkdir(exist_ok=True)
         for file in files:
-            shutil.copyfile(file, target / file.name)
+            retried(partial(shutil.copyfile, file, target / file.name), target / file.name)
     else:
         for file in files:
             target.fs.put_file(str(file), (target / file.name).path)

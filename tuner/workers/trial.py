@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from data.errors import DataError
+from data.errors import DataError, UnreachableError
 from tuner.errors import (
     CheckpointDamaged,
     EpochTimeout,
@@ -124,6 +124,10 @@ def run(
                 epoch_ended()
     except TrialOutOfMemory:
         raise
+    except UnreachableError as error:  # every trial would fail so; a resume goes on when the way is there again
+        if ranks.size > 1:  # the other ranks wait, until Train ends
+            raise
+        report({"fatal": f"{host}: {error}"}, None, ())
     except (TunerError, DataError) as error:
         report({"error": f"{type(error).__name__}: {error}"}, None, ())
     except OSError as error:
@@ -138,7 +142,7 @@ def again(error: Exception) -> bool:
     A trial is the same in every attempt, so an error of the code that trains it comes again. One of a GPU, of files and
     connections, or of Ray need not.
     """
-    if isinstance(error, OSError | EOFError) or type(error).__module__.startswith("ray."):
+    if isinstance(error, OSError | EOFError | UnreachableError) or type(error).__module__.startswith("ray."):
         return True
     return isinstance(error, RuntimeError) and any(part in str(error).upper() for part in GPU_ERRORS)
 

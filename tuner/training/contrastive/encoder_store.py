@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ import models.video.fused_mlp
 import tuner.training.contrastive.pretrain
 import tuner.training.precision
 import tuner.training.steps
+from data.retry import retried
 from models import FusedEncoder
-from tuner.errors import CheckpointError
+from tuner.errors import CheckpointError, WrittenTwice
 from tuner.storage.place import Place
 from tuner.storage.stores import at
 from tuner.training import checkpoint
@@ -90,7 +92,11 @@ class EncoderStore:
         if self._load(shaped_by) is None:
             notes = {"made_by": self.trial_id}
             place = self.directory / key(shaped_by)
-            checkpoint.save(place, model=encoder.state_dict(), training=notes, settings=shaped_by)
+            save = partial(checkpoint.save, place, model=encoder.state_dict(), training=notes, settings=shaped_by)
+            try:
+                retried(save, place)
+            except WrittenTwice:  # another trial has stored the same weights; where files are mixed, the next one does
+                logging.getLogger(__name__).warning("%s: stored by two trials at once", place)
 
 
 def shaped_by(trial: ContrastiveConfig, data: Dataset, seed: int) -> dict[str, Any]:
