@@ -14,6 +14,7 @@ import errno
 import logging
 import random
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,10 +30,15 @@ PATIENCE_SECONDS = 300.0  # without success, until it is given up
 FIRST_PATIENCE_SECONDS = 20.0
 FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.1, 10.0  # between two attempts; a pause is twice as long as the one before
 NOTICE_SECONDS = 10.0  # of waiting, until a sentence says for what
+WATCH_SECONDS = 1.0  # between two looks at how long calls take
 
 _log = logging.getLogger(__name__)
 # The disk ("") and the stores (s3://bucket) that were given up, until they answer: nobody waits so long for them again.
 _given_up: set[str] = set()
+# The attempts whose calls have not returned, by their ids, and the thread that looks at them.
+_watching: dict[int, "Attempt"] = {}
+_watcher: threading.Thread | None = None
+_tick = threading.Event()  # never set
 
 # What network file systems raise, and the libraries of the stores in place of the answers 409, 500 and 503.
 _PASSING = {
@@ -98,7 +104,7 @@ def retried(call: Callable[[], T], what: object, *, patience: float | None = Non
         Exception: what `call` raises for another reason, at once.
     """
     for attempt in attempts(what, patience=patience):
-        with attempt:
+        with _watched(attempt), attempt:
             return call()
     raise AssertionError("unreachable: the last attempt returns or raises")
 
@@ -131,6 +137,12 @@ class Attempt:
         self._pause = FIRST_PAUSE_SECONDS
         self._noticed = False
 
+    def notice(self, why: str) -> None:
+        """Says once what it waits for, if that takes long."""
+        if not self._noticed and time.monotonic() - self._since >= NOTICE_SECONDS:
+            self._noticed = True
+            _log.warning("waiting for %s (%s)", self._what, why)
+
     def __enter__(self) -> "Attempt":
         """Begins an attempt."""
         return self
@@ -154,9 +166,7 @@ class Attempt:
             _given_up.add(self._store)
             reason = f"cannot be reached: {text_of(error)} (tried for {waited:.0f} s)"
             raise UnreachableError(self._what, reason) from error
-        if waited >= NOTICE_SECONDS and not self._noticed:
-            self._noticed = True
-            _log.warning("waiting for %s (%s), for up to %.0f s", self._what, text_of(error), patience)
+        self.notice(f"{text_of(error)}; for up to {patience:.0f} s")
         time.sleep(self._pause * random.uniform(0.5, 1.0))  # processes that failed together do not return together
         self._pause = min(2 * self._pause, MAX_PAUSE_SECONDS)
         return True
@@ -185,6 +195,27 @@ def text_of(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return str(error.strerror)
     return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
+@contextmanager
+def _watched(attempt: Attempt) -> Iterator[None]:
+    """Says what an attempt waits for if the block takes long: a store's library may try again, in silence."""
+    global _watcher
+    if _watcher is None:
+        _watcher = threading.Thread(target=_watch, name="notices", daemon=True)
+        _watcher.start()
+    _watching[id(attempt)] = attempt
+    try:
+        yield
+    finally:
+        del _watching[id(attempt)]
+
+
+def _watch() -> None:
+    while True:
+        _tick.wait(WATCH_SECONDS)
+        for attempt in list(_watching.values()):
+            attempt.notice("no answer yet")
 
 
 def _status(error: BaseException) -> int | None:

@@ -2,6 +2,7 @@
 
 import errno
 import pickle
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -127,7 +128,17 @@ def test_a_wait_of_more_than_ten_seconds_says_for_what_once(clock):
         retried(failing(clock, *[TimeoutError("no answer")] * 5), "a")
         assert clock.now < 10 and lines == []
         retried(failing(clock, *[TimeoutError("no answer")] * 10), "b")
-    assert lines == ["waiting for b (no answer), for up to 300 s"]
+    assert lines == ["waiting for b (no answer; for up to 300 s)"]
+
+
+def test_a_call_that_takes_long_says_what_it_waits_for_before_it_returns(monkeypatch):
+    """The library of a store tries again on its own, in silence."""
+    monkeypatch.setattr(retry, "NOTICE_SECONDS", 0.05)
+    monkeypatch.setattr(retry, "WATCH_SECONDS", 0.01)
+    lines, said = [], threading.Event()
+    with notices(lambda line: (lines.append(line), said.set())):
+        assert retried(lambda: said.wait(10), "s3://bucket/a")
+    assert lines == ["waiting for s3://bucket/a (no answer yet)"]
 
 
 def test_a_block_that_gets_further_begins_its_wait_anew(clock):
