@@ -20,6 +20,7 @@ processes: a string is their only argument.
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable
 
 
@@ -99,7 +100,13 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     Returns:
         None where no known name is similar.
     """
-    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
+    plain = {_plain(one): one for one in reversed(list(known))}  # adamW is adamw, FusedMLP is fused_mlp
+    found = difflib.get_close_matches(_plain(name), plain, n=1, cutoff=cutoff)
+    return plain[found[0]] if found else None
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]", "", name).lower()
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

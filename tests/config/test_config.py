@@ -25,24 +25,24 @@ MISTAKES = [
     ("momentum", "kind: adam", "kind: sgd\n      momentun: 0.9", "10: tiny.optimizer.momentun: unknown key; did you mean 'momentum'?"),
     ("block", "search:", "serch:", "14: tiny.serch: unknown key; did you mean 'search'?"),
     ("elsewhere", "{trials: 2}", "{dropout: 0.5}", "14: tiny.search.dropout: unknown key; did you mean 'model.dropout'?"),
-    ("far off", "{trials: 2}", "{zzz: 0.5}", "14: tiny.search.zzz: unknown key; known are metric, mode, trials, sampler, scheduler, time_budget, epoch_timeout, max_concurrent, trials_per_worker, plateau, failures"),
+    ("far off", "{trials: 2}", "{zzz: 0.5}", "14: tiny.search.zzz: unknown key; known are metric, mode, trials, sampler, scheduler, time_budget, epoch_timeout, max_concurrent, trials_per_worker, keep, plateau, failures"),
     ("missing", "      kind: adam\n", "", "8: tiny.optimizer.kind: is missing"),
     ("missing within", "{trials: 2}", "{plateau: {min_gain: 0.1}}", "14: tiny.search.plateau.trials: is missing"),
     ("twice", "train: t", "train: s*\n      train: t", "6: experiments.tiny.data.train: duplicate key (first in line 5)"),
     # words
     ("kind", "kind: fused_mlp", "kind: mooc", "7: tiny.model.kind: 'mooc' is not one of: logistic, linear, mixture_of_experts, fused_mlp, average_logistic, dbof, soft_dbof, gated_dbof, lstm, gru, netvlad, netrvlad, netfv, nextvlad, attention"),
     ("kind of no word", "kind: adam", "kind: 3", "9: tiny.optimizer.kind: must be one of: rmsprop_tf, adam, adamw, sgd, lars (got 3)"),
-    ("pipeline", "search: {trials: 2}", "pipeline: contrast", "14: tiny.pipeline: 'contrast' is not one of: supervised, contrastive"),
+    ("pipeline", "search: {trials: 2}", "pipeline: contrast", "14: tiny.pipeline: 'contrast' is not one of: supervised, contrastive; did you mean 'contrastive'?"),
     # types
-    ("text", "batch_size: 16", "batch_size: '16'", "13: tiny.training.batch_size: must be a whole number (got '16')"),
+    ("text", "batch_size: 16", "batch_size: '16'", "13: tiny.training.batch_size: must be a whole number (got '16'); leave the quotes out"),
     ("bool", "batch_size: 16", "batch_size: true", "13: tiny.training.batch_size: must be a whole number (got true)"),
     ("bool float", "l1: {choice: [0, {loguniform: [1e-3, 10]}]}", "l1: false", "12: tiny.loss.l1: must be a number (got false)"),
-    ("fraction", "batch_size: 16", "batch_size: 16.0", "13: tiny.training.batch_size: must be a whole number (got 16.0)"),
+    ("fraction", "batch_size: 16", "batch_size: 16.0", "13: tiny.training.batch_size: must be a whole number (got 16.0); write 16"),
     ("null", "batch_size: 16", "batch_size:", "13: tiny.training.batch_size: must be a whole number (got null)"),
     ("word or number", "{trials: 2}", "{max_concurrent: many}", "14: tiny.search.max_concurrent: must be auto or a whole number (got many)"),
     ("text or list", "train: t*.tfrecord", "train: 5", "5: tiny.data.train: must be text or a list (got 5)"),
     ("in a list", "train: t*.tfrecord", "train: [a, 5]", "5: tiny.data.train.1: must be text (got 5)"),
-    ("no block", "{trials: 2}", "{scheduler: asha}", "14: tiny.search.scheduler: must be a block of settings (got asha)"),
+    ("no block", "{trials: 2}", "{scheduler: asha}", "14: tiny.search.scheduler: must be a block of settings (got asha); write {kind: asha}"),
     ("no block at all", "{trials: 2}", "5", "14: tiny.search: must be a block of settings (got 5)"),
     # ranges
     ("range", "{trials: 2}", "{trials: 0}", "14: tiny.search.trials: trials must be from 1 to 1,000,000, but got 0"),
@@ -63,21 +63,38 @@ MISTAKES = [
     # distributions
     ("misspelt", "uniform: [0.2", "unifrom: [0.2", "7: tiny.model.dropout: unknown distribution 'unifrom'; did you mean 'uniform'?"),
     ("empty range", "[0.2, 0.7]", "[0.7, 0.2]", "7: tiny.model.dropout: the low end must be below the high end, but got [0.7, 0.2]"),
-    ("option", "epochs: 2", "epochs: {choice: [2, '3']}", "13: tiny.training.epochs: must be a whole number (got '3')"),
+    ("option", "epochs: 2", "epochs: {choice: [2, '3']}", "13: tiny.training.epochs: must be a whole number (got '3'); leave the quotes out"),
     ("of the data", "train: t*.tfrecord", "train: {choice: [a, b]}", "5: tiny.data.train: cannot be searched, because trials on different data do not compare; only model, optimizer, loss, training can (got choice)"),
     ("of the search", "{trials: 2}", "{sampler: {choice: [{kind: tpe}]}}", "14: tiny.search.sampler: cannot be searched, because all trials share it; only model, optimizer, loss, training can (got choice)"),
+    # cures
+    ("two numbers", "{uniform: [0.2, 0.7]}", "[0.2, 0.7]", "7: tiny.model.dropout: must be a number (got [0.2, 0.7]); write {uniform: [0.2, 0.7]} for a range, {choice: [0.2, 0.7]} for a choice"),
+    ("three numbers", "batch_size: 16", "batch_size: [8, 16, 32]", "13: tiny.training.batch_size: must be a whole number (got [8, 16, 32]); write {choice: [8, 16, 32]} for a choice"),
+    ("no brackets", "uniform: [0.2, 0.7]", "uniform: 0.2, 0.7", "7: tiny.model.dropout: uniform takes no other key than default (got '0.7'); write {uniform: [0.2, 0.7]}"),
+    ("numbers for whole ones", "batch_size: 16", "batch_size: {uniform: [64, 256]}", "13: tiny.training.batch_size: must be a whole number (got {uniform: [64, 256]}); write {int: [64, 256]}"),
+    ("the same on a log scale", "batch_size: 16", "batch_size: {loguniform: [64, 256]}", "13: tiny.training.batch_size: must be a whole number (got {loguniform: [64, 256]}); write {logint: [64, 256]}"),
+    ("named ends", "{uniform: [0.2, 0.7]}", "{min: 0.2, max: 0.7}", "7: tiny.model.dropout: must be a number (got {min: 0.2, max: 0.7}); write a range as {uniform: [low, high]}"),
+    ("dots", "{uniform: [0.2, 0.7]}", "0.2..0.7", "7: tiny.model.dropout: must be a number (got 0.2..0.7); write {uniform: [0.2, 0.7]} for a range"),
+    ("a call", "{uniform: [0.2, 0.7]}", "uniform(0.2)", "7: tiny.model.dropout: must be a number (got uniform(0.2)); write a distribution as {uniform: [...]}"),
+    ("percent", "{uniform: [0.2, 0.7]}", "50%", "7: tiny.model.dropout: must be a number (got 50%); write 0.5"),
+    ("a decimal comma", "dropout: {uniform: [0.2, 0.7]}", "dropout: 0,5", "7: tiny.model.5: unknown key; write a list in brackets, as in [0.2, 0.7], and a number with a point, as in 0.5"),
+    ("quotes", "batch_size: 16", "batch_size: '16'", "13: tiny.training.batch_size: must be a whole number (got '16'); leave the quotes out"),
+    ("an exponent", "batch_size: 16", "batch_size: 1e3", "13: tiny.training.batch_size: must be a whole number (got 1000.0); write 1000"),
+    ("no space", "epochs: 2", "epochs:2", "13: tiny.training.epochs:2: unknown key; write a space after the colon, as in epochs: value"),
+    ("capitals", "kind: adam", "kind: adamW", "9: tiny.optimizer.kind: 'adamW' is not one of: rmsprop_tf, adam, adamw, sgd, lars; did you mean 'adamw'?"),
+    ("a word for a block", "{trials: 2}", "{sampler: tpe}", "14: tiny.search.sampler: must be a block of settings (got tpe); write {kind: tpe}"),
+    ("a key of the file", "experiments:", "experiment:", "2: experiment: unknown key; a file has the keys default and experiments; did you mean 'experiments'?"),
     # environment
     ("unset", "train: t*", "train: ${UNSET_VARIABLE}/*", "5: tiny.data.train: the environment variable UNSET_VARIABLE is not set; set it, or write ${UNSET_VARIABLE:-a default}"),
     ("no variable", "train: t*", "train: ${1}/*", "5: tiny.data.train: write a variable as ${NAME} or ${NAME:-default} (got ${1}/*.tfrecord)"),
     # yaml
     ("a batch of one", "batch_size: 16", "batch_size: 1", "13: tiny.training.batch_size: BatchNorm needs at least 2 videos at a time, to compare them (got 1)"),
     ("parts of one", "batch_size: 16", "batch_size: 16, accumulate: 16", "13: tiny.training.batch_size: BatchNorm needs at least 2 videos at a time, to compare them (got 16 in 16 parts)"),
-    ("tab", "      l1:", "\tl1:", "12: is not valid yaml: found character '\\t' that cannot start any token"),
+    ("tab", "      l1:", "\tl1:", "12: is not valid yaml: found character '\\t' that cannot start any token; indent with spaces, not with tabs"),
     ("braces", "train: t*.tfrecord", "train: {a: ${HOME}}", "5: is not valid yaml: expected ',' or '}', but got '{'; quote the value with ${...}"),
     ("alias", "epochs: 2", "epochs: *nowhere", "13: is not valid yaml: found undefined alias 'nowhere'"),
     # the file
     ("default", "default: tiny", "default: tinny", "1: default: there is no experiment tinny (experiments: tiny, broken)"),
-    ("top", "default: tiny", "defualt: tiny", "1: defualt: unknown key; a file has the keys default and experiments"),
+    ("top", "default: tiny", "defualt: tiny", "1: defualt: unknown key; a file has the keys default and experiments; did you mean 'default'?"),
     ("name", "  broken:\n    data:", "  br/ken:\n    data:", "15: experiments.br/ken: a name has letters, digits, and _ . - between them"),
 ]  # fmt: skip
 
@@ -113,7 +130,7 @@ def test_all_errors_of_an_experiment_are_reported_together_in_file_order(load_te
         ("[0.5, 0.9]", "[0.5, 1.5]", "13: tiny.optimizer.momentum: momentum must be in [0, 1), but got 1.5"),
         ("[0.5, 0.9]", "[0.9]", "13: tiny.optimizer.sgd.momentum: uniform takes [low, high] (got [0.9])"),
         ("learning_rate: 0.1", "learning_rate: -1", "12: tiny.optimizer.learning_rate: learning_rate must be from 1e-30 to 1e+38, but got -1.0"),
-        ("kind: sgd", "kind: sdg", "11: tiny.optimizer.kind: 'sdg' is not one of: rmsprop_tf, adam, adamw, sgd, lars"),
+        ("kind: sgd", "kind: sdg", "11: tiny.optimizer.kind: 'sdg' is not one of: rmsprop_tf, adam, adamw, sgd, lars; did you mean 'sgd'?"),
     ],
 )  # fmt: skip
 def test_the_error_of_an_option_names_its_line(load_text: Load, old: str, new: str, line: str) -> None:
@@ -415,7 +432,7 @@ def test_a_block_of_several_kinds_is_read_by_its_kind(load_text: Load, monkeypat
     assert experiment.space.tree.plain()["model"]["choice"][0] == {"kind": "other", "depth": 3}
     assert Experiment.from_yaml(experiment.to_yaml(), "tiny", experiment.file) == experiment
     for written, line in {
-        "{kind: othr}": "7: tiny.model.kind: 'othr' is not one of: fused_mlp, other",
+        "{kind: othr}": "7: tiny.model.kind: 'othr' is not one of: fused_mlp, other; did you mean 'other'?",
         "{depth: 2}": "7: tiny.model.kind: is missing; one of: fused_mlp, other",
         "{kind: other, depht: 2}": "7: tiny.model.depht: unknown key; did you mean 'depth'?",
         "{kind: other, depth: x}": "7: tiny.model.depth: must be a whole number (got x)",

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
+from tuner.config import cures
 from tuner.config.yaml_tree import Node, Problems, join, shown
 
 DISTRIBUTIONS = ("uniform", "loguniform", "quniform", "int", "logint", "choice")
@@ -259,7 +260,7 @@ def with_options(node: Node, changed: Mapping[str, Node]) -> Node:
 def _refuse_other_keys(node: Node, kind: str) -> None:
     for key in node.entries:
         if key not in (kind, "default"):
-            raise ValueError(f"{kind} takes no other key than default (got {key!r})")
+            raise ValueError(f"{kind} takes no other key than default (got {key!r}){cures.for_ends(kind, node)}")
 
 
 def _broken(node: Node, name: str, message: str, problems: Problems) -> Node:

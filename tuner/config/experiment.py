@@ -141,11 +141,14 @@ def _choose(tree: Node, name: str | None) -> tuple[str, Node]:
     """The name and the node of the experiment that `name` names, or of the file's default."""
     problems = Problems()
     experiments = tree.entries.get("experiments", Node({}, tree.line, tree.source))
+    keys = ("default", "experiments")
+    for key, node in tree.entries.items():
+        if key not in keys:
+            hint = did_you_mean(key, keys)
+            problems.add(node, key, f"unknown key; a file has the keys default and experiments{hint}")
+    problems.check()
     if not experiments.entries:
         problems.add(experiments, "", "the file has no experiments; write them as `experiments: {name: {...}}`")
-    for key, node in tree.entries.items():
-        if key not in ("default", "experiments"):
-            problems.add(node, key, "unknown key; a file has the keys default and experiments")
     for key, node in experiments.entries.items():
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", key):
             problems.add(node, f"experiments.{key}", "a name has letters, digits, and _ . - between them")

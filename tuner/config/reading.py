@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from models import CONFIGS as MODEL_CONFIGS
 from models import LinearConfig, ModelConfig
+from tuner.config import cures
 from tuner.config.distributions import DISTRIBUTIONS
 from tuner.config.search import ResourcesConfig, SearchConfig
 from tuner.config.yaml_tree import Node, Problems, join, shown
@@ -144,7 +145,8 @@ class _Mistake:
                 key = found["loc"][-1]
                 path.append(key)
                 node = node.entries[key]
-                message = f"unknown key{hint_for_key(key, _names(owner), _pipelines_of(root))}"
+                hint = cures.for_key(key) or hint_for_key(key, _names(owner), _pipelines_of(root))
+                message = f"unknown key{hint}"
             case "value_error":
                 message = found["msg"].removeprefix("Value error, ")
                 node, dotted = _culprit(message, node, ".".join(path))
@@ -155,12 +157,20 @@ class _Mistake:
                 if union is not None:
                     message = f"must be {known} (got {shown(node.plain())})"
             case "dataclass_type":
-                message = f"must be a block of settings (got {shown(node.plain())})"
+                cure = cures.for_block(node, _kinds(owner))
+                message = f"must be a block of settings (got {shown(node.plain())}){cure}"
             case _:
                 wish = found["msg"].replace("Input should be", "must be")
                 for theirs, ours in _WORDS.items():
                     wish = wish.replace(theirs, ours)
-                message = _misspelt_distribution(node) or f"{wish} (got {shown(node.plain())})"
+                cure = ""
+                if "number" in wish:
+                    cure = cures.for_number(node, whole="whole" in wish, searchable=root not in FIXED.values())
+                if cure and node.drawn is not None:  # both ends are one mistake
+                    message = f"{wish} (got {shown(node.drawn.plain())}){cure}"
+                else:
+                    got = f"{wish} (got {shown(node.plain())})"
+                    message = f"{got}{cure}" if cure else _misspelt_distribution(node) or got
         return cls(node, tuple(path), message, union)
 
 
@@ -207,8 +217,9 @@ def _misspelt_distribution(node: Node) -> str | None:
 
 def not_one_of(value: Any, known: Iterable[str]) -> str:
     """The message about a value that is not one of the known ones."""
+    known = list(known)
     if isinstance(value, str):
-        return f"{value!r} is not one of: {', '.join(known)}"
+        return f"{value!r} is not one of: {', '.join(known)}{did_you_mean(value, known)}"
     return f"must be one of: {', '.join(known)} (got {shown(value)})"
 
 
@@ -219,6 +230,10 @@ def hint_for_key(key: str, known: Sequence[str], pipelines: tuple[str, ...]) -> 
     path_of_name = {path.rpartition(".")[2]: path for path in reversed(_paths(pipelines))}
     name = key if key in path_of_name else nearest(key, path_of_name, cutoff=0.8)
     return f"; did you mean {path_of_name[name]!r}?" if name else f"; known are {', '.join(known)}"
+
+
+def _kinds(cls: type | None) -> tuple[str, ...]:
+    return get_args(get_type_hints(cls).get("kind")) if cls is not None else ()
 
 
 def _names(cls: type | None) -> list[str]:

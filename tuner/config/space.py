@@ -230,7 +230,7 @@ def _descend(spec: Spec, pick: Pick) -> Node:
         return replace(spec.node, value={key: _descend(entry, pick) for key, entry in spec.entries.items()})
     value = pick(spec.name, spec.distribution)
     if isinstance(spec.distribution, Number):
-        return replace(spec.node, value=value)
+        return replace(spec.node, value=value, drawn=spec.node)
     return _descend(spec.options[value], pick)
 
 

@@ -70,6 +70,7 @@ class Node:
     line: int = field(default=0, compare=False)  # the line of its key, or its own; 0 where there are no lines
     source: str = field(default="", compare=False)  # the file, or the `--set path=value` it comes from
     quoted: bool = field(default=False, compare=False)  # quoted text stays text when a ${variable} is expanded
+    drawn: "Node | None" = field(default=None, compare=False, repr=False)  # the distribution that the value is of
 
     @property
     def place(self) -> str:
@@ -177,7 +178,11 @@ def parse(text: str, source: str, lines: bool = True) -> Node:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if lines and mark else 0
-        hint = "; quote the value with ${...}" if "${" in _line(text, mark) else ""
+        written = _line(text, mark)
+        hint = "; quote the value with ${...}" if "${" in written else ""
+        hint = (
+            "; indent with spaces, not with tabs" if "\t" in written[: len(written) - len(written.lstrip())] else hint
+        )
         place = Node(None, line, source).place
         raise ConfigError(f"{place}: is not valid yaml: {error.problem or error.context}{hint}") from error
     except yaml.YAMLError as error:

@@ -140,15 +140,18 @@ def batches_of_one(trial: Trial, sizes: Sizes, num_videos: int | None = None) ->
         num_videos: to learn from; None: not known yet.
     """
     supervised = trial.probe_trial if isinstance(trial, ContrastiveConfig) else trial
-    if isinstance(supervised.model, LinearConfig) or not outline(supervised.model, sizes).batch_norm:
-        return
     block = "probe" if isinstance(trial, ContrastiveConfig) else "training"
     training = supervised.training
+    one_at_a_time = training.batch_size // training.accumulate == 1
+    if not one_at_a_time and num_videos != 1:
+        return
+    if isinstance(supervised.model, LinearConfig) or not outline(supervised.model, sizes).batch_norm:
+        return
     why = "BatchNorm needs at least 2 videos at a time, to compare them"
-    if training.batch_size // training.accumulate == 1:
+    if one_at_a_time:
         parts = f" in {training.accumulate} parts" if training.accumulate > 1 else ""
         yield f"{block}.batch_size", f"{why} (got {training.batch_size}{parts})"
-    elif num_videos == 1:
+    else:
         yield "data.train", f"{why}, but there is 1 video to learn from"
 
 
