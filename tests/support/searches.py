@@ -13,6 +13,7 @@ import torch
 
 from tests.support.workplace import Workplace, wait_for
 from tuner.config.experiment import load
+from tuner.export.pruning import needless
 from tuner.storage import journal, searches
 from tuner.storage.journal import SearchHistory
 from tuner.training.contrastive import encoder_store
@@ -92,7 +93,10 @@ def assert_nothing_is_left(place: Workplace) -> None:
     of_others = ("torchinductor_", "pymp-")
     temporary = [path for path in place.temporary.iterdir() if not path.name.startswith(of_others)]
     found = [*temporary, *staging, *folder_of(place).glob(searches.RAY)]
+    found += [path for path in place.folder.rglob("driver.json")]
+    found += needless(folder_of(place), search_of(place), 3)
     assert not found, (found, [path for folder in found for path in folder.rglob("*")])
+    assert "RUNNING" not in {status for _, status, _ in runs_of(place)}
 
 
 def assert_recovered(

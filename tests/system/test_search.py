@@ -99,6 +99,22 @@ print("best", more.best_trial().score == max(row["score"] for row in rows), more
 
 
 @pytest.mark.slow
+def test_a_new_search_removes_what_a_killed_driver_has_left_on_a_long_lived_ray(workplace: Workplace) -> None:
+    with long_lived_ray(workplace) as ray:
+        driver = workplace.start("--address", ray.address, "--set", "training.epochs=300")
+        workplace.wait_for_line(driver, "trial 000  epoch 2/")
+        driver.kill()
+        driver.wait()
+        killed = search_of(workplace)
+        assert "RUNNING" in {status for _, status, _ in runs_of(workplace)}
+        code, printed = workplace.run("--address", ray.address, "--trials", "1", output="second.txt")
+        assert code == 0, printed
+        assert f"search {killed.id} of tiny has not ended" in printed and f"--resume {killed.id}" in printed
+        ray.assert_nothing_is_left()
+    assert {status for _, status, _ in runs_of(workplace)} == {"KILLED", "FINISHED"}
+
+
+@pytest.mark.slow
 def test_slots_come_and_go_with_the_nodes_of_the_cluster(workplace: Workplace) -> None:
     with long_lived_ray(workplace, cpus=1) as ray:
         wide = ("--set", "search.max_concurrent=auto", "--trials", "6")

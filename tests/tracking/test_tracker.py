@@ -124,6 +124,23 @@ def test_a_resumed_search_finds_its_runs_and_logs_no_epoch_twice(uri: str, start
     assert steps(uri, found["s-1-0000"], "loss_train") == [(epoch, 5.0 / epoch) for epoch in (1, 2, 3)]
 
 
+def test_the_runs_of_a_killed_driver_are_closed_by_the_next_search(
+    uri: str, start: Start, runs: Any, name: str
+) -> None:
+    killed = start()
+    train(killed, trial(0))
+    train(killed, trial(1))
+    finish(killed, trial(1))
+    assert killed.close() == 0
+    following = Tracker(uri, name, {})
+    following.suspend_searches(["s-1", "unknown"])
+    assert following.close() == 0 and not following.refused
+    following.client._tracking_client.store.engine.dispose()
+    parent, children = runs()
+    assert parent.info.status == "KILLED"
+    assert {id: run.info.status for id, run in children.items()} == {"s-1-0000": "KILLED", "s-1-0001": "FINISHED"}
+
+
 def test_an_extended_search_continues_its_run(start: Start, runs: Any) -> None:
     first = start(params={"trials": 3})
     first.end_search("FINISHED")

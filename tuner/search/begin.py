@@ -1,5 +1,6 @@
 """What a search begins with: a new folder and journal, or those of the newest search of the experiment."""
 
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,16 +78,27 @@ def folder_and_experiment(file: Path, name: str | None, options: Options) -> tup
     return directory, stored
 
 
-def mention_unfinished(storage: Place, name: str, console: Console) -> None:
-    """Print which searches could be resumed, because a new one may not be what the user wants."""
+def unfinished(storage: Place, name: str) -> list[SearchHistory]:
+    """The newest searches of an experiment that have not ended, newest first.
+
+    While this process holds the lock of the experiment, their drivers were interrupted or killed.
+    """
+    found = []
     for directory in reversed(searches.folders(storage, name)[-searches.MAX_LISTED :]):
         with suppress(SearchError):  # a journal that cannot be read, of another version for example, cannot be resumed
             search = journal.read(directory)
             if not search.ended:
-                console.print(
-                    f"search {search.id} of {name} has not ended ({len(search.finished)} of {search.planned} trials); "
-                    f"{resume_command(search)} continues it, and this is a new search"
-                )
+                found.append(search)
+    return found
+
+
+def mention(interrupted: Iterable[SearchHistory], console: Console) -> None:
+    """Print which searches could be resumed, because a new one may not be what the user wants."""
+    for search in interrupted:
+        console.print(
+            f"search {search.id} of {search.experiment} has not ended ({len(search.finished)} of {search.planned} "
+            f"trials); {resume_command(search)} continues it, and this is a new search"
+        )
 
 
 def begin(open_journal: Journal, experiment: Experiment, options: Options, uri: str, data: Dataset) -> SearchHistory:

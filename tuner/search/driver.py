@@ -34,7 +34,7 @@ from tuner.inference.best_trial import score_best
 from tuner.project import PROJECT, program
 from tuner.redact import redacted
 from tuner.search import stages
-from tuner.search.begin import Options, begin, folder_and_experiment, mention_unfinished
+from tuner.search.begin import Options, begin, folder_and_experiment, mention, unfinished
 from tuner.search.concurrency import Concurrency
 from tuner.search.recorder import Recorder
 from tuner.search.schedulers import ReplayingScheduler
@@ -96,10 +96,11 @@ def _locked(file: Path, name: str | None, options: Options, console: Console) ->
     # An object store has no locks: a driver that was killed holds its lease for a minute.
     console.doing(f"taking the lock of {directory.parent}", aloud=False)
     with sigterm_as_interrupt(), lock.only_driver(directory.parent, directory.name) as still_ours:
+        interrupted_ones = unfinished(options.storage, experiment.name)
         if not (options.continues or options.fresh):
-            mention_unfinished(options.storage, experiment.name, console)
+            mention(interrupted_ones, console)
         try:
-            return Outcome(_run(directory, experiment, options, console, still_ours), directory)
+            return Outcome(_run(directory, experiment, options, console, still_ours, interrupted_ones), directory)
         except UnreachableError:
             raise  # nor can the folder of the search be asked or removed
         except (TunerError, DataError, KeyboardInterrupt) as error:
@@ -112,8 +113,14 @@ def _locked(file: Path, name: str | None, options: Options, console: Console) ->
 
 
 def _run(
-    directory: Place, experiment: Experiment, options: Options, console: Console, still_ours: Callable[[], None]
+    directory: Place,
+    experiment: Experiment,
+    options: Options,
+    console: Console,
+    still_ours: Callable[[], None],
+    interrupted_ones: list[SearchHistory],
 ) -> int:
+    """Run the search; `interrupted_ones` are searches of the experiment whose drivers may have left something."""
     earlier = journal.read(directory) if searches.exists(directory) else None
     uri = choose_uri(options.tracking_uri, earlier.tracking_uri if earlier else None, experiment.file.parent)
     # What a search began with was checked then; its shards may be gone.
@@ -139,6 +146,7 @@ def _run(
             stages.begin("mlflow")
             console.doing(f"connecting to MLflow at {redacted(uri)}", aloud=False)
             tracker = connecting.result()
+            tracker.suspend_searches([one.id for one in interrupted_ones])
             background.submit(warm_up)
             stages.begin("journal")
             console.doing("looking at the nodes of the cluster and at the storage", aloud=False)
@@ -150,7 +158,7 @@ def _run(
                 preflight.check_memory(experiment, gpu=layout.resources.gpu > 0, num_videos=data.statistics.num_videos)
             with closing(Journal(directory, still_ours)) as open_journal:
                 search = begin(open_journal, experiment, options, uri, data)
-                connection.clean_up(search.attempts, attempt)
+                connection.clean_up([made for one in (search, *interrupted_ones) for made in one.attempts], attempt)
                 open_journal.append("attempt", tracking_uri=redacted(uri), **asdict(attempt))
                 return _Search(experiment, open_journal, tracker, data, layout, capacity, console, log).run()
 

@@ -7,7 +7,7 @@ runs, and a write whose answer was lost is not repeated.
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -87,10 +87,22 @@ class Tracker:
 
         def write() -> None:
             self.parent_id = self._find_or_create("search_id", search_id, search_id, {"search_id": search_id, **tags})
-            children = self._children()
+            children = self._children(self.parent_id)
             self._closed = {run.data.tags.get("trial_id", "") for run in children if run.info.status in ENDED}
             self._log_params(self.parent_id, params)
             self.client.log_text(self.parent_id, yaml, "experiment.yaml")
+
+        self._outbox.put(write)
+
+    def suspend_searches(self, search_ids: Iterable[str]) -> None:
+        """Close the runs of searches whose drivers were killed; `start_search` opens them again."""
+
+        def write() -> None:
+            for search_id in search_ids:
+                for parent in self.client.search_runs([self.experiment_id], f"tags.search_id = '{search_id}'"):
+                    for run in (*self._children(parent.info.run_id), parent):
+                        if run.info.status == "RUNNING":
+                            self.client.set_terminated(run.info.run_id, "KILLED")
 
         self._outbox.put(write)
 
@@ -179,7 +191,7 @@ class Tracker:
         """Close the runs of the trials that have not ended; a resumed search opens them again."""
 
         def write() -> None:
-            for run in self._children():
+            for run in self._children(self.parent_id):
                 if run.info.status == "RUNNING":
                     self.client.set_terminated(run.info.run_id, "KILLED")
 
@@ -276,8 +288,8 @@ class Tracker:
         run = self.client.create_run(self.experiment_id, run_name=name, tags={**self._tags, **tags})
         return str(run.info.run_id)
 
-    def _children(self) -> list[Any]:
-        query = f"tags.`{PARENT_TAG}` = '{self.parent_id}'"
+    def _children(self, parent_id: str) -> list[Any]:
+        query = f"tags.`{PARENT_TAG}` = '{parent_id}'"
         runs: list[Any] = []
         token: str | None = None  # of the next page; "" after the last page
         while token != "":
