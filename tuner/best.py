@@ -243,6 +243,7 @@ def _ensemble(
     search: SearchHistory,
     options: "EnsembleOptions",
 ) -> None:
+    from tuner.console.activity import saying
     from tuner.export.ensemble import assemble
     from tuner.export.layout import check_target
     from tuner.export.writer import export_model
@@ -250,7 +251,8 @@ def _ensemble(
     if folder is not None:
         check_target(folder.absolute(), search, None)  # before the members are scored, which takes long
     console.print()
-    assembled = assemble(directory, experiment, search, options, console.print)
+    with saying("scoring the members of the ensemble"):
+        assembled = assemble(directory, experiment, search, options, console.print)
     console.print("\n".join(assembled.describe()))
     if folder is not None:
         export_model(

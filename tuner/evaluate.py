@@ -68,14 +68,17 @@ def run(arguments: list[str] | None = None) -> int:
 def _score_file(options: argparse.Namespace) -> int:
     """Score a file of predictions or of ranked segments, without a model."""
     from data.cache.recipe import find_shards
+    from tuner.console.activity import saying
     from tuner.inference import predictions, segments
 
     if segments.is_segments(options.predictions):
         ranked = segments.read(options.predictions)
-        metrics = segments.score(ranked, segments.ratings_of(find_shards(options.data)))
+        with saying("reading the ratings of the shards"):
+            metrics = segments.score(ranked, segments.ratings_of(find_shards(options.data)))
     else:
         stored = predictions.read(options.predictions)
-        labels = predictions.labels_of(find_shards(options.data))
+        with saying("reading the labels of the shards"):
+            labels = predictions.labels_of(find_shards(options.data))
         _refuse_no_videos(len(labels.ids), options.data)
         metrics = predictions.score(stored, labels)
     _print_metrics(metrics)
@@ -89,6 +92,7 @@ def _score_model(options: argparse.Namespace) -> int:
 
     from data.batches import Batches
     from data.cache.bar import build_bar
+    from tuner.console.activity import saying
     from tuner.export.loader import load_model
     from tuner.inference import comparison, predictions, scorecard, segments
     from tuner.training.evaluation import batch_size_of
@@ -103,7 +107,8 @@ def _score_model(options: argparse.Namespace) -> int:
     with build_bar(Console(stderr=True)) as show:
         cache = exported.open(options.data, show)
     _refuse_no_videos(cache.num_videos, options.data)
-    metrics, classes = scorecard.score(exported.model, cache, exported.precision, device)
+    with saying(f"scoring {cache.num_videos:,} videos"):
+        metrics, classes = scorecard.score(exported.model, cache, exported.precision, device)
     if options.classes is not None:
         options.classes.write_text(scorecard.as_csv(classes, exported.class_names), encoding="utf-8")
     _print_metrics(metrics)
@@ -111,8 +116,9 @@ def _score_model(options: argparse.Namespace) -> int:
         print(json.dumps(metrics))
         return 0
     batches = Batches(cache, batch_size=batch_size_of(cache.schema), shuffle=False, device=device)
-    compared = comparison.compare(stored, exported, cache, batches, options.tolerance)
-    scores = predictions.score(stored, cache)
+    with saying("comparing the predictions"):
+        compared = comparison.compare(stored, exported, cache, batches, options.tolerance)
+        scores = predictions.score(stored, cache)
     print("\n".join(comparison.describe(options.predictions, compared, options.tolerance)))
     print(f"  GAP of the file {scores['gap']:.6f}, of the model {metrics['gap']:.6f}")
     differences = {

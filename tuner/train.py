@@ -58,6 +58,9 @@ def run(arguments: list[str] | None = None) -> None:
         parser.error("--trial brings its own settings; leave EXPERIMENT and --set out")
 
     # Imported here: `--help` needs none of these.
+    from rich.console import Console
+
+    from data.cache.bar import build_bar
     from tuner.cluster.resources import threads_of
     from tuner.config.experiment import load
     from tuner.console.text import describe_losses
@@ -83,7 +86,8 @@ def run(arguments: list[str] | None = None) -> None:
         resume_from = prepare_folder(
             options.save, settings=trial.settings, resume=options.resume, fresh=options.fresh, print_line=print
         )
-    data = open_dataset(experiment.data)
+    with build_bar(Console(stderr=True)) as show:
+        data = open_dataset(experiment.data, show)
     cpus = experiment.resources.cpu
     begin_trial(device, options.threads or threads_of(float(os.cpu_count() or 1) if cpus == "auto" else cpus))
     print(

@@ -314,6 +314,15 @@ def test_a_lost_worker_is_told_and_the_trial_goes_on(driver: Driver) -> None:
     assert driver.history.status == "running"
 
 
+def test_what_a_worker_waits_for_is_told_and_not_recorded(driver: Driver) -> None:
+    driver.start()
+    before = (driver.journal.directory / "journal.jsonl").read_bytes()
+    said = {"said": "node-1 decodes shards: 3 of 9, 1,000 videos"}
+    driver.recorder.on_trial_result(0, [], driver.trial, said)
+    assert driver.told[-1][:2] == ("screen", "trial_noted") and driver.told[-1][-1].startswith("node-1 decodes")
+    assert (driver.journal.directory / "journal.jsonl").read_bytes() == before
+
+
 def test_scores_from_a_slot_are_journaled_and_the_trial_ends_once(driver: Driver) -> None:
     driver.start()
     driver.hear(1)

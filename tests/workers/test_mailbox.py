@@ -146,6 +146,16 @@ async def test_what_would_fail_again_is_not_tried_again() -> None:
 
 
 @on_a_loop
+async def test_what_a_worker_waits_for_reaches_tune_while_there_is_a_trial() -> None:
+    mailbox = Mailbox(2)
+    mailbox.say("too early")
+    mailbox.assign(ONE)
+    mailbox.say("node-1 decodes shards")
+    assert await received(mailbox) == {"said": "node-1 decodes shards"}
+    assert not is_last({"said": "node-1 decodes shards"})
+
+
+@on_a_loop
 async def test_a_worker_that_ends_between_two_trials_has_not_failed() -> None:
     mailbox = await mailbox_with(ONE)
     last = await waits(mailbox.report(1, epoch(3)))

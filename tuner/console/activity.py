@@ -4,6 +4,7 @@ A search that has said nothing for ten seconds looks as if it hung. So whatever 
 activity: connecting, decoding, taking a lock that another driver has left behind.
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,15 @@ from tuner.console.text import describe_seconds
 
 SILENCE_SECONDS = 10.0  # after so long it is said what the program waits for; then after twice as long each time
 CHECK_SECONDS = 1.0
+
+
+@contextmanager
+def saying(what: str) -> Iterator[None]:
+    """While the block runs, say on stderr what a command does, each time that it takes long: "scoring 1,000 videos"."""
+    doing = Activity(lambda line: print(line, file=sys.stderr, flush=True))
+    doing.begin(what, aloud=False)
+    with doing.reminding():
+        yield
 
 
 class Activity:

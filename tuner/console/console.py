@@ -60,7 +60,7 @@ class Console:
         """
         removed: set[str] = set()
 
-        with build_bar(self._rich) as draw:
+        with build_bar(self._rich, lines=False) as draw:  # `reminding` says it where there is no terminal
 
             def show(progress: BuildProgress) -> None:
                 for line in progress.removed:

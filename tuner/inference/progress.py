@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from data.cache.bar import shard_bar
+from data.cache.bar import RareLines, shard_bar
 
 
 class WrittenShards:
@@ -16,7 +16,9 @@ class WrittenShards:
     def __init__(self, output: Path, num_shards: int) -> None:
         """Start the clock."""
         self._output, self._start, self._num_rows = output, time.monotonic(), 0
-        self._bar = shard_bar(Console(stderr=True))
+        self._done, self._num_shards = 0, num_shards
+        console = Console(stderr=True)
+        self._bar, self._lines = shard_bar(console), RareLines(console)
         self._task = self._bar.add_task("writing", total=num_shards)
 
     def __enter__(self) -> WrittenShards:
@@ -32,6 +34,8 @@ class WrittenShards:
         """Count one shard with so many rows."""
         self._num_rows += num_rows
         self._bar.update(self._task, advance=1, description=f"{self._num_rows:,} videos")
+        self._done += 1
+        self._lines.show(f"{self._output}: {self._done:,} of {self._num_shards:,} shards, {self._num_rows:,} videos")
 
     def print_speed(self, rows: str = "videos") -> None:
         """Print the number of rows and the speed; `rows` is their name."""

@@ -109,6 +109,9 @@ class Recorder(Unsaved, Callback):
         if "error" in result:
             self._errors[history.id] = result["error"]
             return
+        if "said" in result:
+            self._console.trial_noted(history, result["said"])
+            return
         if "failure" in result:
             history.failures = result["failures"]
             self._console.trial_noted(history, f"{result['failure']}; it resumes from its last checkpoint")

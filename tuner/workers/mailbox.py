@@ -154,6 +154,12 @@ class Mailbox:
             self._trial.put({"error": reason})
             self._notify()
 
+    def say(self, line: str) -> None:
+        """A worker says what it waits for; nobody hears it between two trials."""
+        if not self._trial.ended:
+            self._trial.put({"said": line})
+            self._notify()
+
     def excuse(self) -> None:
         """A worker is about to end between two trials: nothing has failed."""
         self._excused = True

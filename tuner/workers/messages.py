@@ -5,6 +5,7 @@
     slot -> worker     an assignment  the suggestion, and its number among those of the slot
     worker -> slot     {epoch, epochs, tags, ... metrics}   an epoch has ended
       -> driver        {..., history}                       the same after a resume, with the metrics of all epochs
+                       {said}                               what it waits for, such as shards that it decodes
                        {error}                              the trial failed, and would fail again
                        {fatal}                              every trial would fail so, and the search ends
                        {winner, scores, classes, notes}     the best trial, and its scores by split and by class

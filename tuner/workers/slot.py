@@ -147,6 +147,10 @@ class Slot(ray.tune.Trainable):
         """Say why a worker is about to end."""
         self._mailbox.explain(number, reason, again=again)
 
+    async def say(self, line: str) -> None:
+        """Say what a worker waits for."""
+        self._mailbox.say(line)
+
     async def excuse(self) -> None:
         """Say that a worker is about to end and has not failed."""
         self._mailbox.excuse()

@@ -12,7 +12,9 @@ worker of rank 0 reports each epoch. There are three kinds of failures:
 import gc
 import os
 import pickle
+import socket
 import sys
+import time
 import traceback
 import uuid
 from collections.abc import Callable, Mapping
@@ -26,6 +28,7 @@ import ray
 import ray.train.torch
 import torch
 
+from data.cache.progress import BuildProgress
 from data.errors import DataError
 from tuner.cluster.resources import Resources, threads_of
 from tuner.config.experiment import Experiment
@@ -40,6 +43,9 @@ from tuner.workers.process import begin_trial
 from tuner.workers.reports import Reporter, checkpoints
 from tuner.workers.stop_signal import StopSignal, TrialStopped
 from tuner.workers.trial import Job, again, run
+
+# Seconds between two sentences about what a worker waits for.
+SAY_SECONDS = 10.0
 
 
 class EndOfProcess(Exception):
@@ -81,7 +87,8 @@ class Worker:
         import_module("torch._dynamo")
         gc.freeze()  # what is imported now stays: looking through it would take 0.2 s before each trial
         self._data: Dataset | None = None
-        self._open = partial(open_dataset, experiment.data, fingerprint=fingerprint)
+        self._open = partial(open_dataset, experiment.data, self._tell_decoding, fingerprint=fingerprint)
+        self._told = time.monotonic()  # when this worker has last said what it waits for
 
     def work(self) -> None:
         """Train trials until there are no more, or until the process is to be a new one."""
@@ -102,6 +109,16 @@ class Worker:
             self._data = self._open()
         except DataError as error:
             print(f"the data cannot be opened: {error}", file=sys.stderr)
+
+    def _tell_decoding(self, progress: BuildProgress) -> None:
+        """Say that this node decodes shards, where it takes long: each node has a cache of its own."""
+        now = time.monotonic()
+        if now - self._told < SAY_SECONDS:
+            return
+        self._told = now
+        what = "waits for another process that decodes shards" if progress.waiting_for_lock else "decodes shards"
+        done = f"{progress.shards_done:,} of {progress.shards_total:,}, {progress.num_videos:,} videos"
+        self._ask("say", f"{socket.gethostname()} {what}: {done}")
 
     def _train(self, assignment: Assignment, scratch: Path) -> bool:
         """Train a trial to its end; returns whether this process may train another one."""
