@@ -1,7 +1,8 @@
 """What MLflow records of reports, trials and searches."""
 
 from tuner.storage.journal import TrialHistory
-from tuner.tracking.records import MAX_ERROR, METRICS, outcome_tags, recorded_metrics, winner_metrics
+from tuner.tracking.names import LONGEST_TAG, tags
+from tuner.tracking.records import METRICS, outcome_tags, recorded_metrics, winner_metrics
 
 
 def test_only_the_metrics_of_a_report_are_recorded() -> None:
@@ -16,7 +17,7 @@ def test_the_reason_why_a_trial_ended_is_a_tag_without_credentials() -> None:
     assert ended() == {}
     assert ended(stopped_by="asha") == {"stopped_by": "asha"}
     assert ended(error="http://user:hunter2@host: away") == {"error": "http://***@host: away"}
-    assert len(ended(error="x" * 9999)["error"]) == MAX_ERROR
+    assert len(tags(ended(error="x" * 9999))["error"]) == LONGEST_TAG
 
 
 def test_scores_of_the_winner_are_named_after_their_split() -> None:

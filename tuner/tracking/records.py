@@ -30,7 +30,6 @@ METRICS = {
     "gpu_memory_gib": "the most memory that PyTorch has allocated on the GPU so far",
     "worker_memory_gib": "resident memory of the worker process after the epoch",
 }
-MAX_ERROR = 5000  # characters of an error in a tag
 
 
 def recorded_metrics(report: Mapping[str, Any]) -> dict[str, float]:
@@ -59,7 +58,7 @@ def outcome_tags(trial: TrialHistory) -> dict[str, str]:
     if trial.stopped_by:
         tags["stopped_by"] = trial.stopped_by
     if trial.error:
-        tags["error"] = redacted(trial.error)[:MAX_ERROR]
+        tags["error"] = redacted(trial.error)
     return tags
 
 

@@ -16,7 +16,7 @@ from data.retry import may_pass
 from tuner.errors import SearchError, first_line
 from tuner.redact import redacted
 from tuner.storage.journal import TrialHistory
-from tuner.tracking import deleted, outbox
+from tuner.tracking import deleted, names, outbox
 from tuner.tracking.outbox import Outbox
 from tuner.tracking.records import outcome_tags
 from tuner.tracking.uri import SQLITE, artifact_location, configure_client
@@ -116,7 +116,7 @@ class Tracker:
                 name=name,
                 digest=fingerprint[:36],
                 source_type="tfrecord",
-                source=redacted(source),
+                source=names.shortened(redacted(source), names.LONGEST_SOURCE),
                 schema=schema,
                 profile=f'{{"num_videos": {num_videos}}}',
             )
@@ -154,8 +154,8 @@ class Tracker:
                 return
             self.client.log_batch(
                 self._runs[trial_id],
-                metrics=[Metric(key, float(value), now, epoch) for key, value in metrics.items()],
-                tags=[RunTag(key, value) for key, value in tags.items()],
+                metrics=[Metric(key, float(value), now, epoch) for key, value in names.with_keys(metrics).items()],
+                tags=[RunTag(key, value) for key, value in names.tags(tags).items()],
             )
             self._logged[trial_id].add(epoch)
 
@@ -177,7 +177,7 @@ class Tracker:
             if trial.id in self._closed:
                 return
             run_id = self._runs[trial.id]
-            for key, value in outcome_tags(trial).items():
+            for key, value in names.tags(outcome_tags(trial)).items():
                 self.client.set_tag(run_id, key, value)
             status = "FAILED" if trial.status == "failed" else "FINISHED"
             self.client.set_terminated(run_id, "KILLED" if trial.id in self._outbox.lacking else status)
@@ -220,8 +220,8 @@ class Tracker:
             now = int(time.time() * 1000)
             self.client.log_batch(
                 self.parent_id,
-                metrics=[Metric(key, float(value), now, 0) for key, value in metrics.items()],
-                tags=[RunTag(key, str(value)) for key, value in tags.items()],
+                metrics=[Metric(key, float(value), now, 0) for key, value in names.with_keys(metrics).items()],
+                tags=[RunTag(key, value) for key, value in names.tags(tags).items()],
             )
             for name, text in (tables or {}).items():
                 self.client.log_text(self.parent_id, text, name)
@@ -285,7 +285,7 @@ class Tracker:
             if tags.get(PARENT_TAG, "") != found[0].data.tags.get(PARENT_TAG, ""):
                 self.client.set_tag(run_id, PARENT_TAG, tags[PARENT_TAG])  # its parent run is gone for good
             return run_id
-        run = self.client.create_run(self.experiment_id, run_name=name, tags={**self._tags, **tags})
+        run = self.client.create_run(self.experiment_id, run_name=name, tags=names.tags({**self._tags, **tags}))
         return str(run.info.run_id)
 
     def _children(self, parent_id: str) -> list[Any]:
@@ -302,8 +302,8 @@ class Tracker:
 
         # MLflow refuses to change a parameter, such as the number of trials of a search that was extended.
         known = self.client.get_run(run_id).data.params
-        new = [Param(key, str(value)) for key, value in params.items() if key not in known]
-        self.client.log_batch(run_id, params=new)
+        for new in names.params(params, known):
+            self.client.log_batch(run_id, params=[Param(key, value) for key, value in new.items()])
 
 
 def _is_transient(error: Exception) -> bool:
