@@ -178,7 +178,10 @@ def notices(print_line: Callable[[str], None]) -> Iterator[None]:
 
     class Printer(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            print_line(record.getMessage())
+            try:
+                print_line(record.getMessage())
+            except Exception:  # a screen that is gone must end neither the request nor the thread of `_watched`
+                self.handleError(record)
 
     handler, before = Printer(), _log.propagate
     _log.addHandler(handler)

@@ -13,6 +13,7 @@ from tuner.background import keep_working, repeated
 ELSEWHERE = {
     "tuner/workers/stop_signal.py",  # waits once: whatever ends the wait stops the trial
     "tuner/storage/lease.py",  # catches what a renewal raises
+    "data/retry.py",  # only logs, and the handler of its log raises nothing; data/ imports nothing of tuner/
 }
 
 

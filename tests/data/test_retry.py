@@ -164,3 +164,12 @@ def test_nobody_waits_long_for_a_store_that_was_given_up_until_it_answers(clock)
     assert waits("s3://bucket/b") < 20 < 250 < waits("s3://another/b")
     retried(failing(clock), "s3://bucket/a")
     assert waits("s3://bucket/b") > 250
+
+
+def test_a_screen_that_is_gone_ends_no_thread_of_notices(capsys: pytest.CaptureFixture[str]) -> None:
+    def gone(line: str) -> None:
+        raise BrokenPipeError("nobody reads")
+
+    with retry.notices(gone):
+        retry._log.warning("no answer yet")
+    assert "BrokenPipeError: nobody reads" in capsys.readouterr().err
