@@ -52,6 +52,7 @@ from tuner.storage import journal
 from tuner.storage.journal import Journal, SearchHistory
 from tuner.tracking.records import recorded_metrics
 from tuner.tracking.tracker import Tracker
+from tuner.training.state import SCORE
 from tuner.workers import connection
 
 CALIBRATION = Path(__file__).with_name("driver_calibration.json")
@@ -268,7 +269,7 @@ def fit(
         scheduler=scheduler,
         stopper=whole.stopper,
         callbacks=[recorder],
-        metric=experiment.search.metric,
+        metric=SCORE,
         storage=whole.storage,
         reuse_actors=True,
     )

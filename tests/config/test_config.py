@@ -25,7 +25,7 @@ MISTAKES = [
     ("momentum", "kind: adam", "kind: sgd\n      momentun: 0.9", "10: tiny.optimizer.momentun: unknown key; did you mean 'momentum'?"),
     ("block", "search:", "serch:", "14: tiny.serch: unknown key; did you mean 'search'?"),
     ("elsewhere", "{trials: 2}", "{dropout: 0.5}", "14: tiny.search.dropout: unknown key; did you mean 'model.dropout'?"),
-    ("far off", "{trials: 2}", "{zzz: 0.5}", "14: tiny.search.zzz: unknown key; known are metric, mode, trials, sampler, scheduler, time_budget, epoch_timeout, max_concurrent, trials_per_worker, keep, plateau, failures"),
+    ("far off", "{trials: 2}", "{zzz: 0.5}", "14: tiny.search.zzz: unknown key; known are trials, sampler, scheduler, time_budget, epoch_timeout, max_concurrent, trials_per_worker, keep, plateau, failures"),
     ("missing", "      kind: adam\n", "", "8: tiny.optimizer.kind: is missing"),
     ("missing within", "{trials: 2}", "{plateau: {min_gain: 0.1}}", "14: tiny.search.plateau.trials: is missing"),
     ("twice", "train: t", "train: s*\n      train: t", "6: experiments.tiny.data.train: duplicate key (first in line 5)"),
@@ -47,7 +47,6 @@ MISTAKES = [
     # ranges
     ("range", "{trials: 2}", "{trials: 0}", "14: tiny.search.trials: trials must be from 1 to 1,000,000, but got 0"),
     ("range within", "mean_rgb: 8", "mean_rgb: 0", "7: tiny.model.towers.mean_rgb: towers.mean_rgb must be from 1 to 16,777,216, but got 0"),
-    ("metric", "{trials: 2}", "{metric: map}", "14: tiny.search.metric: 'map' is not one of: gap_best"),
     ("no worker", "{trials: 2}", "{trials: 2}\n    resources: {workers: 0}", "15: tiny.resources.workers: workers must be from 1 to 10,000, but got 0"),
     ("elastic workers", "{trials: 2}", "{trials: 2}\n    resources: {workers: {min: 3, max: 2}}", "15: tiny.resources.workers.min: min must be from 1 to max, which is 2 (got 3)"),
     ("half a worker", "{trials: 2}", "{trials: 2}\n    resources: {workers: 1.5}", "15: tiny.resources.workers: must be a whole number or a block of settings (got 1.5)"),
@@ -318,6 +317,13 @@ def test_max_epochs_is_the_upper_end_of_the_searched_epochs(load_text: Load, epo
 )
 def test_a_time_budget_is_seconds_or_a_duration(load_text: Load, written: str, seconds: float) -> None:
     assert load_text(VALID, overrides=(f"search.time_budget={written}",)).search.time_budget == seconds
+
+
+def test_settings_of_earlier_versions_that_had_one_value_are_read_and_another_value_is_refused(load_text: Load) -> None:
+    old = VALID.replace("{trials: 2}", "{trials: 2, metric: gap_best, mode: max, overlap: true}")
+    assert load_text(old) == load_text(VALID)
+    (line,) = mistakes(load_text, old.replace("gap_best", "map"))
+    assert line.startswith("experiments.yaml:14: tiny.search.metric: unknown key; ")
 
 
 def test_an_omitted_setting_has_its_default(load_text: Load) -> None:

@@ -47,8 +47,8 @@ from tuner.training.config import Trial, differences
 from tuner.training.data_config import DataConfig
 from tuner.training.pipelines import CONFIGS
 
-# Settings of earlier versions, as (block, key).
-RETIRED = (("search", "overlap"),)
+# Settings of earlier versions, as (block, key), with the values that have no effect any more; None: any value.
+RETIRED = {("search", "overlap"): None, ("search", "metric"): "gap_best", ("search", "mode"): "max"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,9 +171,9 @@ def _choose(tree: Node, name: str | None) -> tuple[str, Node]:
 
 def _without_retired(experiment: Node) -> Node:
     """Leave out settings of earlier versions that have no effect any more: their files, and searches, can be used."""
-    for block, key in RETIRED:
+    for (block, key), value in RETIRED.items():
         entry = experiment.entries.get(block)
-        if entry is not None and key in entry.entries:
+        if entry is not None and key in entry.entries and value in (None, entry.entries[key].value):
             kept = {name: node for name, node in entry.entries.items() if name != key}
             experiment = replace(experiment, value={**experiment.entries, block: replace(entry, value=kept)})
     return experiment

@@ -93,13 +93,13 @@ class FailuresConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchConfig:
-    """How the space is searched, and when the search ends."""
+    """How the space is searched, and when the search ends.
+
+    The score of a trial is the best GAP (global average precision) of its epochs on the validation videos.
+    """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    # The score of a trial: the best GAP (global average precision) of its epochs on the validation videos.
-    metric: Literal["gap_best"] = "gap_best"
-    mode: Literal["max"] = "max"  # whether a larger or a smaller score is better; always larger
     # Number of trials; leave it out with the grid sampler, which has one trial for each combination.
     trials: Trials = 20
     sampler: SamplerConfig = field(default_factory=SamplerConfig)  # the sampler, which chooses the values of each trial

@@ -53,6 +53,7 @@ from tuner.tracking.tracker import SHORT_PATIENCE_SECONDS, Tracker
 from tuner.tracking.uri import choose_uri, ui_command
 from tuner.training.contrastive import encoder_store
 from tuner.training.dataset import Dataset, open_dataset
+from tuner.training.state import SCORE
 from tuner.workers import connection
 from tuner.workers.slot import slot
 from tuner.workers.train_run import ray_storage
@@ -271,7 +272,7 @@ class _Search:
 
     def _fit(self, scheduler: ReplayingScheduler, recorder: Recorder) -> None:
         """Run the trials with Ray Tune."""
-        settings, layout = self.experiment.search, self.layout
+        layout = self.layout
         at(self.directory / searches.TRIALS).make()
         connection.start_together(layout.slots)
         encoders = self.directory.parent.parent / encoder_store.FOLDER
@@ -279,8 +280,8 @@ class _Search:
         tuner = Tuner(
             slots,
             tune_config=TuneConfig(
-                metric=settings.metric,
-                mode=settings.mode,
+                metric=SCORE,
+                mode="max",
                 num_samples=-1,  # the searcher returns FINISHED after all planned trials
                 search_alg=JournaledSearch(self.experiment, self.journal, self.concurrency, self.stop),
                 scheduler=scheduler,

@@ -23,6 +23,7 @@ from tuner.search.optuna_internals import StudyState, readable_state
 from tuner.search.samplers import Study, is_exhaustive, make_sampler, planned_values
 from tuner.search.stopper import StopRule
 from tuner.storage.journal import Journal, SearchHistory, TrialHistory, Unsaved
+from tuner.training.state import SCORE
 
 
 class JournaledSearch(Unsaved, Searcher):
@@ -40,8 +41,7 @@ class JournaledSearch(Unsaved, Searcher):
                 TPE avoids the values of those that are still running.
             stop: ends the search; once it has ended, only its best trial is still to be scored.
         """
-        config = experiment.search
-        super().__init__(metric=config.metric, mode=config.mode)
+        super().__init__(metric=SCORE, mode="max")
         self._experiment, self._journal, self._concurrency, self._stop = experiment, journal, concurrency, stop
         self._parallel = concurrency() > 1
         self._numbers: dict[str, int] = {}  # of the trials that were suggested and have not ended, by Tune's id

@@ -122,6 +122,9 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(states[index if index < len(states) else 0], device)
 
 
+SCORE = "gap_best"  # the metric of an epoch that is the score of its trial; more is better
+
+
 def validated(scores: dict[str, float], history: list[dict[str, float]]) -> dict[str, float]:
     """The validation metrics of an epoch; `gap_best` is the best GAP so far.
 
@@ -131,7 +134,7 @@ def validated(scores: dict[str, float], history: list[dict[str, float]]) -> dict
     """
     return {
         "gap": scores["gap"],
-        "gap_best": max([scores["gap"], *(past["gap"] for past in history)]),
+        SCORE: max([scores["gap"], *(past["gap"] for past in history)]),
         "hit_at_1": scores["hit_at_1"],
         "perr": scores["perr"],
         "map": scores["map"],
