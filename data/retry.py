@@ -35,6 +35,7 @@ WATCH_SECONDS = 1.0  # between two looks at how long calls take
 _log = logging.getLogger(__name__)
 # The disk ("") and the stores (s3://bucket) that were given up, until they answer: nobody waits so long for them again.
 _given_up: set[str] = set()
+_printers: list[Callable[[str], None]] = []  # for the sentences about long waits
 # The attempts whose calls have not returned, by their ids, and the thread that looks at them.
 _watching: dict[int, "Attempt"] = {}
 _watcher: threading.Thread | None = None
@@ -141,7 +142,11 @@ class Attempt:
         """Says once what it waits for, if that takes long."""
         if not self._noticed and time.monotonic() - self._since >= NOTICE_SECONDS:
             self._noticed = True
-            _log.warning("waiting for %s (%s)", self._what, why)
+            for print_line in _printers or [_log.warning]:
+                try:
+                    print_line(f"waiting for {self._what} ({why})")
+                except Exception:  # a screen that is gone must end neither the request nor the thread of `_watched`
+                    _log.exception("what it waits for could not be printed")
 
     def __enter__(self) -> "Attempt":
         """Begins an attempt."""
@@ -175,22 +180,11 @@ class Attempt:
 @contextmanager
 def notices(print_line: Callable[[str], None]) -> Iterator[None]:
     """Passes the sentences about long waits to `print_line` during the block; otherwise they go to the log."""
-
-    class Printer(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            try:
-                print_line(record.getMessage())
-            except Exception:  # a screen that is gone must end neither the request nor the thread of `_watched`
-                self.handleError(record)
-
-    handler, before = Printer(), _log.propagate
-    _log.addHandler(handler)
-    _log.propagate = False
+    _printers.append(print_line)  # and not a handler of the logger, which other libraries disable
     try:
         yield
     finally:
-        _log.removeHandler(handler)
-        _log.propagate = before
+        _printers.remove(print_line)
 
 
 def text_of(error: BaseException) -> str:

@@ -312,7 +312,7 @@ def test_a_driver_that_cannot_write_suggests_nothing(driver: Driver, monkeypatch
 
     monkeypatch.setattr(driver.journal, "append", refuse)
     assert driver.ask() == ("tune-1", None)
-    assert driver.stop.fatal_error == "the storage: no space left on the device"
+    assert driver.stop.fatal_error == "the storage: OSError: no space left on the device"
 
 
 def test_unfinished_trials_come_first_with_their_numbers_and_ids(drive: Drive, tmp_path: Path) -> None:

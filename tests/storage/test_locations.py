@@ -2,10 +2,13 @@
 
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from upath import UPath
 
+from data import retry
 from tuner.errors import SearchError, TunerError
 from tuner.storage.append_log import lines
 from tuner.storage.local import replacing
@@ -110,3 +113,22 @@ def test_a_file_is_replaced_completely_or_not_at_all(tmp_path: Path) -> None:
         unfinished.write_text("2")
         raise RuntimeError
     assert output.read_text() == "1" and list(tmp_path.iterdir()) == [output]
+
+
+def test_a_folder_is_removed_also_where_another_has_removed_it_or_an_answer_was_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, remove = UPath(f"memory://{uuid.uuid4().hex}/model"), MemoryFileSystem.rm
+    publish(folder, first="1", last="1")
+    answers = iter([False, True])
+
+    def lost(*arguments: Any, **options: Any) -> None:
+        remove(*arguments, **options)
+        if not next(answers):
+            raise ConnectionResetError("by the peer")
+
+    monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(MemoryFileSystem, "rm", lost)
+    at(folder).remove()
+    at(folder).remove()
+    assert not folder.exists()

@@ -46,7 +46,9 @@ def test_no_order_of_requests_lets_two_drivers_write(actions: list[tuple[int | s
         patch.setattr(Lease, "_keep_renewing", lambda self: None)
 
         def drive(name: str) -> None:
-            held = Lease(directory.parent, {"name": name}, "search of {name}".format_map, lambda: schedule.now)
+            held = Lease(
+                directory.parent, {"name": name}, lambda facts: f"search of {facts.get('name')}", lambda: schedule.now
+            )
             try:
                 own = Journal(directory, held.check)
                 found[name] = list(own.search.trials) if own.search else []

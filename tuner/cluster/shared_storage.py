@@ -62,7 +62,7 @@ def _read(probe: Place) -> tuple[str, str]:
         beside = probe.with_name(f"{probe.name}-{secrets.token_hex(4)}")
         text = probe.read_text()
         beside.touch()
-        beside.unlink()
+        beside.unlink(missing_ok=True)
     except OSError as error:
         return "", f"{error.strerror}"
     return text, ""

@@ -14,7 +14,7 @@ from data import remote
 from data.errors import DataError
 from data.retry import text_of
 from tuner.config.experiment import Experiment
-from tuner.errors import TunerError
+from tuner.errors import TunerError, in_one_line
 from tuner.storage.journal import SearchHistory, Unsaved
 
 
@@ -56,7 +56,8 @@ class StopRule(Unsaved, Stopper):
         except (TunerError, DataError) as error:
             self.halt(str(error))
         except remote.errors(OSError) as error:
-            self.halt(f"{getattr(error, 'filename', None) or 'the storage'}: {text_of(error)}")
+            reason = text_of(error) if getattr(error, "strerror", None) else in_one_line(error)
+            self.halt(f"{getattr(error, 'filename', None) or 'the storage'}: {reason}")
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Never stop a single trial: the scheduler does that."""

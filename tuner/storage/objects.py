@@ -1,7 +1,7 @@
 """Folders and files in an object store: uploaded as a whole, logged in segments, locked by a lease."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ class ObjectLocation:
 
     def remove(self) -> None:
         """Remove all objects below this URL."""
-        if self._url.exists():
-            self._url.rmdir(recursive=True)
+        with suppress(FileNotFoundError):  # there is none, or it was removed and the answer was lost
+            self._url.fs.rm(self._url.path, recursive=True)
 
     @contextmanager
     def download(self, names: Sequence[str]) -> Iterator[Path]:

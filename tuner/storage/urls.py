@@ -31,12 +31,12 @@ class Patient:
     def __getattr__(self, name: str) -> Any:
         """An attribute of the file system."""
         attribute = getattr(self._filesystem, name)
-        return self._patient(attribute) if callable(attribute) and not name.startswith("_") else attribute
+        return self._patient(attribute, name) if callable(attribute) and not name.startswith("_") else attribute
 
-    def _patient(self, method: Callable[..., Any]) -> Callable[..., Any]:
+    def _patient(self, method: Callable[..., Any], name: str) -> Callable[..., Any]:
         @wraps(method)
         def call(*arguments: Any, **options: Any) -> Any:
-            path = next(iter(arguments[method.__name__.startswith("put") :]), "")  # put_file(local, remote)
+            path = next(iter(arguments[name.startswith("put") :]), "")  # put_file(local, remote)
             what = self._filesystem.unstrip_protocol(path) if isinstance(path, str) else path
             return retried(lambda: method(*arguments, **options), what)
 
