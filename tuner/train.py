@@ -62,6 +62,7 @@ def run(arguments: list[str] | None = None) -> None:
 
     from data.cache.bar import build_bar
     from tuner.cluster.resources import threads_of
+    from tuner.config import preflight
     from tuner.config.experiment import load
     from tuner.console.text import describe_losses
     from tuner.project import experiments_file, storage_place
@@ -86,8 +87,12 @@ def run(arguments: list[str] | None = None) -> None:
         resume_from = prepare_folder(
             options.save, settings=trial.settings, resume=options.resume, fresh=options.fresh, print_line=print
         )
-    with build_bar(Console(stderr=True)) as show:
+    checked = bool(options.trial)  # when its search began
+    sentences = [] if checked else preflight.check_files(experiment)
+    with build_bar(Console(stderr=True)) as show, preflight.naming_settings(experiment):
         data = open_dataset(experiment.data, show)
+    for sentence in sentences + ([] if checked else preflight.check_data(experiment, data)):
+        print(sentence)
     cpus = experiment.resources.cpu
     begin_trial(device, options.threads or threads_of(float(os.cpu_count() or 1) if cpus == "auto" else cpus))
     print(

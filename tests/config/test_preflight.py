@@ -124,6 +124,21 @@ def test_the_vocabulary_must_count_the_classes_where_the_loss_needs_it(workplace
     assert f"tiny.data.vocabulary: {names}: lacks the column TrainVideoCount" in lacking
 
 
+def test_tuner_train_checks_the_same(workplace: Workplace) -> None:
+    shards = write_shards(workplace)
+    done = workplace.python(
+        "-m", "tuner.train", "tiny", "--device", "cpu", "--set", f"data.validate={shards}/*.tfrecord"
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert "2 of its 4 shards are in data.train too" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("told", ["start"], indirect=True)
+def test_a_single_video_to_learn_from_is_refused(workplace: Workplace, told: Tell) -> None:
+    message = told("data.sample.train=1", "data.sample.shards=1")
+    assert "tiny.data.train: BatchNorm needs at least 2 videos at a time" in message
+
+
 @pytest.mark.parametrize("told", ["start"], indirect=True)
 def test_a_teacher_must_know_all_training_videos(workplace: Workplace, told: Tell) -> None:
     write_shards(workplace)
