@@ -38,8 +38,8 @@ from data.frames import decode_together
 from data.sample import write_splits
 from data.schema import FEATURES, Schema, parse_feature
 from data.tfrecord.examples import example_of
-from data.tfrecord.framing import load_records
-from data.tfrecord.shards import DecodedShard
+from data.tfrecord.framing import load_blocks
+from data.tfrecord.shards import DecodedShard, Reading
 
 AIM = 5
 Shard = tuple[list[bytes], NDArray[np.float32], list[list[int]]]  # ids, features_ND, labels of each video
@@ -78,19 +78,19 @@ def upb(paths: list[str], schema: Schema, id_key: str) -> int:
     """The parser of protobuf alone: it makes every record's arrays, which are dropped."""
     count = 0
     for path in paths:
-        loaded = load_records(path)
-        for row in range(len(loaded)):
-            example = example_of(path, loaded, row)
-            arrays: list[Any] = [example.values(id_key), example.values("labels")]
-            for key, width in schema.features.items():
-                arrays.append(example.frames(key, width) if schema.level == "frame" else example.values(key))
-        count += len(loaded)
+        for loaded in load_blocks(path):
+            for row in range(len(loaded)):
+                example = example_of(path, loaded, row)
+                arrays: list[Any] = [example.values(id_key), example.values("labels")]
+                for key, width in schema.features.items():
+                    arrays.append(example.frames(key, width) if schema.level == "frame" else example.values(key))
+            count += len(loaded)
     return count
 
 
 def ours(paths: list[str], schema: Schema, id_key: str) -> int:
     groups = group([find_shard(path) for path in paths], schema)
-    return sum(len(shard.ids) for together in groups for shard in decode_together(together, schema))
+    return sum(len(shard.ids) for together in groups for shard in decode_together(together, Reading(schema=schema)))
 
 
 def check_same_values(path: str, shard: DecodedShard, schema: Schema, id_key: str) -> None:
@@ -144,7 +144,7 @@ def main() -> None:
         if not paths:
             parser.error(f"{pattern} matches no file")
         for together in group([find_shard(path) for path in paths], schema):
-            for path, shard in zip(together, decode_together(together, schema), strict=True):
+            for path, shard in zip(together, decode_together(together, Reading(schema=schema)), strict=True):
                 check_same_values(path, shard, schema, arguments.id_key)
         num_videos = ours(paths, schema, arguments.id_key)
         size = sum(Path(path).stat().st_size for path in paths)

@@ -33,7 +33,7 @@ COMMANDS = {
     "tuner/evaluate.py": ("-m", "tuner.evaluate"),
     "tuner/predict.py": ("-m", "tuner.predict"),
     "tuner/embed.py": ("-m", "tuner.embed"),
-    "data/inspect.py": ("-m", "data.inspect"),
+    "data/inspect/__main__.py": ("-m", "data.inspect"),
     "data/cache/__main__.py": ("-m", "data.cache"),
     "data/sample/__main__.py": ("-m", "data.sample"),
 }

@@ -92,13 +92,32 @@ def add_model(parser: argparse.ArgumentParser, *, optional: bool = False) -> Non
 
 
 def add_data(parser: argparse.ArgumentParser, shards: str) -> None:
-    """--data GLOB [GLOB ...], required; the value is for `data.cache.recipe.find_shards`.
+    """--data GLOB [GLOB ...], required, and --keys NAME=KEY ...
+
+    The values are for `data.cache.recipe.find_shards` and, as a dict, for `data.schema.Schema.keys`.
 
     Args:
         parser: gets the option.
         shards: the help's words for what the shards must hold.
     """
     parser.add_argument("--data", required=True, nargs="+", metavar="GLOB", help=shards)
+    parser.add_argument(
+        "--keys",
+        nargs="+",
+        type=_key,
+        default=[],
+        metavar="NAME=KEY",
+        help="where records have another key, as in id=clip/data_id; default: those that the model was trained with",
+    )
+
+
+def _key(text: str) -> tuple[str, str]:
+    from data.schema import parse_key
+
+    try:
+        return parse_key(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_batch_size(parser: argparse.ArgumentParser, default: int) -> None:

@@ -47,14 +47,16 @@ def run(arguments: list[str] | None = None) -> None:
     from tuner.inference.progress import WrittenShards
 
     device = choose_device(options.device)
-    exported = load_model(place(options.model, "MODEL_DIR"), device)
+    exported = load_model(place(options.model, "MODEL_DIR"), device).with_keys(options.keys)
     shards = find_shards(options.data)
     with (
         replacing(options.output) as unfinished,
         embedding_writer(unfinished, exported) as writer,
         WrittenShards(options.output, len(shards)) as written,
     ):
-        for ids, embeddings_NH in embed(exported, shards, device=device, batch_size=options.batch_size):
+        for ids, embeddings_NH in embed(
+            exported, written.counted(shards), device=device, batch_size=options.batch_size
+        ):
             writer.write(ids, embeddings_NH)
             written.add(len(ids))
     written.print_speed()

@@ -74,11 +74,11 @@ def _score_file(options: argparse.Namespace) -> int:
     if segments.is_segments(options.predictions):
         ranked = segments.read(options.predictions)
         with saying("reading the ratings of the shards"):
-            metrics = segments.score(ranked, segments.ratings_of(find_shards(options.data)))
+            metrics = segments.score(ranked, segments.ratings_of(find_shards(options.data), dict(options.keys)))
     else:
         stored = predictions.read(options.predictions)
         with saying("reading the labels of the shards"):
-            labels = predictions.labels_of(find_shards(options.data))
+            labels = predictions.labels_of(find_shards(options.data), dict(options.keys))
         _refuse_no_videos(len(labels.ids), options.data)
         metrics = predictions.score(stored, labels)
     _print_metrics(metrics)
@@ -103,10 +103,12 @@ def _score_model(options: argparse.Namespace) -> int:
             raise ConfigError(f"{options.predictions}: ranked segments are scored without a model: omit MODEL_DIR")
         stored = predictions.read(options.predictions)
     device = choose_device(options.device)
-    exported = load_model(place(options.model, "MODEL_DIR"), device)
+    exported = load_model(place(options.model, "MODEL_DIR"), device).with_keys(options.keys)
     with build_bar(Console(stderr=True)) as show:
         cache = exported.open(options.data, show)
     _refuse_no_videos(cache.num_videos, options.data)
+    for sentence in cache.remarks():
+        print(sentence, file=sys.stderr)
     with saying(f"scoring {cache.num_videos:,} videos"):
         metrics, classes = scorecard.score(exported.model, cache, exported.precision, device)
     if options.classes is not None:

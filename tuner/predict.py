@@ -89,19 +89,20 @@ def run(arguments: list[str] | None = None) -> None:
     from tuner.inference.progress import WrittenShards
 
     device, batch_size = choose_device(options.device), options.batch_size
-    exported = load_model(place(options.model, "MODEL_DIR"), device)
+    exported = load_model(place(options.model, "MODEL_DIR"), device).with_keys(options.keys)
     shards = find_shards(options.data)
     with replacing(options.output) as unfinished, WrittenShards(options.output, len(shards)) as written:
+        counted = written.counted(shards)
         if options.segments:
             num_classes = exported.schema.num_classes
             listed = vocabulary.read_indices(options.classes, num_classes) if options.classes else range(num_classes)
             ranking = segments.Ranking(listed, options.per_class or segments.PER_CLASS)
-            for number in segments.rank_segments(exported, shards, ranking, device=device, batch_size=batch_size):
+            for number in segments.rank_segments(exported, counted, ranking, device=device, batch_size=batch_size):
                 written.add(number)
             segments.write(unfinished, ranking)
         else:
             top_k = options.top_k or (teacher.TOP_K if for_teaching else TOP_K)
-            predicted = _counted(predict(exported, shards, device=device, top_k=top_k, batch_size=batch_size), written)
+            predicted = _counted(predict(exported, counted, device=device, top_k=top_k, batch_size=batch_size), written)
             if for_teaching:
                 write_teacher(unfinished, predicted, exported)
             else:

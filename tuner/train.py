@@ -7,11 +7,11 @@ python -m tuner.train EXPERIMENT --save DIR [--resume | --fresh]
 
 import argparse
 import json
-import os
 import sys
 import time
 from pathlib import Path
 
+from data import machine
 from data.ranges import Range
 from tuner.cli import add_device, add_file, add_set, add_storage, add_tracking_uri, choose_device, main
 
@@ -94,11 +94,14 @@ def run(arguments: list[str] | None = None) -> None:
     for sentence in sentences + ([] if checked else preflight.check_data(experiment, data)):
         print(sentence)
     cpus = experiment.resources.cpu
-    begin_trial(device, options.threads or threads_of(float(os.cpu_count() or 1) if cpus == "auto" else cpus))
+    begin_trial(device, options.threads or threads_of(machine.cpus() if cpus == "auto" else cpus))
     print(
         f"{experiment.name} on {device}: {data.train.num_videos:,} training videos, "
         f"{data.validate.num_videos:,} validation videos"
     )
+    for split, cache in (("train", data.train), ("validate", data.validate)):
+        for sentence in cache.remarks():
+            print(f"data.{split}: {sentence}")
     print(json.dumps(trial.settings))
     started = time.monotonic()
     every_epoch = train(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from data.errors import DataError
 from data.ranges import COUNT, Range
-from data.schema import FEATURES, MAX_FRAMES, NUM_CLASSES, Schema, parse_feature
+from data.schema import FEATURES, MAX_BAD_RECORDS, MAX_FRAMES, NUM_CLASSES, Schema, parse_feature, parse_key
 
 if TYPE_CHECKING:
     from data.cache.progress import BuildProgress
@@ -33,15 +33,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="NAME=WIDTH",
         help="default: mean_rgb=1024 mean_audio=128, at the other levels rgb=1024 audio=128",
     )
+    parser.add_argument(
+        "--keys", nargs="+", type=_key, metavar="NAME=KEY", default=[], help="where a record has another key for a name"
+    )
     parser.add_argument("--max-frames", type=COUNT.whole, default=MAX_FRAMES, metavar="T", help="default: %(default)s")
     parser.add_argument(
         "--num-classes", type=COUNT.whole, default=NUM_CLASSES, metavar="C", help="default: %(default)s"
     )
     parser.add_argument("--directory", type=Path, help="folder of all caches; default: $TUNER_CACHE or ~/.cache/tuner")
     parser.add_argument("--on-bad-shard", choices=("fail", "skip"), default="fail", help="default: %(default)s")
+    parser.add_argument("--on-bad-record", choices=("error", "skip"), default="error", help="default: %(default)s")
+    parser.add_argument(
+        "--bad-record-limit",
+        type=COUNT.whole,
+        default=MAX_BAD_RECORDS,
+        metavar="N",
+        help="bad records that may be left out; default: %(default)s",
+    )
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="default: %(default)s")
     parser.add_argument(
-        "--workers", type=Range(1, 4096).whole, metavar="N", help="processes that decode; default: the CPUs"
+        "--workers",
+        type=Range(1, 4096).whole,
+        metavar="N",
+        help="processes that decode; default: $TUNER_DECODE_WORKERS, or by CPUs and memory",
     )
     parser.add_argument("--no-labels", action="store_true", help="accept videos without the key 'labels'")
     options = parser.parse_args(arguments)
@@ -56,6 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _feature(text: str) -> tuple[str, int]:
     try:
         return parse_feature(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _key(text: str) -> tuple[str, str]:
+    try:
+        return parse_key(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -91,12 +112,15 @@ def _open(options: argparse.Namespace, progress: Callable[[BuildProgress], None]
         num_classes=options.num_classes,
         level=options.level,
         max_frames=options.max_frames,
+        keys=dict(options.keys),
     )
     return open_cache(
         find_shards(options.data),
         schema,
         options.directory or default_directory(),
         on_bad_shard=options.on_bad_shard,
+        on_bad_record=options.on_bad_record,
+        max_bad_records=options.bad_record_limit,
         workers=options.workers,
         progress=progress,
         require_labels=not options.no_labels,
@@ -124,13 +148,13 @@ def _print_table(cache: Cache, origin: str) -> None:
         "fingerprint": cache.fingerprint[:16],
         "folder": str(cache.directory),
         "cache": origin,
-        "skipped": f"{len(cache.skipped)} shards",
+        "skipped": f"{len(cache.skipped)} shards, {len(cache.bad_records)} records",
     }
     for name, value in rows.items():
         table.add_row(name, value)
     Console(soft_wrap=True).print(table)
-    for path, reason in cache.skipped:
-        print(f"skipped {path}: {reason}")
+    for sentence in cache.remarks():
+        print(sentence)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from data import machine
 from data.cache.columns import (
     BUILDING,
     MANIFEST,
@@ -37,14 +38,17 @@ from data.cache.progress import BuildProgress
 from data.cache.recipe import FORMAT, Recipe, Shard, find_each, fingerprint_of
 from data.cache.workers import map_in_order
 from data.errors import CacheError, DataError, ShardError
-from data.frames import decode_together
+from data.frames import decode_blocks, decode_together
 from data.schema import Schema
-from data.tfrecord.framing import count_records
-from data.tfrecord.shards import DecodedShard, decode_shard
+from data.tfrecord.framing import BLOCK_BYTES, count_records
+from data.tfrecord.shards import DecodedShard, Reading, joined, too_many
 
 # Fewer bytes are decoded in this process, in the 0.3 s that other processes take to start. Threads are no help: they
 # share one core whatever their number (280 thousand videos/s with one, 230 with two).
 _IN_PROCESS_BYTES = 256 << 20
+# What decoding may take of the memory: this share, a process of it so much (a block, its features and an interpreter),
+# and features of a process that wait to be written up to so many blocks.
+_MEMORY_SHARE, _WORKER_BYTES, _MAX_AHEAD = 4, 640 << 20, 16
 _TOGETHER_BYTES = 4 << 20  # small shards are decoded as one up to this size: numpy's start is then little of the time
 
 
@@ -53,6 +57,7 @@ def build(
     directory: Path,
     *,
     on_bad_shard: Literal["fail", "skip"],
+    max_bad_records: int,
     workers: int | None,
     progress: Callable[[BuildProgress], None],
 ) -> None:
@@ -62,11 +67,13 @@ def build(
         recipe: what to decode.
         directory: the folder of the new cache.
         on_bad_shard: "fail" raises, "skip" leaves the bad shard out.
-        workers: processes that decode; None: as many as CPUs, or this process alone if the shards are small.
+        max_bad_records: of all shards that are left out; more are an error. 0: the first one makes its shard bad.
+        workers: processes that decode; None: as many as the machine allows, or this process alone if the shards are
+            small.
         progress: called at the start and after every shard.
 
     Raises:
-        ShardError: a shard is bad and `on_bad_shard` is "fail".
+        ShardError: a shard is bad and `on_bad_shard` is "fail"; or too many records are bad.
         CacheError: the disk is too small, a process died, or a shard changed meanwhile.
         UnreachableError: a shard cannot be read, whatever `on_bad_shard` is.
 
@@ -82,17 +89,22 @@ def build(
             summaries = files.summaries
             if on_bad_shard == "fail":
                 raise_first_error(summaries)  # an earlier build skipped it; its other shards are kept
+            refuse_too_many(summaries, max_bad_records)
             removed = _check_disk(recipe, directory, num_done=len(summaries))
             so_far = replace(BuildProgress.of(summaries, len(recipe.shards)), removed=tuple(removed))
             progress(so_far)
-            with closing(_decoded(recipe, len(summaries), workers)) as parts:
-                for shard, part in zip(recipe.shards[len(summaries) :], parts, strict=True):
-                    if isinstance(part, ShardError):
+            with closing(_decoded(recipe, len(summaries), max_bad_records, workers)) as pieces:
+                for piece in pieces:
+                    if isinstance(piece, ShardError):
                         if on_bad_shard == "fail":
-                            raise part
-                        files.skip(part)
+                            raise piece
+                        files.skip(piece)
+                    elif isinstance(piece, _Whole):
+                        files.append(piece.path, piece.content_hash, piece.part, piece.bad_records)
+                        refuse_too_many(summaries, max_bad_records)
                     else:
-                        files.append(shard.path, *part)
+                        files.extend(piece)
+                        continue
                     so_far = so_far.after(summaries[-1])
                     progress(so_far)
             files.finish()
@@ -102,7 +114,10 @@ def build(
                 raise CacheError(f"{shard.path}: the shard changed while it was read; start again when it is complete")
         _write_manifest(working, recipe, summaries)
     except ChildProcessError as error:  # the working folder stays, and the next build resumes from it
-        raise CacheError(f"{error}; if the machine is short of memory, give fewer workers") from None
+        raise CacheError(
+            f"{error}; if the machine is short of memory, let fewer processes decode "
+            "(data.decode_workers, or TUNER_DECODE_WORKERS)"
+        ) from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -136,33 +151,74 @@ def working_directory(directory: Path) -> Path:
     return directory.with_name(directory.name + BUILDING)
 
 
+def refuse_too_many(summaries: Sequence[ShardSummary], max_bad_records: int) -> None:
+    """Refuses more bad records than may be left out.
+
+    Raises:
+        ShardError: there are more; it names the first one that is too many.
+    """
+    bad = [(summary.path, *error) for summary in summaries for error in summary.bad_records]
+    if len(bad) > max_bad_records:
+        path, reason, offset, key = bad[max_bad_records]
+        raise too_many(ShardError(path, reason, offset, key), max_bad_records)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
     paths: tuple[str, ...]
-    schema: Schema
-    dtype: str
-    require_labels: bool
+    reading: Reading
 
 
-def _decoded(recipe: Recipe, num_done: int, workers: int | None) -> Generator[tuple[str, Part] | ShardError]:
-    """Yields (content hash, rows) of the shards that are not done yet, in order; errors are yielded, not raised."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Whole:
+    """A decoded shard; of a large one the last features, which follow those that came before."""
+
+    path: str
+    content_hash: str
+    part: Part
+    bad_records: tuple[ShardError, ...]
+
+
+_Piece = NDArray[Any] | _Whole | ShardError  # features ahead of the rest of their shard, or the end of a shard
+
+
+def _decoded(recipe: Recipe, num_done: int, max_bad_records: int, workers: int | None) -> Generator[_Piece]:
+    """Yields the shards that are not done yet, in order; errors are yielded, not raised."""
     shards = recipe.shards[num_done:]
-    jobs = [
-        _Job(paths=paths, schema=recipe.schema, dtype=recipe.dtype, require_labels=recipe.require_labels)
-        for paths in group(shards, recipe.schema)
-    ]
+    reading = Reading(
+        schema=recipe.schema,
+        require_labels=recipe.require_labels,
+        dtype=recipe.dtype,
+        max_bad_records=max_bad_records if recipe.on_bad_record == "skip" else 0,
+    )
+    jobs = [_Job(paths=paths, reading=reading) for paths in group(shards, recipe.schema)]
     small = workers is None and sum(shard.size for shard in shards) < _IN_PROCESS_BYTES
-    num_workers = min(len(jobs), workers or _num_cpus())
+    num_workers = min(len(jobs), workers or default_workers())
     if small or num_workers <= 1:
         yield from chain.from_iterable(map(_decode, jobs))
         return
+    ahead = min(max(machine.memory() // _MEMORY_SHARE // num_workers // BLOCK_BYTES, 2), _MAX_AHEAD)
     # Rows come back through pipes at 2 GB/s, which was measured to be faster than files.
-    with closing(map_in_order(_decode, jobs, num_workers)) as outcomes:
-        for job in jobs:
+    with closing(map_in_order(_decode, jobs, num_workers, ahead=ahead)) as outcomes:
+        for job, pieces in zip(jobs, outcomes, strict=True):
             try:
-                yield from next(outcomes)
+                yield from pieces
             except ChildProcessError as error:
                 raise ChildProcessError(f"{job.paths[0]}: decoding stopped: {error}") from None
+
+
+def default_workers() -> int:
+    """Returns how many processes decode: $TUNER_DECODE_WORKERS, or as many as CPUs and memory of this machine allow.
+
+    Raises:
+        CacheError: the variable is not a whole number above 0.
+    """
+    text = os.environ.get("TUNER_DECODE_WORKERS")
+    if not text:
+        return max(1, min(int(machine.cpus()), machine.memory() // _MEMORY_SHARE // _WORKER_BYTES))
+    if not (text.isdecimal() and int(text)):
+        raise CacheError(f"TUNER_DECODE_WORKERS must be a whole number above 0, but is {text!r}")
+    return int(text)
 
 
 def group(shards: Sequence[Shard], schema: Schema) -> list[tuple[str, ...]]:
@@ -179,39 +235,32 @@ def group(shards: Sequence[Shard], schema: Schema) -> list[tuple[str, ...]]:
     return [tuple(paths) for paths in groups]
 
 
-def _decode(job: _Job) -> list[tuple[str, Part] | ShardError]:
-    shards = decode_together(job.paths, job.schema, require_labels=job.require_labels)
-    return [_outcome(path, shard, job) for path, shard in zip(job.paths, shards, strict=True)]
+def _decode(job: _Job) -> Iterator[_Piece]:
+    if len(job.paths) == 1:
+        yield from _in_blocks(job.paths[0], job.reading)
+        return
+    for path, shard in zip(job.paths, decode_together(job.paths, job.reading), strict=True):
+        yield shard if isinstance(shard, ShardError) else _whole(path, shard, job.reading)
 
 
-def _outcome(path: str, shard: DecodedShard | ShardError, job: _Job) -> tuple[str, Part] | ShardError:
-    if isinstance(shard, ShardError):
-        return shard
+def _in_blocks(path: str, reading: Reading) -> Iterator[_Piece]:
+    """Decodes one shard; the features of each block leave the memory before the next block is read."""
+    blocks: list[DecodedShard] = []
     try:
-        if job.schema.level == "video":
-            shard = replace(shard, features_ND=_stored(path, shard.features_ND, job))
+        for block in decode_blocks(path, reading):
+            if blocks:
+                yield blocks[-1].features_ND
+                blocks[-1] = replace(blocks[-1], features_ND=block.features_ND[:0])
+            blocks.append(block)
     except ShardError as error:
-        return error
-    return shard.content_hash, Part.of(shard, columns_of(job.schema, job.dtype))
+        yield error
+    else:
+        yield _whole(path, joined(blocks), reading)
 
 
-def _stored(path: str, features_ND: NDArray[np.float32], job: _Job) -> NDArray[Any]:
-    """Converts the features to the cache's type.
-
-    Raises:
-        ShardError: a value is too large for it.
-    """
-    with np.errstate(over="ignore"):  # found and named below
-        stored_ND = features_ND.astype(job.dtype, copy=False)
-    # A float16 with all exponent bits set is infinite; comparing integers is as fast as a copy.
-    if stored_ND.dtype == np.float16 and (stored_ND.view(np.uint16) & 0x7C00 == 0x7C00).any():
-        # This is rare, so the shard is decoded again, now into float16: that finds the record and the key.
-        decode_shard(path, job.schema, require_labels=job.require_labels, out=stored_ND)
-    return stored_ND
-
-
-def _num_cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _whole(path: str, shard: DecodedShard, reading: Reading) -> _Whole:
+    part = Part.of(shard, columns_of(reading.schema, reading.dtype))
+    return _Whole(path=path, content_hash=shard.content_hash, part=part, bad_records=shard.bad_records)
 
 
 def _write_manifest(working: Path, recipe: Recipe, summaries: Sequence[ShardSummary]) -> None:
@@ -223,6 +272,7 @@ def _write_manifest(working: Path, recipe: Recipe, summaries: Sequence[ShardSumm
         "num_classes": recipe.schema.num_classes,
         "level": recipe.schema.level,
         "max_frames": recipe.schema.max_frames,
+        "keys": dict(recipe.schema.keys),
         "dtype": recipe.dtype,
         "fingerprint": fingerprint_of(recipe.schema, contents),
         "num_videos": sum(summary.num_videos for summary in summaries),

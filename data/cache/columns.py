@@ -33,7 +33,11 @@ from data.schema import Schema
 from data.tfrecord.shards import DecodedShard
 
 JOURNAL, MANIFEST = "journal.jsonl", "manifest.json"
+_PIECE = 1 << 24  # bytes per read call
 BUILDING = ".building"  # the ending of a cache's folder while it is built
+
+
+_Error = tuple[str, int | None, str | None]  # reason, offset and key of a ShardError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,13 +52,15 @@ class ShardSummary:
     id_width: int = 1  # bytes of the longest id
     content_hash: str = ""
     checksum: int = 0  # CRC32C of the shard's bytes in the columns
-    error: tuple[str, int | None, str | None] | None = None  # reason, offset, key: the shard was skipped
+    bad_records: tuple[_Error, ...] = ()  # those that were left out
+    error: _Error | None = None  # the shard was skipped
 
     @classmethod
     def from_json(cls, line: dict[str, Any]) -> Self:
         """Reads a line of the journal or an entry of the manifest."""
         error = line["error"]
-        return cls(**line | {"error": None if error is None else (error[0], error[1], error[2])})
+        bad_records = tuple(map(tuple, line.get("bad_records", ())))
+        return cls(**line | {"error": None if error is None else tuple(error), "bad_records": bad_records})
 
     def shard_error(self) -> ShardError | None:
         """Returns the error for which the shard was skipped; None: it was not."""
@@ -121,26 +127,20 @@ class Part:
         }
         return cls(arrays={column.name: cast(NDArray[Any], arrays[column.name]) for column in columns})
 
-    def summary(self, path: str, content_hash: str) -> ShardSummary:
-        """Returns the journal's line for these rows."""
-        sizes = {name: len(array) for name, array in self.arrays.items()}
-        return ShardSummary(
-            path=path,
-            num_videos=sizes["ids"],
-            num_labels=sizes["label_indices"],
-            num_frames=sizes["features"] if "frame_lengths" in sizes else 0,
-            num_rated=sizes.get("rated_indices", 0),
-            id_width=self.arrays["ids"].itemsize,
-            content_hash=content_hash,
-            checksum=self.checksum(),
-        )
-
-    def checksum(self) -> int:
-        """Returns the CRC32C over the bytes of all arrays, one after the other."""
-        value = 0
+    def checksum(self, value: int = 0) -> int:
+        """Returns the CRC32C over the bytes of all arrays, one after the other, that continues from `value`."""
         for array in self.arrays.values():
-            value = crc32c.crc32c(np.ascontiguousarray(array).view(np.uint8).data, value) if array.size else value
+            value = checksum(array, value)
         return value
+
+
+def checksum(array: NDArray[Any], value: int = 0) -> int:
+    """Returns the CRC32C over the bytes of an array that continues from `value`."""
+    return int(crc32c.crc32c(_bytes(array), value)) if array.size else value
+
+
+def _bytes(array: NDArray[Any]) -> memoryview:
+    return np.ascontiguousarray(array).view(np.uint8).data if array.size else memoryview(b"")
 
 
 def _lengths(offsets: NDArray[np.int64] | None) -> NDArray[np.int32] | None:
@@ -172,7 +172,9 @@ class ColumnFiles:
     def __init__(self, working: Path, recipe: Recipe) -> None:
         self._working, self._recipe = working, recipe
         self._columns = columns_of(recipe.schema, recipe.dtype)
+        self._begun_checksum = 0
         self.summaries: list[ShardSummary] = []
+        self._begin()
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -193,16 +195,45 @@ class ColumnFiles:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def append(self, path: str, content_hash: str, part: Part) -> None:
-        """Writes a shard's rows after those of the other shards, then its line in the journal."""
+    def extend(self, features: NDArray[Any]) -> None:
+        """Writes the first features of a shard whose other rows follow; `append` or `skip` ends the shard."""
+        self._files[self._columns[0].working].write(_bytes(features))
+        self._begun.append((len(features), features.nbytes))
+        self._begun_checksum = checksum(features, self._begun_checksum)
+
+    def append(self, path: str, content_hash: str, part: Part, bad_records: Sequence[ShardError] = ()) -> None:
+        """Writes a shard's rows after those of the other shards, then its line in the journal.
+
+        Args:
+            path: the shard.
+            content_hash: of its records.
+            part: its rows, without the features that `extend` has written.
+            bad_records: those that were left out.
+        """
         for column in self._columns:
-            file, array = self._files[column.working], part.arrays[column.name]
-            file.write(np.ascontiguousarray(array).view(np.uint8).data if array.size else b"")
+            file = self._files[column.working]
+            file.write(_bytes(part.arrays[column.name]))
             file.flush()
-        self._note(part.summary(path, content_hash))
+        sizes = {name: len(array) for name, array in part.arrays.items()}
+        num_features = sizes["features"] + sum(length for length, _ in self._begun)
+        summary = ShardSummary(
+            path=path,
+            num_videos=sizes["ids"],
+            num_labels=sizes["label_indices"],
+            num_frames=num_features if "frame_lengths" in sizes else 0,
+            num_rated=sizes.get("rated_indices", 0),
+            id_width=part.arrays["ids"].itemsize,
+            content_hash=content_hash,
+            checksum=part.checksum(self._begun_checksum),
+            bad_records=tuple((error.reason, error.offset, error.key) for error in bad_records),
+        )
+        self._note(summary)
 
     def skip(self, error: ShardError) -> None:
         """Notes that a bad shard is left out as a whole."""
+        file = self._files[self._columns[0].working]
+        file.seek(-sum(size for _, size in self._begun), os.SEEK_CUR)
+        file.truncate()
         self._note(ShardSummary(path=error.path, error=(error.reason, error.offset, error.key)))
 
     def finish(self) -> None:
@@ -220,6 +251,12 @@ class ColumnFiles:
         self._journal.write(_line(summary))
         self._journal.flush()
         self.summaries.append(summary)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begins a shard."""
+        self._begun: list[tuple[int, int]] = []  # rows and bytes of the features that were written ahead of the rest
+        self._begun_checksum = 0
 
     def _write_headers(self) -> None:
         """Writes headers for as many rows as there are; numpy pads them, so they keep their size as rows are added."""
@@ -240,11 +277,12 @@ class ColumnFiles:
             or summary.path != self._recipe.shards[len(self.summaries)].path
         ):
             return False
-        arrays = {
-            column.name: np.frombuffer(self._files[column.working].read(column.num_bytes(summary)), np.uint8)
-            for column in self._columns
-        }
-        return Part(arrays=arrays).checksum() == summary.checksum
+        value = 0
+        for column in self._columns:
+            left = column.num_bytes(summary)
+            while data := self._files[column.working].read(min(left, _PIECE)):
+                value, left = crc32c.crc32c(data, value), left - len(data)
+        return value == summary.checksum
 
     def _truncate(self) -> None:
         """Truncates every file after the last whole shard and seeks to its end."""

@@ -6,10 +6,10 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from glob import glob, has_magic
+from glob import escape, glob, has_magic
 from typing import Any, Literal
 
 from data import remote
@@ -19,6 +19,7 @@ from data.schema import Schema
 
 _LISTED = 8  # shards of a folder from which on the folder is listed: a listing names a thousand objects a request
 _AT_ONCE = 16  # requests
+_SHOWN = 3  # empty shards whose names are told
 FORMAT = 1  # of a cache's files (data/cache/columns.py); a cache of another format is built again
 
 
@@ -39,6 +40,7 @@ class Recipe:
     schema: Schema
     dtype: Literal["float16", "float32"] = "float16"
     require_labels: bool = True
+    on_bad_record: Literal["error", "skip"] = "error"
 
     @property
     def key(self) -> str:
@@ -51,6 +53,7 @@ class Recipe:
             self.dtype,
             self.require_labels,
             *_level(self.schema),
+            *([] if self.on_bad_record == "error" else [self.on_bad_record]),  # older caches keep their names
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
@@ -70,8 +73,12 @@ def fingerprint_of(schema: Schema, contents: Sequence[tuple[int, str]]) -> str:
 
 
 def _level(schema: Schema) -> list[Any]:
-    """Returns what keys and fingerprints say of the level: at video level nothing, so that older caches keep theirs."""
-    return [] if schema.level == "video" else [schema.level, schema.max_frames]
+    """Returns what names and fingerprints say of the level and the records' keys.
+
+    At video level, and of the usual keys, that is nothing, so that older caches keep their names.
+    """
+    level = [] if schema.level == "video" else [schema.level, schema.max_frames]
+    return [*level, *([dict(schema.keys)] if schema.keys else [])]
 
 
 def find_shards(patterns: str | Sequence[str]) -> list[str]:
@@ -79,7 +86,8 @@ def find_shards(patterns: str | Sequence[str]) -> list[str]:
 
     Args:
         patterns: one or several paths or globs; local, or with a protocol that fsspec knows
-            (s3://bucket/train*.tfrecord).
+            (s3://bucket/train*.tfrecord). The name of a file or folder that exists means it, even where the name looks
+            like a pattern, as `data [2018]/train*.tfrecord`.
 
     Raises:
         NoShardsError: a pattern matches no file, or the store cannot be listed.
@@ -159,6 +167,19 @@ def _listing(folder: str) -> dict[str, Any]:
         return {}
 
 
+def about_empty(paths: Sequence[str], num_shards: int) -> list[str]:
+    """Returns a sentence about shards that hold nothing, as a broken download leaves them; none where there are none.
+
+    Args:
+        paths: of the empty shards.
+        num_shards: of all.
+    """
+    if not paths:
+        return []
+    shown = ", ".join(paths[:_SHOWN]) + (f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else "")
+    return [f"{len(paths)} of {num_shards} shards are empty: {shown}"]
+
+
 def shard_exists(path: str) -> bool:
     """Returns whether there is such a file; True where its store or disk cannot be asked now."""
     try:
@@ -171,15 +192,31 @@ def shard_exists(path: str) -> bool:
 
 
 def _find_local(pattern: str) -> list[str]:
-    # A pattern that is the name of a file means that file, even where the name has brackets.
-    paths = [pattern] if os.path.isfile(pattern) else glob(os.path.expanduser(pattern), recursive=True)
+    pattern = os.path.expanduser(pattern)
+    if os.path.isfile(pattern):
+        return [os.path.abspath(pattern)]
+    paths = glob(_with_literal_folders(pattern, os.path.isdir), recursive=True)
     return [os.path.abspath(path) for path in paths if os.path.isfile(path)]
+
+
+def _with_literal_folders(pattern: str, is_folder: Callable[[str], bool]) -> str:
+    """Escapes the first folders of a pattern, as many as exist under the very name that the pattern has for them."""
+    *folders, name = pattern.split("/")
+    exist = 0
+    while exist < len(folders) and (not has_magic(folders[exist]) or is_folder("/".join(folders[: exist + 1]))):
+        exist += 1
+    return "/".join([*map(escape, folders[:exist]), *folders[exist:], name])
 
 
 def _find_remote(pattern: str) -> list[str]:
     def listed() -> list[str]:
         filesystem, inner = remote.filesystem(pattern)
-        paths = filesystem.glob(inner) if has_magic(inner) else [inner] if _is_file(filesystem, inner) else []
+        paths: list[str] = []
+        # One request less for a usual pattern: hardly a name has a star.
+        if has_magic(inner.replace("*", "")) or not has_magic(inner):
+            paths = [inner] if _is_file(filesystem, inner) else []
+        if has_magic(inner) and not paths:
+            paths = filesystem.glob(_with_literal_folders(inner, filesystem.isdir))
         if pattern.split("://")[0] in ("file", "local"):
             return [path for path in paths if os.path.isfile(path)]
         return [filesystem.unstrip_protocol(path) for path in paths]

@@ -27,14 +27,14 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from data import access
-from data.cache.build import build, raise_first_error, working_directory
+from data.cache.build import build, raise_first_error, refuse_too_many, working_directory
 from data.cache.columns import MANIFEST, Column, Part, ShardSummary, columns_of, read_journal
 from data.cache.eviction import hold
 from data.cache.progress import BuildProgress
-from data.cache.recipe import FORMAT, Recipe, find_each
+from data.cache.recipe import FORMAT, Recipe, about_empty, find_each
 from data.cache.statistics import Statistics, keep_statistics, kept_statistics, statistics_of
-from data.errors import CacheError, DataError, NoShardsError
-from data.schema import MAX_FRAMES, Schema
+from data.errors import CacheError, DataError, NoShardsError, ShardError
+from data.schema import MAX_BAD_RECORDS, MAX_FRAMES, Schema
 from data.tfrecord.shards import DecodedShard
 
 _POLL_SECONDS = 0.1  # between two looks at another process's build
@@ -64,6 +64,20 @@ class Cache:
 
     def __reduce__(self) -> tuple[Callable[[Path], Cache], tuple[Path]]:
         return _reopen, (self.directory,)
+
+    @property
+    def bad_records(self) -> list[ShardError]:
+        """The bad records that were left out."""
+        return [ShardError(shard.path, *error) for shard in self.shards for error in shard.bad_records]
+
+    def remarks(self) -> list[str]:
+        """Returns what a user should know of the shards: those and those records that were left out, and empty ones."""
+        bad = self.bad_records
+        return [
+            *(f"left out {path}: {reason}" for path, reason in self.skipped),
+            *([f"left out {len(bad)} bad records, the first one: {bad[0]}"] if bad else []),
+            *about_empty([shard.path for shard in self.shards if not shard.num_videos], len(self.shards)),
+        ]
 
     def statistics(self) -> Statistics:
         """Returns mean, variance and label counts over all videos; the first call stores them in the folder."""
@@ -114,7 +128,7 @@ class Cache:
                 label_indices=within(self.label_indices, label_offsets),
                 rated_offsets=rated_offsets,
                 rated_indices=within(self.rated_indices, rated_offsets),
-                content_hash=shard.content_hash,
+                crc_N=np.empty(0, np.uint32),
             ),
             columns,
         )
@@ -152,6 +166,7 @@ class Cache:
             num_classes=manifest["num_classes"],
             level=manifest.get("level", "video"),  # caches of earlier versions are of videos
             max_frames=manifest.get("max_frames", MAX_FRAMES),
+            keys=manifest.get("keys", {}),
         )
         names = [column.finished for column in columns_of(schema, manifest["dtype"])]
         arrays = {name.removesuffix(".npy"): _map(directory / name) for name in names}
@@ -184,6 +199,8 @@ def open_cache(
     directory: Path,
     *,
     on_bad_shard: Literal["fail", "skip"] = "fail",
+    on_bad_record: Literal["error", "skip"] = "error",
+    max_bad_records: int = MAX_BAD_RECORDS,
     workers: int | None = None,
     progress: Callable[[BuildProgress], None] | None = None,
     require_labels: bool = True,
@@ -196,19 +213,25 @@ def open_cache(
         schema: the features and classes to read.
         directory: the folder of all caches; created if it is missing.
         on_bad_shard: "fail" raises; "skip" leaves out the whole shard and lists it in `Cache.skipped`.
-        workers: processes that decode; None: as many as CPUs, or this process alone if the shards are small.
+        on_bad_record: "error": a bad record makes its shard bad; "skip" leaves out the record where the framing of its
+            shard is sound, and lists it in `Cache.bad_records`.
+        max_bad_records: that may be left out of all shards; more are an error.
+        workers: processes that decode; None: $TUNER_DECODE_WORKERS, else as many as the CPUs and the memory of the
+            machine allow, or this process alone if the shards are small.
         progress: called after every shard, and while another process builds; never for an existing cache.
         require_labels: False: a video without the key `labels` has no labels.
         dtype: type of the stored features. The error of float16 is at most 0.0005 for |x| <= 2.
 
     Raises:
-        ShardError: a shard is missing, or bad and not to be skipped.
+        ShardError: a shard is missing, or bad and not to be skipped, or too many records are bad.
         UnreachableError: a shard cannot be read; such a shard is never skipped.
         CacheError: the disk is too small, or a shard changes while it is read.
         NoShardsError: `shards` is empty.
     """
     if on_bad_shard not in ("fail", "skip"):
         raise ValueError(f"on_bad_shard must be 'fail' or 'skip', but got {on_bad_shard!r}")
+    if on_bad_record not in ("error", "skip"):
+        raise ValueError(f"on_bad_record must be 'error' or 'skip', but got {on_bad_record!r}")
     if dtype not in ("float16", "float32"):
         raise ValueError(f"dtype must be 'float16' or 'float32', but got {dtype!r}")
     if workers is not None and workers < 1:
@@ -220,6 +243,7 @@ def open_cache(
         schema=schema,
         dtype=dtype,
         require_labels=require_labels,
+        on_bad_record=on_bad_record,
     )
     report = progress or (lambda _: None)
     folder = directory / recipe.key
@@ -230,11 +254,19 @@ def open_cache(
             cache = _load_if_whole(folder)  # another process may have built it while we waited
             if cache is None:
                 shutil.rmtree(folder, ignore_errors=True)
-                build(recipe, folder, on_bad_shard=on_bad_shard, workers=workers, progress=report)
+                build(
+                    recipe,
+                    folder,
+                    on_bad_shard=on_bad_shard,
+                    max_bad_records=max_bad_records if on_bad_record == "skip" else 0,
+                    workers=workers,
+                    progress=report,
+                )
                 cache = Cache.load(folder)
     if cache.skipped and on_bad_shard == "fail":
         manifest = json.loads((folder / MANIFEST).read_text())
         raise_first_error([ShardSummary.from_json(entry) for entry in manifest["shards"]])
+    refuse_too_many(cache.shards, max_bad_records)
     return cache
 
 
@@ -243,11 +275,18 @@ def built_cache(
     schema: Schema,
     directory: Path,
     *,
+    on_bad_record: Literal["error", "skip"] = "error",
     require_labels: bool = True,
     dtype: Literal["float16", "float32"] = "float16",
 ) -> Cache | None:
     """Returns what `open_cache` would open without decoding anything; None where there is no such cache yet."""
-    recipe = Recipe(shards=tuple(find_each(shards)), schema=schema, dtype=dtype, require_labels=require_labels)
+    recipe = Recipe(
+        shards=tuple(find_each(shards)),
+        schema=schema,
+        dtype=dtype,
+        require_labels=require_labels,
+        on_bad_record=on_bad_record,
+    )
     return _load_if_whole(directory / recipe.key)
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data.schema import SEGMENT_FRAMES, Schema
+from data.schema import SEGMENT_FRAMES, Schema, quantise
 
 _LATENT = 32  # L
 _GROUP = 8  # classes whose members often occur in the same video
@@ -128,8 +128,3 @@ class World:
         labels_NC = np.zeros((num_videos, C), np.bool_)
         labels_NC[rows[:, None], order_NK] = np.arange(order_NK.shape[1]) < count_N[:, None]
         return labels_NC
-
-
-def quantise(frames_TD: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Returns the byte of each value, rounded down, as `DEQUANTISE_SCALE` and `DEQUANTISE_SHIFT` assume."""
-    return ((frames_TD.clip(-2, 2) + 2) * (255 / 4)).astype(np.uint8)

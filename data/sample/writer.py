@@ -21,7 +21,7 @@ from data.atomic import replacing
 from data.errors import DataError
 from data.ranges import SEED, Range
 from data.sample.world import FrameVideo, World
-from data.schema import FEATURES, LABELS_KEY, SEGMENT_LABELS, SEGMENT_SCORES, SEGMENT_START, Level, Schema
+from data.schema import FEATURES, ID, LABELS_KEY, SEGMENT_LABELS, SEGMENT_SCORES, SEGMENT_START, Level, Schema
 
 NUM_VIDEOS: Final[Mapping[str, int]] = {"train": 4000, "validate": 1000, "test": 1000}
 NUM_FRAMES: Final = 30  # of the longest video
@@ -44,6 +44,7 @@ def write_splits(
     features: Mapping[str, int] | None = None,
     level: Level = "video",
     num_frames: int = NUM_FRAMES,
+    keys: Mapping[str, str] | None = None,
 ) -> dict[str, list[Path]]:
     """Writes the shards of every split to `directory`, unless the same shards are there already.
 
@@ -57,6 +58,7 @@ def write_splits(
         features: widths by name; None: the features of YouTube-8M at that level.
         level: of the records.
         num_frames: of the longest video, at frame and segment level; the shortest has half as many.
+        keys: as `Schema.keys`; None: the usual ones.
 
     Returns:
         The paths of the shards by split.
@@ -76,6 +78,8 @@ def write_splits(
     }
     if level != "video":
         settings |= {"level": level, "num_frames": num_frames}
+    if keys:
+        settings["keys"] = dict(keys)
     written = json.loads(marker.read_text()) if marker.exists() else {"settings": None, "files": {}}
     sizes = {path.name: path.stat().st_size for path in directory.glob("*.tfrecord")}
     largest = max(num_videos.values())
@@ -95,6 +99,7 @@ def write_splits(
                     prefix=split,
                     level=level,
                     num_frames=num_frames,
+                    keys=keys,
                 )
             ]
             files = {shard.name: shard.stat().st_size for shard in shards}
@@ -128,6 +133,7 @@ def write_shards(
     prefix: str = "train",
     level: Level = "video",
     num_frames: int = NUM_FRAMES,
+    keys: Mapping[str, str] | None = None,
 ) -> list[Path]:
     """Writes the shards of one split; their bytes depend on the arguments alone.
 
@@ -143,6 +149,7 @@ def write_shards(
         prefix: the split; file names are the prefix, four digits and `.tfrecord`.
         level: of the records.
         num_frames: of the longest video, at frame and segment level; the shortest has half as many.
+        keys: as `Schema.keys`; None: the usual ones.
 
     Returns:
         The paths of the shards.
@@ -150,7 +157,13 @@ def write_shards(
     Raises:
         ValueError: a setting is out of its range.
     """
-    schema = Schema(features=features or FEATURES[level], num_classes=num_classes, level=level, max_frames=num_frames)
+    schema = Schema(
+        features=features or FEATURES[level],
+        num_classes=num_classes,
+        level=level,
+        max_frames=num_frames,
+        keys=keys or {},
+    )
     for name, allowed, number in (
         ("num_shards", SHARDS, num_shards),
         ("num_videos", VIDEOS, num_videos),
@@ -192,8 +205,8 @@ def _video(schema: Schema, video_id: bytes, video: tuple[list[int], NDArray[np.f
     from tfrecord.writer import TFRecordWriter
 
     labels, features_D = video
-    datum = {"id": (video_id, "byte"), LABELS_KEY: (labels, "int")}
-    datum |= {name: (features_D[columns].tolist(), "float") for name, columns in schema.columns.items()}
+    datum = {schema.key(ID): (video_id, "byte"), schema.key(LABELS_KEY): (labels, "int")}
+    datum |= {schema.key(name): (features_D[columns].tolist(), "float") for name, columns in schema.columns.items()}
     # TFRecordWriter orders the keys at random; a deterministic serialisation sorts them, so that the bytes repeat.
     return Example.FromString(TFRecordWriter.serialize_tf_example(datum)).SerializeToString(deterministic=True)
 
@@ -204,14 +217,14 @@ def _frame_video(schema: Schema, video_id: bytes, video: FrameVideo) -> bytes:
 
     record = SequenceExample()
     context = record.context.feature
-    context["id"].bytes_list.value.append(video_id)
-    context[LABELS_KEY].int64_list.value.extend(video.labels)
+    context[schema.key(ID)].bytes_list.value.append(video_id)
+    context[schema.key(LABELS_KEY)].int64_list.value.extend(video.labels)
     if schema.level == "segment":
-        context[SEGMENT_START].int64_list.value.extend(start for start, _, _ in video.ratings)
-        context[SEGMENT_LABELS].int64_list.value.extend(label for _, label, _ in video.ratings)
-        context[SEGMENT_SCORES].float_list.value.extend(score for _, _, score in video.ratings)
+        context[schema.key(SEGMENT_START)].int64_list.value.extend(start for start, _, _ in video.ratings)
+        context[schema.key(SEGMENT_LABELS)].int64_list.value.extend(label for _, label, _ in video.ratings)
+        context[schema.key(SEGMENT_SCORES)].float_list.value.extend(score for _, _, score in video.ratings)
     for name, columns in schema.columns.items():
-        frames = record.feature_lists.feature_list[name].feature
+        frames = record.feature_lists.feature_list[schema.key(name)].feature
         for frame in video.bytes_TD[:, columns]:
             frames.add().bytes_list.value.append(frame.tobytes())
     return bytes(record.SerializeToString(deterministic=True))

@@ -16,7 +16,7 @@ Shapes   T frames of a video   W bytes of a frame, one feature
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -28,8 +28,10 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from data.errors import ShardError
-from data.schema import ID_KEYS, LABELS_KEY
+from data.schema import ID_KEYS, LABELS_KEY, Schema, quantise
 from data.tfrecord.framing import Records, read_records
+
+BYTES_LIST, FLOAT_LIST, INT64_LIST = 0x0A, 0x12, 0x1A  # tags of the kinds of a Feature
 
 Values = list[bytes] | NDArray[np.float32] | NDArray[np.int64]  # of one feature, in the order of the record
 
@@ -92,6 +94,14 @@ class Example:
             lists[key] = [[] if values is None else values for values in steps]
         return lists
 
+    def num_steps(self, key: str) -> int:
+        """Returns the number of steps of a feature list that the record has."""
+        return len(self.message.feature_lists.feature_list[key].feature)
+
+    def first_step(self, key: str) -> Values | None:
+        """Returns the values of the first step of a feature list that has one; None where it has no kind."""
+        return _values(self.message.feature_lists.feature_list[key].feature[0])
+
     def values(self, key: str) -> Values | None:
         """Returns the values of one feature, or None where it is missing or has no kind."""
         feature = self.message.context.feature.get(key)
@@ -99,6 +109,8 @@ class Example:
 
     def frames(self, key: str, width: int) -> NDArray[np.uint8]:
         """Returns the [T, W] bytes of one feature list, of which every step is one bytes value of that width.
+
+        Steps of W floats, as the feature extractor of MediaPipe writes them, are quantised (data.schema.quantise).
 
         Raises:
             ShardError: the list is missing or empty, or a step is something else.
@@ -110,12 +122,12 @@ class Example:
             raise self.error("is missing: this is no SequenceExample with feature lists, but frames are due", key)
         # protobuf encodes every step of that kind in equally many bytes, which numpy takes apart at once: five times as
         # fast as asking for each step. Whatever has other bytes is looked at step by step.
-        head = frame_head(width)
         encoded = np.frombuffer(feature_list.SerializeToString(), np.uint8)
-        if len(encoded) and len(encoded) % (len(head) + width) == 0:
-            steps = encoded.reshape(-1, len(head) + width)
-            if (steps[:, : len(head)] == np.frombuffer(head, np.uint8)).all():
-                return steps[:, len(head) :]
+        if (values := _equal_steps(encoded, frame_head(width), width)) is not None:
+            return values
+        floats = _equal_steps(encoded, frame_head(4 * width, FLOAT_LIST), 4 * width)
+        if floats is not None and np.isfinite(values_TW := np.ascontiguousarray(floats).view("<f4")).all():
+            return quantise(values_TW)
         return self._frames_by_step(feature_list, key, width)
 
     def _frames_by_step(self, feature_list: Any, key: str, width: int) -> NDArray[np.uint8]:
@@ -123,27 +135,47 @@ class Example:
         for number, feature in enumerate(feature_list.feature):
             values = _values(feature)
             if values is not None and not isinstance(values, list):
-                raise self.error(f"frame {number} holds {values.dtype}, but a frame is bytes", key)
+                frames.append(self._quantised(values, number, key, width))
+                continue
             if values is None or len(values) != 1:
                 raise self.error(f"frame {number} holds {len(values or [])} values, but one is due", key)
             if len(values[0]) != width:
                 raise self.error(f"frame {number} has {len(values[0])} bytes, but the schema says {width}", key)
-            frames.append(values[0])
+            frames.append(np.frombuffer(values[0], np.uint8))
         if not frames:
             raise self.error("has no frame", key)
-        return np.frombuffer(b"".join(frames), np.uint8).reshape(-1, width)
+        return np.stack(frames)
+
+    def _quantised(self, values: NDArray[Any], number: int, key: str, width: int) -> NDArray[np.uint8]:
+        """Returns the bytes of a frame of floats.
+
+        Raises:
+            ShardError: it has another type or width, or a value that is not finite.
+        """
+        if values.dtype != np.float32:
+            raise self.error(f"frame {number} holds {values.dtype}, but a frame is bytes or float32", key)
+        if len(values) != width:
+            raise self.error(f"frame {number} has {len(values)} values, but the schema says {width}", key)
+        if not np.isfinite(values).all():
+            at = int(np.isfinite(values).argmin())
+            raise self.error(f"frame {number}: value {at} is {values[at]}, but features must be finite", key)
+        return quantise(values)
 
     @property
     def id(self) -> bytes:
-        """The video's id, under the first of ID_KEYS that the record has.
+        """The video's id under ID_KEYS, as `id_under` gives it."""
+        return self.id_under(ID_KEYS)
+
+    def id_under(self, keys: Sequence[str]) -> bytes:
+        """Returns the video's id, under the first of the keys that the record has.
 
         Raises:
             ShardError: the record has none of them, or it is not one non-empty bytes value.
         """
-        for key in ID_KEYS:
+        for key in keys:
             if (values := self.values(key)) is not None:
                 return self._checked_id(key, values)
-        raise self.error(f"is missing (no {' or '.join(map(repr, ID_KEYS))})", ID_KEYS[0])
+        raise self.error(f"is missing (no {' or '.join(map(repr, keys))})", keys[0])
 
     def _checked_id(self, key: str, values: Values) -> bytes:
         if not isinstance(values, list):
@@ -158,28 +190,33 @@ class Example:
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """The labels as they are stored, in any order and possibly repeated.
+        """The labels under LABELS_KEY, as `labels_under` gives them."""
+        return self.labels_under(LABELS_KEY)
+
+    def labels_under(self, key: str) -> NDArray[np.int64]:
+        """Returns the labels as they are stored, in any order and possibly repeated.
 
         Raises:
             ShardError: the key is missing, or holds no integers.
         """
-        values = self.values(LABELS_KEY)
+        values = self.values(key)
         if values is None:
-            raise self.error("is missing", LABELS_KEY)
+            raise self.error("is missing", key)
         if isinstance(values, list) or values.dtype != np.int64:
-            raise self.error(f"holds {type_of(values)}, but labels are int64", LABELS_KEY)
+            raise self.error(f"holds {type_of(values)}, but labels are int64", key)
         return values.astype(np.int64, copy=False)
 
-    def checked_labels(self, num_classes: int, required: bool = True) -> NDArray[np.int64]:
+    def checked_labels(self, schema: Schema, required: bool = True) -> NDArray[np.int64]:
         """The labels as they are stored; empty where the key is missing and not required.
 
         Raises:
-            ShardError: as `labels`, and for a label outside [0, num_classes).
+            ShardError: as `labels_under`, and for a label that is no class.
         """
-        if not required and self.values(LABELS_KEY) is None:
+        key = schema.key(LABELS_KEY)
+        if not required and self.values(key) is None:
             return np.empty(0, np.int64)
-        labels = self.labels
-        self.check_classes(labels, num_classes, LABELS_KEY)
+        labels = self.labels_under(key)
+        self.check_classes(labels, schema.num_classes, key)
         return labels
 
     def check_classes(self, labels: NDArray[np.int64], num_classes: int, key: str) -> None:
@@ -233,12 +270,25 @@ def _floats(float_list: Any) -> NDArray[np.float32]:
 
 
 @lru_cache(maxsize=64)
-def frame_head(width: int) -> bytes:
-    """Returns the bytes before each frame of a FeatureList: the tags and lengths of Feature, BytesList and value."""
+def frame_head(size: int, kind: int = BYTES_LIST) -> bytes:
+    """Returns the bytes before each frame of a FeatureList: the tags and lengths of Feature, of its list and of value.
+
+    Args:
+        size: of the value, in bytes; of floats all of them.
+        kind: the tag of the list in the Feature.
+    """
     head = b""
-    for _ in range(3):
-        head = b"\n" + varint(len(head) + width) + head
+    for tag in (0x0A, kind, 0x0A):
+        head = bytes([tag]) + varint(len(head) + size) + head
     return head
+
+
+def _equal_steps(encoded: NDArray[np.uint8], head: bytes, size: int) -> NDArray[np.uint8] | None:
+    """Returns the values [T, size] of a serialised FeatureList whose steps all begin with `head`; None for another."""
+    if not len(encoded) or len(encoded) % (len(head) + size):
+        return None
+    steps = encoded.reshape(-1, len(head) + size)
+    return steps[:, len(head) :] if (steps[:, : len(head)] == np.frombuffer(head, np.uint8)).all() else None
 
 
 _PACKAGE: Final = "tensorflow"

@@ -13,19 +13,17 @@ Shapes   N records   L those that follow no leader yet   F those that follow thi
          W width of a feature   B bytes of all lists   V integers in all lists
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.schema import ID_KEYS, LABELS_KEY
-from data.tfrecord.examples import varint
+from data.schema import LABELS_KEY, Schema
+from data.tfrecord.examples import BYTES_LIST, FLOAT_LIST, INT64_LIST, varint
 from data.tfrecord.framing import Bytes, Integers, Records, gather
-
-BYTES_LIST, FLOAT_LIST, INT64_LIST = 0x0A, 0x12, 0x1A  # tags of the kinds of a Feature
 
 _MAX_LEADERS = 24  # the orders of four keys; a shard of the 2018 release has three
 _MAX_KEY = 255  # bytes
@@ -34,8 +32,10 @@ _MAX_INTEGER = 5  # bytes of a varint that is a label
 _TRAILER = 0x0012  # empty feature lists, which the 2018 release has after the features
 _BLOCK = 1 << 18  # bytes copied at a time: they stay in the core's cache until they are checked and written
 
-# Kind by key of what every record has beside its features.
-CONTEXT: Final = dict.fromkeys(ID_KEYS, BYTES_LIST) | {LABELS_KEY: INT64_LIST}
+
+def context_kinds(schema: Schema) -> dict[str, int]:
+    """Returns the kind by key of what every record has beside its features."""
+    return dict.fromkeys(schema.id_keys, BYTES_LIST) | {schema.key(LABELS_KEY): INT64_LIST}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,35 +57,35 @@ class Context:
 
 
 def read_context(
-    buffer: Bytes, found_N: NDArray[np.bool_], spans: Mapping[str, Spans], num_classes: int, require_labels: bool
+    buffer: Bytes, found_N: NDArray[np.bool_], spans: Mapping[str, Spans], schema: Schema, require_labels: bool
 ) -> Context:
     """Reads the ids and labels of the records of `found_N`; clears it for records where they are not as they should be.
 
     Args:
         buffer: the shard.
         found_N: the records whose spans are known.
-        spans: by key, at least those of CONTEXT.
-        num_classes: labels must lie in [0, num_classes).
+        spans: by key, at least those of `context_kinds`.
+        schema: of the records.
         require_labels: False: a record without labels is understood as well.
     """
-    ids = _id_spans(spans)
+    ids = _id_spans([spans[key] for key in schema.id_keys])
     found_N &= (ids.size_N > 0) & (buffer[ids.start_N + ids.size_N - 1] != 0)
-    label = spans[LABELS_KEY]
+    label = spans[schema.key(LABELS_KEY)]
     if require_labels:
         found_N &= label.size_N >= 0
     row_M = np.flatnonzero(found_N)
     list_V, label_V, sound_M = _read_varints(buffer, label.start_N[row_M], label.size_N[row_M].clip(0))
-    sound_M[list_V[label_V >= num_classes]] = False
+    sound_M[list_V[label_V >= schema.num_classes]] = False
     found_N[row_M] = sound_M
     return Context(found_N=found_N, id=ids, row_V=row_M[list_V], label_V=label_V)
 
 
-def _id_spans(spans: Mapping[str, Spans]) -> Spans:
-    """Returns the spans of the first of ID_KEYS that each record has."""
-    ids = spans[ID_KEYS[0]]
-    for key in ID_KEYS[1:]:
+def _id_spans(keys: Sequence[Spans]) -> Spans:
+    """Returns the spans of the first key that each record has."""
+    ids, *others = keys
+    for other in others:
         absent = np.flatnonzero(ids.size_N < 0)
-        ids.start_N[absent], ids.size_N[absent] = spans[key].start_N[absent], spans[key].size_N[absent]
+        ids.start_N[absent], ids.size_N[absent] = other.start_N[absent], other.size_N[absent]
     return ids
 
 
@@ -149,6 +149,9 @@ def locate_entries(
             if entry.key in spans:
                 spans[entry.key].start_N[row_F] = at_L[follower_F]
                 spans[entry.key].size_N[row_F] = size_L if isinstance(size_L, int) else size_L[follower_F]
+            elif entry.kind == INT64_LIST:  # nobody reads these integers, but protobuf refuses a record of broken ones
+                size_F = np.broadcast_to(size_L, at_L.shape)[follower_F]
+                found_N[row_F] &= _read_varints(buffer, at_L[follower_F], size_F)[2]
         if len(row_F) == len(rest_L):
             break
         rest_L = rest_L[~follows_L]

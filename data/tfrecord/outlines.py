@@ -100,7 +100,7 @@ def _feature_lists(
         list_L, list_stop_L, has_list_L = messages(buffer, key_stop_L, 0x12)
         sound_L = is_entry_L & has_key_L & has_list_L & (list_stop_L == entry_stop_L)
         for name, spans_2N in lists.items():
-            key = name.encode()
+            key = schema.key(name).encode()
             named_L = (key_stop_L - key_L == len(key)) & (gather(buffer, f"S{len(key)}", key_L) == key)
             sound_L &= ~named_L | (spans_2N[0, row_L] < 0)
             spans_2N[:, row_L[named_L]] = list_L[named_L], list_stop_L[named_L]

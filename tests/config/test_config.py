@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.cache.recipe import find_shards
 from models.losses import DistillConfig, LossConfig
 from models.video.fused_mlp import FusedMLPConfig
 from tests.support.experiments import CHOICE_OF_BLOCKS, ROOT, VALID, Load, mistakes
@@ -198,17 +199,19 @@ def test_an_unquoted_variable_may_be_a_number_and_a_quoted_one_is_text(load_text
 
 
 def test_relative_paths_are_relative_to_the_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep [1]").mkdir()
     monkeypatch.chdir(tmp_path)
     text = VALID.replace("t*.tfrecord", "[t*.tfrecord, ../s/*, gs://bucket/*, /abs/*]").replace(
         "v*.tfrecord", "v*\n      vocabulary: names.csv\n      cache: cache\n      sample: {directory: here}"
     )
-    Path("deep/experiments.yaml").write_text(text)
-    data = load(Path("deep/experiments.yaml"), None).data
-    deep = str(tmp_path / "deep")
+    Path("deep [1]/experiments.yaml").write_text(text)
+    data = load(Path("deep [1]/experiments.yaml"), None).data
+    deep = str(tmp_path / "deep [1]")
     assert data.train == (f"{deep}/t*.tfrecord", f"{tmp_path}/s/*", "gs://bucket/*", "/abs/*")
     assert (data.validate, data.vocabulary, data.cache) == (f"{deep}/v*", f"{deep}/names.csv", f"{deep}/cache")
     assert data.sample is not None and data.sample.directory == f"{deep}/here"
+    Path(deep, "t1.tfrecord").touch()
+    assert find_shards(data.train[0]) == [f"{deep}/t1.tfrecord"]  # the name of the folder is no pattern
 
 
 def test_a_merged_anchor_is_overridden_by_the_keys_of_the_block(load_text: Load) -> None:

@@ -203,20 +203,20 @@ def test_a_build_interrupted_at_its_end_decodes_no_shard_again(shards, folder, m
 SLOW_BUILDER = """
     import sys, time
     from pathlib import Path
-    from data import frames
+    from data.cache import build
     from data.cache.store import open_cache
+    from data.frames import decode_blocks
     from data.schema import Schema
-    from data.tfrecord.shards import decode_shard
 
     folder, log, *shards = sys.argv[1:]
 
-    def slow(path, schema, **settings):
+    def slow(path, reading):
         time.sleep(0.1)
         with open(log, "a") as file:
             file.write(path + "\\n")
-        return decode_shard(path, schema, **settings)
+        return decode_blocks(path, reading)
 
-    frames.decode = slow
+    build.decode_blocks = slow
     waited = []
     cache = open_cache(
         shards,

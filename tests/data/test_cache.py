@@ -10,13 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import frames
-from data.cache import store
+from data.cache import build, store
 from data.cache.recipe import find_shards
 from data.cache.store import Cache, open_cache
 from data.errors import CacheError, ShardError
+from data.frames import decode_blocks
 from data.schema import Schema
-from data.tfrecord.shards import decode_shard
 from tests.support.cached import COLUMNS, SCHEMA, Decodings, assert_holds, make_videos, output_of, start, write
 from tests.support.workplace import PROJECT
 
@@ -182,11 +181,11 @@ def test_flipped_bits_are_found_by_reading_everything(shards, folder):
 
 
 def test_a_shard_that_changes_while_it_is_read_is_refused(shards, folder, monkeypatch):
-    def touched(path, schema, **settings):
+    def touched(path, reading):
         os.utime(path, ns=(1, 1))
-        return decode_shard(path, schema, **settings)
+        return decode_blocks(path, reading)
 
-    monkeypatch.setattr(frames, "decode", touched)
+    monkeypatch.setattr(build, "decode_blocks", touched)
     with pytest.raises(CacheError, match="changed while it was read"):
         open_cache(shards, SCHEMA, folder)
     assert [path.suffix for path in folder.iterdir()] in ([], [".lock"])

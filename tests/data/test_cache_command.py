@@ -42,11 +42,12 @@ def test_bad_input_is_one_sentence_and_exit_code_2(shards, folder, capsys):
     for bad in (
         arguments(folder, *shards),
         arguments(folder, "nowhere/*"),
-        [*arguments(folder, *shards), "--workers=0"],
     ):
         assert exit_code_of("data.cache", *bad) == 2
         captured = capsys.readouterr()
         assert captured.out == ""
         assert len([line for line in captured.err.splitlines() if line.strip()]) == 1
+    assert exit_code_of("data.cache", *arguments(folder, *shards), "--workers=0") == 2
+    assert "argument --workers: must be a whole number from 1 to 4,096, but got '0'" in capsys.readouterr().err
     assert exit_code_of("data.cache", "--data", shards[0], "--features", "rgb") == 2
     assert "'rgb' is not NAME=WIDTH" in capsys.readouterr().err

@@ -15,12 +15,11 @@ from data.cache.recipe import find_shards
 from data.cache.statistics import frame_moments
 from data.cache.store import open_cache
 from data.errors import ShardError
-from data.frames import decode_frames, decode_segments
+from data.frames import decode
 from data.sample import write_shards
-from data.sample.world import quantise
-from data.schema import DEQUANTISE_SCALE, DEQUANTISE_SHIFT, Schema
+from data.schema import DEQUANTISE_SCALE, DEQUANTISE_SHIFT, Schema, quantise
 from data.tfrecord.examples import varint
-from data.tfrecord.shards import decode_shard
+from data.tfrecord.shards import Reading
 from tests.support.commands import exit_code_of
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "audioset"
@@ -68,7 +67,7 @@ def bytes_of(count):
 
 
 def assert_as_the_package_reads(path, schema, id_key):
-    ours = decode_frames(path, schema)
+    ours = decode(path, schema)
     names = dict.fromkeys(schema.features, "byte")
     theirs = list(tfrecord_loader(str(path), None, {id_key: "byte", "labels": "int"}, sequence_description=names))
     assert len(theirs) == len(ours.ids) == len(ours.frame_offsets) - 1
@@ -98,7 +97,7 @@ def test_real_audioset_shards_are_read_by_their_names_and_widths_alone():
 
 @pytest.mark.parametrize("id_key", ["id", "video_id"])
 def test_frames_and_labels_of_a_video(tmp_path, id_key):
-    shard = decode_frames(write(tmp_path / "a", video(3, id_key=id_key), video(2, name=b"e")), SMALL)
+    shard = decode(write(tmp_path / "a", video(3, id_key=id_key), video(2, name=b"e")), SMALL)
     np.testing.assert_array_equal(shard.features_ND, np.concatenate([bytes_of(3), bytes_of(2)]))
     assert shard.features_ND.dtype == np.uint8
     assert shard.frame_offsets.tolist() == [0, 3, 5]
@@ -108,7 +107,7 @@ def test_frames_and_labels_of_a_video(tmp_path, id_key):
 
 def test_frames_beyond_max_frames_are_left_out(tmp_path):
     schema = Schema(features=SMALL.features, num_classes=12, level="frame", max_frames=2)
-    shard = decode_frames(write(tmp_path / "a", video(5), video(1)), schema)
+    shard = decode(write(tmp_path / "a", video(5), video(1)), schema)
     assert shard.frame_offsets.tolist() == [0, 2, 3]
     np.testing.assert_array_equal(shard.features_ND[:2], bytes_of(2))
 
@@ -118,7 +117,7 @@ def test_a_record_with_another_layout_is_parsed_by_protobuf(tmp_path):
     whole = video(3)
     parts = [SequenceExample(feature_lists=whole.feature_lists), SequenceExample(context=whole.context)]
     data = b"".join(part.SerializeToString() for part in parts)
-    shard = decode_frames(write(tmp_path / "a", video(2, name=b"long id"), data), SMALL)
+    shard = decode(write(tmp_path / "a", video(2, name=b"long id"), data), SMALL)
     np.testing.assert_array_equal(shard.features_ND, np.concatenate([bytes_of(2), bytes_of(3)]))
     assert shard.ids.tolist() == [b"long id", b"abcd"]
     assert shard.label_indices.tolist() == [1, 4, 1, 4]
@@ -132,23 +131,23 @@ def test_lists_outside_the_schema_are_skipped(tmp_path, monkeypatch):
         return record
 
     many = write(tmp_path / "many", with_others(20))
-    np.testing.assert_array_equal(decode_frames(many, SMALL).features_ND, bytes_of(3))
+    np.testing.assert_array_equal(decode(many, SMALL).features_ND, bytes_of(3))
     monkeypatch.setattr(frames, "example_of", None)
     few = write(tmp_path / "few", with_others(3), video(2))
-    np.testing.assert_array_equal(decode_frames(few, SMALL).features_ND, np.concatenate([bytes_of(3), bytes_of(2)]))
+    np.testing.assert_array_equal(decode(few, SMALL).features_ND, np.concatenate([bytes_of(3), bytes_of(2)]))
 
 
 def test_the_last_of_two_lists_with_one_name_counts(tmp_path):
     """As with any key of a map in protobuf."""
     lists = video(4).feature_lists.SerializeToString() + video(2).feature_lists.SerializeToString()
     data = SequenceExample(context=video(2).context).SerializeToString() + b"\x12" + varint(len(lists)) + lists
-    shard = decode_frames(write(tmp_path / "a", data, video(1)), SMALL)
+    shard = decode(write(tmp_path / "a", data, video(1)), SMALL)
     np.testing.assert_array_equal(shard.features_ND, np.concatenate([bytes_of(2), bytes_of(1)]))
 
 
 def test_an_empty_file_is_a_shard_of_no_videos(tmp_path):
     (tmp_path / "a").touch()
-    for decode, schema in ((decode_frames, SMALL), (decode_segments, SEGMENTS)):
+    for schema in (SMALL, SEGMENTS):
         shard = decode(tmp_path / "a", schema)
         assert shard.features_ND.shape == (0, 8) and len(shard.ids) == 0 and shard.frame_offsets.tolist() == [0]
 
@@ -167,7 +166,7 @@ def test_an_empty_file_is_a_shard_of_no_videos(tmp_path):
 def test_a_fault_is_named_with_file_record_and_key(tmp_path, wrong, words):
     path = write(tmp_path / "a", video(4), wrong)
     with pytest.raises(ShardError) as raised:
-        decode_frames(path, SMALL)
+        decode(path, SMALL)
     assert words in str(raised.value)
     assert raised.value.path == str(path) and raised.value.offset == len(video(4).SerializeToString()) + 16
 
@@ -176,20 +175,20 @@ def test_an_empty_list_and_a_frame_that_is_no_bytes_are_named(tmp_path):
     empty = video(2)
     del empty.feature_lists.feature_list["rgb"].feature[:]
     with pytest.raises(ShardError, match="'rgb': has no frame"):
-        decode_frames(write(tmp_path / "a", empty), SMALL)
+        decode(write(tmp_path / "a", empty), SMALL)
     floats = video(2)
-    floats.feature_lists.feature_list["rgb"].feature[1].float_list.value.append(1)
-    with pytest.raises(ShardError, match="'rgb': frame 1 holds float32, but a frame is bytes"):
-        decode_frames(write(tmp_path / "b", floats), SMALL)
+    floats.feature_lists.feature_list["rgb"].feature[1].int64_list.value.append(1)
+    with pytest.raises(ShardError, match="'rgb': frame 1 holds int64, but a frame is bytes or float32"):
+        decode(write(tmp_path / "b", floats), SMALL)
 
 
 def test_a_record_of_the_other_level_is_named(tmp_path):
     example = Example()
     example.features.feature["id"].bytes_list.value.append(b"abcd")
     with pytest.raises(ShardError, match="no SequenceExample with feature lists, but frames are due"):
-        decode_frames(write(tmp_path / "a", example), SMALL)
+        decode(write(tmp_path / "a", example), SMALL)
     with pytest.raises(ShardError, match="this is a SequenceExample"):
-        decode_shard(write(tmp_path / "b", video(2)), Schema(features={"rgb": 6}, num_classes=12))
+        decode(write(tmp_path / "b", video(2)), Schema(features={"rgb": 6}, num_classes=12))
 
 
 def test_any_flipped_bit_is_found(tmp_path):
@@ -198,7 +197,7 @@ def test_any_flipped_bit_is_found(tmp_path):
     for at in range(0, len(whole), 7):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
         with pytest.raises(ShardError, match=r"damaged|cut short"):
-            decode_frames(path, SMALL)
+            decode(path, SMALL)
 
 
 def test_videos_without_labels_are_read_for_prediction(tmp_path):
@@ -206,8 +205,8 @@ def test_videos_without_labels_are_read_for_prediction(tmp_path):
     del unlabelled.context.feature["labels"]
     path = write(tmp_path / "a", unlabelled)
     with pytest.raises(ShardError, match="'labels': is missing"):
-        decode_frames(path, SMALL)
-    assert decode_frames(path, SMALL, require_labels=False).label_offsets.tolist() == [0, 0]
+        decode(path, SMALL)
+    assert decode(path, SMALL, require_labels=False).label_offsets.tolist() == [0, 0]
 
 
 def test_shards_decoded_together_give_what_each_gives_alone(tmp_path):
@@ -228,23 +227,23 @@ def test_shards_decoded_together_give_what_each_gives_alone(tmp_path):
     (tmp_path / "cut").write_bytes(flipped[:-5])
     (tmp_path / "header").write_bytes(flipped + b"1234")
     (tmp_path / "compressed").write_bytes(gzip.compress(flipped))
-    paths[2:2] = [str(tmp_path / name) for name in ("flipped", "cut", "header", "compressed", "missing")]
+    paths[2:2] = [str(tmp_path / name) for name in ("flipped", "cut", "header", "compressed")]
     schema = Schema(features=SMALL.features, num_classes=12, level="frame", max_frames=4)
-    outcomes = frames.decode_together(paths, schema)
+    outcomes = frames.decode_together(paths, Reading(schema=schema))
     failed = []
     for path, found in zip(paths, outcomes, strict=True):
         if isinstance(found, ShardError):
             failed.append(Path(path).name)
             with pytest.raises(ShardError) as raised:
-                decode_frames(path, schema)
+                decode(path, schema)
             assert str(found) == str(raised.value) and found.path == path
             continue
-        alone = decode_frames(path, schema)
+        alone = decode(path, schema)
         assert found.content_hash == alone.content_hash
         for name in ("ids", "features_ND", "frame_offsets", "label_offsets", "label_indices"):
             one, other = getattr(found, name), getattr(alone, name)
             assert one.dtype == other.dtype and np.array_equal(one, other), name
-    assert failed == ["flipped", "cut", "header", "missing", "wrong"]
+    assert failed == ["flipped", "cut", "header", "wrong"]
 
 
 @pytest.mark.parametrize("on_bad_shard", ["fail", "skip"])
@@ -269,7 +268,7 @@ RATINGS = ([5, 0, 5, 5], [3, 7, 9, 2], [1.0, 0.0, 0.0, 1.0])  # starts, classes,
 
 
 def test_every_rated_start_is_an_example_with_its_own_frames_and_ratings(tmp_path):
-    shard = decode_segments(write(tmp_path / "a", video(12, ratings=RATINGS), video(7, ratings=RATINGS)), SEGMENTS)
+    shard = decode(write(tmp_path / "a", video(12, ratings=RATINGS), video(7, ratings=RATINGS)), SEGMENTS)
     assert shard.ids.tolist() == [b"abcd:0", b"abcd:5", b"abcd:0", b"abcd:5"]
     assert shard.frame_offsets.tolist() == [0, 5, 10, 15, 17]  # the last one ends with its video
     np.testing.assert_array_equal(shard.features_ND[5:10], bytes_of(12)[5:10])
@@ -280,13 +279,13 @@ def test_every_rated_start_is_an_example_with_its_own_frames_and_ratings(tmp_pat
 
 
 def test_a_segment_after_the_last_frame_is_left_out(tmp_path):
-    shard = decode_segments(write(tmp_path / "a", video(5, ratings=RATINGS)), SEGMENTS)
+    shard = decode(write(tmp_path / "a", video(5, ratings=RATINGS)), SEGMENTS)
     assert shard.ids.tolist() == [b"abcd:0"]
 
 
 def test_for_prediction_the_examples_are_all_whole_segments(tmp_path):
     path = write(tmp_path / "a", video(12), video(3, name=b"short"))
-    shard = decode_segments(path, SEGMENTS, require_labels=False)
+    shard = decode(path, SEGMENTS, require_labels=False)
     assert shard.ids.tolist() == [b"abcd:0", b"abcd:5", b"short:0"]
     assert shard.frame_offsets.tolist() == [0, 5, 10, 13]
 
@@ -303,7 +302,7 @@ def test_for_prediction_the_examples_are_all_whole_segments(tmp_path):
 )
 def test_wrong_ratings_are_named(tmp_path, ratings, words):
     with pytest.raises(ShardError) as raised:
-        decode_segments(write(tmp_path / "a", video(6, ratings=ratings)), SEGMENTS)
+        decode(write(tmp_path / "a", video(6, ratings=ratings)), SEGMENTS)
     assert words in str(raised.value)
 
 

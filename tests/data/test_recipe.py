@@ -31,6 +31,24 @@ def test_a_file_with_brackets_in_its_name_is_found(tmp_path):
     assert find_shards(path) == [path]
 
 
+@pytest.mark.parametrize("scheme", ["", "file://", "memory://"])
+def test_the_name_of_a_folder_is_no_pattern(tmp_path, monkeypatch, scheme):
+    """The folder of a yaml is part of every pattern in it, and the user did not write it as one."""
+    folder = f"/{tmp_path.name}/data [2018]" if scheme == "memory://" else f"{tmp_path}/data [2018]"
+    filesystem = fsspec.filesystem(scheme.removesuffix("://") or "file")
+    for name in ("train1", "train2", "train[12]", "a/b [1]/c1"):
+        filesystem.makedirs(f"{folder}/a/b [1]", exist_ok=True)
+        filesystem.pipe(f"{folder}/{name}.tfrecord", b"")
+
+    def names(pattern):
+        return [path.rpartition("/")[2] for path in find_shards(f"{scheme}{folder}/{pattern}")]
+
+    assert names("train*.tfrecord") == ["train1.tfrecord", "train2.tfrecord", "train[12].tfrecord"]
+    assert names("train[12].tfrecord") == ["train[12].tfrecord"]
+    assert names("train[2-9].tfrecord") == ["train2.tfrecord"]
+    assert names("a/b [1]/c?.tfrecord") == names("*/b [[]1]/c1.tfrecord") == ["c1.tfrecord"]
+
+
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [

@@ -10,10 +10,10 @@ import pytest
 from tfrecord.reader import tfrecord_loader
 
 from data.errors import DataError
+from data.frames import decode
 from data.sample import MARKER, write_shards, write_splits, writer
 from data.schema import Schema
 from data.tfrecord.framing import count_records
-from data.tfrecord.shards import decode_shard
 from tests.support.commands import exit_code_of
 
 SMALL = {"mean_rgb": 24, "mean_audio": 8}
@@ -43,7 +43,7 @@ def test_shards_have_the_requested_videos_and_both_readers_agree(tmp_path):
     assert [path.name for path in paths] == [f"test000{n}.tfrecord" for n in range(3)]
     assert [count_records(path) for path in paths] == [7, 8, 8]
     for path in paths:
-        videos = decode_shard(path, Schema(features=SMALL, num_classes=12))
+        videos = decode(path, Schema(features=SMALL, num_classes=12))
         bounds = videos.label_offsets.tolist()
         for n, theirs in enumerate(tfrecord_loader(str(path), None)):
             assert theirs["id"] == videos.ids[n] and len(theirs["id"]) == 4
@@ -55,7 +55,7 @@ def test_shards_have_the_requested_videos_and_both_readers_agree(tmp_path):
 def test_no_video_is_in_two_splits(tmp_path):
     splits = write(tmp_path)
     schema = Schema(features=SMALL, num_classes=12)
-    ids = [bytes(i) for paths in splits.values() for path in paths for i in decode_shard(path, schema).ids]
+    ids = [bytes(i) for paths in splits.values() for path in paths for i in decode(path, schema).ids]
     assert len(set(ids)) == len(ids) == 50
 
 
@@ -126,7 +126,7 @@ def test_a_linear_model_ranks_far_better_than_label_frequency_does(tmp_path):
     splits = write_splits(tmp_path, num_videos={"train": 1500, "validate": 500}, num_classes=50)
 
     def table(paths):
-        shards = [decode_shard(path, Schema(num_classes=50)) for path in paths]
+        shards = [decode(path, Schema(num_classes=50)) for path in paths]
         labels_NC = np.zeros((sum(len(shard.ids) for shard in shards), 50), np.float32)
         rows = np.concatenate([np.diff(shard.label_offsets) for shard in shards])
         labels_NC[np.repeat(np.arange(len(rows)), rows), np.concatenate([shard.label_indices for shard in shards])] = 1

@@ -16,11 +16,11 @@ from tfrecord.example_pb2 import Example, SequenceExample
 from tfrecord.reader import tfrecord_loader
 
 from data.errors import ShardError, UnreachableError
+from data.frames import decode
 from data.schema import Schema
 from data.tfrecord import read_examples, shards
 from data.tfrecord.examples import Example as Parsed
 from data.tfrecord.framing import count_records
-from data.tfrecord.shards import decode_shard
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data"
 SMALL = Schema(features={"rgb": 3, "audio": 2}, num_classes=300)
@@ -78,7 +78,7 @@ def without(key: str) -> dict:
 
 
 def decoded(path: Path | str, schema: Schema = SMALL, **options) -> list[tuple[bytes, list[float], list[int]]]:
-    videos = decode_shard(path, schema, **options)
+    videos = decode(path, schema, **options)
     bounds = videos.label_offsets.tolist()
     assert videos.label_indices.dtype == np.int32 and bounds[0] == 0 and bounds[-1] == len(videos.label_indices)
     labels = [videos.label_indices[start:stop].tolist() for start, stop in pairwise(bounds)]
@@ -122,7 +122,7 @@ def test_a_url_is_read_through_fsspec(tmp_path):
 def test_an_empty_file_is_a_shard_of_no_videos(tmp_path):
     path = shard(tmp_path / "s")
     assert decoded(path) == [] and count_records(path) == 0 and list(read_examples(path)) == []
-    assert decode_shard(path, SMALL).features_ND.shape == (0, 5)
+    assert decode(path, SMALL).features_ND.shape == (0, 5)
 
 
 def test_an_id_may_have_the_key_video_id_and_any_length(tmp_path):
@@ -140,7 +140,7 @@ def test_labels_may_be_absent_for_prediction(tmp_path):
     path = shard(tmp_path / "s", record(VIDEO), record(without("labels")))
     assert [video[2] for video in decoded(path, require_labels=False)] == [[1, 7, 299], []]
     with pytest.raises(ShardError, match="key 'labels': is missing"):
-        decode_shard(path, SMALL)
+        decode(path, SMALL)
 
 
 def test_repeated_keys_and_fragments_are_merged_as_protobuf_merges_them(tmp_path):
@@ -157,25 +157,12 @@ def test_columns_follow_the_schema_and_other_features_are_skipped(tmp_path):
     assert decoded(path, Schema(features={"audio": 2, "rgb": 3}, num_classes=300))[0][1] == [0.5, 0.25, 1, -2.5, 0]
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_features_are_written_into_given_rows(tmp_path, dtype):
-    path = shard(tmp_path / "s", *[record(VIDEO)] * 3)
-    table = np.zeros((5, 5), dtype)
-    videos = decode_shard(path, SMALL, out=table[1:4])
-    assert np.shares_memory(videos.features_ND, table)
-    assert table.tolist() == [[0] * 5, *[ONE[1]] * 3, [0] * 5]
-    with pytest.raises(ShardError, match="holds 3 records, but 2 were counted"):
-        decode_shard(path, SMALL, out=table[:2])
-    with pytest.raises(ValueError, match=r"out must be \[N, 5\]"):
-        decode_shard(path, SMALL, out=table[:3, :4])
-
-
 def test_the_content_hash_is_that_of_the_records(tmp_path):
     other = record(VIDEO | {"id": [b"efgh"]})
     shards = {"a": [record(VIDEO), other], "b": [record(VIDEO), other], "c": [other, record(VIDEO)]}
-    hashes = [decode_shard(shard(tmp_path / name, *datas), SMALL).content_hash for name, datas in shards.items()]
+    hashes = [decode(shard(tmp_path / name, *datas), SMALL).content_hash for name, datas in shards.items()]
     (tmp_path / "d").write_bytes(gzip.compress((tmp_path / "a").read_bytes()))
-    assert hashes[0] == hashes[1] == decode_shard(tmp_path / "d", SMALL).content_hash != hashes[2]
+    assert hashes[0] == hashes[1] == decode(tmp_path / "d", SMALL).content_hash != hashes[2]
 
 
 def test_read_examples_gives_every_feature_as_stored(tmp_path):
@@ -205,7 +192,7 @@ def test_real_shards_decode_as_the_tfrecord_package_reads_them(split):
     if not paths:
         pytest.skip(f"no real shards in {REAL / 'yt8m' / split}")
     for path in paths[::12]:
-        videos = decode_shard(path, Schema())
+        videos = decode(path, Schema())
         bounds = videos.label_offsets.tolist()
         expected = list(tfrecord_loader(str(path), None))
         assert count_records(path) == len(expected) == len(videos.ids)
@@ -364,7 +351,7 @@ def test_damage_is_named_with_file_offset_and_key(tmp_path, octets, offset, key,
     path = tmp_path / "bad.tfrecord"
     path.write_bytes(octets)
     with pytest.raises(ShardError) as caught:
-        decode_shard(path, SMALL)
+        decode(path, SMALL)
     error = caught.value
     assert error.path == str(path) and error.key == key and (offset is None or error.offset == offset)
     place = f"record at byte {error.offset}" + (f", key {key!r}" if key else "")
@@ -376,7 +363,7 @@ def test_damage_is_named_with_file_offset_and_key(tmp_path, octets, offset, key,
 @pytest.mark.parametrize("name", ["missing.tfrecord", ".", "nosuchprotocol://bucket/s.tfrecord"])
 def test_a_file_that_cannot_be_opened_is_named(tmp_path, name):
     path = name if "://" in name else str(tmp_path / name)
-    for read in (lambda: decode_shard(path, SMALL), lambda: count_records(path), lambda: list(read_examples(path))):
+    for read in (lambda: decode(path, SMALL), lambda: count_records(path), lambda: list(read_examples(path))):
         with pytest.raises(UnreachableError, match="cannot be read") as caught:
             read()
         assert caught.value.path == path
@@ -386,7 +373,7 @@ def test_a_value_beyond_half_precision_is_refused_for_float16_only(tmp_path):
     path = shard(tmp_path / "s", record(VIDEO | {"rgb": [0.0, 0.0, 70000.0]}))
     assert decoded(path)[0][1][2] == 70000
     with pytest.raises(ShardError, match=r"key 'rgb': value 2 is 70000, beyond what float16 holds \(65504\)"):
-        decode_shard(path, SMALL, out=np.empty((1, 5), np.float16))
+        decode(path, SMALL, dtype="float16")
 
 
 def test_every_flipped_bit_is_found(tmp_path):
@@ -396,7 +383,7 @@ def test_every_flipped_bit_is_found(tmp_path):
         octets[bit // 8] ^= 1 << bit % 8
         path.write_bytes(octets)
         with pytest.raises(ShardError):
-            decode_shard(path, SMALL)
+            decode(path, SMALL)
 
 
 def test_every_truncation_inside_a_record_is_found(tmp_path):
@@ -406,7 +393,7 @@ def test_every_truncation_inside_a_record_is_found(tmp_path):
         if size % SECOND == 0:
             assert len(decoded(path)) == count_records(path) == size // SECOND
             continue
-        for read in (lambda: decode_shard(path, SMALL), lambda: count_records(path), lambda: list(read_examples(path))):
+        for read in (lambda: decode(path, SMALL), lambda: count_records(path), lambda: list(read_examples(path))):
             with pytest.raises(ShardError, match="cut short"):
                 read()
 
@@ -426,10 +413,19 @@ def test_wrong_bytes_with_matching_crcs_give_an_error_or_the_values_of_protobuf(
         assert videos == [oracle(data), oracle(bytes(octets))]
 
 
+@pytest.mark.parametrize("integers", [b"\x01\x80", b"\x80" * 10 + b"\x01"], ids=["no last byte", "eleven bytes"])
+def test_integers_that_protobuf_refuses_are_a_bad_record_under_any_key(tmp_path, integers):
+    sound = record(VIDEO | {"other": [1] * len(integers)})
+    broken = sound.replace(b"\x01" * len(integers), integers)
+    assert broken != sound
+    with pytest.raises(ShardError, match=r"is no tf\.train\.Example: protobuf cannot parse it"):
+        decoded(shard(tmp_path / "s", sound, broken))
+
+
 def test_a_forged_length_allocates_no_memory(tmp_path):
     length = struct.pack("<Q", 1 << 60)
     (tmp_path / "s").write_bytes(length + mask(crc32c(length)) + b"xyz")
-    for read in (lambda: decode_shard(tmp_path / "s", SMALL), lambda: count_records(tmp_path / "s")):
+    for read in (lambda: decode(tmp_path / "s", SMALL), lambda: count_records(tmp_path / "s")):
         with pytest.raises(ShardError, match="is cut short"):
             read()
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from data.cache.recipe import find_shards
-from data.tfrecord.shards import decode_shard
+from data.frames import decode
 from models import metrics
 from tests.support.commands import exit_code_of, refusal_of, run_command
 from tests.support.finished import FinishedSearch, videos, write_shard
@@ -47,7 +47,7 @@ def test_every_video_is_written_once_in_order_with_the_ranking_of_the_model(
     loaded = load_model(exported, CPU)
     first = 0
     for shard in find_shards(str(finished_search.folder / "shards" / "t*")):
-        decoded = decode_shard(shard, loaded.schema)
+        decoded = decode(shard, loaded.schema)
         with torch.inference_mode():
             logits_NC = loaded.model(torch.from_numpy(decoded.features_ND.astype(np.float16)))
         of_shard = rows[first : first + len(decoded.ids)]

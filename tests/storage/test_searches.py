@@ -7,6 +7,7 @@ import pytest
 
 from tuner.errors import SearchError
 from tuner.storage import searches
+from tuner.storage.stores import place
 
 LOCALTIME = time.localtime
 
@@ -21,6 +22,21 @@ def test_searches_are_listed_oldest_first(tmp_path: Path) -> None:
     for name in ("20260102-000000-1", "20250102-000000-1", "20260101-000000-1"):
         begin(tmp_path, "tiny", name)
     assert [path.name[:8] for path in searches.folders(tmp_path, "tiny")] == ["20250102", "20260101", "20260102"]
+
+
+@pytest.mark.parametrize("storage", ["folder [1]", "memory://bucket/folder [1]"])
+def test_names_that_look_like_patterns_are_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    where = place(storage, "--storage")
+    for experiment in ("mine[2]", "mine2", "mi*"):
+        for name in ("20260102-000000-1", "20260103-000000-1"):
+            (where / experiment / name).mkdir(parents=True, exist_ok=True)
+            (where / experiment / name / "journal.jsonl").write_text("{}\n")
+    for experiment in ("mine[2]", "mi*"):
+        found = searches.folders(where, experiment)
+        assert [path.name for path in found] == ["20260102-000000-1", "20260103-000000-1"]
+        assert {path.parent for path in found} == {where / experiment}
+    assert len(searches.folders(where)) == 6
 
 
 def test_a_new_search_sorts_last_even_if_the_clock_was_set_back(

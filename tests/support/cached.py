@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from tfrecord import TFRecordWriter
 
-from data import frames
+from data.cache import build
 from data.cache.columns import columns_of
+from data.frames import decode, decode_blocks
 from data.schema import Schema
-from data.tfrecord.shards import decode_shard
 from tests.support.workplace import PROJECT
 
 SCHEMA = Schema(features={"rgb": 3, "audio": 2}, num_classes=7)
@@ -51,7 +51,7 @@ def damage(path):
 
 def assert_holds(cached, paths, dtype="float16"):
     """The columns are those of the shards, decoded one by one and concatenated."""
-    parts = [decode_shard(path, SCHEMA) for path in paths]
+    parts = [decode(path, SCHEMA) for path in paths]
     assert cached.num_videos == sum(len(part.ids) for part in parts)
     assert cached.features_ND.shape == (cached.num_videos, 5)
     assert cached.features_ND.dtype == dtype
@@ -75,13 +75,13 @@ class Decodings:
 
     def __init__(self, monkeypatch, stop_after=None):
         self.paths, self.stop_after = [], stop_after
-        monkeypatch.setattr(frames, "decode", self)
+        monkeypatch.setattr(build, "decode_blocks", self)
 
-    def __call__(self, path, schema, **settings):
+    def __call__(self, path, reading):
         if len(self.paths) == self.stop_after:
             raise KeyboardInterrupt
         self.paths.append(path)
-        return decode_shard(path, schema, **settings)
+        return decode_blocks(path, reading)
 
 
 def start(code, *arguments):

@@ -213,12 +213,12 @@ def test_long_videos_are_scored_in_smaller_batches() -> None:
 
 def test_the_frames_of_a_sample_video_differ_more_than_the_means_of_its_videos(tmp_path: Path) -> None:
     """Each class shows in some of the frames only: otherwise attention and VLAD would have nothing to find."""
-    from data.frames import decode_frames
+    from data.frames import decode
 
     schema = Schema(features={"rgb": 64}, num_classes=8, level="frame")
     given = {"num_shards": 1, "num_classes": 8, "seed": 1, "features": schema.features, "level": "frame"}
     (path,) = write_shards(tmp_path, num_videos=300, **given)
-    shard = decode_frames(path, schema)
+    shard = decode(path, schema)
     video_F = np.repeat(np.arange(300), np.diff(shard.frame_offsets))
     spread = [shard.features_ND[video_F == n].astype(float).var(axis=0).mean() for n in range(300)]
     mean_ND = np.stack([shard.features_ND[video_F == n].mean(axis=0) for n in range(300)])

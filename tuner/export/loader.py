@@ -10,7 +10,7 @@ yaml, pydantic, ray, mlflow or optuna. It does not read the .pt2 files, because 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from data.cache.store import Cache, default_directory, open_cache
 from data.schema import MAX_FRAMES, Schema
 from models import FeatureStatistics, Sizes
 from models.ensemble import Ensemble
-from tuner.errors import ModelFolderError, first_line
+from tuner.errors import ConfigError, ModelFolderError, first_line
 from tuner.export.layout import CHECKSUMS, CLASSES, CONFIG, WEIGHTS, check_file, read_checksums, read_config
 from tuner.redact import refuse_credentials
 from tuner.storage.place import Place
@@ -50,6 +50,18 @@ class ExportedModel:
     def logits(self, batch: Batch) -> Tensor:
         """Score a batch on the batch's device, in the model's precision; returns logits [B, C]."""
         return forward(self.model, batch, self.precision)
+
+    def with_keys(self, keys: Sequence[tuple[str, str]]) -> ExportedModel:
+        """Returns the model for shards whose records have other keys than those that it was trained with.
+
+        Raises:
+            ConfigError: a key names nothing that the model reads.
+        """
+        try:
+            schema = replace(self.schema, keys={**self.schema.keys, **dict(keys)})
+        except ValueError as error:
+            raise ConfigError(f"--keys: {error}") from None
+        return replace(self, schema=schema)
 
     def open(
         self,
@@ -103,6 +115,7 @@ def _load_model(folder: Path, device: torch.device) -> ExportedModel:
             num_classes=config["num_classes"],
             level=config.get("level", "video"),  # format version 2 has no levels: all its models take whole videos
             max_frames=config.get("max_frames", MAX_FRAMES),
+            keys=config.get("keys", {}),
         )
         model = _model_of(config["model"], Sizes.of(schema))
         model.load_state_dict(load_file(folder / WEIGHTS))

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from data.batches import Batches
 from data.cache.recipe import find_shards
 from data.errors import DataError
-from data.frames import decode
+from data.frames import decode_blocks
 from data.schema import Schema
+from data.tfrecord.shards import Reading
 from tuner.errors import ModelFolderError
 
 if TYPE_CHECKING:
@@ -86,7 +87,8 @@ def _difference(name: str, logits_BC: Tensor, own_BC: Tensor) -> float:
 def _real_inputs(data: DataConfig) -> tuple[Tensor, ...] | None:
     """Inputs of the first validation videos; None if the shards are not available or hold no video."""
     try:
-        shard = decode(find_shards(data.validate)[0], data.schema, require_labels=False)
+        reading = Reading(schema=data.schema, require_labels=False, max_bad_records=data.max_bad_records)
+        shard = next(decode_blocks(find_shards(data.validate)[0], reading))
     except DataError:
         return None
     batch = next(Batches(shard, batch_size=REAL_ROWS, shuffle=False).epoch(0), None)

@@ -199,6 +199,7 @@ def _config(experiment: Experiment, search: SearchHistory, exported: ModelToExpo
         "features": [{"name": name, "width": width} for name, width in data.features.items()],  # in this order
         "level": data.level,
         "max_frames": data.max_frames,
+        "keys": dict(data.keys),  # in the shards, where they are not the usual ones
         "num_classes": data.num_classes,
         "dtype": data.dtype,  # features are rounded to this type, as in training
         "experiment": search.experiment,

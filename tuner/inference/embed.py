@@ -11,7 +11,7 @@ Shapes   N videos of a shard   B videos in the batch   H units of the embedding
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from pyarrow.parquet import ParquetWriter
 from models import FusedEncoder
 from tuner.errors import ModelFolderError
 from tuner.export.loader import ExportedModel
-from tuner.inference.streaming import BATCH_SIZE, batches_of, decoded_shards
+from tuner.inference.streaming import BATCH_SIZE, batches_of, decoded_blocks
 from tuner.training.contrastive.embeddings import embedded
 
 # The largest number of videos in a row group, which is the least that a reader takes into memory at once: 80 MB if
@@ -33,7 +33,7 @@ ROW_GROUP = 16384
 
 
 def embed(
-    exported: ExportedModel, shards: Sequence[str], *, device: torch.device, batch_size: int = BATCH_SIZE
+    exported: ExportedModel, shards: Iterable[str], *, device: torch.device, batch_size: int = BATCH_SIZE
 ) -> Iterator[tuple[list[bytes], NDArray[np.float32]]]:
     """Embed the videos of one shard after the other. Labels in the shards are ignored.
 
@@ -44,14 +44,14 @@ def embed(
         batch_size: number of videos that are embedded at once.
 
     Yields:
-        For each shard: the ids of its videos and their embeddings [N, H].
+        For each block of a shard: the ids of its videos and their embeddings [N, H].
 
     Raises:
         ModelFolderError: the model has no encoder.
         ShardError: a shard is damaged or does not fit the model.
     """
     encoder = encoder_of(exported)
-    for shard in decoded_shards(shards, exported):
+    for shard in decoded_blocks(shards, exported):
         embeddings_NH = np.empty((len(shard.ids), encoder.width), np.float32)
         first = 0
         batches = batches_of(shard, exported, batch_size, device)

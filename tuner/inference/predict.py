@@ -12,7 +12,7 @@ Shapes   N videos of a shard   B videos in the batch   C classes   K = min(top_k
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 from tuner.export.loader import ExportedModel
 from tuner.inference.predictions import HEADER, TOP_K
 from tuner.inference.ranking import best_classes
-from tuner.inference.streaming import BATCH_SIZE, batches_of, decoded_shards
+from tuner.inference.streaming import BATCH_SIZE, batches_of, decoded_blocks
 from tuner.inference.text_files import open_text
 from tuner.training import teacher
 
 
 class PredictedShard(NamedTuple):
-    """The predictions for the videos of one shard."""
+    """The predictions for the videos of one shard, or of a block of a large one."""
 
     ids: list[bytes]
     classes_NK: NDArray[np.int64]  # best first
@@ -38,7 +38,7 @@ class PredictedShard(NamedTuple):
 
 def predict(
     exported: ExportedModel,
-    shards: Sequence[str],
+    shards: Iterable[str],
     *,
     device: torch.device,
     top_k: int = TOP_K,
@@ -57,7 +57,7 @@ def predict(
         ShardError: a shard is damaged or does not fit the model.
     """
     kept = min(top_k, exported.schema.num_classes)
-    for shard in decoded_shards(shards, exported):
+    for shard in decoded_blocks(shards, exported):
         ids = shard.ids.tolist()
         classes_NK, probabilities_NK = np.empty((len(ids), kept), np.int64), np.empty((len(ids), kept))
         first = 0

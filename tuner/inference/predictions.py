@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -145,22 +145,29 @@ def _lines(path: Path, header: tuple[str, str]) -> Iterator[tuple[int, list[str]
             yield lines.line_num, fields
 
 
-def labels_of(shards: Sequence[str]) -> Labels:
+def labels_of(shards: Sequence[str], keys: Mapping[str, str] | None = None) -> Labels:
     """Read the ids and labels of shards; other features are ignored.
+
+    Args:
+        shards: paths or URLs.
+        keys: of the records, as `data.schema.Schema.keys`; None: the usual ones.
 
     Raises:
         ShardError: a shard is damaged, or a record has no id or no labels.
     """
+    from data.schema import LABELS_KEY, id_keys
     from data.tfrecord import read_examples
 
+    keys = keys or {}
+    labels_key = keys.get(LABELS_KEY, LABELS_KEY)
     ids: list[bytes] = []
     offsets, labels = array("q", [0]), array("i")
     for shard in shards:
         for example in read_examples(shard):
-            ids.append(example.id)
-            carried = np.unique(example.labels)
+            ids.append(example.id_under(id_keys(keys)))
+            carried = np.unique(example.labels_under(labels_key))
             if len(carried) and carried[0] < 0:
-                raise example.error(f"holds the class {carried[0]}", "labels")
+                raise example.error(f"holds the class {carried[0]}", labels_key)
             labels.extend(carried.tolist())
             offsets.append(len(labels))
     return Labels(

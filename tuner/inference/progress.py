@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -11,7 +12,7 @@ from data.cache.bar import RareLines, shard_bar
 
 
 class WrittenShards:
-    """Counts the shards whose rows were written to `output`."""
+    """Counts the shards that were read, and the rows that were written to `output`."""
 
     def __init__(self, output: Path, num_shards: int) -> None:
         """Start the clock."""
@@ -30,11 +31,17 @@ class WrittenShards:
         """Remove the bar."""
         self._bar.stop()
 
+    def counted(self, shards: Sequence[str]) -> Iterator[str]:
+        """Yield the shards; count each when the one after it is asked for, or the end."""
+        for shard in shards:
+            yield shard
+            self._done += 1
+            self._bar.update(self._task, completed=self._done)
+
     def add(self, num_rows: int) -> None:
-        """Count one shard with so many rows."""
+        """Count so many rows, of a part of a shard."""
         self._num_rows += num_rows
-        self._bar.update(self._task, advance=1, description=f"{self._num_rows:,} videos")
-        self._done += 1
+        self._bar.update(self._task, description=f"{self._num_rows:,} videos")
         self._lines.show(f"{self._output}: {self._done:,} of {self._num_shards:,} shards, {self._num_rows:,} videos")
 
     def print_speed(self, rows: str = "videos") -> None:

@@ -14,7 +14,7 @@ Shapes   S segments of a batch   C classes of the model   K classes that are lis
 from __future__ import annotations
 
 from array import array
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, NamedTuple, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from data.schema import RATINGS
+from data.schema import RATINGS, id_keys
 from tuner.errors import ConfigError, ModelFolderError
 from tuner.inference.ranking import sort_keys
-from tuner.inference.streaming import BATCH_SIZE, batches_of, decoded_shards
+from tuner.inference.streaming import BATCH_SIZE, batches_of, decoded_blocks
 from tuner.inference.text_files import open_text, reading
 
 if TYPE_CHECKING:  # `--help` needs no torch
@@ -121,7 +121,7 @@ class Ranking:
 
 def rank_segments(
     exported: ExportedModel,
-    shards: Sequence[str],
+    shards: Iterable[str],
     ranking: Ranking,
     *,
     device: torch.device,
@@ -137,7 +137,7 @@ def rank_segments(
         batch_size: number of segments that are scored at once.
 
     Yields:
-        The number of segments of each shard.
+        The number of segments of each block of a shard.
 
     Raises:
         ModelFolderError: the model takes features of whole videos.
@@ -149,7 +149,7 @@ def rank_segments(
             "give a model that was trained with data.level frame or segment"
         )
     of_segments = replace(exported, schema=replace(exported.schema, level="segment"))
-    for shard in decoded_shards(shards, of_segments):
+    for shard in decoded_blocks(shards, of_segments):
         for batch in batches_of(shard, of_segments, batch_size, device).epoch(0):
             names = shard.ids[batch.rows.cpu().numpy()].tolist()
             ranking.add([Segment.of(name) for name in names], exported.logits(batch))
@@ -210,8 +210,12 @@ def is_segments(path: Path) -> bool:
         return False  # the function that reads the file reports the error
 
 
-def ratings_of(shards: Sequence[str]) -> dict[int, dict[Hashable, bool]]:
+def ratings_of(shards: Sequence[str], keys: Mapping[str, str] | None = None) -> dict[int, dict[Hashable, bool]]:
     """Read the ratings of the segments in shards.
+
+    Args:
+        shards: paths or URLs.
+        keys: of the records, as `data.schema.Schema.keys`; None: the usual ones.
 
     Returns:
         By class and rated segment: whether the segment has the class, which is a score of at least 0.5.
@@ -221,19 +225,22 @@ def ratings_of(shards: Sequence[str]) -> dict[int, dict[Hashable, bool]]:
     """
     from data.tfrecord import read_examples
 
+    keys = keys or {}
+    rating_keys = [keys.get(name, name) for name in RATINGS]
     ratings: dict[int, dict[Hashable, bool]] = {}  # the metrics take any hashable name
     for shard in shards:
         for example in read_examples(shard):
-            for key in RATINGS:
+            for key in rating_keys:
                 if key not in example.features:
                     raise example.error("is missing: the record has no rated segments", key)
-            starts, classes, scores = (example.features[key] for key in RATINGS)
+            starts, classes, scores = (example.features[key] for key in rating_keys)
             if not len(starts) == len(classes) == len(scores):
                 raise example.error(
-                    f"has {len(starts)} values, but others {len(classes)} and {len(scores)}", RATINGS[0]
+                    f"has {len(starts)} values, but others {len(classes)} and {len(scores)}", rating_keys[0]
                 )
+            video = example.id_under(id_keys(keys))
             for start, label, score in zip(starts, classes, scores, strict=True):
-                ratings.setdefault(int(label), {})[Segment(example.id, int(start))] = float(score) >= 0.5
+                ratings.setdefault(int(label), {})[Segment(video, int(start))] = float(score) >= 0.5
     return ratings
 
 

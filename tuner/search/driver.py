@@ -136,8 +136,8 @@ def _run(
     for sentence in overlaps + notes(experiment, data.statistics.num_videos, int(labelled.max())):
         console.print(sentence)
     for split, cache in (("train", data.train), ("validate", data.validate)):
-        for path, reason in cache.skipped:
-            console.print(f"data.{split}: left out {path}: {reason}")
+        for sentence in cache.remarks():
+            console.print(f"data.{split}: {sentence}")
     with at(directory / LOG).buffered() as log, quiet(log), stages.reported(), ThreadPoolExecutor(1) as background:
         stages.begin("ray")
         console.doing("starting Ray and connecting to MLflow")

@@ -1,7 +1,6 @@
 """`tune.py --dry-run`: checks what can be wrong before a search starts, and prints what it would try."""
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -9,7 +8,8 @@ import torch
 from optuna.storages import InMemoryStorage
 from rich.table import Table
 
-from data.cache.recipe import find_each, find_shards
+from data import machine
+from data.cache.recipe import about_empty, find_each, find_shards
 from data.cache.store import Cache
 from data.frames import decode
 from data.tfrecord.shards import DecodedShard
@@ -58,6 +58,8 @@ def dry_run(experiment: Experiment, console: Console, address: str | None) -> No
     problems.check()
     for name, split in splits.items():
         console.print(f"data.{name}: {split.described}")
+        for sentence in split.cache.remarks() if split.cache else about_empty(split.empty, len(split.shards)):
+            console.print(f"data.{name}: {sentence}")
     num_videos = max(1, round(splits["train"].num_videos * experiment.data.label_fraction))
     for sentence in sentences + notes(experiment, num_videos, splits["train"].largest_label):
         console.print(sentence)
@@ -84,6 +86,7 @@ class Split:
     """A split of the data, as far as it is known without decoding it."""
 
     shards: list[str]
+    empty: list[str]  # those of 0 bytes
     first: DecodedShard
     cache: Cache | None  # of the whole split, where this machine has decoded it
     num_videos: int  # of the whole split; estimated by the size of its shards where there is no cache
@@ -96,10 +99,14 @@ class Split:
         cache = data.built(getattr(data, split))
         sizes = {shard.path: shard.size for shard in find_each(shards)}
         first = next(path for path in [*(path for path in shards if sizes[path]), *shards])
-        decoded = decode(first, data.schema)
+        decoded = decode(first, data.schema, max_bad_records=data.max_bad_records)
         estimated = round(len(decoded.ids) * sum(sizes.values()) / max(1, sizes[first]))
         return cls(
-            shards=shards, first=decoded, cache=cache, num_videos=estimated if cache is None else cache.num_videos
+            shards=shards,
+            empty=[path for path in shards if not sizes[path]],
+            first=decoded,
+            cache=cache,
+            num_videos=estimated if cache is None else cache.num_videos,
         )
 
     @property
@@ -156,7 +163,7 @@ def _trial_0(experiment: Experiment, splits: Mapping[str, Split], layout: Plan, 
 def _nodes(address: str, experiment: Experiment) -> list[Node]:
     """The nodes of the cluster; this machine where the search would start a private Ray, which is not started here."""
     if address == "local":
-        return [Node(cpus=float(os.cpu_count() or 1), gpus=float(torch.cuda.device_count()))]
+        return [Node(cpus=machine.cpus(), gpus=float(torch.cuda.device_count()))]
     with connection.connect(address) as attempt:
         return nodes.capacity(experiment.resources.startable, private=attempt.scratch is not None)
 

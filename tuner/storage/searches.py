@@ -7,6 +7,7 @@ import os
 import re
 import time
 from contextlib import suppress
+from glob import escape
 
 from tuner.errors import SearchError, did_you_mean
 from tuner.storage import journal
@@ -26,9 +27,10 @@ def exists(directory: Place) -> bool:
     return path.exists() and path.stat().st_size > 0
 
 
-def folders(storage: Place, experiment: str = "*") -> list[Place]:
+def folders(storage: Place, experiment: str | None = None) -> list[Place]:
     """The folders of the searches of an experiment, oldest first; by default of all experiments."""
-    found: list[Place] = [path.parent for path in storage.glob(f"{experiment}/*/{FILE}")]
+    names = "*" if experiment is None else escape(experiment)
+    found: list[Place] = [path.parent for path in storage.glob(f"{names}/*/{FILE}")]
     return sorted(found, key=lambda path: path.name)
 
 

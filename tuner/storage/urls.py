@@ -4,9 +4,10 @@ Importing this module makes these the classes of all `UPath`s of their protocols
 imports it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
-from typing import Any
+from glob import escape
+from typing import Any, Self
 
 import fsspec
 from upath import UPath
@@ -51,6 +52,12 @@ class _PatientPath(UPath):
     @property
     def fs(self) -> Any:
         return Patient(super().fs)
+
+    def glob(self, pattern: str, **_: Any) -> Iterator[Self]:
+        """The entries below that match. As in pathlib, the path itself is no pattern, whatever letters it has."""
+        base = self.path.rstrip("/")
+        for name in self.fs.glob(f"{escape(base)}/{pattern}"):
+            yield self / name.removeprefix(base).lstrip("/")
 
     def read_bytes(self) -> bytes:
         return bytes(self.fs.cat_file(self.path))

@@ -15,7 +15,7 @@ from data.cache.store import Cache, built_cache, default_directory, find_cache, 
 from data.errors import DataError
 from data.ranges import Count, Fraction, Range, Seed, check_ranges
 from data.residency import Wanted
-from data.schema import FEATURES, MAX_FRAMES, NUM_CLASSES, Level, Schema
+from data.schema import FEATURES, MAX_BAD_RECORDS, MAX_FRAMES, NUM_CLASSES, Level, Schema
 from models import Sizes
 from tuner.training import vocabulary
 
@@ -64,6 +64,9 @@ class DataConfig:
     level: Level = "video"
     # Names of the features in the shards, each with its width in columns; {}: those of YouTube-8M.
     features: Mapping[str, Count] = field(default_factory=dict)
+    # Key in the records by what it stands for, where it is not the usual one: of id, labels, a feature, or, at level
+    # segment, segment_start_times, segment_labels and segment_scores. Example: {labels: clip/label/index}.
+    keys: Mapping[str, str] = field(default_factory=dict)
     # Number of frames that are read of each video, from its first; has an effect at level frame and segment only.
     max_frames: Count = MAX_FRAMES
     num_classes: Count = NUM_CLASSES  # number of classes; a label is an index from 0 to num_classes - 1
@@ -73,6 +76,16 @@ class DataConfig:
     # What happens where a shard or a video is in two of the splits. error: the search does not start. allow: it starts,
     # and says so.
     overlap: Literal["error", "allow"] = "error"
+    # What happens where a record is wrong (a value that is not finite, a label out of range, another width) in a shard
+    # whose CRCs all match. error: the shard counts as damaged. skip: the record is left out, and the search reports how
+    # many were.
+    on_bad_record: Literal["error", "skip"] = "error"
+    # Number of bad records of a split that may be left out; the search ends with an error at the next one. A shard with
+    # more is damaged (on_bad_shard). It has an effect with on_bad_record: skip only.
+    bad_record_limit: Count = MAX_BAD_RECORDS
+    # Number of processes that decode the shards on each machine; null: the number in the environment variable
+    # TUNER_DECODE_WORKERS, else as many as the CPUs and a quarter of the memory allow, of the machine or its container.
+    decode_workers: Annotated[int, Range(1, 4096)] | None = None
     # A CSV file with the columns Index, Name (exports show it) and TrainVideoCount (loss.kind weighted_hamming needs
     # it). null: the classes have no names.
     vocabulary: str | None = None
@@ -94,13 +107,23 @@ class DataConfig:
             raise ValueError("cache must be a local folder, as every machine has its own; it cannot be a URL")
         if not self.features:
             object.__setattr__(self, "features", dict(FEATURES[self.level]))
+        _ = self.schema  # it checks itself
 
     @property
     def schema(self) -> Schema:
         """The schema that every shard of the experiment must have."""
         return Schema(
-            features=dict(self.features), num_classes=self.num_classes, level=self.level, max_frames=self.max_frames
+            features=dict(self.features),
+            num_classes=self.num_classes,
+            level=self.level,
+            max_frames=self.max_frames,
+            keys=dict(self.keys),
         )
+
+    @property
+    def max_bad_records(self) -> int:
+        """How many bad records may be left out of a split."""
+        return self.bad_record_limit if self.on_bad_record == "skip" else 0
 
     @property
     def sizes(self) -> Sizes:
@@ -126,7 +149,13 @@ class DataConfig:
         Raises:
             DataError: no shard matches, or the cache is damaged.
         """
-        return built_cache(find_shards(patterns), self.schema, self.cache_directory, dtype=self.dtype)
+        return built_cache(
+            find_shards(patterns),
+            self.schema,
+            self.cache_directory,
+            on_bad_record=self.on_bad_record,
+            dtype=self.dtype,
+        )
 
     def open(
         self,
@@ -156,6 +185,9 @@ class DataConfig:
             self.schema,
             self.cache_directory,
             on_bad_shard=self.on_bad_shard,
+            on_bad_record=self.on_bad_record,
+            max_bad_records=self.bad_record_limit,
+            workers=self.decode_workers,
             dtype=self.dtype,
             progress=progress,
             require_labels=require_labels,
@@ -179,6 +211,7 @@ def write_sample(config: DataConfig) -> None:
             num_classes=config.num_classes,
             seed=config.sample.seed,
             features=config.features,
+            keys=config.keys,
             level=config.level,
             num_frames=config.sample.frames,
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 import ray
 import torch
 
+from data import machine
 from tuner.cluster.nodes import BOOTSTRAP_FILE
 from tuner.errors import SearchError, first_line
 from tuner.storage.journal import Attempt
@@ -123,7 +124,7 @@ def _join(address: str) -> None:
         ) from error
     if os.environ.get("OMP_NUM_THREADS") == "1":
         # `ray submit` and `ray job submit` set it for every program they run; this driver scores the winner itself.
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.set_num_threads(max(1, int(machine.cpus())))
 
 
 def _start_private(scratch: Path) -> None:

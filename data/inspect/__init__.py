@@ -1,0 +1,1 @@
+"""`python -m data.inspect`: what TFRecord files hold, without a schema."""
