@@ -109,6 +109,14 @@ def test_a_damaged_first_shard_is_reported(here: Here) -> None:
         here.run("data.sample=null")
 
 
+def test_empty_shards_are_told(here: Here) -> None:
+    here.run()
+    empty = here.place.folder / "shards" / "train.tfrecord"
+    empty.touch()
+    printed = here.run("data.sample=null", "data.train=shards/train*.tfrecord")
+    assert f"data.train: 1 of 3 shards are empty: {empty}\n" in printed
+
+
 def test_what_cmaes_draws_at_random_is_printed(here: Here) -> None:
     change(here.place, "training:", "loss: {l2: {choice: [0, {loguniform: [1, 100]}]}}\n    training:")
     printed = here.run("search.sampler.kind=cmaes")
