@@ -98,3 +98,28 @@ def test_a_model_whose_upload_was_interrupted_is_completed(
     assert logged.status == "READY" and logged.source_run_id == parent.info.run_id
     (version,) = tracker.client.search_model_versions(f"name = '{name}'")
     assert tracker.client.get_model_version_by_alias(name, "best").version == version.version
+
+
+@pytest.mark.parametrize("deleted", ["the registered model", "its version", "the logged model"])
+def test_a_model_that_was_deleted_in_mlflow_is_registered_again(
+    start: Start, runs: Any, name: str, deleted: str
+) -> None:
+    given: dict[str, Any] = {"name": name, "model": torch.nn.Linear(6, 3).eval()}
+    given |= {"example": np.ones((2, 6), np.float32), "metadata": {"trial": "s-1-0000"}}
+    for attempt in range(2):
+        tracker = start()
+        tracker.log_winner(metrics={"best/validate/gap": 0.5}, tags={}, log_model=partial(register_model, **given))
+        tracker.end_search("FINISHED")
+        assert tracker.close() == 0 and tracker.refused == []
+        client = tracker.client
+        version = client.get_model_version_by_alias(name, "best")
+        if attempt == 0:
+            match deleted:
+                case "the registered model":
+                    client.delete_registered_model(name)
+                case "its version":
+                    client.delete_model_version(name, version.version)
+                case "the logged model":
+                    client.delete_logged_model(version.source.removeprefix("models:/"))
+    assert client.get_logged_model(version.source.removeprefix("models:/")).status == "READY"
+    assert runs()[0].info.status == "FINISHED"
