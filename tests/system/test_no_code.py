@@ -16,7 +16,8 @@ from data.cache.store import Cache, open_cache
 from data.errors import DataError
 from tests.support.commands import exit_code_of
 from tests.support.finished import FinishedSearch
-from tests.support.workplace import PROJECT
+from tests.support.searches import folder_of, search_of
+from tests.support.workplace import PROJECT, Workplace
 from tuner.cli import main
 from tuner.config.experiment import load
 from tuner.errors import CheckpointError, ModelFolderError, SearchError
@@ -185,6 +186,24 @@ def test_a_pickle_in_a_journal_is_not_loaded(trace: Path, tmp_path: Path) -> Non
     with pytest.raises(SearchError):
         journal.read(tmp_path)
     assert not trace.exists()
+
+
+@pytest.mark.slow
+def test_a_pickle_in_the_files_of_ray_is_not_loaded(workplace: Workplace, trace: Path) -> None:
+    """Ray pickles its own state into the storage; a driver begins without it, and reads the journal instead."""
+    short = ("--set", "training.epochs=1", "--trials", "1")
+    code, printed = workplace.run(*short)
+    assert code == 0, printed
+    for attempt in ("attempt-1", "attempt-2", "attempt-3"):
+        folder = folder_of(workplace) / "ray" / attempt
+        folder.mkdir(parents=True)
+        for name in ("tuner.pkl", "trainable.pkl", "searcher-state-1.pkl", "search_gen_state-1.json"):
+            plant(folder / name, trace)
+        state = json.dumps({"_type": "CLOUDPICKLE_FALLBACK", "value": pickle.dumps(Planted(trace)).hex()})
+        (folder / "experiment_state-2026-01-01_00-00-00.json").write_text(state)
+    code, printed = workplace.run("--extend", "1", output="extended.txt")
+    assert code == 0, printed
+    assert len(search_of(workplace).finished) == 2 and not trace.exists()
 
 
 @pytest.mark.parametrize(
