@@ -35,6 +35,7 @@ WATCH_SECONDS = 1.0  # between two looks at how long calls take
 _log = logging.getLogger(__name__)
 # The disk ("") and the stores (s3://bucket) that were given up, until they answer: nobody waits so long for them again.
 _given_up: set[str] = set()
+_announced: set[str] = set()  # those for which a sentence has said that somebody waits, until they answer
 _printers: list[Callable[[str], None]] = []  # for the sentences about long waits
 # The attempts whose calls have not returned, by their ids, and the thread that looks at them.
 _watching: dict[int, "Attempt"] = {}
@@ -136,12 +137,11 @@ class Attempt:
         """Begins the wait anew: the block has got further than any attempt before."""
         self._since = time.monotonic()
         self._pause = FIRST_PAUSE_SECONDS
-        self._noticed = False
 
     def notice(self, why: str) -> None:
-        """Says once what it waits for, if that takes long."""
-        if not self._noticed and time.monotonic() - self._since >= NOTICE_SECONDS:
-            self._noticed = True
+        """Says what it waits for, if that takes long; once until the store answers."""
+        if self._store not in _announced and time.monotonic() - self._since >= NOTICE_SECONDS:
+            _announced.add(self._store)
             for print_line in _printers or [_log.warning]:
                 try:
                     print_line(f"waiting for {self._what} ({why})")
@@ -163,6 +163,7 @@ class Attempt:
         self.done = error is None
         if not may_pass(error):
             _given_up.discard(self._store)
+            _announced.discard(self._store)
             return False
         assert error is not None
         waited = time.monotonic() - self._since

@@ -31,6 +31,7 @@ def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(retry, "time", clock)
     monkeypatch.setattr(retry, "_given_up", set())
+    monkeypatch.setattr(retry, "_announced", set())
     return clock
 
 
@@ -174,3 +175,15 @@ def test_a_screen_that_is_gone_ends_neither_a_request_nor_the_thread_of_notices(
     with notices(gone):
         assert retried(failing(clock, *[TimeoutError()] * 20), "a") == "content"
     assert "BrokenPipeError: nobody reads" in caplog.text
+
+
+def test_a_store_that_is_away_is_announced_once_until_it_answers(clock):
+    lines = []
+    with notices(lines.append):
+        for name in "abc":
+            with pytest.raises(UnreachableError):
+                retried(failing(clock, *[TimeoutError()] * 1000), f"s3://bucket/{name}", patience=60)
+        assert len(lines) == 1 and "s3://bucket/a" in lines[0]
+        retried(failing(clock), "s3://bucket/a")
+        retried(failing(clock, *[TimeoutError()] * 10), "s3://bucket/d")
+    assert len(lines) == 2 and "s3://bucket/d" in lines[1]

@@ -8,7 +8,7 @@ import pytest
 
 from data import sample
 from tests.support.faulty_s3 import FaultyS3, faulty_s3
-from tests.support.workplace import PROJECT, Workplace
+from tests.support.workplace import Workplace
 from tuner.project import storage_place
 from tuner.storage import journal, searches
 
@@ -95,32 +95,3 @@ def test_a_store_that_is_overloaded_breaks_connections_and_is_away_for_a_minute_
         "503 to every fifth request, broken connections, store away for 60 s", lost_epochs=0, recovery_seconds=None
     )
     print(dict(store.happened))
-
-
-def test_a_store_that_stays_away_ends_the_search_in_order_and_a_resume_goes_on(
-    store: FaultyS3, bucket: str, workplace: Workplace, fault_row: Callable[..., None]
-) -> None:
-    """The epochs whose checkpoints were on their way. The search ends with one sentence; --resume goes on."""
-    hook = workplace.folder / "hook"
-    hook.mkdir()
-    (hook / "sitecustomize.py").write_text(
-        "import data.retry\ndata.retry.PATIENCE_SECONDS, data.retry.FIRST_PATIENCE_SECONDS = 15.0, 3.0\n"
-    )
-    workplace.variables["PYTHONPATH"] = f"{hook}:{PROJECT}"
-    storage = ("--storage", f"s3://{bucket}/searches")
-    process = workplace.start(*storage)
-    workplace.wait_for_line(process, "trial 001  epoch 3/")
-    store.leave(3600)
-    assert process.wait(600) == 2
-    printed = workplace.printed()
-    assert "cannot be reached" in printed and "resume it with: " in printed and "Traceback" not in printed
-    store.leave(0)
-    before = search(workplace, bucket, "searches")
-    assert before.ended is None and len(before.finished) == 1 and not before.failed
-    code, resumed = workplace.run(*storage, "--resume", output="resumed.txt")
-    assert code == 0, resumed
-    assert "trial 000  epoch" not in resumed and "trial 001  epoch 1/" not in resumed
-    after = search(workplace, bucket, "searches")
-    assert after.ended == "planned" and len(after.finished) == 3 and not after.failed
-    assert [list(trial.reports) for trial in after.trials.values()] == 3 * [list(range(1, 13))]
-    fault_row("a store that stays away, then --resume", lost_epochs=0, recovery_seconds=None)
