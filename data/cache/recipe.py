@@ -107,6 +107,17 @@ def find_shards(patterns: str | Sequence[str]) -> list[str]:
     return sorted(shards)
 
 
+def is_folder(path: str) -> bool:
+    """Returns whether there is a folder of this name; False for a store without an answer."""
+    if "://" not in path:
+        return os.path.isdir(os.path.expanduser(path))
+    try:
+        filesystem, inner = remote.filesystem(path)
+        return bool(filesystem.isdir(inner))
+    except remote.errors(OSError, ValueError, ImportError):
+        return False
+
+
 def find_shard(path: str) -> Shard:
     """Finds the size and version of a shard without reading it.
 

@@ -8,12 +8,11 @@ and checked. Several files are read as a whole and summed up, with a `data:` blo
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from data.cache.recipe import about_empty, find_each, find_shards
+from data.cache.recipe import about_empty, find_each, find_shards, is_folder
 from data.errors import DataError, NoShardsError, ShardError
 from data.inspect.overview import block, groups_of, overview
 from data.inspect.summary import Summary
@@ -38,14 +37,15 @@ def _records(path: str, num: int) -> Iterator[str]:
 def _found(places: Sequence[str]) -> list[str]:
     """Returns the shards of files, globs and folders; of a folder all files in it and below that look like shards.
 
+    Hidden files are none.
+
     Raises:
         NoShardsError: a place has none.
     """
     shards: set[str] = set()
     for place in places:
-        if os.path.isdir(place):
-            files = (os.path.join(folder, name) for folder, _, names in os.walk(place) for name in names)
-            below = {os.path.abspath(path) for path in files if looks_like_shard(path)}
+        if is_folder(place):
+            below = {path for path in find_shards(f"{place.rstrip('/')}/**") if looks_like_shard(path)}
             if not below:
                 raise NoShardsError(f"{place}: no file in this folder is a TFRecord file")
             shards |= below
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         shards = _found(arguments.places)
-        if len(shards) > 1 or arguments.summary or os.path.isdir(arguments.places[0]):
+        if len(shards) > 1 or arguments.summary or is_folder(arguments.places[0]):
             return _sum_up(shards)
         for line in _records(shards[0], arguments.num):
             print(line)

@@ -128,14 +128,14 @@ class Records:
 
 
 def looks_like_shard(path: str | os.PathLike[str]) -> bool:
-    """Tells whether a local file is a TFRecord file, by its name or by its first record."""
+    """Tells whether a file is a TFRecord file, by its name or by its first record."""
     name = os.fspath(path)
     if ".tfrecord" in os.path.basename(name):
         return True
     try:
         with _open(name) as stream:
             head = _read(stream, _HEADER.size)
-    except (OSError, EOFError, zlib.error):
+    except remote.errors(OSError, EOFError, zlib.error):
         return False
     return len(head) == _HEADER.size and _is_header(head)
 
@@ -184,7 +184,7 @@ def load_together(names: Sequence[str]) -> tuple[Records, list[slice | None]]:
 
 
 def content_hash(crc_N: NDArray[np.uint32]) -> str:
-    """Hashes the records' stored CRCs in order: equal for a copy of the shard, plain or gzip, under any name."""
+    """Hashes the records' stored CRCs in order: equal for a copy of the shard, plain or compressed, under any name."""
     return hashlib.blake2b(crc_N.tobytes(), digest_size=16).hexdigest()
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fsspec
 import pytest
 import yaml
 from tfrecord.writer import TFRecordWriter
@@ -118,6 +119,17 @@ def test_a_folder_is_summed_up_with_a_block_to_paste(tmp_path, capsys):
     for command in inspected:
         assert exit_code_of(*command) == 0
         assert capsys.readouterr().out == out
+
+
+def test_a_folder_of_a_bucket_is_summed_up(tmp_path, capsys):
+    bucket = fsspec.filesystem("memory")
+    for path in write_shards(tmp_path, num_videos=9, num_shards=2, num_classes=5, seed=1):
+        bucket.pipe(f"/inspected/deep [1]/{path.name}", path.read_bytes())
+    bucket.pipe("/inspected/notes.txt", b"no shard")
+    assert exit_code_of("data.inspect", "memory://inspected") == 0
+    out = capsys.readouterr().out
+    assert "memory:///inspected/deep [1]/train*.tfrecord: 2 shards, 9 videos" in out
+    assert find_shards(block_of(out)["train"]) == find_shards("memory://inspected/deep [1]/train*.tfrecord")
 
 
 @pytest.mark.parametrize("level", ["frame", "segment"])
