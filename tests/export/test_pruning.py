@@ -86,7 +86,7 @@ def test_the_command_says_what_it_would_remove_and_removes_it_with_yes(
     run_command("tuner.best", *arguments)
     said = capsys.readouterr().out
     assert f"search {mixed.directory.name} of tiny: checkpoints of 3 trials, " in said
-    assert "1 trials that have not ended keep their checkpoints" in said
+    assert "trials that have not ended keep their checkpoints: 1" in said
     assert "nothing is removed yet: --yes removes 1." in said
     assert stored(mixed.directory) == before and (mixed.directory / "ray").exists()
 

@@ -20,6 +20,7 @@ from data.cache.store import open_cache
 from data.errors import UnreachableError
 from data.tfrecord.framing import count_records
 from tests.support.commands import run_command
+from tests.support.finished import FinishedSearch
 from tests.support.workplace import PROJECT, Workplace
 from tuner.errors import ConfigError, ModelFolderError, SearchError
 from tuner.export import layout
@@ -289,3 +290,21 @@ def test_shards_in_a_bucket_are_decoded_by_several_processes_and_damaged_ones_ar
             find_shards(pattern)
     with pytest.raises(UnreachableError, match="cannot be reached: Could not connect"):
         count_records(shards[0])
+
+
+def test_a_search_in_a_bucket_is_pruned(
+    s3: str, finished_search: FinishedSearch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = place(f"{s3}/pruned/tiny/{finished_search.directory.name}", "--storage")
+    for file in finished_search.directory.rglob("*"):
+        if file.is_file():
+            (directory / str(file.relative_to(finished_search.directory))).write_bytes(file.read_bytes())
+    arguments = ("--storage", f"{s3}/pruned", "--prune", "--keep", "1")
+    run_command("tuner.best", *arguments)
+    assert "checkpoints of 2 trials, " in capsys.readouterr().out
+    assert len(list(directory.glob("trials/*/epoch-*/model.safetensors"))) == 4
+    run_command("tuner.best", *arguments, "--yes")
+    best = finished_search.best
+    (kept,) = directory.glob("trials/*/epoch-*/model.safetensors")
+    assert kept.parts[-3:-1] == (best.id, f"epoch-{best.best_epoch:04d}")
+    at(directory.parent.parent).remove()

@@ -85,7 +85,7 @@ class Pruning:
         """One line about it."""
         trials = {part for folder in self.folders for part in str(folder).split("/") if part in self.search.trials}
         open_trials = len(self.search.unfinished)
-        kept = f"; {open_trials} trials that have not ended keep their checkpoints" if open_trials else ""
+        kept = f"; trials that have not ended keep their checkpoints: {open_trials}" if open_trials else ""
         return (
             f"search {self.search.id} of {self.search.experiment}: checkpoints of {len(trials)} trials, "
             f"{self.bytes / MIB:,.1f} MiB of {(self.bytes + self.bytes_kept) / MIB:,.1f} MiB{kept}"
