@@ -22,6 +22,7 @@ from tuner.training import checkpoint
 from tuner.training.checkpoint import folder_name
 from tuner.training.data_config import DataConfig
 from tuner.training.dataset import Dataset, open_dataset
+from tuner.training.steps import needs
 from tuner.workers import trial
 from tuner.workers.messages import epochs_of
 from tuner.workers.reports import kept
@@ -158,8 +159,12 @@ def test_the_best_epoch_s_checkpoint_and_the_last_two_are_kept() -> None:
     assert set(kept(history[:2])) == {"epoch-0003", "epoch-0004"}
 
 
-def test_too_little_memory_is_told_as_such(job: Given) -> None:
-    huge = replace(job, trial=replace(job.trial, model=replace(job.trial.model, hidden=10**10)))
+def test_too_little_memory_is_told_as_such(job: Given, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = replace(job.trial.model, hidden=10**7, towers=dict.fromkeys(job.trial.model.towers, 10**7))
+    huge = replace(job, trial=replace(job.trial, model=model))
+    with pytest.raises(TrialOutOfMemory, match=r"training needs at least .* GiB of memory, but this machine has"):
+        reports(huge)
+    monkeypatch.setattr(needs, "check", lambda *arguments, **options: None)  # what it cannot foresee
     with pytest.raises(TrialOutOfMemory, match=r"not enough memory on .*a smaller batch or a smaller model needs less"):
         reports(huge)
 
