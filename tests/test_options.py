@@ -12,8 +12,8 @@ from data.ranges import Range
 from tests.support.workplace import PROJECT
 from tests.test_architecture import COMMANDS
 
-# What an option may be besides a number, by the name of its type: text, a place, NAME=WIDTH.
-OTHER_TYPES = ("NoneType", "str", "Path", "_feature", "parse_feature")
+# What an option may be besides a number, by the name of its type: text, a place, NAME=WIDTH, NAME=KEY.
+OTHER_TYPES = ("NoneType", "str", "Path", "_feature", "parse_feature", "_key")
 BENCHMARKS = sorted(
     str(path.relative_to(PROJECT))
     for path in (PROJECT / "benchmarks").glob("*.py")
