@@ -44,7 +44,7 @@ def cpus(root: Path = _ROOT, membership: Path = _MEMBERSHIP) -> float:
 def _settings(names: tuple[str, ...], controller: str, root: Path, membership: Path) -> Iterator[str]:
     """Yields the contents of these files of the process's control group and of all groups above it."""
     try:
-        lines = membership.read_text().splitlines()
+        lines = membership.read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux
         return
     for line in lines:
@@ -56,4 +56,6 @@ def _settings(names: tuple[str, ...], controller: str, root: Path, membership: P
         group = mounted / path.strip("/")
         for folder in dict.fromkeys([group, *group.parents]):
             if folder.is_relative_to(mounted):
-                yield from (file.read_text().strip() for file in map(folder.joinpath, names) if file.is_file())
+                yield from (
+                    file.read_text(encoding="utf-8").strip() for file in map(folder.joinpath, names) if file.is_file()
+                )

@@ -4,6 +4,7 @@ A *room* is a package of `tuner/` with all that is in it, a module that lies in 
 commands, or the benchmarks. What counts as an import: tests/support/imports.py.
 """
 
+import ast
 import re
 import subprocess
 import sys
@@ -305,3 +306,20 @@ def test_no_file_names_a_machine() -> None:
             continue
         found += [f"{name}: {line.strip()}" for line in text.splitlines() if path.search(line) or str(PROJECT) in line]
     assert found == []
+
+
+def without_encoding(sources: Sources) -> list[str]:
+    """Return the places that read or write a text file in the encoding of the user's locale."""
+    found = []
+    for file, text in sources.items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                texts = node.func.attr in ("read_text", "write_text")
+                if texts and not any(keyword.arg == "encoding" for keyword in node.keywords):
+                    found.append(f"{file}:{node.lineno}")
+    return found
+
+
+def test_text_files_are_read_and_written_as_utf_8() -> None:
+    assert without_encoding({"a.py": "path.read_text()"}) == ["a.py:1"]
+    assert not without_encoding(product(project_sources()))

@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -59,3 +60,27 @@ def test_errors_import_nothing_heavy() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout == "[]\n"
+
+
+def test_a_place_that_cannot_be_read_is_told_in_one_sentence_and_a_broken_connection_is_a_bug(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing() -> None:
+        (tmp_path / "none").read_bytes()
+
+    def refused() -> None:
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    assert main(missing) == 2
+    assert capsys.readouterr().err.startswith(f"{tmp_path / 'none'}: cannot be read or written (No such file")
+    with pytest.raises(ConnectionRefusedError):
+        main(refused)
+
+
+def test_a_screen_that_knows_ascii_alone_shows_another_letter() -> None:
+    code = "from tuner.cli import main; main(lambda: print('Pok\\xe9mon'))"
+    ascii_only = {"PYTHONPATH": str(ROOT), "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=True, env={**os.environ, **ascii_only}
+    )
+    assert done.stdout == b"Pok?mon\n"

@@ -125,7 +125,9 @@ def run(arguments: list[str] | None = None) -> None:
     from tuner.export.writer import export_best
 
     stored = directory / "experiment.yaml"
-    experiment = Experiment.from_yaml(stored.read_text(), search.experiment, options.file or Path(str(stored)))
+    experiment = Experiment.from_yaml(
+        stored.read_text(encoding="utf-8"), search.experiment, options.file or Path(str(stored))
+    )
     console = Console(highlight=False, markup=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = WIDTH
@@ -174,7 +176,7 @@ def _prune(options: argparse.Namespace) -> None:
     for directory in found:
         stored = directory / "experiment.yaml"
         name, file = directory.parent.name, options.file or Path(str(stored))
-        keep = options.keep or Experiment.from_yaml(stored.read_text(), name, file).search.keep
+        keep = options.keep or Experiment.from_yaml(stored.read_text(encoding="utf-8"), name, file).search.keep
         planned = pruning.plan(directory, keep)
         if planned.folders:
             print(planned.describe())

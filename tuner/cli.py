@@ -5,6 +5,7 @@ Only commands import this module.
 """
 
 import argparse
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from data.errors import DataError
 from data.ranges import COUNT
-from tuner.errors import TunerError, disk_full_message
+from tuner.errors import TunerError, place_message
 from tuner.redact import redacted
 
 if TYPE_CHECKING:  # `--help` needs no torch
@@ -26,18 +27,22 @@ def main(command: Callable[[], int | None]) -> int:
         command: does the work; returns an exit code, or None for 0.
 
     Returns:
-        The code of the command; 2 after an error that the user can correct or a full disk, with its message on stderr;
-        130 after Ctrl-C. Any other exception is a bug of this program and keeps its traceback.
+        The code of the command; 2 after an error that the user can correct, or about a place that cannot be read or
+        written, with its message on stderr; 130 after Ctrl-C. Any other exception is a bug of this program and keeps
+        its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a screen that cannot show a letter shows another
     try:
         return command() or 0
     except (TunerError, DataError) as error:
         print(redacted(str(error)), file=sys.stderr)
         return 2
     except OSError as error:
-        if (message := disk_full_message(error)) is None:
+        if (message := place_message(error)) is None:
             raise
-        print(message, file=sys.stderr)
+        print(redacted(message), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

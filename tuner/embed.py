@@ -14,7 +14,7 @@ from pathlib import Path
 from tuner.cli import add_batch_size, add_data, add_device, add_model, choose_device, main
 from tuner.errors import TunerError
 from tuner.inference.streaming import BATCH_SIZE
-from tuner.storage.local import replacing
+from tuner.storage.local import check_output, replacing
 from tuner.storage.stores import place
 
 SUFFIX = ".parquet"
@@ -40,6 +40,7 @@ def run(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.output.suffix != SUFFIX:
         raise TunerError(f"--output must end in {SUFFIX}, the format of embeddings, but got {options.output}")
+    check_output(options.output)
 
     from data.cache.recipe import find_shards
     from tuner.export.loader import load_model

@@ -79,6 +79,25 @@ def disk_full_message(error: OSError) -> str | None:
     return f"{error.filename or 'a file'}: cannot be written, the disk is full ({error.strerror}); free some space"
 
 
+# What the file system answers about a place that the user or the machine can correct; any other answer is a bug.
+_OF_PLACES = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP,
+    errno.ENAMETOOLONG, errno.EIO, errno.ESTALE,
+}  # fmt: skip
+
+
+def place_message(error: OSError) -> str | None:
+    """The sentence about a file or folder that cannot be read or written; None where `error` is about something else.
+
+    A failed connection, for example, has no file name.
+    """
+    if (message := disk_full_message(error)) is not None:
+        return message
+    if error.filename is None or error.errno not in _OF_PLACES:
+        return None
+    return f"{error.filename}: cannot be read or written ({error.strerror}); correct the path or its permissions"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or the name of its type where it has no message."""
     return (str(error).splitlines() or [type(error).__name__])[0]

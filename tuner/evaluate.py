@@ -21,6 +21,7 @@ from pathlib import Path
 from data.ranges import Range
 from tuner.cli import add_data, add_device, add_model, choose_device, main
 from tuner.errors import ConfigError
+from tuner.storage.local import check_output, replacing
 from tuner.storage.stores import place
 
 # The largest difference of a stored probability from the model's: above the rounding to the six digits of a csv, and
@@ -62,6 +63,8 @@ def run(arguments: list[str] | None = None) -> int:
         parser.error("give MODEL_DIR, or --predictions FILE to score a file alone")
     if options.model is None and options.classes is not None:
         parser.error("--classes needs a model: give MODEL_DIR")
+    if options.classes is not None:
+        check_output(options.classes)
     return _score_model(options) if options.model is not None else _score_file(options)
 
 
@@ -111,9 +114,10 @@ def _score_model(options: argparse.Namespace) -> int:
         print(sentence, file=sys.stderr)
     with saying(f"scoring {cache.num_videos:,} videos"):
         metrics, classes = scorecard.score(exported.model, cache, exported.precision, device)
-    if options.classes is not None:
-        options.classes.write_text(scorecard.as_csv(classes, exported.class_names), encoding="utf-8")
     _print_metrics(metrics)
+    if options.classes is not None:
+        with replacing(options.classes) as unfinished:
+            unfinished.write_text(scorecard.as_csv(classes, exported.class_names), encoding="utf-8")
     if stored is None:
         print(json.dumps(metrics))
         return 0

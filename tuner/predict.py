@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING
 
 from data.ranges import COUNT
 from tuner.cli import add_batch_size, add_data, add_device, add_model, choose_device, main
+from tuner.errors import TunerError
 from tuner.inference import segments
 from tuner.inference.predictions import TOP_K
 from tuner.inference.streaming import BATCH_SIZE
-from tuner.storage.local import replacing
+from tuner.storage.local import check_output, replacing
 from tuner.storage.stores import place
 from tuner.training import teacher, vocabulary
 
@@ -77,11 +78,14 @@ def run(arguments: list[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     for_teaching = options.output.suffix == teacher.SUFFIX
+    if not options.output.name.endswith((".csv", ".csv.gz", teacher.SUFFIX)):
+        raise TunerError(f"--output must end in .csv, .csv.gz or {teacher.SUFFIX}, but got {options.output}")
     if options.segments and (for_teaching or options.top_k):
         parser.error("--segments writes a csv of segments for each class: it takes neither --top-k nor .safetensors")
     for name in ("classes", "per_class"):
         if getattr(options, name) and not options.segments:
             parser.error(f"--{name.replace('_', '-')} needs --segments")
+    check_output(options.output)
 
     from data.cache.recipe import find_shards
     from tuner.export.loader import load_model

@@ -280,7 +280,7 @@ def _write_manifest(working: Path, recipe: Recipe, summaries: Sequence[ShardSumm
         "shards": [asdict(summary) for summary in summaries],
     }
     path = working / MANIFEST
-    path.write_text(json.dumps(manifest, indent=1))
+    path.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     sync(path)
     sync(working)
 

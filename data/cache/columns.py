@@ -150,7 +150,7 @@ def _lengths(offsets: NDArray[np.int64] | None) -> NDArray[np.int32] | None:
 def read_journal(working: Path) -> list[ShardSummary]:
     """Returns the shards that a build, running or killed, has written so far, without an unfinished last line."""
     try:
-        lines = (working / JOURNAL).read_text().splitlines()
+        lines = (working / JOURNAL).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return []
     summaries = []

@@ -264,7 +264,7 @@ def open_cache(
                 )
                 cache = Cache.load(folder)
     if cache.skipped and on_bad_shard == "fail":
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         raise_first_error([ShardSummary.from_json(entry) for entry in manifest["shards"]])
     refuse_too_many(cache.shards, max_bad_records)
     return cache
@@ -318,7 +318,7 @@ def find_cache(directory: Path, fingerprint: str, dtype: str) -> Cache | None:
     """
     for path in sorted(directory.glob(f"*/{MANIFEST}")):
         with suppress(OSError, ValueError, KeyError, TypeError, DataError):
-            manifest = json.loads(path.read_text())
+            manifest = json.loads(path.read_text(encoding="utf-8"))
             if manifest["fingerprint"].startswith(fingerprint) and manifest["dtype"] == dtype:
                 return Cache.load(path.parent)
     return None

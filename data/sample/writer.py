@@ -80,7 +80,7 @@ def write_splits(
         settings |= {"level": level, "num_frames": num_frames}
     if keys:
         settings["keys"] = dict(keys)
-    written = json.loads(marker.read_text()) if marker.exists() else {"settings": None, "files": {}}
+    written = json.loads(marker.read_text(encoding="utf-8")) if marker.exists() else {"settings": None, "files": {}}
     sizes = {path.name: path.stat().st_size for path in directory.glob("*.tfrecord")}
     largest = max(num_videos.values())
     if written["settings"] != settings or any(sizes.get(name) != size for name, size in written["files"].items()):
@@ -119,7 +119,7 @@ def write_splits(
 
 def _mark(marker: Path, settings: Mapping[str, Any] | None, files: Mapping[str, int]) -> None:
     with replacing(marker) as pending:
-        pending.write_text(json.dumps({"settings": settings, "files": files}, indent=1) + "\n")
+        pending.write_text(json.dumps({"settings": settings, "files": files}, indent=1) + "\n", encoding="utf-8")
 
 
 def write_shards(

@@ -18,7 +18,9 @@ from data.frames import decode
 from models import metrics
 from tests.support.commands import exit_code_of, refusal_of, run_command
 from tests.support.finished import FinishedSearch, videos, write_shard
+from tuner.errors import TunerError
 from tuner.export.loader import load_model
+from tuner.inference.predict import PredictedShard, write_csv
 from tuner.inference.ranking import best_classes
 
 CPU = torch.device("cpu")
@@ -175,3 +177,9 @@ def test_segments_are_refused_for_a_video_level_model(
     command = (exported, "--data", shard, "--output", tmp_path / "s.csv", "--segments")
     assert "--segments: the model takes features of whole videos" in refusal_of(capsys, "tuner.predict", *command)
     assert [path.name for path in tmp_path.iterdir()] == ["a.tfrecord"]
+
+
+def test_two_videos_with_one_id_are_refused_when_the_predictions_are_written(tmp_path: Path) -> None:
+    shard = PredictedShard([b"a"], np.zeros((1, 1), np.int64), np.zeros((1, 1)))
+    with pytest.raises(TunerError, match="two videos have the id a"):
+        write_csv(tmp_path / "out.csv", [shard, shard])

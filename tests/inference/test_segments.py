@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from data.errors import ShardError
 from tests.support.commands import refusal_of, run_command
-from tuner.errors import ConfigError
+from tuner.errors import ConfigError, TunerError
 from tuner.inference import segments
 from tuner.inference.segments import Ranking, Segment
 
@@ -184,3 +184,11 @@ def test_records_without_ratings_are_refused(tmp_path: Path) -> None:
     writer.close()
     with pytest.raises(ShardError, match="'segment_start_times': is missing: the record has no rated segments"):
         segments.ratings_of([str(tmp_path / "v.tfrecord")])
+
+
+def test_ids_with_spaces_are_refused_when_the_ranking_is_written(tmp_path: Path) -> None:
+    ranking = segments.Ranking([0], 1)
+    ranking.add([segments.Segment(b"a b", 0), segments.Segment(b"c", 5)], torch.zeros(2, 1))
+    with pytest.raises(TunerError, match=r"1 ids hold some: 'a b'"):
+        segments.write(tmp_path / "out.csv", ranking)
+    assert not (tmp_path / "out.csv").exists()

@@ -1,18 +1,18 @@
-"""What a driver that was killed has left on a Ray that goes on."""
+"""The way to a Ray that runs elsewhere."""
+
+import socket
 
 import pytest
 
-from tuner.storage.journal import Attempt
-from tuner.workers import connection, placement
+from tuner.errors import SearchError
+from tuner.workers import connection
 
 
-def test_groups_of_killed_drivers_are_removed_from_this_cluster_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    removed: list[str] = []
-    monkeypatch.setattr(placement, "remove", removed.append)
-    earlier = [
-        Attempt(cluster="session-1", job="01", scratch=None),
-        Attempt(cluster="session-0", job="02", scratch=None),
-        Attempt(cluster="session-1", job="03", scratch=None),
-    ]
-    connection.clean_up(earlier, Attempt(cluster="session-1", job="04", scratch=None))
-    assert removed == ["01", "03"]
+def test_a_cluster_that_is_gone_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # nobody listens there
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+        refused = pytest.raises(SearchError, match=f"no Ray answers at {address} .*--address local")
+        with refused, connection.connect(address):
+            pass
+    assert capsys.readouterr().out == f"connecting to the Ray at {address}\n"

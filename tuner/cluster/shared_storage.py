@@ -31,7 +31,7 @@ def check_shared(folder: Place) -> None:
     if len(nodes) < 2:
         return
     probe, text = folder / f".shared-{secrets.token_hex(4)}", secrets.token_hex(16)
-    probe.write_text(text)
+    probe.write_text(text, encoding="utf-8")
     read = ray.remote(num_cpus=0, max_retries=0)(_read)
     try:
         answers = {
@@ -60,7 +60,7 @@ def _read(probe: Place) -> tuple[str, str]:
     """The content of the probe on this node, and why the folder cannot be used here."""
     try:
         beside = probe.with_name(f"{probe.name}-{secrets.token_hex(4)}")
-        text = probe.read_text()
+        text = probe.read_text(encoding="utf-8")
         beside.touch()
         beside.unlink(missing_ok=True)
     except OSError as error:

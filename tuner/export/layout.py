@@ -39,7 +39,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         ModelFolderError: config.json is missing or damaged, or its format version is not supported.
     """
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         version = config["format"]
     except OSError as error:
         raise ModelFolderError(f"{folder}: is not an exported model ({CONFIG}: {error.strerror})") from error
@@ -58,7 +58,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def write_checksums(folder: Path) -> None:
     """Write the SHA-256 of every file of the folder to SHA256SUMS."""
     sums = {path.name: sha256(path) for path in sorted(folder.iterdir())}
-    (folder / CHECKSUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
+    (folder / CHECKSUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()), encoding="utf-8")
 
 
 def read_checksums(folder: Path) -> dict[str, str]:
@@ -71,7 +71,7 @@ def read_checksums(folder: Path) -> dict[str, str]:
         ModelFolderError: the file is missing or cannot be read.
     """
     try:
-        lines = (folder / CHECKSUMS).read_text().splitlines()
+        lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise ModelFolderError(f"{folder / CHECKSUMS}: is missing or unreadable; export the model again") from error
     return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
@@ -109,7 +109,7 @@ def check_target(folder: Place, search: SearchHistory, trial: TrialHistory | Non
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False  # an empty folder may be replaced
     try:
-        existing = json.loads((folder / CONFIG).read_text())
+        existing = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         exported = f"trial {existing['trial']['number']:03d}" if "trial" in existing else describe_trial(None)
         same_trial = existing.get("trial", {}).get("id") == (trial.id if trial else None)
         same = existing["search"] == search.id and same_trial

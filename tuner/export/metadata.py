@@ -28,7 +28,7 @@ def _write_statistics(folder: Path, contents: Contents) -> None:
 
 
 def _write_trial(folder: Path, contents: Contents) -> None:
-    (folder / TRIAL).write_text(contents.trial_yaml)
+    (folder / TRIAL).write_text(contents.trial_yaml, encoding="utf-8")
 
 
 def _write_classes(folder: Path, contents: Contents) -> None:
@@ -68,4 +68,4 @@ def trial_yaml(experiment: Experiment, trials: Sequence[TrialHistory]) -> str:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

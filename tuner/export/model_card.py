@@ -24,7 +24,9 @@ python -m tuner.embed MODEL_DIR --data 'test*.tfrecord' --output embeddings.parq
 
 def _write(folder: Path, contents: Contents) -> None:
     has_names = contents.class_names is not None
-    (folder / CARD).write_text(render(contents.config, contents.scores, contents.trial_yaml, has_names=has_names))
+    (folder / CARD).write_text(
+        render(contents.config, contents.scores, contents.trial_yaml, has_names=has_names), encoding="utf-8"
+    )
 
 
 FORMAT = Format(name=CARD, write=_write)

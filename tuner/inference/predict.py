@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tuner.errors import TunerError
 from tuner.export.loader import ExportedModel
-from tuner.inference.predictions import HEADER, TOP_K
+from tuner.inference.predictions import HEADER, TOP_K, printable
 from tuner.inference.ranking import best_classes
 from tuner.inference.streaming import BATCH_SIZE, batches_of, decoded_blocks
 from tuner.inference.text_files import open_text
@@ -69,11 +70,20 @@ def predict(
 
 
 def write_csv(path: Path, shards: Iterable[PredictedShard]) -> None:
-    """Write the predictions to a csv, plain or .gz, one shard after the other."""
+    """Write the predictions to a csv, plain or .gz, one shard after the other.
+
+    Raises:
+        TunerError: two videos have one id, so no reader could tell their rows apart.
+    """
+    seen: set[bytes] = set()
     with open_text(path, "wt") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(HEADER)
         for shard in shards:
+            for id in shard.ids:
+                if id in seen:
+                    raise TunerError(f"{path}: two videos have the id {printable(id)}; give shards that name each once")
+                seen.add(id)
             writer.writerows(map(_row, shard.ids, shard.classes_NK.tolist(), shard.probabilities_NK.tolist()))
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.schema import RATINGS, id_keys
-from tuner.errors import ConfigError, ModelFolderError
+from tuner.errors import ConfigError, ModelFolderError, TunerError
 from tuner.inference.ranking import sort_keys
 from tuner.inference.streaming import BATCH_SIZE, batches_of, decoded_blocks
 from tuner.inference.text_files import open_text, reading
@@ -112,6 +112,11 @@ class Ranking:
         self._keys_KN[:, self._num_held : self._num_held + keys_KS.shape[1]] = keys_KS
         self._num_held += keys_KS.shape[1]
 
+    @property
+    def videos(self) -> Sequence[bytes]:
+        """The ids of the videos that were added."""
+        return self._videos
+
     def rows(self) -> Iterator[tuple[int, list[Segment]]]:
         """Yield every class with its segments, best first."""
         for label, keys_N in zip(self._classes, self._keys_KN, strict=True):
@@ -157,7 +162,14 @@ def rank_segments(
 
 
 def write(path: Path, ranking: Ranking) -> None:
-    """Write a ranking to a csv, plain or .gz."""
+    """Write a ranking to a csv, plain or .gz.
+
+    Raises:
+        TunerError: an id has a space, at which a reader of the file would cut it in two.
+    """
+    if unsound := [id for id in ranking.videos if len(id.decode(errors="surrogateescape").split()) != 1]:
+        shown = ", ".join(repr(id.decode(errors="backslashreplace")) for id in unsound[:3])
+        raise TunerError(f"{path}: segments are separated by spaces, but {len(unsound)} ids hold some: {shown}")
     with open_text(path, "wt") as file:
         file.write(",".join(HEADER) + "\n")
         for label, segments in ranking.rows():

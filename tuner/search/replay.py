@@ -50,7 +50,7 @@ def _in_storage(trial_id: str, storage: Place, file: Path) -> Replay | None:
         search = journal.read(directory)
         if trial_id in search.trials:
             trial = search.trials[trial_id]
-            text = (directory / "experiment.yaml").read_text()
+            text = (directory / "experiment.yaml").read_text(encoding="utf-8")
             return Replay(
                 experiment=Experiment.from_yaml(text, search.experiment, file),
                 values=trial.values,

@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 def record_scores(journal: Journal, scored: Mapping[str, Any]) -> None:
     """Write what `tuner.inference.best_trial.score_best` has returned into the search's folder and its journal."""
     for split, table in scored["classes"].items():
-        (journal.directory / CLASSES.format(split)).write_text(table)
+        (journal.directory / CLASSES.format(split)).write_text(table, encoding="utf-8")
     journal.append("winner", id=scored["winner"], metrics=scored["scores"])
 
 
@@ -50,7 +50,7 @@ def conclude(journal: Journal, experiment: Experiment, data: Dataset, tracker: T
     tracker.log_winner(
         metrics=winner_metrics(search.winner["metrics"]),
         tags=winner_tags(best),
-        tables={table.name: table.read_text() for table in tables},
+        tables={table.name: table.read_text(encoding="utf-8") for table in tables},
         log_model=lambda run_id, uri: register_model(
             run_id,
             uri,

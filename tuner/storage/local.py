@@ -4,6 +4,7 @@ import errno
 import json
 import shutil
 import socket
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -84,7 +85,7 @@ class LocalLocation:
         except Timeout as error:
             known: dict[str, Any] = {}
             with suppress(OSError, ValueError):  # the owner is just writing or removing the file
-                known = json.loads(facts.read_text())
+                known = json.loads(facts.read_text(encoding="utf-8"))
             raise taken(describe(known), folder) from error
         except OSError as error:
             raise SearchError(f"{folder}: cannot be written ({error.strerror}); choose another --storage") from error
@@ -98,7 +99,7 @@ class LocalLocation:
                 )
 
         try:
-            facts.write_text(json.dumps(owner))
+            facts.write_text(json.dumps(owner), encoding="utf-8")
             yield still_ours
         finally:
             facts.unlink(missing_ok=True)
@@ -134,11 +135,26 @@ def replacing(output: Path) -> Iterator[Path]:
     Raises:
         TunerError: the file cannot be written.
     """
+    check_output(output)
+    try:
+        with atomic.replacing(output) as unfinished:
+            yield unfinished
+    except OSError as error:
+        raise TunerError(f"{output}: cannot be written: {error.strerror or error}") from error
+
+
+def check_output(output: Path) -> None:
+    """Check that a file can be written, before the work whose result it holds: a first byte is written beside it.
+
+    Raises:
+        TunerError: it is a folder, its folder is missing, read-only or full, or the user may not write there.
+    """
     if output.is_dir() or not output.parent.is_dir():
         reason = "it is a folder" if output.is_dir() else f"there is no folder {output.parent}"
         raise TunerError(f"{output}: cannot be written: {reason}")
     try:
-        with atomic.replacing(output) as unfinished:
-            yield unfinished
+        with tempfile.NamedTemporaryFile(dir=output.parent, prefix=".") as probe:
+            probe.write(b"\0")
+            probe.flush()
     except OSError as error:
         raise TunerError(f"{output}: cannot be written: {error.strerror or error}") from error

@@ -63,7 +63,9 @@ def save(directory: Place, *, model: dict[str, Tensor], training: dict[str, Any]
                 raise
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory)) from error
         files = {name: _describe(staging / name) for name in (WEIGHTS, TRAINING)}
-        (staging / MANIFEST).write_text(sealed({"version": VERSION, "settings": settings, "files": files}))
+        (staging / MANIFEST).write_text(
+            sealed({"version": VERSION, "settings": settings, "files": files}), encoding="utf-8"
+        )
 
 
 def load(directory: Path, *, settings: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

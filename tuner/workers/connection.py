@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -19,6 +20,7 @@ from tuner.workers import placement, ray_internals
 
 # Ray's objects of a search are configurations and reports, never data: the decoded shards are memory-mapped files.
 OBJECT_STORE_BYTES = 128 * 2**20
+JOIN_SECONDS = 15.0  # until a head that does not answer is given up
 # Ray's access token of this user.
 TOKEN_FILE = Path("~/.ray/auth_token")
 
@@ -80,7 +82,7 @@ def connect(address: str, print_line: Callable[[str], None] = print) -> Iterator
                 if scratch is not None:
                     _start_private(scratch)
                 else:
-                    _join(address)
+                    _join(address, print_line)
             attempt = Attempt(
                 cluster=ray.get_runtime_context().get_session_name(),
                 job=ray.get_runtime_context().get_job_id(),
@@ -113,8 +115,18 @@ def _sigterm_restored() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _join(address: str) -> None:
-    """Connect to a running Ray."""
+def _join(address: str, print_line: Callable[[str], None]) -> None:
+    """Connect to a running Ray; refuse a head that does not answer, for which Ray itself would wait for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():  # not `auto`, which Ray resolves
+        print_line(f"connecting to the Ray at {address}")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=JOIN_SECONDS).close()
+        except OSError as error:
+            raise SearchError(
+                f"no Ray answers at {address} ({error.strerror or error}); check --address and $RAY_ADDRESS, or use "
+                "--address local for a Ray of this search alone"
+            ) from error
     try:
         ray.init(address=address, log_to_driver=True)
     except (ConnectionError, RuntimeError, ValueError) as error:
