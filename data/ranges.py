@@ -74,6 +74,14 @@ Factor = Annotated[float, Range(0, 1e9)]  # of a term of the loss, which it swit
 Power = Annotated[float, Range(0, 4)]  # of ratios of counts: higher ones leave float32
 
 
+def is_whole(text: str) -> bool:
+    """Whether a text of a file is a whole number as programs write it.
+
+    `int` also takes `1_0`, ` 1` and the digits of other scripts, and refuses thousands of digits.
+    """
+    return text.isascii() and text.isdecimal() and len(text) <= 20
+
+
 def check_ranges(config: Any) -> None:
     """Check the numbers of a dataclass against the ranges that its fields declare.
 

@@ -14,7 +14,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from data.ranges import COUNT
+from data.ranges import COUNT, is_whole
 
 Level = Literal["video", "frame", "segment"]
 
@@ -144,6 +144,6 @@ def parse_feature(text: str) -> tuple[str, int]:
         ValueError: the text has another form.
     """
     name, equals, width = text.partition("=")
-    if not (name and equals and width.isdecimal() and COUNT.holds(int(width))):
+    if not (name and equals and is_whole(width) and COUNT.holds(int(width))):
         raise ValueError(f"{text!r} is not NAME=WIDTH, as in mean_rgb=1024, with a width {COUNT}")
     return name, int(width)

@@ -39,6 +39,7 @@ from data.cache.recipe import FORMAT, Recipe, Shard, find_each, fingerprint_of
 from data.cache.workers import map_in_order
 from data.errors import CacheError, DataError, ShardError
 from data.frames import decode_blocks, decode_together
+from data.ranges import is_whole
 from data.schema import Schema
 from data.tfrecord.framing import BLOCK_BYTES, count_records
 from data.tfrecord.shards import DecodedShard, Reading, joined, too_many
@@ -216,7 +217,7 @@ def default_workers() -> int:
     text = os.environ.get("TUNER_DECODE_WORKERS")
     if not text:
         return max(1, min(int(machine.cpus()), machine.memory() // _MEMORY_SHARE // _WORKER_BYTES))
-    if not (text.isdecimal() and int(text)):
+    if not (is_whole(text) and int(text)):
         raise CacheError(f"TUNER_DECODE_WORKERS must be a whole number above 0, but is {text!r}")
     return int(text)
 

@@ -22,7 +22,7 @@ from tests.support.commands import refusal_of, run_command
 from tests.support.finished import NAMES, FinishedSearch
 from tuner.config.experiment import load
 from tuner.errors import ModelFolderError, NothingToExport, SearchError
-from tuner.export import model_card, weights, writer
+from tuner.export import layout, model_card, weights, writer
 from tuner.export.checkpoints import best_checkpoint, discard_training_states, keep_statistics
 from tuner.export.formats import Contents
 from tuner.export.loader import load_model
@@ -335,6 +335,17 @@ def nothing(path: Path) -> None:
     path.write_text("")
 
 
+def too_deep(path: Path) -> None:
+    path.write_text("[" * 100_000)
+
+
+def unknown_dtype(path: Path) -> None:
+    """A change of the configuration by hand, with checksums that match it."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float8"}))
+    (path.parent / "SHA256SUMS").unlink()
+    layout.write_checksums(path.parent)
+
+
 def newer(path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
 
@@ -345,6 +356,8 @@ DAMAGE: list[tuple[str, Callable[[Path], None], str]] = [
     ("config.json", cut, "config.json: is damaged"),
     ("config.json", newer, "written in format 99, but this version of the program reads formats 2 and 3"),
     ("config.json", empty_list, "config.json: is damaged or not of an exported model"),
+    ("config.json", too_deep, "config.json: is damaged or not of an exported model"),
+    ("config.json", unknown_dtype, "dtype must be one of float16, float32, but got 'float8'"),
     ("model.safetensors", Path.unlink, "model.safetensors: is missing"),
     ("model.safetensors", flip, "model.safetensors: is damaged"),
     ("model.safetensors", cut, "model.safetensors: is damaged"),

@@ -116,6 +116,8 @@ def test_a_class_with_many_segments_is_one_line(tmp_path: Path) -> None:
         ("VideoId,LabelConfidencePairs\n", "s.csv: must begin with the line Class,Segments, but got 'VideoId,Lab"),
         ("", "s.csv: must begin with the line Class,Segments, but got ''"),
         ("Class,Segments\n1,a:0\nx,a:0\n", "s.csv:3: must begin with a class and a comma, but got 'x'"),
+        (f"Class,Segments\n{'9' * 5000},a:0\n", "s.csv:2: must begin with a class and a comma, but got '999"),
+        ("Class,Segments\n\u0663,a:0\n", "s.csv:2: must begin with a class and a comma, but got '\u0663'"),
         ("Class,Segments\n1\n", "s.csv:2: must begin with a class and a comma, but got '1'"),
         ("Class,Segments\n1,a:0\n1,b:0\n", "s.csv:3: must begin with a class and a comma, but got '1' a second time"),
         ("Class,Segments\n1,a:0 b\n", "s.csv:2: a segment must be video:start, as in u93s:15, but got 'b'"),

@@ -190,6 +190,7 @@ def rewritten(directory: Path, target: Path, change: Callable[[dict[str, Any]], 
     entries = [json.loads(line) for line in (directory / "journal.jsonl").read_text().splitlines()]
     for entry in entries:
         change(entry)
+        del entry["crc32c"]
     (target / directory.name).mkdir(parents=True)
     (target / directory.name / "journal.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     return target / directory.name

@@ -151,6 +151,41 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path, line: bytes, reas
             use(tmp_path)
 
 
+def test_a_changed_digit_and_a_line_that_is_gone_are_damage(tmp_path: Path) -> None:
+    opened = begin(tmp_path)
+    for number in range(3):
+        suggest(opened, number)
+    opened.close()
+    whole = (tmp_path / "journal.jsonl").read_bytes()
+    lines = whole.splitlines(keepends=True)
+    changed = [
+        (whole.replace(b'"planned": 4', b'"planned": 5'), 1),
+        (whole.replace(b'"x": 0.5', b'"x": 0.6', 1), 2),
+        (b"".join(lines[:2] + lines[3:]), 3),
+        (b"".join([*lines[:2], lines[1], *lines[2:]]), 3),
+        (b"".join([*lines[:3], lines[3].replace(b', "crc32c"', b', "crc32C"')]), 4),
+    ]
+    for content, line in changed:
+        (tmp_path / "journal.jsonl").write_bytes(content)
+        for use in (journal.read, Journal):
+            with pytest.raises(
+                SearchError, match=rf"journal\.jsonl:{line}: the journal is damaged \(its checksum is not"
+            ):
+                use(tmp_path)
+
+
+def test_a_journal_of_an_earlier_version_has_no_checksums_and_is_continued(tmp_path: Path) -> None:
+    begin(tmp_path).close()
+    (tmp_path / "journal.jsonl").write_text(json.dumps(FIRST) + "\n")
+    opened = Journal(tmp_path)
+    suggest(opened, 0)
+    opened.close()
+    again = Journal(tmp_path)
+    suggest(again, 1)
+    again.close()
+    assert list(journal.read(tmp_path).trials) == ["t0", "t1"]
+
+
 def test_a_journal_whose_first_entry_is_not_the_search_is_damaged(tmp_path: Path) -> None:
     (tmp_path / "journal.jsonl").write_text('{"type": "attempt", "job": "1"}\n')
     with pytest.raises(SearchError, match=r"journal\.jsonl:1: .*not of type search"):

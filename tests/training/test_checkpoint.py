@@ -72,6 +72,12 @@ def test_a_truncated_file_is_detected(saved: Path, name: str) -> None:
         checkpoint.load(saved, settings=SETTINGS)
 
 
+def test_a_manifest_that_is_nested_too_deeply_is_damaged(saved: Path) -> None:
+    (saved / "checkpoint.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointDamaged, match=r"checkpoint\.json: not readable"):
+        checkpoint.load(saved, settings=SETTINGS)
+
+
 def test_other_settings_are_named_with_both_values(saved: Path) -> None:
     others = {"model": {"hidden": 16, "towers": {"mean_rgb": 4}}, "seed": 1}
     with pytest.raises(CheckpointError, match=r"the checkpoint has other settings: model\.hidden: 8 -> 16$"):

@@ -1,5 +1,6 @@
 """A teacher's predictions: from shards into a file, and back by video id."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def test_the_file_has_the_documented_format(tmp_path: Path) -> None:
     }
     assert [bytes(row).rstrip(b"\0") for row in stored["ids"]] == sorted(IDS)
     with safe_open(path, framework="numpy") as file:
-        assert file.metadata().keys() == {"format", "num_classes", "model"}
+        assert file.metadata().keys() == {"format", "num_classes", "model", "crc32c"}
 
 
 def test_of_a_video_that_occurs_twice_the_first_predictions_are_used(tmp_path: Path) -> None:
@@ -89,9 +90,9 @@ def test_fewer_classes_are_kept_on_request(finished_search: FinishedSearch, expo
 
 
 def damaged(path: Path, **changes: Any) -> None:
-    with safe_open(path, framework="numpy") as file:
-        metadata = file.metadata()
-    save_file(load_file(path) | changes, path, metadata)
+    """As an earlier version wrote it, which knew no checksum."""
+    about = {"format": "teacher-1", "num_classes": "12", "model": json.dumps(MODEL)}
+    save_file(load_file(path) | changes, path, about)
 
 
 def test_a_file_of_another_format_is_refused_in_one_sentence(tmp_path: Path) -> None:
@@ -114,6 +115,39 @@ def test_a_file_of_another_format_is_refused_in_one_sentence(tmp_path: Path) -> 
         teacher.read(path, 12)
     with pytest.raises(ConfigError, match=r"nowhere: cannot be read as teacher predictions"):
         teacher.read(tmp_path / "nowhere", 12)
+
+
+def test_a_changed_byte_is_damage(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.safetensors")
+    whole = path.read_bytes()
+    begin = 8 + int.from_bytes(whole[:8], "little")
+    for at in (*range(begin, len(whole)), whole.index(b"tiny"), whole.index(b"teacher-2") + 8):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 3]) + whole[at + 1 :])
+        with pytest.raises(ConfigError, match=r"^\S+: "):
+            teacher.read(path, 12)
+
+
+def test_a_file_without_a_checksum_is_checked_for_what_no_teacher_writes(tmp_path: Path) -> None:
+    """As earlier versions wrote them."""
+    path = write(tmp_path / "t.safetensors")
+    arrays = load_file(path)
+    about = {"format": "teacher-1", "num_classes": "12", "model": json.dumps(MODEL)}
+    save_file(arrays, path, about)
+    assert teacher.read(path, 12).model == MODEL
+    for changes, told in (
+        ({"ids": arrays["ids"][::-1].copy()}, "its videos are not in ascending order"),
+        ({"probabilities": arrays["probabilities"] * np.float16(-1)}, "it has probabilities outside"),
+        ({"probabilities": arrays["probabilities"] * np.float16("nan")}, "it has probabilities outside"),
+    ):
+        save_file(arrays | changes, path, about)
+        with pytest.raises(ConfigError, match=told):
+            teacher.read(path, 12)
+    save_file(arrays, path, about | {"model": "[1]"})
+    with pytest.raises(ConfigError, match="does not say which model"):
+        teacher.read(path, 12)
+    save_file(arrays, path, about | {"format": "teacher-2"})
+    with pytest.raises(ConfigError, match="its checksum is not the one written"):
+        teacher.read(path, 12)
 
 
 def test_an_interrupted_write_leaves_no_file(exported: Path, tmp_path: Path) -> None:

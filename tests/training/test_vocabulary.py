@@ -62,6 +62,8 @@ def test_the_classes_of_2019_are_read(yt8m: Path) -> None:
         ("Index\n3\n99\n", r"c.csv:3: Index must be in \[0, 12\), but got '99'"),
         ("Index\n3\n3\n", "c.csv:3: names class 3 twice"),
         ("Index\nx\n", r"c.csv:2: Index must be in \[0, 12\), but got 'x'"),
+        (f"Index\n{'9' * 5000}\n", r"c.csv:2: Index must be in \[0, 12\), but got '999"),
+        ("Index\n\u0663\n", r"c.csv:2: Index must be in \[0, 12\), but got '\u0663'"),
         ("Index\n", "names no class"),
         ("", "lacks the column Index; its columns are: none"),
     ],

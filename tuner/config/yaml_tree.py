@@ -187,6 +187,8 @@ def parse(text: str, source: str, lines: bool = True) -> Node:
         raise ConfigError(f"{place}: is not valid yaml: {error.problem or error.context}{hint}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: is not valid yaml: {first_line(error)}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{source}: is not valid yaml: its blocks and lists are nested too deeply") from error
     problems.check()
     return node
 
@@ -248,6 +250,9 @@ class _Converter:
         if id(raw) in self._open:
             self._problems.add(Node(None, line, self._source), path, "the anchor contains itself")
             return Node(None, line, self._source)
+        if raw.tag not in (_TAG + "map", _TAG + "seq"):
+            self._problems.add(Node(None, line, self._source), path, f"a block or list cannot be read as {_kind(raw)}")
+            return Node(None, line, self._source)
         self._open.add(id(raw))
         value: Mapping[str, Node] | tuple[Node, ...]
         if isinstance(raw, yaml.MappingNode):
@@ -262,7 +267,7 @@ class _Converter:
         try:
             return replace(node, value=_scalar(raw.tag, raw.value))
         except ValueError:
-            self._problems.add(node, path, f"{raw.value!r} cannot be read as {raw.tag.removeprefix(_TAG)}")
+            self._problems.add(node, path, f"{raw.value!r:.80} cannot be read as {_kind(raw)}")
             return node
 
     def _convert_mapping(self, raw: yaml.MappingNode, path: str) -> Mapping[str, Node]:
@@ -270,10 +275,14 @@ class _Converter:
         merged: dict[str, Node] = {}
         for key, entry in raw.value:
             line = key.start_mark.line + 1 if self._lines else 0
-            if not isinstance(key, yaml.ScalarNode):
+            if not isinstance(key, yaml.ScalarNode) or not _is_scalar(key):
                 self._problems.add(Node(None, line, self._source), path, "a key must be a word")
             elif key.tag == _MERGE:
                 for block in entry.value if isinstance(entry, yaml.SequenceNode) else [entry]:
+                    if not isinstance(block, yaml.MappingNode):
+                        self._problems.add(
+                            Node(None, line, self._source), path, "<< takes a block, or a list of blocks"
+                        )
                     merged = dict(self.convert(block, path=path).entries) | merged
             elif key.value in own:
                 first = own[key.value].line
@@ -302,6 +311,18 @@ def _scalar(tag: str, text: str) -> Scalar:
         case "float":
             return float(re.sub(r"\.(?=inf|nan)", "", text.lower().replace("_", "")))
     raise ValueError(tag)
+
+
+def _is_scalar(raw: yaml.ScalarNode) -> bool:
+    try:
+        _scalar(raw.tag, raw.value)
+    except ValueError:
+        return False
+    return True
+
+
+def _kind(raw: yaml.Node) -> str:
+    return str(raw.tag).removeprefix(_TAG)
 
 
 def _tag(text: str) -> str:

@@ -41,9 +41,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         version = config["format"]
+        if not isinstance(config, dict):
+            raise TypeError("it must be an object")
     except OSError as error:
         raise ModelFolderError(f"{folder}: is not an exported model ({CONFIG}: {error.strerror})") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         reason = first_line(error)
         raise ModelFolderError(f"{folder / CONFIG}: is damaged or not of an exported model ({reason})") from error
     if version not in READABLE_VERSIONS:
@@ -51,7 +53,6 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder}: was written in format {version}, but this version of the program reads formats "
             f"{' and '.join(map(str, READABLE_VERSIONS))}; load it with the version that wrote it"
         )
-    assert isinstance(config, dict)
     return config
 
 
@@ -113,7 +114,7 @@ def check_target(folder: Place, search: SearchHistory, trial: TrialHistory | Non
         exported = f"trial {existing['trial']['number']:03d}" if "trial" in existing else describe_trial(None)
         same_trial = existing.get("trial", {}).get("id") == (trial.id if trial else None)
         same = existing["search"] == search.id and same_trial
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ModelFolderError(f"{folder} exists and is not an exported model: choose another folder") from None
     if not same:
         raise ModelFolderError(

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -35,6 +35,8 @@ from tuner.storage.stores import at, place
 from tuner.training import vocabulary
 from tuner.training.precision import Precision, forward
 
+Dtype = Literal["float16", "float32"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportedModel:
@@ -43,7 +45,7 @@ class ExportedModel:
     model: nn.Module  # in eval mode: float features [B, D] -> logits [B, C], or frames and mask -> logits [B, C]
     config: dict[str, Any]  # config.json
     schema: Schema  # what shards must hold: the features in the order of the model's columns, and the classes
-    dtype: Literal["float16", "float32"]  # features are rounded to this type, as in training
+    dtype: Dtype  # features are rounded to this type, as in training
     precision: Precision  # of the matrix products, as in training
     class_names: list[str] | None  # by class index; None if it was exported without a vocabulary
 
@@ -119,6 +121,9 @@ def _load_model(folder: Path, device: torch.device) -> ExportedModel:
         )
         model = _model_of(config["model"], Sizes.of(schema))
         model.load_state_dict(load_file(folder / WEIGHTS))
+        for name, known in (("dtype", get_args(Dtype)), ("precision", get_args(Precision))):
+            if config[name] not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, but got {config[name]!r}")
         return ExportedModel(
             model=model.to(device).eval(),
             config=config,

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from data.ranges import COUNT, is_whole
 from tuner.errors import ConfigError
 from tuner.inference.text_files import open_text, reading
 
@@ -106,14 +107,15 @@ def read(path: Path) -> StoredPredictions:
         id, pairs = fields[0].encode(errors="surrogateescape"), fields[1].split()
         listed = pairs[::2]
         try:
-            numbers, values = list(map(int, listed)), list(map(float, pairs[1::2]))
+            numbers, values = list(map(_class, listed)), list(map(_probability, pairs[1::2]))
         except ValueError as error:
             raise ConfigError(f"{path}:{line}: must list pairs of a class and its probability: {error}") from error
         if len(numbers) != len(values):
             raise ConfigError(f"{path}:{line}: the last class, {listed[-1]}, has no probability: the line is cut short")
-        if not all(0 <= value <= 1 for value in values) or min(numbers, default=0) < 0:
+        if not all(0 <= value <= 1 for value in values) or max(numbers, default=0) >= COUNT.high:
             raise ConfigError(
-                f"{path}:{line}: a class must be 0 or more and a probability in [0, 1], but got {fields[1]!r:.80}"
+                f"{path}:{line}: a class must be in [0, {COUNT.high:,}) and a probability in [0, 1], "
+                f"but got {fields[1]!r:.80}"
             )
         if len(set(numbers)) < len(numbers):
             raise ConfigError(f"{path}:{line}: a class is listed twice for video {printable(id)}")
@@ -130,6 +132,18 @@ def read(path: Path) -> StoredPredictions:
         classes=np.array(classes, np.int32),
         probabilities=np.array(probabilities, np.float64),
     )
+
+
+def _class(word: str) -> int:
+    if not is_whole(word):
+        raise ValueError(f"{word!r:.80} is no class")
+    return int(word)
+
+
+def _probability(word: str) -> float:
+    if not word.isascii() or "_" in word:
+        raise ValueError(f"{word!r:.80} is no number")
+    return float(word)
 
 
 def _lines(path: Path, header: tuple[str, str]) -> Iterator[tuple[int, list[str]]]:

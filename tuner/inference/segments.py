@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
+from data.ranges import is_whole
 from data.schema import RATINGS, id_keys
 from tuner.errors import ConfigError, ModelFolderError, TunerError
 from tuner.inference.ranking import sort_keys
@@ -192,8 +193,8 @@ def read(path: Path) -> dict[int, list[Segment]]:
             raise ConfigError(f"{path}: must begin with the line {','.join(HEADER)}, but got {header!r:.80}")
         for number, line in enumerate(file, start=2):
             label, comma, listed = line.strip().partition(",")
-            if not comma or not label.isdecimal() or int(label) in found:
-                again = " a second time" if label.isdecimal() and int(label) in found else ""
+            if not comma or not is_whole(label) or int(label) in found:
+                again = " a second time" if is_whole(label) and int(label) in found else ""
                 raise ConfigError(f"{path}:{number}: must begin with a class and a comma, but got {label!r:.80}{again}")
             found[int(label)] = [_segment(word, path, number) for word in listed.split()]
     return found

@@ -9,7 +9,9 @@ leader table replay the journal.
                                     trials/<trial>/   checkpoints of a trial
                                     ray.log           what Ray printed
 
-An entry is an object with `type`, `time` (seconds since 1970) and the fields of its type:
+An entry is an object with `type`, `time` (seconds since 1970), the fields of its type, and `crc32c`: the checksum of
+all lines so far, so that neither a changed digit nor a line that is gone is taken for another search. Journals of
+earlier versions have none.
 
     search      the first entry: version, id, experiment, overrides, fingerprint, planned, tracking_uri, baseline
     attempt     a driver begins: cluster, job, scratch, tracking_uri
@@ -25,10 +27,13 @@ An entry is an object with `type`, `time` (seconds since 1970) and the fields of
 """
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from crc32c import crc32c
 
 from tuner.errors import NothingToExport, SearchError
 from tuner.storage.append_log import lines
@@ -37,6 +42,7 @@ from tuner.storage.stores import at
 
 VERSION = 1
 FILE = "journal.jsonl"
+_CHECKSUM = re.compile(rb', "crc32c": ([0-9]+)}$')  # how a line ends
 Status = Literal["running", "finished", "failed"]
 
 
@@ -189,7 +195,7 @@ class Journal:
         self.directory, self.still_ours = directory, still_ours
         file = directory / FILE
         parts = at(file).log_parts()
-        self.search = _replay(file, parts)
+        self.search, self._checksum = _replay(file, parts)
         self._file = at(file).open_log(parts)
 
     def append(self, type: str, **fields: Any) -> None:
@@ -200,11 +206,14 @@ class Journal:
             ConfigError: the object store refuses the entry.
             UnreachableError: the folder or store does not answer; the entry may have been stored.
         """
-        line = json.dumps({"type": type, "time": round(time.time(), 3), **fields})
+        content = json.dumps({"type": type, "time": round(time.time(), 3), **fields}).encode()[:-1]
+        checksum = crc32c(content, self._checksum)
+        line = content + b', "crc32c": %d}' % checksum
         with store_errors(str(self.directory / FILE)):
             self.still_ours()
-            self._file.append(line.encode() + b"\n")
+            self._file.append(line + b"\n")
             self.still_ours()  # this process may have been suspended between the two: then the line does not count
+        self._checksum = checksum
         self.search = _apply(self.search, json.loads(line))  # as a replay will read it: lists for tuples
 
     def close(self) -> None:
@@ -226,27 +235,44 @@ def read(directory: Place) -> SearchHistory:
     Raises:
         SearchError: there is no journal, or a line before the last one is damaged.
     """
-    search = _replay(directory / FILE, at(directory / FILE).log_parts())
+    search, _ = _replay(directory / FILE, at(directory / FILE).log_parts())
     if search is None:
         raise SearchError(f"{directory / FILE}: there is no journal of a search")
     return search
 
 
-def _replay(path: Place, parts: Iterable[tuple[Place, bytes]]) -> SearchHistory | None:
-    search = None
+def _replay(path: Place, parts: Iterable[tuple[Place, bytes]]) -> tuple[SearchHistory | None, int]:
+    """The state after all lines, and their checksum; it is 0 where none has one."""
+    search, checksum = None, 0
     for position, line in lines(parts):
         try:
+            checksum = _checked(line, checksum)
             entry = json.loads(line)
-        except ValueError as error:  # not JSON, or not even text
+        except (ValueError, RecursionError) as error:  # not JSON, not even text, or not what was written
             raise SearchError(f"{position}: the journal is damaged ({error})") from error
         try:
             search = _apply(search, entry)
         except SearchError as error:
             raise SearchError(f"{path}: {error}") from error
-        except (AttributeError, KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise SearchError(f"{position}: the journal is damaged ({reason})") from error
-    return search
+    return search, checksum
+
+
+def _checked(line: bytes, before: int) -> int:
+    """The checksum of the lines up to this one; `before` is that of the lines before it.
+
+    Raises:
+        ValueError: it is not the one that was written.
+    """
+    end = _CHECKSUM.search(line)
+    if end is None and not before:
+        return 0  # of an earlier version
+    checksum = crc32c(line[: end.start() if end else None], before)
+    if end is None or checksum != int(end[1]):
+        raise ValueError("its checksum is not the one of the lines up to here")
+    return checksum
 
 
 def _apply(search: SearchHistory | None, entry: dict[str, Any]) -> SearchHistory:

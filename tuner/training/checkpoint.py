@@ -139,7 +139,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         version = manifest["version"]
         if text != sealed(manifest) and ("crc32c" in manifest or version == VERSION):
             raise ValueError("its checksum is not the one written with it")
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointDamaged(f"{path}: not readable ({error})") from error
     if version != VERSION:
         raise CheckpointError(f"{path}: version {version}, but this program reads version {VERSION}")

@@ -10,8 +10,8 @@ writes:
     classes        int32 [N, K]     the most probable classes of each video, the most probable first
     probabilities  float16 [N, K]   of these classes; every other class counts as 0
 
-The metadata name the format, the number of classes, the model and the data that the model was trained on. Reading the
-file runs no code.
+The metadata name the checksum of all this, the format, the number of classes, the model and the data that the model
+was trained on. Reading the file runs no code.
 
 Shapes   N videos   W bytes of the longest id   K classes listed for a video
 """
@@ -26,15 +26,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from crc32c import crc32c
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from tuner.errors import ConfigError, first_line
 
-FORMAT = "teacher-1"
+FORMAT = "teacher-2"
+FORMATS = ("teacher-1", FORMAT)  # that are read; the first one has no checksum
 TOP_K = 50  # as the winners of 2017 and 2018 used
 SUFFIX = ".safetensors"
+CHECKSUM = "crc32c"  # its key in the metadata
 AGAIN = "write it with `python -m tuner.predict MODEL_DIR --data SHARDS --output FILE.safetensors`"
 
 
@@ -78,7 +81,8 @@ def write(
         "classes": classes_NK.astype(np.int32)[rows],
         "probabilities": probabilities_NK.astype(np.float16)[rows],
     }
-    metadata = {"format": FORMAT, "num_classes": str(num_classes), "model": json.dumps(dict(model))}
+    about = {"format": FORMAT, "num_classes": str(num_classes), "model": json.dumps(dict(model))}
+    metadata = {**about, CHECKSUM: _checksum(about, tensors.values())}
     path.write_bytes(save(tensors, metadata))  # save_file would make it readable by its owner only
 
 
@@ -120,13 +124,25 @@ def read(path: str | Path, num_classes: int) -> Teacher:
     """
     with _opened(path, num_classes) as file:
         ids, classes_NK, probabilities_NK = map(file.get_tensor, ("ids", "classes", "probabilities"))
-        model = json.loads(file.metadata()["model"])
+        about = dict(file.metadata())
+        model = json.loads(about["model"])
+        checksum = about.pop(CHECKSUM, None)
     shapes = ids.dtype, ids.ndim, classes_NK.dtype, classes_NK.shape, probabilities_NK.dtype, len(ids)
     if shapes != (np.uint8, 2, np.int32, probabilities_NK.shape, np.float16, len(classes_NK)):
         raise ConfigError(f"{path}: damaged: its arrays do not fit each other; {AGAIN}")
+    sealed = about["format"] != FORMATS[0] or checksum is not None
+    if sealed and checksum != _checksum(about, (ids, classes_NK, probabilities_NK)):
+        raise ConfigError(f"{path}: damaged: its checksum is not the one written with it; {AGAIN}")
+    if not isinstance(model, dict):
+        raise ConfigError(f"{path}: damaged: it does not say which model made it; {AGAIN}")
+    known = _ids(ids)
+    if not (known[1:] > known[:-1]).all():
+        raise ConfigError(f"{path}: damaged: its videos are not in ascending order; {AGAIN}")
+    if not ((probabilities_NK >= 0) & (probabilities_NK <= 1)).all():
+        raise ConfigError(f"{path}: damaged: it has probabilities outside [0, 1]; {AGAIN}")
     if classes_NK.size and not 0 <= classes_NK.min() <= classes_NK.max() < num_classes:
         raise ConfigError(f"{path}: damaged: it names classes outside 0 to {num_classes - 1}; {AGAIN}")
-    return Teacher(ids=_ids(ids), classes_NK=classes_NK, probabilities_NK=probabilities_NK, model=model)
+    return Teacher(ids=known, classes_NK=classes_NK, probabilities_NK=probabilities_NK, model=model)
 
 
 @contextmanager
@@ -135,7 +151,7 @@ def _opened(path: str | Path, num_classes: int) -> Iterator[Any]:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
+            if metadata.get("format") not in FORMATS:
                 raise ConfigError(f"{path}: is not a file of teacher predictions; {AGAIN}")
             known = int(metadata["num_classes"])
             if known != num_classes:
@@ -146,6 +162,14 @@ def _opened(path: str | Path, num_classes: int) -> Iterator[Any]:
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise ConfigError(f"{path}: cannot be read as teacher predictions ({reason}); {AGAIN}") from error
+
+
+def _checksum(about: Mapping[str, str], arrays: Iterable[Any]) -> str:
+    """The checksum of the metadata and of the arrays, in the order in which the file's description names them."""
+    checksum = crc32c(json.dumps(about, sort_keys=True).encode())
+    for array in arrays:
+        checksum = crc32c(np.ascontiguousarray(array), checksum)
+    return str(checksum)
 
 
 def _rows(known: NDArray[np.bytes_], ids: NDArray[np.bytes_]) -> NDArray[np.int64]:

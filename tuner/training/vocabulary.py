@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from data.ranges import is_whole
 from tuner.errors import ConfigError
 
 INDEX, NAME, COUNT = "Index", "Name", "TrainVideoCount"
@@ -74,7 +75,7 @@ def write(path: Path, names: Sequence[str]) -> None:
 def _column(path: str | Path, num_classes: int, column: str, convert: Callable[[str], T]) -> list[T]:
     values: dict[int, T] = {}
     for line, index, (value,) in _rows(path, num_classes, [column]):
-        if convert is int and not value.isdecimal():
+        if convert is int and not is_whole(value):
             raise ConfigError(f"{path}:{line}: {column} must be a whole number, but got {value!r}")
         values[index] = convert(value)
     missing = [index for index in range(num_classes) if index not in values]
@@ -99,7 +100,7 @@ def _rows(path: str | Path, num_classes: int, columns: Sequence[str]) -> Iterato
                 )
             for row in rows:
                 index = row[INDEX] or ""
-                if not (index.isdecimal() and int(index) < num_classes):
+                if not (is_whole(index) and int(index) < num_classes):
                     rule = f"{INDEX} must be in [0, {num_classes})"
                     raise ConfigError(f"{path}:{rows.line_num}: {rule}, but got {index!r}")
                 if int(index) in seen:
