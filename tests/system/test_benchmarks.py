@@ -49,7 +49,14 @@ def test_every_benchmark_has_a_test_here() -> None:
     scripts = {path.stem for path in Path(PROJECT, "benchmarks").glob("*.py")}
     # These take minutes to hours: searches on a real Ray, many trials (few_labels), trials on real videos (ensemble).
     large = {"driver", "driver_calibration", "few_labels", "ensemble", "faults", "storm"}
-    assert scripts - large - {"card", "simulated_slots"} == TINY.keys() | {"compare"}
+    assert scripts - large - {"card", "simulated_slots", "fuzz"} == TINY.keys() | {"compare"}
+
+
+def test_no_changed_file_is_read_as_another_one_or_ends_in_a_traceback() -> None:
+    done = run("fuzz", "--minutes", "1", "--seed", "14")
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert (done.returncode, report["found"]) == (0, {}), done.stdout
+    assert all(sum(counted.values()) >= 10 for counted in report["by_kind"].values()), report
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""What benchmarks/fuzz.py changes, and what must hold for the changed files: a target for each kind of file."""
