@@ -27,7 +27,7 @@ from card import show
 from fuzzed.targets import Target, Wrong
 
 from data.errors import DataError
-from data.ranges import COUNT, HUGE, SEED, Range
+from data.ranges import HUGE, SEED, Range
 from tuner.errors import ConfigError, TunerError
 
 HANG = 30  # seconds that one case may take
@@ -118,11 +118,11 @@ def main() -> int:
     parser.add_argument("--minutes", type=Range(0, HUGE, "low").number, default=1.0, help="default: %(default)s")
     parser.add_argument("--seed", type=SEED.whole, default=1, help="default: %(default)s")
     parser.add_argument("--only", choices=kinds, metavar="KIND", help=f"one of: {', '.join(kinds)}")
-    parser.add_argument("--case", type=COUNT.whole, metavar="N", help="run this one again")
+    parser.add_argument("--case", type=SEED.whole, metavar="N", help="run this one again")
     options = parser.parse_args()
     started = time.monotonic()
     first = kinds.index(options.only) if options.only else 0
-    numbers = iter([options.case]) if options.case else count(first, len(kinds) if options.only else 1)
+    numbers = iter([options.case]) if options.case is not None else count(first, len(kinds) if options.only else 1)
     counts: dict[str, Counter[str]] = {kind: Counter() for kind in kinds}
     found: dict[str, list[int]] = {}
     for number, outcome, what in outcomes(options.seed, numbers, started + 60 * options.minutes):
