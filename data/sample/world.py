@@ -64,8 +64,8 @@ class World:
             schema=schema,
             log_frequency_C=-np.log(np.arange(C, dtype=np.float32) + 1.5),
             group_C=group_C,
-            directions_CL=directions_CL.astype(np.float32),
-            map_LD=map_LD.astype(np.float32),
+            directions_CL=_exact(directions_CL),
+            map_LD=_exact(map_LD),
             mean_D=rng.uniform(-0.04, 0.04, schema.width).astype(np.float32),
             noise_D=(deviation_D * 0.7).astype(np.float32),
         )
@@ -77,7 +77,7 @@ class World:
         latent_NL += _NOISE * rng.standard_normal(latent_NL.shape, np.float32)
         features_ND = rng.standard_normal((num_videos, self.schema.width), np.float32)
         features_ND *= self.noise_D
-        features_ND += latent_NL @ self.map_LD + self.mean_D
+        features_ND += self._mapped(latent_NL)
         features_ND.clip(-2, 2, out=features_ND)
         for labels_C, features_D in zip(labels_NC, features_ND, strict=True):
             yield np.flatnonzero(labels_C).tolist(), features_D
@@ -95,9 +95,18 @@ class World:
             latent_TL += _NOISE * rng.standard_normal(latent_TL.shape, np.float32)
             frames_TD = rng.standard_normal((num_frames, self.schema.width), np.float32)
             frames_TD *= self.noise_D
-            frames_TD += latent_TL @ self.map_LD + self.mean_D
+            frames_TD += self._mapped(latent_TL)
             ratings = self._ratings(labels, seen_TN, rng) if self.schema.level == "segment" else []
             yield FrameVideo(labels=labels.tolist(), bytes_TD=quantise(frames_TD), ratings=ratings)
+
+    def _mapped(self, latent_NL: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Returns the mean features_ND of latent vectors, the same to the last bit on every processor.
+
+        BLAS adds in an order that depends on the processor. Multiples of 2^-20 below 16 have products that are
+        multiples of 2^-40; sums of these below 2^13 are exact in float64, so their order does not matter.
+        """
+        product_ND = _exact(latent_NL).astype(np.float64) @ self.map_LD.astype(np.float64)
+        return product_ND.astype(np.float32) + self.mean_D
 
     def _ratings(
         self, labels: NDArray[np.int64], seen_TN: NDArray[np.bool_], rng: np.random.Generator
@@ -128,3 +137,8 @@ class World:
         labels_NC = np.zeros((num_videos, C), np.bool_)
         labels_NC[rows[:, None], order_NK] = np.arange(order_NK.shape[1]) < count_N[:, None]
         return labels_NC
+
+
+def _exact(values: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Returns the nearest multiples of 2^-20; the values must be below 16."""
+    return np.ldexp(np.rint(np.ldexp(values, 20)), -20).astype(np.float32)

@@ -52,7 +52,7 @@ def host_looks(action: Callable[[], Any]) -> dict[str, int]:
     """
     calls = _Calls()
     # The trace is on this thread and on those of backward; a thread that loads data is not in it.
-    with profile(activities=[ProfilerActivity.CPU]) as trace, calls:
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as trace, calls:
         action()
     operators = Counter(event.name for event in trace.events() if event.name in OPERATORS and not _within_fused(event))
     return dict(operators + calls.counts)

@@ -28,8 +28,14 @@ print(json.dumps([groups, actors]))
 """
 # Actors that Ray itself starts once for all users of a cluster.
 RAYS_OWN = {"_AutoscalingCoordinatorActor"}
-# A head asks for a token wherever this user has one; a node presents it only in this mode.
-WITH_TOKEN = {"RAY_AUTH_MODE": "token"} if Path("~/.ray/auth_token").expanduser().exists() else {}
+
+
+def with_token() -> dict[str, str]:
+    """Return the variables with which a node presents the user's token: a head asks for one where there is one.
+
+    The first private Ray of a user makes the token, so whether there is one may change between two tests.
+    """
+    return {"RAY_AUTH_MODE": "token"} if Path("~/.ray/auth_token").expanduser().exists() else {}
 
 
 @dataclass
@@ -65,7 +71,7 @@ class LongLivedRay:
             starter = subprocess.Popen(
                 [str(Path(sys.executable).parent / "ray"), *command],
                 cwd=self.place.folder,
-                env=self.place.environment | WITH_TOKEN,
+                env=self.place.environment | with_token(),
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -101,7 +107,7 @@ class LongLivedRay:
     def remaining(self) -> tuple[list[str], list[str]]:
         """Return the ids of all placement groups and the classes of all actors that still live."""
         # The State API needs RAY_ADDRESS where several Rays run on a machine.
-        place = Workplace(self.place.folder, variables={"RAY_ADDRESS": self.address, **WITH_TOKEN})
+        place = Workplace(self.place.folder, variables={"RAY_ADDRESS": self.address, **with_token()})
         done = place.python("-c", REMAINING.format(address=self.address))
         assert done.returncode == 0, done.stderr
         groups, actors = json.loads(done.stdout.splitlines()[-1])

@@ -35,6 +35,7 @@ def put(folder: Path) -> Path:
     """Copy the fixture into a folder, as if the search had run there; returns the search's own folder."""
     shutil.copy(FIXTURE / "experiments.yaml", folder)
     shutil.copytree(FIXTURE / "export", folder / "export")
+    shutil.copytree(FIXTURE / "shards", folder / "shards")
     search = folder / "storage" / "old" / ID
     shutil.copytree(FIXTURE / "search", search)
     for file in (search / "journal.jsonl", search / "experiment.yaml"):
@@ -49,7 +50,7 @@ def search(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def trained_on(tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Dataset]:
-    """The experiment of the search, and its shards, written again. Tests must not change them."""
+    """The experiment of the search, and its shards. Tests must not change them."""
     experiment = load(put(tmp_path_factory.mktemp("old")) / "experiment.yaml", None)
     return experiment, open_dataset(experiment.data)
 
@@ -111,7 +112,7 @@ def test_training_resumes_from_a_checkpoint_to_the_same_numbers(
     assert [resumed[epoch] for epoch in range(3, 31)] == pytest.approx(whole[2:], rel=1e-5)
 
 
-def test_the_sample_shards_equal_those_of_the_search(search: Path, trained_on: tuple[Experiment, Dataset]) -> None:
+def test_the_shards_have_the_fingerprint_of_the_search(search: Path, trained_on: tuple[Experiment, Dataset]) -> None:
     assert trained_on[1].fingerprint == journal.read(search).fingerprint == EXPECTED["fingerprint"]
 
 

