@@ -37,7 +37,7 @@ class SearchError(TunerError):
 
 
 class TrialDiverged(TunerError):
-    """The loss of a trial is not finite; its weights were not updated with it."""
+    """The loss of a trial is not finite, and its weights were not updated with it; or its model scores a video NaN."""
 
 
 class TrialCollapsed(TunerError):

@@ -88,12 +88,16 @@ def top_classes(logits_BC: Tensor, top_k: int) -> Tensor:
     return torch.from_numpy(np.take_along_axis(candidate_classes, best, axis=1))
 
 
+class NotANumber(ValueError):
+    """Scores hold a NaN, which ranks and compares above every number."""
+
+
 def refuse_nan(scores: NDArray[Any]) -> None:
-    """Refuses rows of best scores, one for each video, that hold a NaN: NaN ranks and compares above every number.
+    """Refuses rows of best scores, one for each video, that hold a NaN.
 
     Raises:
-        ValueError: says in how many videos.
+        NotANumber: says in how many videos.
     """
     num_videos = int(np.isnan(scores).any(axis=1).sum())
     if num_videos:
-        raise ValueError(f"logits must be numbers, but got NaN in {num_videos} of {len(scores)} videos")
+        raise NotANumber(f"logits must be numbers, but got NaN in {num_videos} of {len(scores)} videos")

@@ -308,8 +308,15 @@ def test_a_loss_that_is_not_finite_fails_the_trial_and_changes_no_weight(data: D
 
 
 def test_a_trial_with_a_far_too_large_learning_rate_diverges(data: Dataset) -> None:
-    wild = OptimizerConfig(kind="adam", learning_rate=1e38, schedule=STEADY)
-    with pytest.raises(TrialDiverged, match=r"learning rate 1e\+38"):
+    # Decoupled weight decay multiplies every weight by about 1e12 in each step: float32 ends at 3e38.
+    wild = OptimizerConfig(kind="adamw", learning_rate=1e6, weight_decay=1e6, schedule=STEADY)
+    with pytest.raises(TrialDiverged, match=r"the loss is not finite.*learning rate 1e\+06"):
+        run(trial(wild, batch_size=10), data)
+
+
+def test_a_trial_that_diverges_in_the_last_step_of_an_epoch_is_told_as_such(data: Dataset) -> None:
+    wild = OptimizerConfig(kind="adamw", learning_rate=1e6, weight_decay=1e6, schedule=STEADY)
+    with pytest.raises(TrialDiverged, match=r"the model has diverged: .*NaN in 90 of 90 videos"):
         run(trial(wild), data)
 
 

@@ -1,6 +1,7 @@
 """Scores a model on batches: the metrics of one pass over a split, on one rank or on several."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -9,6 +10,8 @@ from data.batches import Batches
 from data.schema import Schema
 from models.metrics import Accumulator
 from models.metrics.per_class import PerClass
+from models.metrics.top_classes import NotANumber
+from tuner.errors import TrialDiverged
 from tuner.training.precision import Precision, forward
 from tuner.training.ranks import ALONE, Ranks
 
@@ -43,11 +46,28 @@ def evaluate(
     Returns:
         gap, hit_at_1, perr, map, average_num_classes, precision, recall, calibration_error, loss (without weights and
         penalties), num_videos, and gap_at_K for each K; the same on every rank.
+
+    Raises:
+        TrialDiverged: the model of a rank gives NaN: its weights are not finite, or so large that they overflow.
     """
+    scores = ranks.together(lambda: _scores(model, batches, precision, classes))
+    if ranks.size > 1:
+        states = ranks.gather(None if scores is None else scores.state_dict())
+        first, *others = [Accumulator.from_state(state) for state in states if state is not None]
+        for other in others:
+            first.merge(other)
+        scores = first
+    assert scores is not None, "open_dataset refuses a split without videos"
+    with _diverged_at_nan():
+        return scores.compute(gap_at)
+
+
+def _scores(model: nn.Module, batches: Batches, precision: Precision, classes: PerClass | None) -> Accumulator | None:
+    """The scores of this rank's videos; None without videos."""
     was_training = model.training
     model.eval()
     scores: Accumulator | None = None
-    with torch.inference_mode():
+    with torch.inference_mode(), _diverged_at_nan():
         for batch in batches.epoch(0):
             logits_BC = forward(model, batch, precision)
             scores = scores or Accumulator(logits_BC.shape[1])
@@ -61,11 +81,13 @@ def evaluate(
                     rated_indices=batch.rated_indices,
                 )
     model.train(was_training)
-    if ranks.size > 1:
-        states = ranks.gather(None if scores is None else scores.state_dict())
-        first, *others = [Accumulator.from_state(state) for state in states if state is not None]
-        for other in others:
-            first.merge(other)
-        scores = first
-    assert scores is not None, "open_dataset refuses a split without videos"
-    return scores.compute(gap_at)
+    return scores
+
+
+@contextmanager
+def _diverged_at_nan() -> Iterator[None]:
+    """A step that diverges shows in its loss; the last one of an epoch shows here."""
+    try:
+        yield
+    except NotANumber as error:
+        raise TrialDiverged(f"the model has diverged: {error}") from error
