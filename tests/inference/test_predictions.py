@@ -309,7 +309,7 @@ def test_a_file_is_scored_without_a_model(finished_search: FinishedSearch, store
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
-    [([], "give MODEL_DIR, or --predictions FILE"), (["m", "--tolerance", "1"], "--tolerance is a difference")],
+    [([], "give MODEL_DIR, or --predictions FILE"), (["m", "--tolerance", "1"], "--tolerance: must be a number in")],
 )
 def test_missing_or_unusable_arguments_are_refused(capsys: Printed, arguments: list[str], told: str) -> None:
     assert run(*arguments, "--data", "x") == 2
