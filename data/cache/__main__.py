@@ -99,6 +99,7 @@ def _build_or_check(options: argparse.Namespace) -> None:
         if not was_built and cache.damaged():
             cache.remove_manifest()
             cache = _open(options, show)
+        cache.statistics(draw)
     seconds = time.perf_counter() - began
     _print_table(cache, f"built in {seconds:.1f} s" if was_built else f"existed; checked in {seconds:.1f} s")
 

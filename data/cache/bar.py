@@ -51,6 +51,7 @@ def build_bar(console: Console, *, lines: bool = True) -> Iterator[Callable[[Bui
 
         def show(progress: BuildProgress) -> None:
             activity = "another process decodes the shards" if progress.waiting_for_lock else "decoding shards"
+            activity = "computing statistics" if progress.summing else activity
             bar.update(
                 task,
                 description=f"{activity}: {progress.num_videos:,} videos",

@@ -36,6 +36,7 @@ from data.cache.columns import (
 from data.cache.eviction import GIGABYTE, available_bytes, evict
 from data.cache.progress import BuildProgress
 from data.cache.recipe import FORMAT, Recipe, Shard, find_each, fingerprint_of
+from data.cache.statistics import ByteMoments, Moments, Totals, moments_of
 from data.cache.workers import map_in_order
 from data.errors import CacheError, DataError, ShardError
 from data.frames import decode_blocks, decode_together
@@ -101,10 +102,10 @@ def build(
                             raise piece
                         files.skip(piece)
                     elif isinstance(piece, _Whole):
-                        files.append(piece.path, piece.content_hash, piece.part, piece.bad_records)
+                        files.append(piece.path, piece.content_hash, piece.part, piece.totals, piece.bad_records)
                         refuse_too_many(summaries, max_bad_records)
                     else:
-                        files.extend(piece)
+                        files.extend(piece.features, piece.moments)
                         continue
                     so_far = so_far.after(summaries[-1])
                     progress(so_far)
@@ -171,16 +172,25 @@ class _Job:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Ahead:
+    """Features ahead of the rest of their shard."""
+
+    features: NDArray[Any]
+    moments: Moments | ByteMoments
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Whole:
     """A decoded shard; of a large one the last features, which follow those that came before."""
 
     path: str
     content_hash: str
     part: Part
+    totals: Totals  # of the part
     bad_records: tuple[ShardError, ...]
 
 
-_Piece = NDArray[Any] | _Whole | ShardError  # features ahead of the rest of their shard, or the end of a shard
+_Piece = _Ahead | _Whole | ShardError  # the last two end a shard
 
 
 def _decoded(recipe: Recipe, num_done: int, max_bad_records: int, workers: int | None) -> Generator[_Piece]:
@@ -250,7 +260,8 @@ def _in_blocks(path: str, reading: Reading) -> Iterator[_Piece]:
     try:
         for block in decode_blocks(path, reading):
             if blocks:
-                yield blocks[-1].features_ND
+                features = blocks[-1].features_ND
+                yield _Ahead(features=features, moments=moments_of(features))
                 blocks[-1] = replace(blocks[-1], features_ND=block.features_ND[:0])
             blocks.append(block)
     except ShardError as error:
@@ -261,7 +272,10 @@ def _in_blocks(path: str, reading: Reading) -> Iterator[_Piece]:
 
 def _whole(path: str, shard: DecodedShard, reading: Reading) -> _Whole:
     part = Part.of(shard, columns_of(reading.schema, reading.dtype))
-    return _Whole(path=path, content_hash=shard.content_hash, part=part, bad_records=shard.bad_records)
+    totals = part.totals(reading.schema.num_classes)
+    return _Whole(
+        path=path, content_hash=shard.content_hash, part=part, totals=totals, bad_records=shard.bad_records
+    )
 
 
 def _write_manifest(working: Path, recipe: Recipe, summaries: Sequence[ShardSummary]) -> None:

@@ -28,11 +28,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.cache.recipe import Recipe
+from data.cache.statistics import ByteMoments, Moments, Totals, keep_totals, moments_of
 from data.errors import ShardError
 from data.schema import Schema
 from data.tfrecord.shards import DecodedShard
 
-JOURNAL, MANIFEST = "journal.jsonl", "manifest.json"
+JOURNAL, MANIFEST, STATISTICS = "journal.jsonl", "manifest.json", "statistics.npz"
 _PIECE = 1 << 24  # bytes per read call
 BUILDING = ".building"  # the ending of a cache's folder while it is built
 
@@ -127,6 +128,16 @@ class Part:
         }
         return cls(arrays={column.name: cast(NDArray[Any], arrays[column.name]) for column in columns})
 
+    def totals(self, num_classes: int) -> Totals:
+        """Sums up the features and counts the labels."""
+        return Totals.of(
+            self.arrays["features"],
+            num_videos=len(self.arrays["ids"]),
+            label_indices=self.arrays["label_indices"],
+            rated_indices=self.arrays.get("rated_indices"),
+            num_classes=num_classes,
+        )
+
     def checksum(self, value: int = 0) -> int:
         """Returns the CRC32C over the bytes of all arrays, one after the other, that continues from `value`."""
         for array in self.arrays.values():
@@ -149,17 +160,43 @@ def _lengths(offsets: NDArray[np.int64] | None) -> NDArray[np.int32] | None:
 
 def read_journal(working: Path) -> list[ShardSummary]:
     """Returns the shards that a build, running or killed, has written so far, without an unfinished last line."""
-    try:
-        lines = (working / JOURNAL).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    summaries = []
-    for line in lines:
+    return JournalReader(working).read()
+
+
+class JournalReader:
+    """Follows the journal of a build that may be running: each call reads on where the last one stopped.
+
+    Attributes:
+        restarted: whether the last call began with the first line, as it does when another build has begun.
+    """
+
+    def __init__(self, working: Path) -> None:
+        self._path = working / JOURNAL
+        self._read, self._number = 0, -1  # bytes of whole lines that were read, and the number of the file
+        self.restarted = True
+
+    def read(self) -> list[ShardSummary]:
+        """Returns the shards that were written since the last call."""
         try:
-            summaries.append(ShardSummary.from_json(json.loads(line)))
-        except (ValueError, TypeError, KeyError):
-            break
-    return summaries
+            with self._path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                self.restarted = status.st_ino != self._number or status.st_size < self._read
+                if self.restarted:
+                    self._read, self._number = 0, status.st_ino
+                file.seek(self._read)
+                lines = file.read().splitlines(keepends=True)
+        except FileNotFoundError:
+            return []
+        summaries = []
+        for line in lines:
+            try:
+                if not line.endswith(b"\n"):
+                    break
+                summaries.append(ShardSummary.from_json(json.loads(line)))
+            except (ValueError, TypeError, KeyError):
+                break
+            self._read += len(line)
+        return summaries
 
 
 class ColumnFiles:
@@ -167,6 +204,7 @@ class ColumnFiles:
 
     Attributes:
         summaries: the shards that the files hold; on entering those that an earlier build wrote as a whole.
+        totals: of these shards; None where there are none.
     """
 
     def __init__(self, working: Path, recipe: Recipe) -> None:
@@ -174,6 +212,7 @@ class ColumnFiles:
         self._columns = columns_of(recipe.schema, recipe.dtype)
         self._begun_checksum = 0
         self.summaries: list[ShardSummary] = []
+        self.totals: Totals | None = None
         self._begin()
 
     def __enter__(self) -> Self:
@@ -185,9 +224,10 @@ class ColumnFiles:
             self._journal = stack.enter_context(open(self._working / JOURNAL, "r+b"))
             self._write_headers()
             for summary in read_journal(self._working):
-                if not self._is_whole(summary):
+                if not self._is_next(summary) or (totals := self._totals(summary)) is None:
                     break
                 self.summaries.append(summary)
+                self._add(totals)
             self._truncate()
             self._stack = stack.pop_all()
         return self
@@ -195,19 +235,23 @@ class ColumnFiles:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def extend(self, features: NDArray[Any]) -> None:
+    def extend(self, features: NDArray[Any], moments: Moments | ByteMoments) -> None:
         """Writes the first features of a shard whose other rows follow; `append` or `skip` ends the shard."""
         self._files[self._columns[0].working].write(_bytes(features))
+        self._begun_moments.append(moments)
         self._begun.append((len(features), features.nbytes))
         self._begun_checksum = checksum(features, self._begun_checksum)
 
-    def append(self, path: str, content_hash: str, part: Part, bad_records: Sequence[ShardError] = ()) -> None:
+    def append(
+        self, path: str, content_hash: str, part: Part, totals: Totals, bad_records: Sequence[ShardError] = ()
+    ) -> None:
         """Writes a shard's rows after those of the other shards, then its line in the journal.
 
         Args:
             path: the shard.
             content_hash: of its records.
             part: its rows, without the features that `extend` has written.
+            totals: of the part.
             bad_records: those that were left out.
         """
         for column in self._columns:
@@ -227,6 +271,9 @@ class ColumnFiles:
             checksum=part.checksum(self._begun_checksum),
             bad_records=tuple((error.reason, error.offset, error.key) for error in bad_records),
         )
+        for moments in self._begun_moments:
+            totals = totals.with_moments(moments)
+        self._add(totals)
         self._note(summary)
 
     def skip(self, error: ShardError) -> None:
@@ -237,7 +284,7 @@ class ColumnFiles:
         self._note(ShardSummary(path=error.path, error=(error.reason, error.offset, error.key)))
 
     def finish(self) -> None:
-        """Writes the numbers of rows, the offsets and the ids, and flushes all finished columns to the disk."""
+        """Writes the numbers of rows, the offsets, the ids and the statistics, and flushes them to the disk."""
         self._write_headers()
         for column in self._columns:
             if column.name.endswith("_lengths"):
@@ -246,6 +293,11 @@ class ColumnFiles:
             elif column.name == "ids":
                 np.save(self._working / column.finished, self._all_ids(column))
             sync(self._working / column.finished)
+        if self.totals is not None:
+            keep_totals(self._working / STATISTICS, self.totals)
+
+    def _add(self, totals: Totals) -> None:
+        self.totals = totals if self.totals is None else self.totals.merge(totals)
 
     def _note(self, summary: ShardSummary) -> None:
         self._journal.write(_line(summary))
@@ -256,6 +308,7 @@ class ColumnFiles:
     def _begin(self) -> None:
         """Begins a shard."""
         self._begun: list[tuple[int, int]] = []  # rows and bytes of the features that were written ahead of the rest
+        self._begun_moments: list[Moments | ByteMoments] = []
         self._begun_checksum = 0
 
     def _write_headers(self) -> None:
@@ -270,19 +323,34 @@ class ColumnFiles:
                 np.lib.format.write_array_header_1_0(file, header)
                 file.flush()
 
-    def _is_whole(self, summary: ShardSummary) -> bool:
-        """Reads the rows of the recipe's next shard; returns whether they have the checksum of its line."""
-        if (
-            len(self.summaries) == len(self._recipe.shards)
-            or summary.path != self._recipe.shards[len(self.summaries)].path
-        ):
-            return False
-        value = 0
+    def _is_next(self, summary: ShardSummary) -> bool:
+        """Whether this is the recipe's next shard."""
+        done = len(self.summaries)
+        return done < len(self._recipe.shards) and summary.path == self._recipe.shards[done].path
+
+    def _totals(self, summary: ShardSummary) -> Totals | None:
+        """Reads the rows of a shard, in pieces; returns None unless they have the checksum of its line."""
+        value, moments, arrays = 0, None, {}
         for column in self._columns:
-            left = column.num_bytes(summary)
-            while data := self._files[column.working].read(min(left, _PIECE)):
+            row_bytes = (column.width or 1) * column.dtype_in(summary).itemsize
+            left, pieces = column.num_bytes(summary), []
+            while data := self._files[column.working].read(min(left, max(_PIECE // row_bytes, 1) * row_bytes)):
                 value, left = crc32c.crc32c(data, value), left - len(data)
-        return value == summary.checksum
+                if left % row_bytes:
+                    return None
+                values = np.frombuffer(data, column.dtype_in(summary))
+                if column.name == "features":
+                    found = moments_of(values.reshape(-1, self._recipe.schema.width))
+                    moments = found if moments is None else moments.merge(found)  # type: ignore[arg-type]  # one level
+                else:
+                    pieces.append(values)
+            arrays[column.name] = np.concatenate(pieces or [np.zeros(0, column.dtype_in(summary))])
+        if value != summary.checksum:
+            return None
+        schema = self._recipe.schema
+        arrays["features"] = np.zeros((0, schema.width), self._columns[0].dtype)
+        totals = Part(arrays=arrays).totals(schema.num_classes)
+        return totals if moments is None else totals.with_moments(moments)
 
     def _truncate(self) -> None:
         """Truncates every file after the last whole shard and seeks to its end."""

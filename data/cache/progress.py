@@ -16,7 +16,8 @@ class BuildProgress:
     shards_total: int
     num_videos: int  # in the shards done
     num_skipped: int
-    waiting_for_lock: bool = False  # another process builds the cache
+    waiting_for_lock: bool = False  # another process builds the cache, or sums it up
+    summing: bool = False  # the shards are decoded, and their statistics are computed
     removed: tuple[str, ...] = ()  # older caches that were removed to free space for this one, a sentence each
 
     @classmethod

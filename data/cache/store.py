@@ -17,8 +17,9 @@ import shutil
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -28,16 +29,17 @@ from numpy.typing import NDArray
 
 from data import access
 from data.cache.build import build, raise_first_error, refuse_too_many, working_directory
-from data.cache.columns import MANIFEST, Column, Part, ShardSummary, columns_of, read_journal
+from data.cache.columns import MANIFEST, STATISTICS, Column, JournalReader, Part, ShardSummary, columns_of
 from data.cache.eviction import hold
 from data.cache.progress import BuildProgress
 from data.cache.recipe import FORMAT, Recipe, about_empty, find_each
-from data.cache.statistics import Statistics, keep_statistics, kept_statistics, statistics_of
+from data.cache.statistics import Statistics, Totals, keep_totals, kept_statistics, kept_totals
 from data.errors import CacheError, DataError, NoShardsError, ShardError
 from data.schema import MAX_BAD_RECORDS, MAX_FRAMES, Schema
 from data.tfrecord.shards import DecodedShard
 
-_POLL_SECONDS = 0.1  # between two looks at another process's build
+_POLL_SECONDS = 0.1  # between the first two looks at another process's build; the pauses grow
+_LONGEST_POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -79,14 +81,42 @@ class Cache:
             *about_empty([shard.path for shard in self.shards if not shard.num_videos], len(self.shards)),
         ]
 
-    def statistics(self) -> Statistics:
-        """Returns mean, variance and label counts over all videos; the first call stores them in the folder."""
-        path = self.directory / "statistics.npz"
-        if (kept := kept_statistics(path, rated=self.rated_indices is not None)) is not None:
+    def statistics(self, progress: Callable[[BuildProgress], None] | None = None) -> Statistics:
+        """Returns mean, variance and label counts over all videos, as `totals` stores them."""
+        kept = kept_statistics(self.directory / STATISTICS, rated=self.rated_indices is not None)
+        return kept or self.totals(progress).statistics()
+
+    def totals(self, progress: Callable[[BuildProgress], None] | None = None) -> Totals:
+        """Returns the mergeable form of `statistics`.
+
+        A build stores it. Of a cache of an earlier version it is computed once for all processes of the node, while
+        `progress` is called after every shard.
+        """
+        path, rated = self.directory / STATISTICS, self.rated_indices is not None
+        report = progress or (lambda _: None)
+        if (kept := kept_totals(path, rated)) is not None:
             return kept
-        statistics = statistics_of(self, self.schema.num_classes)
-        keep_statistics(path, statistics)
-        return statistics
+        with ExitStack() as stack:
+            with suppress(OSError):  # a folder that this user may only read
+                stack.enter_context(_locked(self.directory, len(self.shards), report))
+            if (kept := kept_totals(path, rated)) is not None:  # another process was faster
+                return kept
+            totals = self._summed_up(report)
+            with suppress(OSError):  # a full or read-only disk: the next process computes them again
+                keep_totals(path, totals)
+        return totals
+
+    def _summed_up(self, report: Callable[[BuildProgress], None]) -> Totals:
+        access.read_in_order(self.features_ND)
+        columns, row = columns_of(self.schema, str(self.features_ND.dtype)), 0
+        so_far = replace(BuildProgress.of((), len(self.shards)), summing=True)
+        totals = self._part(0, ShardSummary(path=""), columns).totals(self.schema.num_classes)
+        for shard in self.shards:
+            totals = totals.merge(self._part(row, shard, columns).totals(self.schema.num_classes))
+            row += shard.num_videos
+            so_far = so_far.after(shard)
+            report(so_far)
+        return totals
 
     def damaged(self) -> list[str]:
         """Reads all columns; returns the shards whose rows are not what was decoded, none on a healthy disk."""
@@ -294,14 +324,19 @@ def built_cache(
 def _locked(folder: Path, num_shards: int, report: Callable[[BuildProgress], None]) -> Iterator[None]:
     """Holds the lock of one cache; reports the other process's progress while it waits for the lock."""
     lock = FileLock(folder.with_name(folder.name + ".lock"))
+    journal = JournalReader(working_directory(folder))
+    begun = so_far = BuildProgress.of((), num_shards, waiting_for_lock=True)
+    pause = _POLL_SECONDS
     while True:
         try:
             lock.acquire(timeout=0)
             break
         except Timeout:
-            summaries = read_journal(working_directory(folder))
-            report(BuildProgress.of(summaries, num_shards, waiting_for_lock=True))
-            time.sleep(_POLL_SECONDS)
+            written = journal.read()
+            so_far = reduce(BuildProgress.after, written, begun if journal.restarted else so_far)
+            report(so_far)
+            time.sleep(pause)
+            pause = min(1.1 * pause, _LONGEST_POLL_SECONDS)
     try:
         yield
     finally:

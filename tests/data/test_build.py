@@ -305,6 +305,39 @@ def test_a_waiting_process_sees_the_progress_of_the_other(shards, folder):
     assert reports[0].shards_total == 5
 
 
+def test_the_journal_is_read_on_where_the_last_look_stopped(shards, folder, monkeypatch):
+    """Also after half a line, and after another build has begun."""
+    Decodings(monkeypatch, stop_after=3)
+    with pytest.raises(KeyboardInterrupt):
+        open_cache(shards, SCHEMA, folder)
+    (working,) = folder.glob("*.building")
+    journal = working / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(lines[0] + lines[1][:20])
+    reader = columns.JournalReader(working)
+    assert [shard.path for shard in reader.read()] == shards[:1] and reader.restarted
+    journal.write_bytes(lines[0] + lines[1][:-1])
+    assert reader.read() == [] and not reader.restarted
+    journal.write_bytes(b"".join(lines))
+    monkeypatch.setattr(columns.json, "loads", Counted(json.loads))
+    assert [shard.path for shard in reader.read()] == shards[1:3] and not reader.restarted
+    assert columns.json.loads.calls == 2
+    monkeypatch.undo()
+    journal.write_bytes(lines[0])
+    assert [shard.path for shard in reader.read()] == shards[:1] and reader.restarted
+
+
+class Counted:
+    """Counts the calls of a function."""
+
+    def __init__(self, function):
+        self.function, self.calls = function, 0
+
+    def __call__(self, *arguments):
+        self.calls += 1
+        return self.function(*arguments)
+
+
 # Processes, whatever starts them
 
 

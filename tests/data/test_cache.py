@@ -3,6 +3,8 @@
 import os
 import pickle
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +44,9 @@ def test_processes_and_none_build_the_same_cache(shards, folder, workers):
     assert_holds(cached, shards)
     assert [shard.num_videos for shard in cached.shards] == [3, 4, 5, 6, 7]
     assert cached.num_bytes == sum((cached.directory / name).stat().st_size for name in COLUMNS)
-    assert sorted(path.name for path in cached.directory.iterdir()) == sorted([*COLUMNS, "manifest.json"])
+    assert sorted(path.name for path in cached.directory.iterdir()) == sorted(
+        [*COLUMNS, "manifest.json", "statistics.npz"]
+    )
 
 
 def test_a_split_without_videos_is_a_cache_of_none(tmp_path, folder):
@@ -88,21 +92,63 @@ def test_labels_are_required_unless_told_otherwise(tmp_path, folder):
     assert cached.label_offsets[1] == cached.label_offsets[2] > 0
 
 
-def test_statistics_are_computed_once_and_kept(shards, folder, monkeypatch):
+def summed_up(monkeypatch):
+    """Counts the passes over the features of a cache."""
+    passes, original = [], Cache._summed_up
+    monkeypatch.setattr(Cache, "_summed_up", lambda self, report: passes.append(1) or original(self, report))
+    return passes
+
+
+def test_statistics_are_summed_up_while_shards_are_decoded(shards, folder, monkeypatch):
+    passes = summed_up(monkeypatch)
+    cached = open_cache(shards, SCHEMA, folder, workers=2)
+    statistics = cached.statistics()
+    assert passes == []
+    wide_ND = cached.features_ND.astype(np.float64)
+    np.testing.assert_array_equal(statistics.mean_D, wide_ND.mean(axis=0).astype(np.float32))
+    np.testing.assert_allclose(statistics.variance_D, wide_ND.var(axis=0), rtol=1e-6)
+    np.testing.assert_array_equal(statistics.label_counts_C, np.bincount(cached.label_indices, minlength=7))
+    again = open_cache(shards, SCHEMA, folder / "alone", workers=1).statistics()
+    np.testing.assert_array_equal(statistics.variance_D, again.variance_D)
+
+
+@pytest.mark.parametrize("damage", ["missing", "damaged"])
+def test_statistics_that_are_missing_are_computed_once_and_said(shards, folder, monkeypatch, damage):
+    """A cache of an earlier version has none before they are asked for."""
+    passes, reports = summed_up(monkeypatch), []
     cached = open_cache(shards, SCHEMA, folder)
-    first = cached.statistics()
-    np.testing.assert_allclose(first.mean_D, cached.features_ND.astype(np.float64).mean(axis=0), rtol=1e-6)
-    monkeypatch.setattr(store, "statistics_of", None)
-    second = open_cache(shards, SCHEMA, folder).statistics()
-    np.testing.assert_array_equal(first.variance_D, second.variance_D)
-    np.testing.assert_array_equal(first.label_counts_C, second.label_counts_C)
-    monkeypatch.undo()
-    (cached.directory / "statistics.npz").write_bytes(b"damaged")
-    np.testing.assert_array_equal(cached.statistics().mean_D, first.mean_D)
+    first = cached.totals()
+    path = cached.directory / "statistics.npz"
+    path.unlink() if damage == "missing" else path.write_bytes(b"damaged")
+    second = cached.statistics(reports.append)
+    np.testing.assert_array_equal(first.statistics().mean_D, second.mean_D)
+    np.testing.assert_array_equal(first.statistics().variance_D, second.variance_D)
+    assert [report.shards_done for report in reports] == [1, 2, 3, 4, 5] and reports[-1].summing
+    np.testing.assert_array_equal(
+        open_cache(shards, SCHEMA, folder).totals().moments.squares_D, first.moments.squares_D
+    )
+    assert len(passes) == 1
+
+
+def test_statistics_are_computed_by_one_process_at_a_time(shards, folder, monkeypatch):
+    passes = summed_up(monkeypatch)
+    cached = open_cache(shards, SCHEMA, folder)
+    (cached.directory / "statistics.npz").unlink()
+    together = threading.Barrier(2)
+
+    def compute():
+        together.wait()
+        return open_cache(shards, SCHEMA, folder).statistics()
+
+    with ThreadPoolExecutor(2) as threads:
+        one, other = (threads.submit(compute) for _ in range(2))
+        np.testing.assert_array_equal(one.result().mean_D, other.result().mean_D)
+    assert len(passes) == 1
 
 
 def test_statistics_are_computed_on_a_full_disk_too(shards, folder, monkeypatch):
     cached = open_cache(shards, SCHEMA, folder)
+    (cached.directory / "statistics.npz").unlink()
 
     def full(*arguments, **settings):
         raise OSError(28, "No space left on device")

@@ -209,7 +209,7 @@ def open_dataset(
         validate_rows=rows,
         labelled_rows=None,
         sizes=config.sizes,
-        statistics=feature_statistics(train.statistics()),
+        statistics=feature_statistics(train.statistics(progress)),
         vocabulary=config.vocabulary,
         residency=Residency(config.resident),
     )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from data.batches import Batch, Batches
-from data.cache.statistics import Moments
+from data.cache.statistics import statistics_of
 from data.residency import Residency
 from data.sampling import ALL, FramesConfig
 from models import FeatureStatistics, FusedEncoder, Sizes
@@ -55,7 +55,7 @@ class Embeddings:
     @cached_property
     def statistics(self) -> FeatureStatistics:
         """The moments of every unit of the embedding, and the label counts."""
-        return feature_statistics(Moments.of_columns(self, self.num_classes).statistics())
+        return feature_statistics(statistics_of(self, self.num_classes))
 
     def train_batches(
         self, batch_size: int, seed: int, device: torch.device, ranks: Ranks = ALONE, frames: FramesConfig = ALL
