@@ -28,12 +28,12 @@ from data.cache.columns import (
     MANIFEST,
     ColumnFiles,
     Part,
-    ShardSummary,
     columns_of,
     remove_working_files,
     sync,
 )
 from data.cache.eviction import GIGABYTE, available_bytes, evict
+from data.cache.journal import ShardSummary
 from data.cache.progress import BuildProgress
 from data.cache.recipe import FORMAT, Recipe, Shard, find_each, fingerprint_of
 from data.cache.statistics import ByteMoments, Moments, Totals, moments_of
@@ -273,9 +273,7 @@ def _in_blocks(path: str, reading: Reading) -> Iterator[_Piece]:
 def _whole(path: str, shard: DecodedShard, reading: Reading) -> _Whole:
     part = Part.of(shard, columns_of(reading.schema, reading.dtype))
     totals = part.totals(reading.schema.num_classes)
-    return _Whole(
-        path=path, content_hash=shard.content_hash, part=part, totals=totals, bad_records=shard.bad_records
-    )
+    return _Whole(path=path, content_hash=shard.content_hash, part=part, totals=totals, bad_records=shard.bad_records)
 
 
 def _write_manifest(working: Path, recipe: Recipe, summaries: Sequence[ShardSummary]) -> None:

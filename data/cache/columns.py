@@ -9,17 +9,16 @@
     ids.bin              ids of each shard, as wide as its longest -> ids.npy at the end
 
 N counts examples: videos, or at segment level rated segments. `Column` describes one of these files, `Part` holds the
-rows of one shard, `ShardSummary` is the shard's line in the journal, and `ColumnFiles` writes the files. The manifest
-of a finished cache lists its columns with their sizes, and its shards.
+rows of one shard, and `ColumnFiles` writes the files and the journal (data/cache/journal.py). The manifest of a
+finished cache lists its columns with their sizes, and its shards.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -27,45 +26,16 @@ import crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from data.cache.journal import JOURNAL, ShardSummary, line_of, read_journal
 from data.cache.recipe import Recipe
 from data.cache.statistics import ByteMoments, Moments, Totals, keep_totals, moments_of
 from data.errors import ShardError
 from data.schema import Schema
 from data.tfrecord.shards import DecodedShard
 
-JOURNAL, MANIFEST, STATISTICS = "journal.jsonl", "manifest.json", "statistics.npz"
+MANIFEST, STATISTICS = "manifest.json", "statistics.npz"
 _PIECE = 1 << 24  # bytes per read call
 BUILDING = ".building"  # the ending of a cache's folder while it is built
-
-
-_Error = tuple[str, int | None, str | None]  # reason, offset and key of a ShardError
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShardSummary:
-    """What the cache holds of a shard: a line of the journal, an entry of the manifest."""
-
-    path: str
-    num_videos: int = 0
-    num_labels: int = 0
-    num_frames: int = 0
-    num_rated: int = 0
-    id_width: int = 1  # bytes of the longest id
-    content_hash: str = ""
-    checksum: int = 0  # CRC32C of the shard's bytes in the columns
-    bad_records: tuple[_Error, ...] = ()  # those that were left out
-    error: _Error | None = None  # the shard was skipped
-
-    @classmethod
-    def from_json(cls, line: dict[str, Any]) -> Self:
-        """Reads a line of the journal or an entry of the manifest."""
-        error = line["error"]
-        bad_records = tuple(map(tuple, line.get("bad_records", ())))
-        return cls(**line | {"error": None if error is None else tuple(error), "bad_records": bad_records})
-
-    def shard_error(self) -> ShardError | None:
-        """Returns the error for which the shard was skipped; None: it was not."""
-        return None if self.error is None else ShardError(self.path, *self.error)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,47 +126,6 @@ def _bytes(array: NDArray[Any]) -> memoryview:
 
 def _lengths(offsets: NDArray[np.int64] | None) -> NDArray[np.int32] | None:
     return None if offsets is None else np.diff(offsets).astype(np.int32)
-
-
-def read_journal(working: Path) -> list[ShardSummary]:
-    """Returns the shards that a build, running or killed, has written so far, without an unfinished last line."""
-    return JournalReader(working).read()
-
-
-class JournalReader:
-    """Follows the journal of a build that may be running: each call reads on where the last one stopped.
-
-    Attributes:
-        restarted: whether the last call began with the first line, as it does when another build has begun.
-    """
-
-    def __init__(self, working: Path) -> None:
-        self._path = working / JOURNAL
-        self._read, self._number = 0, -1  # bytes of whole lines that were read, and the number of the file
-        self.restarted = True
-
-    def read(self) -> list[ShardSummary]:
-        """Returns the shards that were written since the last call."""
-        try:
-            with self._path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                self.restarted = status.st_ino != self._number or status.st_size < self._read
-                if self.restarted:
-                    self._read, self._number = 0, status.st_ino
-                file.seek(self._read)
-                lines = file.read().splitlines(keepends=True)
-        except FileNotFoundError:
-            return []
-        summaries = []
-        for line in lines:
-            try:
-                if not line.endswith(b"\n"):
-                    break
-                summaries.append(ShardSummary.from_json(json.loads(line)))
-            except (ValueError, TypeError, KeyError):
-                break
-            self._read += len(line)
-        return summaries
 
 
 class ColumnFiles:
@@ -300,7 +229,7 @@ class ColumnFiles:
         self.totals = totals if self.totals is None else self.totals.merge(totals)
 
     def _note(self, summary: ShardSummary) -> None:
-        self._journal.write(_line(summary))
+        self._journal.write(line_of(summary))
         self._journal.flush()
         self.summaries.append(summary)
         self._begin()
@@ -362,7 +291,7 @@ class ColumnFiles:
             file.seek(size)
         self._journal.seek(0)
         self._journal.truncate()
-        self._journal.writelines(_line(summary) for summary in self.summaries)
+        self._journal.writelines(line_of(summary) for summary in self.summaries)
         self._journal.flush()
 
     def _all_ids(self, column: Column) -> NDArray[np.bytes_]:
@@ -396,7 +325,3 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _line(summary: ShardSummary) -> bytes:
-    return json.dumps(asdict(summary)).encode() + b"\n"

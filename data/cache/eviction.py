@@ -21,7 +21,8 @@ from typing import IO
 
 from filelock import FileLock, Timeout
 
-from data.cache.columns import BUILDING, JOURNAL, MANIFEST
+from data.cache.columns import BUILDING, MANIFEST
+from data.cache.journal import JOURNAL
 from data.errors import CacheError
 
 IDLE_SECONDS = 3600.0

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Self
 
-from data.cache.columns import ShardSummary
+from data.cache.journal import ShardSummary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

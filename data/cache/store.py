@@ -29,8 +29,9 @@ from numpy.typing import NDArray
 
 from data import access
 from data.cache.build import build, raise_first_error, refuse_too_many, working_directory
-from data.cache.columns import MANIFEST, STATISTICS, Column, JournalReader, Part, ShardSummary, columns_of
+from data.cache.columns import MANIFEST, STATISTICS, Column, Part, columns_of
 from data.cache.eviction import hold
+from data.cache.journal import JournalReader, ShardSummary
 from data.cache.progress import BuildProgress
 from data.cache.recipe import FORMAT, Recipe, about_empty, find_each
 from data.cache.statistics import Statistics, Totals, keep_totals, kept_statistics, kept_totals

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from data import retry
 from data.cache import build, columns, eviction
-from data.cache.columns import read_journal
+from data.cache import journal as journal_of
+from data.cache.journal import read_journal
 from data.cache.progress import BuildProgress
 from data.cache.store import open_cache
 from data.errors import CacheError, ShardError, UnreachableError
@@ -314,14 +315,14 @@ def test_the_journal_is_read_on_where_the_last_look_stopped(shards, folder, monk
     journal = working / "journal.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(lines[0] + lines[1][:20])
-    reader = columns.JournalReader(working)
+    reader = journal_of.JournalReader(working)
     assert [shard.path for shard in reader.read()] == shards[:1] and reader.restarted
     journal.write_bytes(lines[0] + lines[1][:-1])
     assert reader.read() == [] and not reader.restarted
     journal.write_bytes(b"".join(lines))
-    monkeypatch.setattr(columns.json, "loads", Counted(json.loads))
+    monkeypatch.setattr(journal_of.json, "loads", Counted(json.loads))
     assert [shard.path for shard in reader.read()] == shards[1:3] and not reader.restarted
-    assert columns.json.loads.calls == 2
+    assert journal_of.json.loads.calls == 2
     monkeypatch.undo()
     journal.write_bytes(lines[0])
     assert [shard.path for shard in reader.read()] == shards[:1] and reader.restarted
