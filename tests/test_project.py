@@ -1,12 +1,13 @@
 """The defaults of the commands: the experiments' file, the storage, the programs of this environment."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 
-from tuner.project import PROJECT, experiments_file, program, storage_place
+from tuner.project import PROJECT, experiments_file, program, storage_place, tune_again
 
 
 def test_storage_is_as_given_then_the_variable_then_beside_the_yaml(
@@ -41,3 +42,14 @@ def test_a_printed_command_works_in_the_working_directory(tmp_path: Path, monkey
     assert program("python") == "bin/python"
     monkeypatch.setenv("PATH", str(own.parent))
     assert program("python") == "python"
+
+
+def test_the_printed_command_repeats_what_was_typed_and_can_be_typed_as_it_stands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    typed = ["/my code/tune.py", "a b", "--storage", "it's #1", "--file=m [1].yaml", "--set", "x=1", "--trials", "3"]
+    monkeypatch.setattr(sys, "argv", typed)
+    words = shlex.split(tune_again("a b", "--resume", "id"))[1:]
+    assert words == ["/my code/tune.py", "a b", "--resume", "id", "--storage", "it's #1", "--file=m [1].yaml"]
+    monkeypatch.setattr(sys, "argv", ["pytest"])
+    assert tune_again("mine") == f"{program('python')} tune.py mine"

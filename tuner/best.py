@@ -9,6 +9,7 @@ K`, it makes one model of several trials (tuner/export/ensemble.py); this needs 
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -159,8 +160,10 @@ def run(arguments: list[str] | None = None) -> None:
         )
     if folder is not None:
         console.print("next:")
-        console.print(f"  {program('python')} -m tuner.evaluate {folder} --data 'GLOB'")
-        console.print(f"  {program('python')} -m tuner.predict {folder} --data 'GLOB' --output predictions.csv")
+        console.print(f"  {program('python')} -m tuner.evaluate {shlex.quote(str(folder))} --data 'GLOB'")
+        console.print(
+            f"  {program('python')} -m tuner.predict {shlex.quote(str(folder))} --data 'GLOB' --output predictions.csv"
+        )
 
 
 def _prune(options: argparse.Namespace) -> None:

@@ -1,8 +1,10 @@
 """Where this project lies on the machine, and the defaults that follow: experiments.yaml, the storage, programs."""
 
 import os
+import shlex
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from tuner.errors import ConfigError
@@ -10,6 +12,7 @@ from tuner.storage.place import Place
 from tuner.storage.stores import place
 
 EXPERIMENTS = "experiments.yaml"
+REPEATED = ("--file", "--storage", "--tracking-uri", "--address")  # in printed commands, as they were typed
 PROJECT = Path(__file__).resolve().parents[1]
 
 
@@ -45,8 +48,28 @@ def storage_place(given: str | None, file: Path | None) -> Place:
 
 
 def program(name: str) -> str:
-    """The command that runs program `name` of this Python environment: its name where PATH finds it, else its path."""
+    """The command that runs program `name` of this Python environment: its name where PATH finds it, else its path.
+
+    It is quoted for a shell.
+    """
     own = Path(sys.executable).parent / name
     if shutil.which(name) == str(own):
         return name
-    return str(own.relative_to(Path.cwd()) if own.is_relative_to(Path.cwd()) else own)
+    return shlex.quote(str(own.relative_to(Path.cwd()) if own.is_relative_to(Path.cwd()) else own))
+
+
+def tune_again(*arguments: str) -> str:
+    """The command that runs tune.py with `arguments`, quoted for a shell: its path as it was typed, where it was.
+
+    The options that say where things are (`REPEATED`) follow as they were typed.
+    """
+    script = sys.argv[0] if Path(sys.argv[0]).name == "tune.py" else "tune.py"
+    return " ".join([program("python"), *map(shlex.quote, (script, *arguments, *_repeated()))])
+
+
+def _repeated() -> Iterator[str]:
+    words = iter(sys.argv[1:])
+    for word in words:
+        option, equals, _ = word.partition("=")
+        if option in REPEATED:
+            yield from [word] if equals else [word, next(words, "")]

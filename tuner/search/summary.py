@@ -1,5 +1,6 @@
 """What a search prints at its end: the best trial, the table of trials, and the commands to use next."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from rich.table import Table
 
 from tuner.config.experiment import Experiment
 from tuner.console import Console, describe_settings, leader_table
-from tuner.project import program
+from tuner.project import program, tune_again
 from tuner.search.stopper import StopRule
 from tuner.storage.journal import Journal, SearchHistory
 from tuner.tracking.uri import ui_command
@@ -42,7 +43,7 @@ def print_summary(
     console.print()
     console.print(_leaders(search, experiment))
     console.print("\nnext:")
-    console.print(f"  {program('python')} -m tuner.best {search.experiment} --export")
+    console.print(f"  {program('python')} -m tuner.best {shlex.quote(search.experiment)} --export")
     console.print(f"  {ui_command(program('mlflow'), search.tracking_uri)}")
     return 0
 
@@ -80,7 +81,7 @@ def interrupted(search: SearchHistory, why: str = "interrupted") -> str:
 
 def resume_command(search: SearchHistory) -> str:
     """The command that resumes a search."""
-    return f"{program('python')} tune.py {search.experiment} --resume {search.id}"
+    return tune_again(search.experiment, "--resume", search.id)
 
 
 def _best(search: SearchHistory) -> list[str]:

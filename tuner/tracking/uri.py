@@ -1,6 +1,7 @@
 """Which MLflow a search writes to, and how MLflow's client reaches it."""
 
 import os
+import shlex
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -54,7 +55,7 @@ def ui_command(program: str, uri: str) -> str:
     """
     if uri.startswith(("http:", "https:")):
         return f"open {redacted(uri)}"
-    return f"{program} ui --backend-store-uri {redacted(uri)}"
+    return f"{program} ui --backend-store-uri {shlex.quote(redacted(uri))}"
 
 
 def configure_client(uri: str) -> str:
