@@ -372,7 +372,10 @@ def main() -> None:
     )
     parser.add_argument("--tracking-uri", help="of a running server; without: a SQLite file")
     parser.add_argument(
-        "--mlflow-up-to", type=COUNT.whole, default=1000, help="trials; longer searches are not written to MLflow"
+        "--mlflow-up-to",
+        type=Range(0, COUNT.high).whole,
+        default=1000,
+        help="trials; longer searches are not written to it",
     )
     parser.add_argument(
         "--history", type=Range(0, 1).number, default=0.0, help="share of the trials that are not simulated"

@@ -427,8 +427,8 @@ def test_a_size_limit_below_the_size_of_one_member_is_refused(finished_search: F
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--ensemble", "0"], "must be a whole number, at least 1, but got '0'"),
-        (["--ensemble", "2", "--size-limit", "-3"], "must be a number of MiB above 0, but got '-3'"),
+        (["--ensemble", "0"], "argument --ensemble: must be a whole number from 1 to"),
+        (["--ensemble", "2", "--size-limit", "-3"], "argument --size-limit: must be a number in (0, "),
         (["--ensemble", "2", "--weights", "best"], "invalid choice: 'best'"),
         (["--half"], "--half needs --ensemble K"),
         (["--bagging"], "--bagging needs --ensemble K"),

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from tuner.search.schedulers import ReplayingScheduler
 from tuner.search.searcher import JournaledSearch
 from tuner.search.stopper import StopRule
 from tuner.storage import journal
-from tuner.storage.journal import Journal, SearchHistory
+from tuner.storage.journal import Journal, SearchHistory, TrialHistory
 
 EPOCHS, TRIALS = 5, 7
 EXPERIMENT = """\
@@ -31,6 +32,9 @@ experiments:
 
 class Silent:
     """Stands for the tracker and the console."""
+
+    def together(self, trial: TrialHistory) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def __getattr__(self, method: str) -> Any:
         return lambda *arguments, **options: None
