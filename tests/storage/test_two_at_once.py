@@ -33,6 +33,8 @@ steps = st.one_of(
 @example([(2, 6), (0, 60), (1, 13), (2, 60)])
 # A lease that a driver cannot create, because it exists, is gone when the driver looks whose it is.
 @example([(1, 3), (1, 3), (2, 8), (1, 1)])
+# A renewal that was looked up in time is sent when another driver has taken over.
+@example([(0, 2), (2, 40), (1, 13), (0, 5), ("time", 70), (1, 5)])
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(steps, min_size=2, max_size=14))
 def test_no_order_of_requests_lets_two_drivers_write(actions: list[tuple[int | str, int]]) -> None:
