@@ -55,7 +55,7 @@ def run(arguments: list[str] | None = None) -> None:
         nargs="?",
         const="",
         metavar="DIR|URL",
-        help="write a model folder; default: exports/EXPERIMENT-SEARCH",
+        help="write a model folder; default: exports/EXPERIMENT-SEARCH, and what an ensemble is: -ensemble-K",
     )
     parser.add_argument("--list", action="store_true", help="show all searches, the newest last, and end")
     add_storage(parser)
@@ -133,10 +133,10 @@ def run(arguments: list[str] | None = None) -> None:
     if not console.is_terminal:
         console.width = WIDTH
     _show(console, search, winner, experiment, top=options.top, tracking_uri=options.tracking_uri)
-    suffix = f"-ensemble-{options.ensemble}" if options.ensemble else ""
+    default = f"exports/{search.experiment}-{search.id}"
     folder = None
     if options.export is not None:
-        folder = place(options.export or f"exports/{search.experiment}-{search.id}{suffix}", "--export")
+        folder = place(options.export or default, "--export")
     if options.ensemble:
         from tuner.export.ensemble import EnsembleOptions
 
@@ -147,7 +147,8 @@ def run(arguments: list[str] | None = None) -> None:
             size_limit=options.size_limit,
             float16=options.half,
         )
-        _ensemble(console, folder, directory, experiment, search, wanted)
+        named_after = None if options.export else default
+        folder = _ensemble(console, folder, named_after, directory, experiment, search, wanted)
     elif folder is not None:
         console.print()
         export_best(
@@ -243,23 +244,31 @@ def _over_trial_0(search: SearchHistory, score: float) -> str:
 def _ensemble(
     console: "Console",
     folder: Place | None,
+    named_after: str | None,
     directory: Place,
     experiment: "Experiment",
     search: SearchHistory,
     options: "EnsembleOptions",
-) -> None:
+) -> Place | None:
+    """Assemble an ensemble, and export it unless `folder` is None.
+
+    Returns:
+        Where it was exported: `folder`, or `named_after` and what the ensemble is, which is known when it is assembled.
+    """
     from tuner.console.activity import saying
     from tuner.export.ensemble import assemble
     from tuner.export.layout import check_target
     from tuner.export.writer import export_model
 
-    if folder is not None:
+    if folder is not None and named_after is None:
         check_target(folder.absolute(), search, None)  # before the members are scored, which takes long
     console.print()
     with saying("scoring the members of the ensemble"):
         assembled = assemble(directory, experiment, search, options, console.print)
     console.print("\n".join(assembled.describe()))
     if folder is not None:
+        if named_after is not None:
+            folder = place(f"{named_after}-{assembled.name}", "--export")
         export_model(
             folder,
             assembled.to_export(experiment),
@@ -269,6 +278,7 @@ def _ensemble(
             class_names=experiment.data.class_names(),
             print_line=console.print,
         )
+    return folder
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@
 
 The format of the output follows from its name: .csv and .csv.gz are Kaggle's format of 2017 and 2018
 (tuner/inference/predict.py); a .safetensors file holds the best 50 classes of each video, for another model to learn
-from data.ranges import COUNT
 from (tuner/training/teacher.py).
 
 With `--segments`, a model of frames writes the best five-second segments of every class instead, in Kaggle's format of

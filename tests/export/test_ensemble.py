@@ -366,6 +366,31 @@ def test_without_export_only_a_table_is_printed(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("limited", "name"), [(False, "ensemble-2"), (True, "trial-001")])
+def test_an_ensemble_is_named_after_the_members_that_it_keeps(
+    finished_search: FinishedSearch,
+    tmp_path: Path,
+    capsys: Printed,
+    monkeypatch: pytest.MonkeyPatch,
+    limited: bool,
+    name: str,
+) -> None:
+    """Three are asked for; two trials have finished, and one of them fits into the limit."""
+    monkeypatch.chdir(tmp_path)
+    limit = ["--size-limit", f"{sizes(finished_search)[1] - 0.001:.6f}"] if limited else []
+    command = [*of(finished_search), "--ensemble", "3", "--weights", "equal"]
+    run_command("tuner.best", *command, *limit, "--export")
+    (target,) = (tmp_path / "exports").iterdir()
+    assert target.name == f"tiny-20260102-030405-0001-{name}"
+    printed = capsys.readouterr().out
+    assert f"tuner.evaluate exports/{target.name} " in printed
+    assert ("the model is trial 001 alone" in printed) is limited
+    assert ("over the best member" in printed) is not limited
+    card = (target / "README.md").read_text()
+    assert ("It is trial 001 (epoch 2) alone, stored as an ensemble of one member, of search" in card) is limited
+    assert "of 1 trials" not in card
+
+
 def test_the_method_that_chose_the_weights_is_printed(finished_search: FinishedSearch, capsys: Printed) -> None:
     run_command("tuner.best", *of(finished_search), "--ensemble", "2")
     printed = capsys.readouterr().out

@@ -99,6 +99,12 @@ class AssembledEnsemble:
             float16=self.float16,
         )
 
+    @property
+    def name(self) -> str:
+        """What it is, as the end of a folder's name: ensemble-3, or trial-007 where one member is left."""
+        one = len(self.members) == 1
+        return f"trial-{self.members[0].trial.number:03d}" if one else f"ensemble-{len(self.members)}"
+
     def describe(self) -> list[str]:
         """The lines of its report: a table of the members, the gain over the best member, and the choice of weights."""
         splits = list(self.scores)
@@ -111,10 +117,13 @@ class AssembledEnsemble:
         lines = ["  ".join([f"  {'':<12}weight", *(f"GAP on {split}" for split in splits)])]
         for member, weight, scores in zip(self.members, self.weights, self.member_scores, strict=True):
             lines.append(line(f"trial {member.trial.number:03d}", f"{weight:.3f}", scores))
-        lines.append(line("ensemble", "", self.scores))
-        for split in splits:
-            best = max(scores[split]["gap"] for scores in self.member_scores)
-            lines.append(f"  on all of {split}: {self.scores[split]['gap'] - best:+.4f} over the best member")
+        if len(self.members) == 1:
+            lines.append(f"  one member is left: the model is trial {self.members[0].trial.number:03d} alone")
+        else:
+            lines.append(line("ensemble", "", self.scores))
+            for split in splits:
+                best = max(scores[split]["gap"] for scores in self.member_scores)
+                lines.append(f"  on all of {split}: {self.scores[split]['gap'] - best:+.4f} over the best member")
         if self.weighting is not None:
             lines += _describe_weighting(self.weighting)
         return lines

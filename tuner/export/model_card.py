@@ -103,8 +103,12 @@ The content of trial.yaml. `python -m tuner.train {train} again.
 
 def _origin(config: Mapping[str, Any]) -> str:
     if config["model"]["kind"] == "ensemble":
-        return f"the weighted mean of the probabilities of {len(config['model']['members'])} trials"
-    return f"trial {config['trial']['number']:03d} (epoch {config['trial']['epoch']})"
+        if len(members := config["model"]["members"]) > 1:
+            return f"the weighted mean of the probabilities of {len(members)} trials"
+        trial, alone = members[0], " alone, stored as an ensemble of one member,"
+    else:
+        trial, alone = config["trial"], ""
+    return f"trial {trial['number']:03d} (epoch {trial['epoch']}){alone}"
 
 
 def _members(members: Sequence[Mapping[str, Any]]) -> str:
