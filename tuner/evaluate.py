@@ -2,7 +2,8 @@
 
     python -m tuner.evaluate MODEL_DIR --data 'GLOB'
 
-The last line of the output is one JSON object with the metrics.
+The output explains each metric; its last line is one JSON object with the metrics. With `--json`, this line is all that
+stdout gets, and the rest goes to stderr.
 
 `--classes FILE.csv` writes the scores of each class (tuner/inference/scorecard.py). `--predictions FILE` compares a
 file of predictions (Kaggle's format of 2017 and 2018, tuner/inference/predictions.py) with the model; the exit code is
@@ -15,12 +16,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
+from typing import TextIO
 
 from data.ranges import Range
 from tuner.cli import add_data, add_device, add_model, choose_device, main
 from tuner.errors import ConfigError
+from tuner.inference.meanings import explained
 from tuner.storage.local import check_output, replacing
 from tuner.storage.stores import place
 
@@ -58,6 +60,7 @@ def run(arguments: list[str] | None = None) -> int:
         metavar="P",
         help="largest difference of two probabilities that counts as equal; default: %(default)g",
     )
+    parser.add_argument("--json", action="store_true", help="write only the JSON object to stdout, the rest to stderr")
     options = parser.parse_args(arguments)
     if options.model is None and options.predictions is None:
         parser.error("give MODEL_DIR, or --predictions FILE to score a file alone")
@@ -84,7 +87,7 @@ def _score_file(options: argparse.Namespace) -> int:
             labels = predictions.labels_of(find_shards(options.data), dict(options.keys))
         _refuse_no_videos(len(labels.ids), options.data)
         metrics = predictions.score(stored, labels)
-    _print_metrics(metrics)
+    print(explained(metrics), file=_text(options))
     print(json.dumps(metrics))
     return 0
 
@@ -114,7 +117,7 @@ def _score_model(options: argparse.Namespace) -> int:
         print(sentence, file=sys.stderr)
     with saying(f"scoring {cache.num_videos:,} videos"):
         metrics, classes = scorecard.score(exported.model, cache, exported.precision, device)
-    _print_metrics(metrics)
+    print(explained(metrics), file=_text(options))
     if options.classes is not None:
         with replacing(options.classes) as unfinished:
             unfinished.write_text(scorecard.as_csv(classes, exported.class_names), encoding="utf-8")
@@ -125,8 +128,8 @@ def _score_model(options: argparse.Namespace) -> int:
     with saying("comparing the predictions"):
         compared = comparison.compare(stored, exported, cache, batches, options.tolerance)
         scores = predictions.score(stored, cache)
-    print("\n".join(comparison.describe(options.predictions, compared, options.tolerance)))
-    print(f"  GAP of the file {scores['gap']:.6f}, of the model {metrics['gap']:.6f}")
+    print("\n".join(comparison.describe(options.predictions, compared, options.tolerance)), file=_text(options))
+    print(f"  GAP of the file {scores['gap']:.6f}, of the model {metrics['gap']:.6f}", file=_text(options))
     differences = {
         "largest_difference": compared.largest[0].size,
         "differing": compared.differing,
@@ -144,10 +147,9 @@ def _refuse_no_videos(num_videos: int, patterns: list[str]) -> None:
         raise NoShardsError(f"{' '.join(patterns)}: the shards contain no video")
 
 
-def _print_metrics(metrics: Mapping[str, float]) -> None:
-    width = max(map(len, metrics))
-    for name, value in metrics.items():
-        print(f"{name:<{width}}  {value:,.6g}")
+def _text(options: argparse.Namespace) -> TextIO:
+    """Where the text for people goes."""
+    return sys.stderr if options.json else sys.stdout
 
 
 if __name__ == "__main__":

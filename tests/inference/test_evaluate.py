@@ -9,9 +9,11 @@ import torch
 from tfrecord.writer import TFRecordWriter
 
 from data.batches import Batches
+from models.metrics.registry import METRICS, METRICS_OF_LOGITS
 from tests.support.commands import refusal_of, run_command
 from tests.support.finished import FinishedSearch
 from tuner.inference import scorecard
+from tuner.inference.meanings import MEANINGS
 from tuner.training.evaluation import evaluate
 
 KEYS = {"gap", "hit_at_1", "perr", "map", "average_num_classes", "precision", "recall", "loss", "num_videos"}
@@ -48,6 +50,29 @@ def test_the_last_line_is_json_with_the_metrics_of_the_trial(
     assert metrics.keys() == WHOLE
     assert metrics["gap"] == finished_search.best.score
     assert [line.split()[0] for line in lines] == list(metrics)
+
+
+def test_every_metric_is_explained(
+    finished_search: FinishedSearch, exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_command("tuner.evaluate", exported, "--data", finished_search.validate, "--device", "cpu")
+    *lines, _ = capsys.readouterr().out.splitlines()
+    said = {name: words for name, _, words in (line.split(maxsplit=2) for line in lines)}
+    assert "its 20 best classes only" in said["map"] and "every video counts" in said["map_all"]
+    assert {*METRICS, *METRICS_OF_LOGITS} <= MEANINGS.keys()
+
+
+def test_with_json_stdout_is_one_json_object(
+    finished_search: FinishedSearch, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards, stored = ["--data", finished_search.validate], tmp_path / "stored.csv"
+    run_command("tuner.predict", exported, *shards, "--output", stored, "--device", "cpu")
+    for arguments in ([exported], ["--predictions", stored], [exported, "--predictions", stored]):
+        capsys.readouterr()
+        run_command("tuner.evaluate", *arguments, *shards, "--device", "cpu", "--json")
+        printed = capsys.readouterr()
+        assert "gap" in json.loads(printed.out)
+        assert "hit_at_1" in printed.err and ("agrees with the model" in printed.err) is (len(arguments) == 3)
 
 
 def test_the_metrics_of_each_class_are_written_to_a_file(
