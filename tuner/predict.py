@@ -6,6 +6,8 @@ The format of the output follows from its name: .csv and .csv.gz are Kaggle's fo
 (tuner/inference/predict.py); a .safetensors file holds the best 50 classes of each video, for another model to learn
 from (tuner/training/teacher.py).
 
+With `--names`, the csv is for people: a row for each prediction, with the name of the class.
+
 With `--segments`, a model of frames writes the best five-second segments of every class instead, in Kaggle's format of
 2019 (tuner/inference/segments.py).
 """
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from data.ranges import COUNT
 from tuner.cli import add_batch_size, add_data, add_device, add_model, choose_device, main
-from tuner.errors import TunerError
+from tuner.errors import ModelFolderError, TunerError
 from tuner.inference import segments
 from tuner.inference.predictions import TOP_K
 from tuner.inference.streaming import BATCH_SIZE
@@ -37,7 +39,7 @@ def run(arguments: list[str] | None = None) -> None:
     """Run the command line.
 
     Raises:
-        ModelFolderError: MODEL_DIR cannot be read, or its model takes no frames and --segments is given.
+        ModelFolderError: MODEL_DIR cannot be read, or has not what --segments (frames) or --names (names) needs.
         ConfigError: the list of classes cannot be read.
         DataError: no shard matches, or a shard is damaged or does not fit the model.
         TunerError: the output cannot be written.
@@ -60,6 +62,9 @@ def run(arguments: list[str] | None = None) -> None:
         metavar="K",
         help=f"classes for each video; default: {TOP_K}, or {teacher.TOP_K} in a .safetensors file",
     )
+    parser.add_argument(
+        "--names", action="store_true", help="write a row for each prediction, with the name of its class"
+    )
     add_batch_size(parser, BATCH_SIZE)
     add_device(parser)
     ranked = parser.add_argument_group("segments")
@@ -81,6 +86,8 @@ def run(arguments: list[str] | None = None) -> None:
         raise TunerError(f"--output must end in .csv, .csv.gz or {teacher.SUFFIX}, but got {options.output}")
     if options.segments and (for_teaching or options.top_k):
         parser.error("--segments writes a csv of segments for each class: it takes neither --top-k nor .safetensors")
+    if options.names and (for_teaching or options.segments):
+        parser.error("--names writes a csv of classes for each video: it takes neither --segments nor .safetensors")
     for name in ("classes", "per_class"):
         if getattr(options, name) and not options.segments:
             parser.error(f"--{name.replace('_', '-')} needs --segments")
@@ -93,6 +100,11 @@ def run(arguments: list[str] | None = None) -> None:
 
     device, batch_size = choose_device(options.device), options.batch_size
     exported = load_model(place(options.model, "MODEL_DIR"), device).with_keys(options.keys)
+    if options.names and exported.class_names is None:
+        raise ModelFolderError(
+            f"--names: {options.model} has no classes.csv, because its experiment names no data.vocabulary: "
+            "omit --names, or export the model of an experiment that does"
+        )
     shards = find_shards(options.data)
     with replacing(options.output) as unfinished, WrittenShards(options.output, len(shards)) as written:
         counted = written.counted(shards)
@@ -109,7 +121,7 @@ def run(arguments: list[str] | None = None) -> None:
             if for_teaching:
                 write_teacher(unfinished, predicted, exported)
             else:
-                write_csv(unfinished, predicted)
+                write_csv(unfinished, predicted, exported.class_names if options.names else None)
     written.print_speed("segments" if options.segments else "videos")
 
 

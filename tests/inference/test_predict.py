@@ -3,6 +3,7 @@
 import csv
 import gzip
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from data.cache.recipe import find_shards
 from data.frames import decode
 from models import metrics
 from tests.support.commands import exit_code_of, refusal_of, run_command
-from tests.support.finished import FinishedSearch, videos, write_shard
+from tests.support.finished import NAMES, FinishedSearch, videos, write_shard
 from tuner.errors import TunerError
 from tuner.export.loader import load_model
 from tuner.inference.predict import PredictedShard, write_csv
@@ -61,6 +62,36 @@ def test_every_video_is_written_once_in_order_with_the_ranking_of_the_model(
             assert probabilities == sorted(probabilities, reverse=True)
         first += len(decoded.ids)
     assert first == len(rows) == 450
+
+
+def test_with_names_each_prediction_is_a_row_with_the_name_of_its_class(
+    finished_search: FinishedSearch, exported: Path, tmp_path: Path
+) -> None:
+    output, data = tmp_path / "named.csv", finished_search.validate
+    run_command("tuner.predict", exported, "--data", data, "--output", output, "--top-k", "2", "--names")
+    with output.open(newline="", encoding="utf-8") as file:
+        found = list(csv.DictReader(file))
+    expected = []
+    for row in run(exported, tmp_path / "plain.csv", "--top-k", "2", data=data):
+        expected += [(row[0], label, NAMES[label], probability) for label, probability in zip(*pairs(row), strict=True)]
+    assert [(row["VideoId"], int(row["Index"]), row["Name"], float(row["Probability"])) for row in found] == expected
+    assert len(found) == 300
+
+
+def test_names_that_the_model_lacks_or_the_output_cannot_hold_are_refused(
+    finished_search: FinishedSearch, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nameless = tmp_path / "nameless"
+    shutil.copytree(exported, nameless)
+    (nameless / "classes.csv").unlink()
+    sums = (nameless / "SHA256SUMS").read_text()
+    (nameless / "SHA256SUMS").write_text("".join(s for s in sums.splitlines(True) if "classes.csv" not in s))
+    arguments = ["--data", finished_search.validate, "--names", "--output"]
+    assert "has no classes.csv" in refusal_of(capsys, "tuner.predict", nameless, *arguments, tmp_path / "out.csv")
+    for more in ([tmp_path / "out.safetensors"], [tmp_path / "out.csv", "--segments"]):
+        assert exit_code_of("tuner.predict", exported, *arguments, *more) == 2
+        assert "--names writes a csv of classes for each video" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [nameless]
 
 
 def test_the_csv_gives_the_gap_of_the_trial(finished_search: FinishedSearch, exported: Path, tmp_path: Path) -> None:

@@ -6,13 +6,18 @@
 The csv has one row for each video, in the order of shards and records. A row lists the best classes first, each with
 its probability. Another model can learn from the same predictions in a .safetensors file (tuner/training/teacher.py).
 
+With names, the csv is for people: one row for each prediction.
+
+    VideoId,Index,Name,Probability
+    u93s,12,Guitar,0.987654
+
 Shapes   N videos of a shard   B videos in the batch   C classes   K = min(top_k, C)
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +32,8 @@ from tuner.inference.ranking import best_classes
 from tuner.inference.streaming import BATCH_SIZE, batches_of, decoded_blocks
 from tuner.inference.text_files import open_text
 from tuner.training import teacher
+
+HEADER_OF_NAMES = ("VideoId", "Index", "Name", "Probability")
 
 
 class PredictedShard(NamedTuple):
@@ -69,8 +76,13 @@ def predict(
         yield PredictedShard(ids, classes_NK, probabilities_NK)
 
 
-def write_csv(path: Path, shards: Iterable[PredictedShard]) -> None:
+def write_csv(path: Path, shards: Iterable[PredictedShard], names: Sequence[str] | None = None) -> None:
     """Write the predictions to a csv, plain or .gz, one shard after the other.
+
+    Args:
+        path: of the csv.
+        shards: the predictions.
+        names: of the classes, by class index: writes one row for each prediction; None: Kaggle's format.
 
     Raises:
         TunerError: two videos have one id, so no reader could tell their rows apart.
@@ -78,13 +90,14 @@ def write_csv(path: Path, shards: Iterable[PredictedShard]) -> None:
     seen: set[bytes] = set()
     with open_text(path, "wt") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(HEADER)
+        writer.writerow(HEADER if names is None else HEADER_OF_NAMES)
         for shard in shards:
             for id in shard.ids:
                 if id in seen:
                     raise TunerError(f"{path}: two videos have the id {printable(id)}; give shards that name each once")
                 seen.add(id)
-            writer.writerows(map(_row, shard.ids, shard.classes_NK.tolist(), shard.probabilities_NK.tolist()))
+            for row in zip(shard.ids, shard.classes_NK.tolist(), shard.probabilities_NK.tolist(), strict=True):
+                writer.writerows([_row(*row)] if names is None else _named_rows(*row, names))
 
 
 def write_teacher(path: Path, shards: Iterable[PredictedShard], exported: ExportedModel) -> None:
@@ -108,6 +121,13 @@ def write_teacher(path: Path, shards: Iterable[PredictedShard], exported: Export
             **{name: config[name] for name in ("experiment", "search", "data_fingerprint")},
         },
     )
+
+
+def _named_rows(
+    id: bytes, classes: Iterable[int], probabilities: Iterable[float], names: Sequence[str]
+) -> Iterator[tuple[str, int, str, str]]:
+    for label, probability in zip(classes, probabilities, strict=True):
+        yield id.decode(errors="surrogateescape"), label, names[label], f"{probability:.6g}"
 
 
 def _row(id: bytes, classes: Iterable[int], probabilities: Iterable[float]) -> tuple[str, str]:
