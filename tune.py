@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data.ranges import COUNT
 from tuner.cli import add_file, add_set, add_storage, add_tracking_uri, main
+from tuner.project import experiments_file, storage_place, told_places
 
 
 def run() -> int:
@@ -60,6 +61,10 @@ def run() -> int:
         print(explain(options.explain))
         return 0
 
+    file = experiments_file(options.file)
+    storage = storage_place(options.storage, file)
+    print(told_places(options.file, file, storage), flush=True)
+
     # Ray reads it when it is imported. A cluster that asks for a token, as `ray start` makes it wherever the user has
     # one, refuses a driver that does not show it.
     if Path("~/.ray/auth_token").expanduser().exists():
@@ -72,14 +77,12 @@ def run() -> int:
     with without_garbage_collection():  # here: `--help` needs none of it, and these know torch, ray and optuna
         from tuner.config.experiment import load
         from tuner.console import Console
-        from tuner.project import experiments_file, storage_place
         from tuner.search import driver
         from tuner.search.begin import Options
         from tuner.search.dry_run import dry_run
         from tuner.storage.searches import is_id
 
     overrides = (*options.set, *([f"search.trials={options.trials}"] if options.trials is not None else []))
-    file = experiments_file(options.file)
     console = Console()
     name, search = options.experiment, options.search or options.resume or None
     if name is None and search and not is_id(search):
@@ -92,7 +95,7 @@ def run() -> int:
         file,
         name,
         Options(
-            storage=storage_place(options.storage, file),
+            storage=storage,
             tracking_uri=options.tracking_uri,
             overrides=overrides,
             address=options.address,
@@ -105,5 +108,10 @@ def run() -> int:
     ).code
 
 
+def command() -> int:
+    """Run the command line as a console script, and return the exit code of its process."""
+    return main(run)
+
+
 if __name__ == "__main__":
-    sys.exit(main(run))
+    sys.exit(command())

@@ -1,8 +1,10 @@
 """The defaults of the commands: the experiments' file, the storage, the programs of this environment."""
 
+import importlib
 import os
 import shlex
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -51,5 +53,24 @@ def test_the_printed_command_repeats_what_was_typed_and_can_be_typed_as_it_stand
     monkeypatch.setattr(sys, "argv", typed)
     words = shlex.split(tune_again("a b", "--resume", "id"))[1:]
     assert words == ["/my code/tune.py", "a b", "--resume", "id", "--storage", "it's #1", "--file=m [1].yaml"]
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/video-tuner", *typed[1:]])
+    words = shlex.split(tune_again("a b", "--resume", "id"))
+    assert Path(words[0]).name == "video-tuner" and words[1:4] == ["a b", "--resume", "id"]
     monkeypatch.setattr(sys, "argv", ["pytest"])
     assert tune_again("mine") == f"{program('python')} tune.py mine"
+
+
+SCRIPTS = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_console_script_runs_its_command(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, function = SCRIPTS[name].split(":")
+    assert module == name.replace("video-tuner-", "tuner.").replace("video-tuner", "tune")
+    monkeypatch.syspath_prepend(PROJECT)
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        getattr(importlib.import_module(module), function)()
+    assert ended.value.code == 0 and capsys.readouterr().out.startswith("usage: ")

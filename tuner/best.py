@@ -281,5 +281,10 @@ def _ensemble(
     return folder
 
 
+def command() -> int:
+    """Run the command line as a console script, and return the exit code of its process."""
+    return main(run)
+
+
 if __name__ == "__main__":
-    sys.exit(main(run))
+    sys.exit(command())

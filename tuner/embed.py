@@ -63,5 +63,10 @@ def run(arguments: list[str] | None = None) -> None:
     written.print_speed()
 
 
+def command() -> int:
+    """Run the command line as a console script, and return the exit code of its process."""
+    return main(run)
+
+
 if __name__ == "__main__":
-    sys.exit(main(run))
+    sys.exit(command())

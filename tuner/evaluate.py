@@ -152,5 +152,10 @@ def _text(options: argparse.Namespace) -> TextIO:
     return sys.stderr if options.json else sys.stdout
 
 
+def command() -> int:
+    """Run the command line as a console script, and return the exit code of its process."""
+    return main(run)
+
+
 if __name__ == "__main__":
-    sys.exit(main(run))
+    sys.exit(command())

@@ -131,5 +131,10 @@ def _counted(shards: Iterable[PredictedShard], written: WrittenShards) -> Iterat
         written.add(len(shard.ids))  # the next shard is requested when this one is written
 
 
+def command() -> int:
+    """Run the command line as a console script, and return the exit code of its process."""
+    return main(run)
+
+
 if __name__ == "__main__":
-    sys.exit(main(run))
+    sys.exit(command())

@@ -13,6 +13,7 @@ from tuner.storage.stores import place
 
 EXPERIMENTS = "experiments.yaml"
 REPEATED = ("--file", "--storage", "--tracking-uri", "--address")  # in printed commands, as they were typed
+CONSOLE_SCRIPT = "video-tuner"  # runs tune.py; pyproject.toml
 PROJECT = Path(__file__).resolve().parents[1]
 
 
@@ -47,6 +48,20 @@ def storage_place(given: str | None, file: Path | None) -> Place:
     return place(named, "--storage") if named else experiments_file(file).resolve().parent / "storage"
 
 
+def told_places(given: Path | None, file: Path, storage: Place) -> str:
+    """The sentence that says which experiments' file a command reads, and where its searches are kept.
+
+    Args:
+        given: the value of --file.
+        file: `experiments_file(given)`.
+        storage: `storage_place` of --storage and `file`.
+    """
+    where = f"experiments: {file.resolve()}; searches are kept in {storage}"
+    if given is None and file.parent != Path.cwd():
+        return f"this folder has no {EXPERIMENTS}, so those of the project are used (--file names others): {where}"
+    return where
+
+
 def program(name: str) -> str:
     """The command that runs program `name` of this Python environment: its name where PATH finds it, else its path.
 
@@ -59,12 +74,16 @@ def program(name: str) -> str:
 
 
 def tune_again(*arguments: str) -> str:
-    """The command that runs tune.py with `arguments`, quoted for a shell: its path as it was typed, where it was.
+    """The command that runs tune.py with `arguments`, quoted for a shell: its path, or video-tuner, as it was typed.
 
     The options that say where things are (`REPEATED`) follow as they were typed.
     """
-    script = sys.argv[0] if Path(sys.argv[0]).name == "tune.py" else "tune.py"
-    return " ".join([program("python"), *map(shlex.quote, (script, *arguments, *_repeated()))])
+    typed = Path(sys.argv[0]).name
+    words = [*arguments, *_repeated()]
+    if typed == CONSOLE_SCRIPT:
+        return " ".join([program(CONSOLE_SCRIPT), *map(shlex.quote, words)])
+    script = sys.argv[0] if typed == "tune.py" else "tune.py"
+    return " ".join([program("python"), *map(shlex.quote, (script, *words))])
 
 
 def _repeated() -> Iterator[str]:

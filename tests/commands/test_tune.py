@@ -75,3 +75,25 @@ def test_options_that_contradict_each_other_are_refused(
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(PROJECT / "tune.py"), run_name="__main__")
     assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_the_file_and_the_storage_are_said_first(
+    began: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The project's file, and the storage beside it, are not taken in silence where the folder has no file."""
+
+    def first_line(*arguments: str) -> str:
+        capsys.readouterr()
+        began(*arguments)
+        return capsys.readouterr().out.splitlines()[0]
+
+    said = first_line()
+    assert said.startswith("this folder has no experiments.yaml, so those of the project are used")
+    assert said.endswith(f"{PROJECT / 'experiments.yaml'}; searches are kept in {PROJECT / 'storage'}")
+    assert first_line("--storage", "mine").endswith("searches are kept in mine")
+    (tmp_path / "experiments.yaml").touch()
+    own = f"experiments: {tmp_path / 'experiments.yaml'}; searches are kept in {tmp_path / 'storage'}"
+    assert first_line() == own
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "my.yaml").touch()
+    assert first_line("--file", "other/my.yaml").startswith(f"experiments: {tmp_path / 'other' / 'my.yaml'}; ")
