@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data.ranges import COUNT
 from tuner.cli import add_file, add_set, add_storage, add_tracking_uri, main
-from tuner.project import experiments_file, storage_place, told_places
+from tuner.project import experiments_file, storage_place, told_file
 
 
 def run() -> int:
@@ -63,7 +63,7 @@ def run() -> int:
 
     file = experiments_file(options.file)
     storage = storage_place(options.storage, file)
-    print(told_places(options.file, file, storage), flush=True)
+    print(f"{told_file(options.file, file)}; searches are kept in {storage}", flush=True)
 
     # Ray reads it when it is imported. A cluster that asks for a token, as `ray start` makes it wherever the user has
     # one, refuses a driver that does not show it.

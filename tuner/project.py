@@ -48,15 +48,14 @@ def storage_place(given: str | None, file: Path | None) -> Place:
     return place(named, "--storage") if named else experiments_file(file).resolve().parent / "storage"
 
 
-def told_places(given: Path | None, file: Path, storage: Place) -> str:
-    """The sentence that says which experiments' file a command reads, and where its searches are kept.
+def told_file(given: Path | None, file: Path) -> str:
+    """The sentence, without an end, that says which experiments' file a command reads.
 
     Args:
         given: the value of --file.
         file: `experiments_file(given)`.
-        storage: `storage_place` of --storage and `file`.
     """
-    where = f"experiments: {file.resolve()}; searches are kept in {storage}"
+    where = f"experiments: {file.resolve()}"
     if given is None and file.parent != Path.cwd():
         return f"this folder has no {EXPERIMENTS}, so those of the project are used (--file names others): {where}"
     return where

@@ -65,7 +65,7 @@ def run(arguments: list[str] | None = None) -> None:
     from tuner.config import preflight
     from tuner.config.experiment import load
     from tuner.console.text import describe_losses
-    from tuner.project import experiments_file, storage_place
+    from tuner.project import experiments_file, storage_place, told_file
     from tuner.training.checkpoint import prepare_folder
     from tuner.training.dataset import open_dataset
     from tuner.training.pipelines import train
@@ -79,6 +79,7 @@ def run(arguments: list[str] | None = None) -> None:
         found = find(options.trial, storage_place(options.storage, file), options.tracking_uri, file)
         experiment, values, number, encoders = found.experiment, found.values, found.number, found.encoders
     else:
+        print(told_file(options.file, file))
         experiment = load(file, options.experiment, options.set)
         values, number, encoders = experiment.space.defaults(), 0, None
     trial = experiment.trial_config(values)

@@ -40,7 +40,8 @@ def test_the_command_prints_epochs_and_ends_with_json(workplace: Workplace) -> N
         "-m", "tuner.train", "tiny", "--set", "training.epochs=2", "--device", "cpu", "--save", "kept"
     )
     assert ran.returncode == 0, ran.stderr
-    head, settings, *epochs, last = ran.stdout.splitlines()
+    file, head, settings, *epochs, last = ran.stdout.splitlines()
+    assert file == f"experiments: {workplace.folder.resolve() / 'experiments.yaml'}"
     assert head == "tiny on cpu: 300 training videos, 100 validation videos"
     assert json.loads(settings)["training"]["epochs"] == 2
     assert [line.split("  ")[0] for line in epochs] == ["epoch 1/2", "epoch 2/2"]
