@@ -103,8 +103,8 @@ class Lease:
         if self._clock() - self._renewed > 2 * RENEW_SECONDS:
             self.renew()
         elif self._lost is None:
-            # A renewal that was sent late may be younger than the lease of the driver that has taken over. A driver that
-            # takes over after this look reads the journal later still, and so finds the line that was just written.
+            # A renewal that was sent late may be younger than the lease of a driver that has taken over. A driver that
+            # takes over after this look reads the journal later still, so it finds the line that was just written.
             with self._writing:
                 if not self._released.is_set() and self._numbers()[-1:] != [self._number]:
                     self._lost = self._loss(self._newest())
