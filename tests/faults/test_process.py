@@ -242,7 +242,7 @@ def test_two_searches_on_the_same_storage(workplace: Workplace, fault_row: Fault
     for arguments in ((), ("--resume",)):
         code, printed = workplace.run(*arguments, output="second.txt")
         assert code == 2, printed
-        _importing, sentence = printed.splitlines()
+        *_, sentence = printed.splitlines()
         assert f"search {folder_of(workplace).name} is being run by process {driver.pid} on " in sentence
         assert "wait until it ends or stop it, or choose another --storage" in sentence
     assert driver.wait(600) == 0, workplace.printed()
