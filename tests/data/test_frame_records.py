@@ -12,7 +12,7 @@ from tfrecord.reader import tfrecord_loader
 from data import frames
 from data.cache import build
 from data.cache.recipe import find_shards
-from data.cache.statistics import frame_moments
+from data.cache.statistics import ByteMoments
 from data.cache.store import open_cache
 from data.errors import ShardError
 from data.frames import decode
@@ -369,7 +369,7 @@ def test_the_level_is_part_of_a_caches_name_and_content(tmp_path):
 def test_moments_of_frames_are_exact():
     bytes_FD = np.full((1000, 2), 200, np.uint8)
     bytes_FD[0, 1] = 201
-    mean_D, variance_D = frame_moments(bytes_FD)
+    mean_D, variance_D = ByteMoments.of(bytes_FD).mean_and_variance()
     assert variance_D[0] == 0 and variance_D[1] == pytest.approx((1 / 1000 - 1 / 1000**2) * DEQUANTISE_SCALE**2, 1e-12)
     assert mean_D[0] == pytest.approx(200 * DEQUANTISE_SCALE + DEQUANTISE_SHIFT, 1e-12)
 
