@@ -10,6 +10,7 @@ def exit_code_of(module: str, *arguments: object) -> int:
     """Run `python -m module arguments` and return the exit code. What it prints goes to today's stdout and stderr."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [module, *map(str, arguments)])
+        patch.delitem(sys.modules, module, raising=False)  # runpy warns of one that another test has imported
         try:
             runpy.run_module(module, run_name="__main__")
         except SystemExit as end:
