@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from data.cache.journal import JOURNAL, ShardSummary, line_of, read_journal
 from data.cache.recipe import Recipe
-from data.cache.statistics import ByteMoments, Moments, Totals, keep_totals, moments_of
+from data.cache.statistics import ByteMoments, Moments, Totals, keep_totals, merged, moments_of
 from data.errors import ShardError
 from data.schema import Schema
 from data.tfrecord.shards import DecodedShard
@@ -128,6 +128,16 @@ def _lengths(offsets: NDArray[np.int64] | None) -> NDArray[np.int32] | None:
     return None if offsets is None else np.diff(offsets).astype(np.int32)
 
 
+@dataclass(slots=True)
+class _Begun:
+    """The features of a shard that were written ahead of the rest."""
+
+    rows: int = 0
+    bytes: int = 0
+    checksum: int = 0
+    moments: Moments | ByteMoments | None = None
+
+
 class ColumnFiles:
     """The files of a cache while it is built, open at the end of the last whole shard.
 
@@ -139,10 +149,9 @@ class ColumnFiles:
     def __init__(self, working: Path, recipe: Recipe) -> None:
         self._working, self._recipe = working, recipe
         self._columns = columns_of(recipe.schema, recipe.dtype)
-        self._begun_checksum = 0
         self.summaries: list[ShardSummary] = []
         self.totals: Totals | None = None
-        self._begin()
+        self._begun = _Begun()
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -167,9 +176,9 @@ class ColumnFiles:
     def extend(self, features: NDArray[Any], moments: Moments | ByteMoments) -> None:
         """Writes the first features of a shard whose other rows follow; `append` or `skip` ends the shard."""
         self._files[self._columns[0].working].write(_bytes(features))
-        self._begun_moments.append(moments)
-        self._begun.append((len(features), features.nbytes))
-        self._begun_checksum = checksum(features, self._begun_checksum)
+        begun = self._begun
+        begun.rows, begun.bytes = begun.rows + len(features), begun.bytes + features.nbytes
+        begun.checksum, begun.moments = checksum(features, begun.checksum), merged(begun.moments, moments)
 
     def append(
         self, path: str, content_hash: str, part: Part, totals: Totals, bad_records: Sequence[ShardError] = ()
@@ -188,7 +197,7 @@ class ColumnFiles:
             file.write(_bytes(part.arrays[column.name]))
             file.flush()
         sizes = {name: len(array) for name, array in part.arrays.items()}
-        num_features = sizes["features"] + sum(length for length, _ in self._begun)
+        num_features = sizes["features"] + self._begun.rows
         summary = ShardSummary(
             path=path,
             num_videos=sizes["ids"],
@@ -197,18 +206,16 @@ class ColumnFiles:
             num_rated=sizes.get("rated_indices", 0),
             id_width=part.arrays["ids"].itemsize,
             content_hash=content_hash,
-            checksum=part.checksum(self._begun_checksum),
+            checksum=part.checksum(self._begun.checksum),
             bad_records=tuple((error.reason, error.offset, error.key) for error in bad_records),
         )
-        for moments in self._begun_moments:
-            totals = totals.with_moments(moments)
-        self._add(totals)
+        self._add(totals.with_moments(self._begun.moments))
         self._note(summary)
 
     def skip(self, error: ShardError) -> None:
         """Notes that a bad shard is left out as a whole."""
         file = self._files[self._columns[0].working]
-        file.seek(-sum(size for _, size in self._begun), os.SEEK_CUR)
+        file.seek(-self._begun.bytes, os.SEEK_CUR)
         file.truncate()
         self._note(ShardSummary(path=error.path, error=(error.reason, error.offset, error.key)))
 
@@ -232,13 +239,7 @@ class ColumnFiles:
         self._journal.write(line_of(summary))
         self._journal.flush()
         self.summaries.append(summary)
-        self._begin()
-
-    def _begin(self) -> None:
-        """Begins a shard."""
-        self._begun: list[tuple[int, int]] = []  # rows and bytes of the features that were written ahead of the rest
-        self._begun_moments: list[Moments | ByteMoments] = []
-        self._begun_checksum = 0
+        self._begun = _Begun()
 
     def _write_headers(self) -> None:
         """Writes headers for as many rows as there are; numpy pads them, so they keep their size as rows are added."""
@@ -259,7 +260,8 @@ class ColumnFiles:
 
     def _totals(self, summary: ShardSummary) -> Totals | None:
         """Reads the rows of a shard, in pieces; returns None unless they have the checksum of its line."""
-        value, moments, arrays = 0, None, {}
+        value, arrays = 0, {}
+        moments: Moments | ByteMoments | None = None
         for column in self._columns:
             row_bytes = (column.width or 1) * column.dtype_in(summary).itemsize
             left, pieces = column.num_bytes(summary), []
@@ -269,8 +271,7 @@ class ColumnFiles:
                     return None
                 values = np.frombuffer(data, column.dtype_in(summary))
                 if column.name == "features":
-                    found = moments_of(values.reshape(-1, self._recipe.schema.width))
-                    moments = found if moments is None else moments.merge(found)  # type: ignore[arg-type]  # one level
+                    moments = merged(moments, moments_of(values.reshape(-1, self._recipe.schema.width)))
                 else:
                     pieces.append(values)
             arrays[column.name] = np.concatenate(pieces or [np.zeros(0, column.dtype_in(summary))])
@@ -278,8 +279,7 @@ class ColumnFiles:
             return None
         schema = self._recipe.schema
         arrays["features"] = np.zeros((0, schema.width), self._columns[0].dtype)
-        totals = Part(arrays=arrays).totals(schema.num_classes)
-        return totals if moments is None else totals.with_moments(moments)
+        return Part(arrays=arrays).totals(schema.num_classes).with_moments(moments)
 
     def _truncate(self) -> None:
         """Truncates every file after the last whole shard and seeks to its end."""

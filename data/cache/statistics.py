@@ -167,6 +167,11 @@ def moments_of(features_ND: NDArray[Any]) -> Moments | ByteMoments:
     return ByteMoments.of(features_ND) if features_ND.dtype == np.uint8 else Moments.of(features_ND)
 
 
+def merged(before: Moments | ByteMoments | None, more: Moments | ByteMoments) -> Moments | ByteMoments:
+    """Returns the moments of both; None: there are none before."""
+    return more if before is None else before.merge(more)  # type: ignore[arg-type]  # both are of the same level
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Totals:
     """The mergeable form of `Statistics`: sums and counts, divided once at the end."""
@@ -194,16 +199,16 @@ class Totals:
             rated_counts_C=None if rated_indices is None else _counts(rated_indices, num_classes),
         )
 
-    def with_moments(self, moments: Moments | ByteMoments) -> Self:
-        """Returns these totals with features more, of the same videos."""
-        return replace(self, moments=moments.merge(self.moments))  # type: ignore[arg-type]  # both are of the same level
+    def with_moments(self, moments: Moments | ByteMoments | None) -> Self:
+        """Returns these totals with the features of the same videos that came before, if some did."""
+        return replace(self, moments=merged(moments, self.moments))
 
     def merge(self, other: Self) -> Self:
         """Returns the totals of both sets of videos together."""
         rated, others = self.rated_counts_C, other.rated_counts_C
         return type(self)(
             num_videos=self.num_videos + other.num_videos,
-            moments=self.moments.merge(other.moments),  # type: ignore[arg-type]  # both are of the same level
+            moments=merged(self.moments, other.moments),
             label_counts_C=self.label_counts_C + other.label_counts_C,
             rated_counts_C=None if rated is None or others is None else rated + others,
         )
