@@ -8,6 +8,11 @@ DataError          the root; the message is one sentence: what is wrong, where, 
 """
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its type where it has no message."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 class DataError(Exception):
     """The root of all exceptions of this package."""
 

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TypeVar
 
-from data.errors import UnreachableError
+from data.errors import UnreachableError, first_line
 
 T = TypeVar("T")
 
@@ -192,7 +192,7 @@ def text_of(error: BaseException) -> str:
     """Returns what an error says in one line, without the name of a file."""
     if isinstance(error, OSError) and error.strerror:
         return str(error.strerror)
-    return (str(error).splitlines() or [""])[0] or type(error).__name__
+    return first_line(error) or type(error).__name__
 
 
 @contextmanager

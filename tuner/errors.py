@@ -23,6 +23,8 @@ import errno
 import re
 from collections.abc import Iterable
 
+from data.errors import first_line as first_line
+
 
 class TunerError(Exception):
     """Root of the errors of the tuner that a user can correct."""
@@ -96,11 +98,6 @@ def place_message(error: OSError) -> str | None:
     if error.filename is None or error.errno not in _OF_PLACES:
         return None
     return f"{error.filename}: cannot be read or written ({error.strerror}); correct the path or its permissions"
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the name of its type where it has no message."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def in_one_line(error: BaseException) -> str:

@@ -42,6 +42,16 @@ class Recipe:
     require_labels: bool = True
     on_bad_record: Literal["error", "skip"] = "error"
 
+    @classmethod
+    def of(cls, shards: Sequence[str], schema: Schema, **options: Any) -> Recipe:
+        """Finds the shards, whose rows come in the sorted order of their paths; `options` are the other fields.
+
+        Raises:
+            ShardError: there is no such shard.
+            UnreachableError: its size and version cannot be read.
+        """
+        return cls(shards=tuple(find_each(sorted(set(shards)))), schema=schema, **options)
+
     @property
     def key(self) -> str:
         """The name of the cache's folder."""

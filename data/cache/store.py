@@ -33,7 +33,7 @@ from data.cache.columns import MANIFEST, STATISTICS, Column, Part, columns_of
 from data.cache.eviction import hold
 from data.cache.journal import JournalReader, ShardSummary
 from data.cache.progress import BuildProgress
-from data.cache.recipe import FORMAT, Recipe, about_empty, find_each
+from data.cache.recipe import FORMAT, Recipe, about_empty
 from data.cache.statistics import Statistics, Totals, keep_totals, kept_statistics, kept_totals
 from data.errors import CacheError, DataError, NoShardsError, ShardError
 from data.schema import MAX_BAD_RECORDS, MAX_FRAMES, Schema
@@ -269,13 +269,7 @@ def open_cache(
         raise ValueError(f"workers must be at least 1, but got {workers}")
     if not shards:
         raise NoShardsError("no shards: nothing to open")
-    recipe = Recipe(
-        shards=tuple(find_each(sorted(set(shards)))),
-        schema=schema,
-        dtype=dtype,
-        require_labels=require_labels,
-        on_bad_record=on_bad_record,
-    )
+    recipe = Recipe.of(shards, schema, dtype=dtype, require_labels=require_labels, on_bad_record=on_bad_record)
     report = progress or (lambda _: None)
     folder = directory / recipe.key
     cache = _load_if_whole(folder)
@@ -311,13 +305,7 @@ def built_cache(
     dtype: Literal["float16", "float32"] = "float16",
 ) -> Cache | None:
     """Returns what `open_cache` would open without decoding anything; None where there is no such cache yet."""
-    recipe = Recipe(
-        shards=tuple(find_each(shards)),
-        schema=schema,
-        dtype=dtype,
-        require_labels=require_labels,
-        on_bad_record=on_bad_record,
-    )
+    recipe = Recipe.of(shards, schema, dtype=dtype, require_labels=require_labels, on_bad_record=on_bad_record)
     return _load_if_whole(directory / recipe.key)
 
 

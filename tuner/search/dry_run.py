@@ -63,10 +63,10 @@ def dry_run(experiment: Experiment, console: Console, address: str | None) -> No
     num_videos = max(1, round(splits["train"].num_videos * experiment.data.label_fraction))
     for sentence in sentences + notes(experiment, num_videos, splits["train"].largest_label):
         console.print(sentence)
-    local = connection.resolve_address(address) == "local"
-    layout = plan(experiment.resources, _nodes(connection.resolve_address(address), experiment))
+    resolved = connection.resolve_address(address)
+    layout = plan(experiment.resources, _nodes(resolved, experiment))
     console.print(describe(layout))
-    if local:
+    if resolved == "local":
         preflight.check_memory(experiment, gpu=layout.resources.gpu > 0, num_videos=num_videos)
     for sentence in drawn_at_random(space, config.sampler.kind):
         console.print(sentence)
@@ -96,9 +96,9 @@ class Split:
         """Find the shards of a split and decode the first one that holds a video."""
         data = experiment.data
         shards = find_shards(getattr(data, split))
-        cache = data.built(getattr(data, split))
+        cache = data.built(shards)
         sizes = {shard.path: shard.size for shard in find_each(shards)}
-        first = next(path for path in [*(path for path in shards if sizes[path]), *shards])
+        first = next((path for path in shards if sizes[path]), shards[0])
         decoded = decode(first, data.schema, max_bad_records=data.max_bad_records)
         estimated = round(len(decoded.ids) * sum(sizes.values()) / max(1, sizes[first]))
         return cls(

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 from upath import UPath
 
 from data.errors import UnreachableError
-from tuner.errors import ConfigError, SearchError, TunerError, first_line
+from data.retry import text_of
+from tuner.errors import ConfigError, SearchError, TunerError
 from tuner.redact import redacted
 from tuner.storage.append_log import AppendLog
 
@@ -112,5 +113,4 @@ def store_errors(what: str) -> Iterator[None]:
     except (TunerError, UnreachableError):
         raise
     except Exception as error:  # each library has its own classes; those of S3 are no OSErrors
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise ConfigError(f"{what}: {redacted(reason)}") from error
+        raise ConfigError(f"{what}: {redacted(text_of(error))}") from error

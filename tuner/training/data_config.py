@@ -3,7 +3,7 @@
 Runs without ray, mlflow, optuna, pydantic and yaml, so that a trial can be trained on a bare GPU machine.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -143,18 +143,14 @@ class DataConfig:
         """The folder in which this node keeps its decoded shards."""
         return Path(self.cache).expanduser() if self.cache else default_directory()
 
-    def built(self, patterns: Patterns) -> Cache | None:
-        """The cache of the shards that match; None where this node has not decoded them.
+    def built(self, shards: Sequence[str]) -> Cache | None:
+        """The cache of these shards; None where this node has not decoded them.
 
         Raises:
-            DataError: no shard matches, or the cache is damaged.
+            DataError: a shard is missing or cannot be asked for.
         """
         return built_cache(
-            find_shards(patterns),
-            self.schema,
-            self.cache_directory,
-            on_bad_record=self.on_bad_record,
-            dtype=self.dtype,
+            shards, self.schema, self.cache_directory, on_bad_record=self.on_bad_record, dtype=self.dtype
         )
 
     def open(

@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from tuner.errors import ConfigError, first_line
+from data.retry import text_of
+from tuner.errors import ConfigError
 
 FORMAT = "teacher-2"
 FORMATS = ("teacher-1", FORMAT)  # that are read; the first one has no checksum
@@ -52,7 +53,7 @@ class Teacher:
 
     def rows(self, ids: NDArray[np.bytes_]) -> NDArray[np.int64]:
         """The row of each of these videos; -1 where the teacher has no prediction of it."""
-        return _rows(self.ids, ids)
+        return rows_in(self.ids, ids)
 
 
 def write(
@@ -100,7 +101,7 @@ def check(path: str | Path, num_classes: int, ids: NDArray[np.bytes_] | None = N
     with _opened(path, num_classes) as file:
         known = _ids(file.get_tensor("ids")) if ids is not None else None
     if ids is not None and known is not None:
-        check_videos(path, _rows(known, ids))
+        check_videos(path, rows_in(known, ids))
 
 
 def check_videos(path: str | Path, rows_N: NDArray[np.int64]) -> None:
@@ -160,8 +161,7 @@ def _opened(path: str | Path, num_classes: int) -> Iterator[Any]:
                 )
             yield file
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise ConfigError(f"{path}: cannot be read as teacher predictions ({reason}); {AGAIN}") from error
+        raise ConfigError(f"{path}: cannot be read as teacher predictions ({text_of(error)}); {AGAIN}") from error
 
 
 def _checksum(about: Mapping[str, str], arrays: Iterable[Any]) -> str:
@@ -172,7 +172,8 @@ def _checksum(about: Mapping[str, str], arrays: Iterable[Any]) -> str:
     return str(checksum)
 
 
-def _rows(known: NDArray[np.bytes_], ids: NDArray[np.bytes_]) -> NDArray[np.int64]:
+def rows_in(known: NDArray[np.bytes_], ids: NDArray[np.bytes_]) -> NDArray[np.int64]:
+    """Where each id is in `known`, which is sorted; -1 where it is not."""
     if not len(known):
         return np.full(len(ids), -1)
     rows = np.minimum(np.searchsorted(known, ids), len(known) - 1)

@@ -7,7 +7,6 @@ is not refused may still need more than there is.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -33,27 +32,22 @@ class Outline:
     batch_norm: bool  # whether it computes statistics over the videos of a batch
 
 
+_outlines: dict[str, Outline] = {}  # most corners of a space have one of a few models
+_MOST_OUTLINES = 1024
+
+
 def outline(config: ModelConfig, sizes: Sizes) -> Outline:
     """Build the model of a configuration on the meta device, where tensors have no values.
 
     Raises:
         ValueError: the configuration does not fit the sizes.
     """
-    return _outlined(repr((config, sizes)), _Unhashed(config, sizes))
-
-
-@dataclass(frozen=True)
-class _Unhashed:
-    """The arguments of `outline`, which hold mappings; all compare equal, so that the text beside it is the key."""
-
-    config: ModelConfig
-    sizes: Sizes
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Unhashed)
-
-    def __hash__(self) -> int:
-        return 0
+    key = repr((config, sizes))  # they hold mappings, which have no hash
+    if key not in _outlines:
+        if len(_outlines) >= _MOST_OUTLINES:  # a worker may meet thousands of models
+            _outlines.clear()
+        _outlines[key] = _outlined(config, sizes)
+    return _outlines[key]
 
 
 class _Shapes(TorchFunctionMode):
@@ -67,12 +61,11 @@ class _Shapes(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@lru_cache(maxsize=1024)  # most corners of a space have one of a few models
-def _outlined(key: str, given: _Unhashed) -> Outline:
-    statistics = FeatureStatistics.empty(given.sizes)
+def _outlined(config: ModelConfig, sizes: Sizes) -> Outline:
+    statistics = FeatureStatistics.empty(sizes)
     try:
         with torch.device("meta"), _Shapes():
-            model = models.build(given.config, given.sizes, statistics, torch.Generator("cpu"))
+            model = models.build(config, sizes, statistics, torch.Generator("cpu"))
     except RuntimeError:  # a size beyond 64 bits
         return Outline(parameters=_ENDLESS // _FLOAT, batch_norm=False)
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -107,12 +100,16 @@ def check(trial: Trial, sizes: Sizes, device: torch.device, *, num_videos: int |
         TrialOutOfMemory: says how much the trial needs and how much there is.
     """
     needed = least(trial, sizes, num_videos=num_videos, workers=workers)
-    if device.type == "cuda":
-        have, where = torch.cuda.get_device_properties(device).total_memory, "the GPU"
-    else:
-        have, where = machine.memory(), "this machine"
+    have, where = memory_of(device)
     if needed > have:
         raise TrialOutOfMemory(f"{described(trial, sizes, needed)}, but {where} has {gibibytes(have)}")
+
+
+def memory_of(device: torch.device) -> tuple[int, str]:
+    """The bytes of memory of a device, and what to call the device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory, "the GPU"
+    return machine.memory(), "this machine"
 
 
 def described(trial: Trial, sizes: Sizes, needed: int) -> str:
