@@ -11,7 +11,6 @@ K`, it makes one model of several trials (tuner/export/ensemble.py); this needs 
 import argparse
 import shlex
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.ranges import COUNT, HUGE, Range
@@ -120,18 +119,11 @@ def run(arguments: list[str] | None = None) -> None:
     search = journal.read(directory)
     winner = search.best_trial()
 
-    from rich.console import Console
-
     from tuner.config.experiment import Experiment
     from tuner.export.writer import export_best
 
-    stored = directory / "experiment.yaml"
-    experiment = Experiment.from_yaml(
-        stored.read_text(encoding="utf-8"), search.experiment, options.file or Path(str(stored))
-    )
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = WIDTH
+    experiment = Experiment.stored(directory, search.experiment, options.file)
+    console = _console()
     _show(console, search, winner, experiment, top=options.top, tracking_uri=options.tracking_uri)
     default = f"exports/{search.experiment}-{search.id}"
     folder = None
@@ -178,9 +170,7 @@ def _prune(options: argparse.Namespace) -> None:
         found = [searches.find(storage, options.experiment, options.search)]
     total = 0
     for directory in found:
-        stored = directory / "experiment.yaml"
-        name, file = directory.parent.name, options.file or Path(str(stored))
-        keep = options.keep or Experiment.from_yaml(stored.read_text(encoding="utf-8"), name, file).search.keep
+        keep = options.keep or Experiment.stored(directory, directory.parent.name, options.file).search.keep
         planned = pruning.plan(directory, keep)
         if planned.folders:
             print(planned.describe())
@@ -193,14 +183,18 @@ def _prune(options: argparse.Namespace) -> None:
 
 def _list(found: list[Place]) -> None:
     """Print a table of searches."""
-    from rich.console import Console
-
     from tuner.console import search_table
+
+    _console().print(search_table(found))
+
+
+def _console() -> "Console":
+    from rich.console import Console
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = WIDTH
-    console.print(search_table(found))
+    return console
 
 
 def _show(

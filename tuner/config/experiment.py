@@ -43,10 +43,12 @@ from tuner.config.search import ResourcesConfig, SearchConfig
 from tuner.config.space import Space, Values
 from tuner.config.yaml_tree import Node, Problems, dump, expand, parse, read, shown
 from tuner.errors import ConfigError, did_you_mean
+from tuner.storage.place import Place
 from tuner.training.config import Trial, differences
 from tuner.training.data_config import DataConfig
 from tuner.training.pipelines import CONFIGS
 
+STORED = "experiment.yaml"  # in the folder of a search: its copy of the experiment
 # Settings of earlier versions, as (block, key), with the values that have no effect any more; None: any value.
 RETIRED = {("search", "overlap"): None, ("search", "metric"): "gap_best", ("search", "mode"): "max"}
 
@@ -102,6 +104,21 @@ class Experiment:
         """
         name, node = _choose(parse(text, f"the stored copy of {file}"), name)
         return _build(node, name, file, Problems(name))
+
+    @classmethod
+    def stored(cls, directory: Place, name: str, file: Path | None = None) -> "Experiment":
+        """Read the copy that a search stored in its folder.
+
+        Args:
+            directory: of the search.
+            name: of the experiment.
+            file: that the experiment was first read from; None: not known.
+
+        Raises:
+            ConfigError: it is no valid experiment for this version of the program.
+        """
+        copy = directory / STORED
+        return cls.from_yaml(copy.read_text(encoding="utf-8"), name, file or Path(str(copy)))
 
     def differences(self, other: "Experiment") -> list[str]:
         """What is different in `other`, a line for each setting: `search.trials: 4 -> 8`."""

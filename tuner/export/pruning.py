@@ -35,7 +35,7 @@ class BestTrials:
             keep: how many trials keep their weights.
         """
         self._directory, self._keep = directory, keep
-        self._best = [_rank(trial) for trial in search.finished]
+        self._best = [(*trial.rank, trial.id) for trial in search.finished]
         if keep != "all":
             del self._best[keep:]
 
@@ -43,7 +43,7 @@ class BestTrials:
         """Remove what is not needed after the end of this trial: of it, or of the trial whose place it has taken."""
         out = trial.id
         if trial.status == "finished" and trial.score is not None:
-            insort(self._best, _rank(trial))
+            insort(self._best, (*trial.rank, trial.id))
             out = self._best.pop()[-1] if self._keep != "all" and len(self._best) > self._keep else ""
         if out != trial.id:
             for folder in _needless_of(self._directory, trial):
@@ -129,11 +129,6 @@ def remove_needless(directory: Place, search: SearchHistory, keep: Keep, log: Ca
     for folder in needless(directory, search, keep):
         log(f"removes {folder}")
         at(folder).remove()
-
-
-def _rank(trial: TrialHistory) -> tuple[float, int, str]:
-    """The order of `SearchHistory.finished`."""
-    return -(trial.score or 0.0), trial.number, trial.id
 
 
 def _needless_of(directory: Place, trial: TrialHistory) -> list[Place]:

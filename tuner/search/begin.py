@@ -10,7 +10,7 @@ import torch
 from data.batches import Batches
 from models.inputs import rated_counts
 from models.metrics import Accumulator
-from tuner.config.experiment import Experiment, load
+from tuner.config.experiment import STORED, Experiment, load
 from tuner.console import Console
 from tuner.errors import ConfigError, SearchError
 from tuner.export import checkpoints
@@ -65,7 +65,7 @@ def folder_and_experiment(file: Path, name: str | None, options: Options) -> tup
             f"search {directory.name} has ended ({search.ended}) with {len(search.finished)} finished trials; "
             "--extend N adds trials to it, --tracking-uri URI writes it to another MLflow"
         )
-    stored = Experiment.from_yaml((directory / "experiment.yaml").read_text(encoding="utf-8"), name, file)
+    stored = Experiment.stored(directory, name, file)
     today = load(file, name, options.overrides or search.overrides)
     changed = stored.differences(today)
     if changed:
@@ -117,7 +117,7 @@ def begin(open_journal: Journal, experiment: Experiment, options: Options, uri: 
     """
     search = open_journal.search
     if search is None:
-        (open_journal.directory / "experiment.yaml").write_text(experiment.to_yaml(), encoding="utf-8")
+        (open_journal.directory / STORED).write_text(experiment.to_yaml(), encoding="utf-8")
         checkpoints.keep_statistics(open_journal.directory, data.statistics)
         open_journal.append(
             "search",

@@ -50,9 +50,8 @@ def _in_storage(trial_id: str, storage: Place, file: Path) -> Replay | None:
         search = journal.read(directory)
         if trial_id in search.trials:
             trial = search.trials[trial_id]
-            text = (directory / "experiment.yaml").read_text(encoding="utf-8")
             return Replay(
-                experiment=Experiment.from_yaml(text, search.experiment, file),
+                experiment=Experiment.stored(directory, search.experiment, file),
                 values=trial.values,
                 number=trial.number,
                 encoders=EncoderStore(directory=storage / encoder_store.FOLDER, trial_id=trial_id, takes_own=False),

@@ -82,6 +82,11 @@ class TrialHistory:
         score = self.score
         return next((epoch for epoch, report in sorted(self.reports.items()) if report["gap"] == score), None)
 
+    @property
+    def rank(self) -> tuple[float, int]:
+        """The order of trials that have a score, best first; of equal ones, the earlier is the better."""
+        return -(self.score or 0.0), self.number
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
@@ -116,7 +121,7 @@ class SearchHistory:
     def finished(self) -> list[TrialHistory]:
         """Trials that have a score, best first."""
         done = [trial for trial in self.trials.values() if trial.status == "finished" and trial.score is not None]
-        return sorted(done, key=lambda trial: (-(trial.score or 0.0), trial.number))
+        return sorted(done, key=lambda trial: trial.rank)
 
     @property
     def failed(self) -> list[TrialHistory]:
