@@ -8,10 +8,12 @@ more than an index can count, a seed that a generator refuses. tests/config/test
 """
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from functools import cache
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from functools import cache, wraps
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,19 @@ UpToAll = Annotated[float, Range(0, 1)]
 Positive = Annotated[float, Range(TINY, HUGE)]
 Factor = Annotated[float, Range(0, 1e9)]  # of a term of the loss, which it switches off at 0
 Power = Annotated[float, Range(0, 4)]  # of ratios of counts: higher ones leave float32
+
+
+def told(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """The `type` of an option whose text `parse` reads: argparse keeps the message of its ValueError."""
+
+    @wraps(parse)
+    def read(text: str) -> T:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
 
 
 def is_whole(text: str) -> bool:

@@ -13,7 +13,7 @@ from tests.support.workplace import PROJECT
 from tests.test_architecture import COMMANDS
 
 # What an option may be besides a number, by the name of its type: text, a place, NAME=WIDTH, NAME=KEY.
-OTHER_TYPES = ("NoneType", "str", "Path", "_feature", "parse_feature", "_key")
+OTHER_TYPES = ("NoneType", "str", "Path", "parse_feature", "parse_key")
 BENCHMARKS = sorted(
     str(path.relative_to(PROJECT))
     for path in (PROJECT / "benchmarks").glob("*.py")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.errors import DataError
-from data.ranges import COUNT
+from data.ranges import COUNT, told
 from tuner.errors import TunerError, place_message
 from tuner.redact import redacted
 
@@ -105,24 +105,17 @@ def add_data(parser: argparse.ArgumentParser, shards: str) -> None:
         parser: gets the option.
         shards: the help's words for what the shards must hold.
     """
+    from data.schema import parse_key  # imports numpy
+
     parser.add_argument("--data", required=True, nargs="+", metavar="GLOB", help=shards)
     parser.add_argument(
         "--keys",
         nargs="+",
-        type=_key,
+        type=told(parse_key),
         default=[],
         metavar="NAME=KEY",
         help="where records have another key, as in id=clip/data_id; default: those that the model was trained with",
     )
-
-
-def _key(text: str) -> tuple[str, str]:
-    from data.schema import parse_key
-
-    try:
-        return parse_key(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_batch_size(parser: argparse.ArgumentParser, default: int) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.errors import DataError
-from data.ranges import COUNT, Range
+from data.ranges import COUNT, Range, told
 from data.schema import FEATURES, MAX_BAD_RECORDS, MAX_FRAMES, NUM_CLASSES, Schema, parse_feature, parse_key
 
 if TYPE_CHECKING:
@@ -29,12 +29,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--features",
         nargs="+",
-        type=_feature,
+        type=told(parse_feature),
         metavar="NAME=WIDTH",
         help="default: mean_rgb=1024 mean_audio=128, at the other levels rgb=1024 audio=128",
     )
     parser.add_argument(
-        "--keys", nargs="+", type=_key, metavar="NAME=KEY", default=[], help="where a record has another key for a name"
+        "--keys",
+        nargs="+",
+        type=told(parse_key),
+        metavar="NAME=KEY",
+        default=[],
+        help="where a record has another key for a name",
     )
     parser.add_argument("--max-frames", type=COUNT.whole, default=MAX_FRAMES, metavar="T", help="default: %(default)s")
     parser.add_argument(
@@ -65,20 +70,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     return 0
-
-
-def _feature(text: str) -> tuple[str, int]:
-    try:
-        return parse_feature(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _key(text: str) -> tuple[str, str]:
-    try:
-        return parse_key(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _build_or_check(options: argparse.Namespace) -> None:
