@@ -84,9 +84,7 @@ class Lease:
         if not create(self._object(self._number), self._content()):
             raise self._refused(self._newest())
         numbers = self._numbers()
-        if (
-            not numbers or numbers[-1] != self._number
-        ):  # others have taken and released it since: this number was used before
+        if numbers[-1:] != [self._number]:  # others have taken and released it since: this number was used before
             self._object(self._number).unlink(missing_ok=True)
             raise self._refused(self._newest())
         for number in numbers:
