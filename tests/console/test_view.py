@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pytest
 from rich.console import Console as RichConsole
+from rich.live import Live
 
 from tests.support.trials import metrics, search, trial
 from tuner.console import (
@@ -71,6 +72,16 @@ def test_trials_that_have_started_run_and_others_of_the_journal_wait(monkeypatch
     assert "1 running  2 waiting" in render()[0]
     end(view, unfinished[1])
     assert "1 done  0 running  2 waiting" in render()[0]
+
+
+def test_a_narrow_terminal_cuts_neither_the_time_left_nor_the_link() -> None:
+    link = "mlflow ui --backend-store-uri sqlite:////a/folder/with/a/rather/long/name/mlflow.db"
+    shown = io.StringIO()
+    console = RichConsole(width=50, file=shown, force_terminal=True, color_system=None, soft_wrap=True)  # as Console's
+    with Live(SearchView(search(trial(0)), link), console=console, auto_refresh=False):
+        pass
+    assert "time left: not known yet" in " ".join(shown.getvalue().split())
+    assert link.replace(" ", "") in "".join(shown.getvalue().split())
 
 
 def test_the_time_left_follows_the_epochs_and_counts_down(monkeypatch: pytest.MonkeyPatch) -> None:

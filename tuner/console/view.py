@@ -97,9 +97,12 @@ class SearchView:
         running, done = len(self._running), self._ended - self._failed
         waiting = max(0, len(search.trials) - self._ended - running)
         counts = f"{done} done  {running} running  {f'{waiting} waiting  ' if waiting else ''}{self._failed} failed"
+        # The console lets long lines run on, and a live view cuts them at the end of the terminal.
         head = Text.assemble(
             (f"{search.experiment}  {search.id}", "bold"),
             f"   {counts}  of {search.planned}   {describe_seconds(time.monotonic() - self.started)}, {self.left()}",
+            no_wrap=False,
+            overflow="fold",
         )
         lines: list[RenderableType] = [head, Text(self.best() or "no epoch finished yet", style="green")]
         for number, trial in enumerate(self._best):
@@ -110,7 +113,7 @@ class SearchView:
             rate = sum(list(self.videos_per_second.values()))
             lines.append(Text(f"{rate:,.0f} videos/s in training", style="dim"))
         if self._results:
-            lines.append(Text(f"MLflow: {self._results}", style="dim"))
+            lines.append(Text(f"MLflow: {self._results}", style="dim", no_wrap=False, overflow="fold"))
         return Group(*lines)
 
 
@@ -138,4 +141,4 @@ class _Timing:
 
 def _leaders(trials: list[TrialHistory]) -> list[TrialHistory]:
     """The best of these trials, of equal ones the first."""
-    return sorted(trials, key=lambda trial: (-(trial.score or 0.0), trial.number))[:LEADERS]
+    return sorted(trials, key=lambda trial: trial.rank)[:LEADERS]
