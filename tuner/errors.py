@@ -3,9 +3,10 @@
     TunerError              root; str(e) is the text that the user reads
       ConfigError           experiments.yaml or a --set is wrong; one line per mistake, `file:line: path: message`
       SearchError           a search cannot start, resume or be extended; the message says why and what to do
-      TrialDiverged         the loss of a trial is not finite; the trial failed, the search continues
-      TrialCollapsed        pretraining gave every video the same embedding; the trial failed, the search continues
-      TrialOutOfMemory      a trial needs more memory than the machine has; the trial failed, the search continues
+      TrialFailed           the settings of a trial make it fail; the search continues, and its sampler avoids them
+        TrialDiverged       the loss of a trial is not finite
+        TrialCollapsed      pretraining gave every video the same embedding
+        TrialOutOfMemory    a trial needs more memory than the machine has
       EpochTimeout          an epoch took longer than search.epoch_timeout; the trial resumes from its last checkpoint
       CheckpointError       a checkpoint belongs to other settings
         CheckpointDamaged   the files of a checkpoint are not those that were written; an older one may be intact
@@ -38,15 +39,19 @@ class SearchError(TunerError):
     """A search cannot start, resume or be extended."""
 
 
-class TrialDiverged(TunerError):
+class TrialFailed(TunerError):
+    """The settings of a trial make it fail: it would fail again."""
+
+
+class TrialDiverged(TrialFailed):
     """The loss of a trial is not finite, and its weights were not updated with it; or its model scores a video NaN."""
 
 
-class TrialCollapsed(TunerError):
+class TrialCollapsed(TrialFailed):
     """A pretrained encoder gives every video the same embedding."""
 
 
-class TrialOutOfMemory(TunerError):
+class TrialOutOfMemory(TrialFailed):
     """The settings of a trial need more memory than its machine or its GPU has."""
 
 

@@ -230,15 +230,18 @@ def test_a_trial_that_was_running_continues(driver: Driver) -> None:
 def test_a_trial_that_reports_an_error_is_failed(driver: Driver) -> None:
     driver.start()
     driver.hear(1)
-    driver.recorder.on_trial_result(0, [], driver.trial, {"error": "TrialDiverged: the loss is not finite"})
+    report = {"error": "TrialDiverged: the loss is not finite", "cause": "settings"}
+    driver.recorder.on_trial_result(0, [], driver.trial, report)
     driver.complete()
     assert (driver.history.status, driver.history.error) == ("failed", "TrialDiverged: the loss is not finite")
+    assert driver.history.failed_by_settings
 
 
 def test_a_trial_that_ends_without_a_report_is_failed(driver: Driver) -> None:
     driver.start()
     driver.complete()
     assert (driver.history.status, driver.history.error) == ("failed", "it ended without a report")
+    assert not driver.history.failed_by_settings
 
 
 def test_a_slot_that_is_lost_while_it_takes_a_trial_is_a_failure_without_an_error(driver: Driver) -> None:

@@ -1,6 +1,7 @@
 """Suggestions: each is on the disk before anyone uses it, and a resume changes none of them."""
 
 import json
+import math
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,13 +11,12 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.samplers import BruteForceSampler
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from tuner.config.experiment import Experiment, load
 from tuner.errors import ConfigError
-from tuner.search import samplers, tpe
+from tuner.search import tpe
 from tuner.search.searcher import JournaledSearch
 from tuner.search.stopper import StopRule
 from tuner.storage import journal
@@ -66,7 +66,7 @@ class Driver:
 
     @property
     def study(self) -> optuna.Study:
-        return self.searcher.study
+        return self.searcher.suggestions.study
 
     @property
     def trials(self) -> dict[str, TrialHistory]:
@@ -85,9 +85,9 @@ class Driver:
         self.searcher.on_trial_complete(name, {"gap_best": gap})
         self.journal.append("finished", id=asked["trial_id"], stopped_by=None)
 
-    def fail(self, name: str, asked: dict[str, Any]) -> None:
+    def fail(self, name: str, asked: dict[str, Any], cause: str = "other") -> None:
         self.searcher.on_trial_complete(name, {"error": "it broke"})
-        self.journal.append("failed", id=asked["trial_id"], error="it broke")
+        self.journal.append("failed", id=asked["trial_id"], error="it broke", cause=cause)
 
     def run(self) -> list[dict[str, Any]]:
         """Run all trials that remain; returns their configurations."""
@@ -329,20 +329,101 @@ def test_unfinished_trials_come_first_with_their_numbers_and_ids(drive: Drive, t
     assert again[2]["number"] == 4 and again[2]["trial_id"] not in {config["trial_id"] for _, config in asked}
 
 
-def test_a_failed_trial_is_failed_for_the_sampler_and_never_a_bad_score(driver: Driver) -> None:
-    driver.fail(*driver.ask())
+def test_a_failure_of_the_settings_is_worse_than_every_score_and_any_other_says_nothing(
+    drive: Drive, tmp_path: Path
+) -> None:
+    experiment = experiment_of(tmp_path, "random", trials=5)
+    driver = drive(tmp_path / "search", experiment)
+    driver.fail(*driver.ask(), cause="other")
     driver.finish(*driver.ask())
+    driver.fail(*driver.ask(), cause="settings")
     name, lost = driver.ask()
     driver.searcher.on_trial_complete(name, None, error=True)
-    driver.journal.append("failed", id=lost["trial_id"], error="its slot was lost")
+    driver.journal.append("failed", id=lost["trial_id"], error="its slot was lost", cause="other")
     driver.ask()
-    assert [trial.state for trial in driver.study.trials] == [
-        TrialState.FAIL,
-        TrialState.COMPLETE,
-        TrialState.FAIL,
-        TrialState.RUNNING,
-    ]
-    assert driver.study.trials[0].value is None
+    expected = [(TrialState.FAIL, None), (TrialState.COMPLETE, driver.study.trials[1].value)]
+    expected += [(TrialState.COMPLETE, -math.inf), (TrialState.FAIL, None), (TrialState.RUNNING, None)]
+    assert [(trial.state, trial.value) for trial in driver.study.trials] == expected
+    resumed = drive(tmp_path / "search", experiment)
+    assert [(trial.state, trial.value) for trial in resumed.study.trials] == expected
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes"])
+def test_a_sampler_leaves_the_part_of_the_space_in_which_trials_fail(
+    drive: Drive, tmp_path: Path, sampler: str
+) -> None:
+    text = CONTINUOUS.replace("{loguniform: [1e-4, 1e-1]}", "{loguniform: [1e-4, 1e2], default: 1e-3}")
+    driver = drive(tmp_path / "search", experiment_of(tmp_path, sampler, text, trials=40))
+    failed = []
+    while "values" in (asked := driver.ask())[1]:
+        diverges = asked[1]["values"]["optimizer.learning_rate"] > 0.1
+        failed.append(diverges)
+        driver.fail(*asked, cause="settings") if diverges else driver.finish(*asked)
+    assert sum(failed[-20:]) <= 7
+
+
+FINITE = CONTINUOUS.replace("{uniform: [0.1, 0.6], default: 0.3}", "{choice: [0.1, 0.3, 0.5]}").replace(
+    "{loguniform: [1e-4, 1e-1]}", "{quniform: [0.01, 0.04, 0.01]}"
+)
+
+
+def number_of(values: dict[str, Any]) -> float:
+    return float(values["model.dropout"]) + values["optimizer.learning_rate"]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_finite_space_is_tried_once_and_ends_the_search(drive: Drive, tmp_path: Path, sampler: str) -> None:
+    experiment = experiment_of(tmp_path, sampler, FINITE, trials=30)
+    driver, cut = drive(tmp_path / "search", experiment), 7
+    for position in range(12):
+        name, asked = driver.ask()
+        gap = 0.5 + number_of(asked["values"]) / 10
+        driver.journal.append("report", id=asked["trial_id"], epoch=1, metrics={"gap": gap})
+        driver.searcher.on_trial_complete(name, {"gap_best": gap})
+        driver.journal.append("finished", id=asked["trial_id"], stopped_by=None)
+        if position == cut:
+            driver.close()
+            driver = drive(tmp_path / "search", experiment)
+    assert "score" in driver.ask()[1] and driver.stop.ended_by == "exhausted"
+    assert len({tuple(trial.values.items()) for trial in driver.trials.values()}) == len(driver.trials) == 12
+    assert experiment.space.num_combinations == 12
+
+
+def test_a_trial_whose_workers_were_killed_may_be_drawn_again(drive: Drive, tmp_path: Path) -> None:
+    text = FINITE.replace("{quniform: [0.01, 0.04, 0.01]}", "0.01").replace("[0.1, 0.3, 0.5]", "[0.1, 0.3]")
+    driver = drive(tmp_path / "search", experiment_of(tmp_path, "tpe", text, trials=4))
+    driver.fail(*driver.ask(), cause="other")
+    driver.fail(*driver.ask(), cause="settings")
+    driver.fail(*driver.ask(), cause="settings")
+    dropouts = [trial.values["model.dropout"] for trial in driver.trials.values()]
+    assert dropouts in (["0.1", "0.3", "0.1"], ["0.1", "0.1", "0.3"])
+    assert driver.ask()[1] == Searcher.FINISHED
+
+
+def test_the_same_settings_may_be_tried_with_another_seed(drive: Drive, tmp_path: Path) -> None:
+    text = FINITE.replace("{quniform: [0.01, 0.04, 0.01]}", "0.01").replace(
+        "    search:", "    training: {seed: per_trial}\n    search:"
+    )
+    driver = drive(tmp_path / "search", experiment_of(tmp_path, "random", text, trials=9))
+    asked = []
+    while "values" in (one := driver.ask())[1]:
+        driver.fail(*one, cause="settings")
+        asked.append(one[1]["values"]["model.dropout"])
+    assert len(asked) == 9 and set(asked) == {"0.1", "0.3", "0.5"}
+
+
+def test_ones_own_configurations_come_after_the_defaults(drive: Drive, tmp_path: Path) -> None:
+    own = "first: [{optimizer.learning_rate: 0.02}, {model.dropout: 0.3}, {model: {dropout: 0.6}}], sampler"
+    experiment = experiment_of(tmp_path, "tpe", CONTINUOUS.replace("sampler", own), trials=5)
+    driver = drive(tmp_path / "search", experiment)
+    defaults = experiment.space.defaults()
+    expected = [defaults, {**defaults, "optimizer.learning_rate": 0.02}, {**defaults, "model.dropout": 0.6}]
+    for _ in range(2):
+        driver.finish(*driver.ask())
+    resumed = drive(tmp_path / "search", experiment)
+    resumed.run()
+    tried = [trial.values for trial in resumed.trials.values()]
+    assert tried[:3] == expected and len(tried) == 5  # {model.dropout: 0.3} is the defaults
 
 
 def test_a_trial_whose_slot_was_lost_is_given_to_another_one(driver: Driver) -> None:
@@ -360,9 +441,10 @@ def test_a_resumed_study_holds_what_the_journal_holds(drive: Drive, tmp_path: Pa
     first.finish(*asked[0])
     first.fail(*asked[1])
     first.finish(*asked[3])
+    asked.append(first.ask())
     first.close()
     resumed = drive(tmp_path / "search", experiment, concurrency=4)
-    states = [TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING, TrialState.COMPLETE]
+    states = [TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING, TrialState.COMPLETE, TrialState.RUNNING]
     assert [trial.state for trial in resumed.study.trials] == states
     assert [trial.params for trial in resumed.study.trials] == [config["values"] for _, config in asked]
     assert [trial.values for trial in resumed.study.trials] == [trial.values for trial in first.study.trials]
@@ -374,6 +456,8 @@ def test_the_score_is_the_best_epoch(driver: Driver) -> None:
     for epoch, gap in enumerate((0.3, 0.7, 0.5), start=1):
         driver.journal.append("report", id=asked["trial_id"], epoch=epoch, metrics={"gap": gap})
     driver.searcher.on_trial_complete(name, {"gap": 0.5, "gap_best": 0.7})
+    driver.journal.append("finished", id=asked["trial_id"], stopped_by=None)
+    driver.ask()
     assert driver.study.trials[0].value == driver.trials[asked["trial_id"]].score == 0.7
 
 
@@ -386,22 +470,6 @@ def test_nothing_is_suggested_beyond_the_concurrency(drive: Drive, tmp_path: Pat
     assert driver.ask()[1] is None
     driver.finish(*second)
     assert driver.ask()[1]["number"] == 3
-
-
-def test_a_sampler_that_has_tried_everything_ends_the_search(
-    drive: Drive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    brute_force = samplers.Sampler(make=lambda request: BruteForceSampler(seed=request.seed))
-    monkeypatch.setitem(samplers.SAMPLERS, "random", brute_force)
-    text = CONTINUOUS.replace("{uniform: [0.1, 0.6], default: 0.3}", "{choice: [0.1, 0.3]}")
-    text = text.replace("{loguniform: [1e-4, 1e-1]}", "{choice: [0.01, 0.1]}")
-    experiment = experiment_of(tmp_path, "random", text, trials=9)
-    driver = drive(tmp_path / "search", experiment)
-    for _ in range(4):
-        name, _ = driver.ask()
-        driver.searcher.on_trial_complete(name, {"gap_best": 0.5})
-    assert driver.ask()[1] == Searcher.FINISHED
-    assert len({tuple(trial.values.items()) for trial in driver.trials.values()}) == 4
 
 
 def test_what_was_planned_is_suggested_and_then_no_more(driver: Driver) -> None:

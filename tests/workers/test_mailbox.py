@@ -120,7 +120,10 @@ async def test_a_trial_fails_when_its_workers_were_lost_too_often_and_the_next_o
     mailbox.explain(1, "EpochTimeout: epoch 2", again=True)
     mailbox.workers_lost("killed")
     assert await received(mailbox) == {"failure": "killed", "failures": 1}
-    assert await received(mailbox) == {"error": "EpochTimeout: epoch 2; 2 attempts (search.failures.per_trial)"}
+    assert await received(mailbox) == {
+        "error": "EpochTimeout: epoch 2; 2 attempts (search.failures.per_trial)",
+        "cause": "other",
+    }
     mailbox.assign(TWO)
     assert await mailbox.take("new", 0, 0) == Assignment(2, TWO)
     mailbox.workers_lost("killed")
@@ -133,7 +136,7 @@ async def test_losses_of_slots_count_too() -> None:
     mailbox.assign({**ONE, "failures": 2})
     assert await mailbox.take("group", 0, 0)
     mailbox.workers_lost("killed")
-    assert await received(mailbox) == {"error": "killed; 3 attempts (search.failures.per_trial)"}
+    assert await received(mailbox) == {"error": "killed; 3 attempts (search.failures.per_trial)", "cause": "other"}
 
 
 @on_a_loop
@@ -141,7 +144,7 @@ async def test_what_would_fail_again_is_not_tried_again() -> None:
     mailbox = await mailbox_with(ONE)
     mailbox.explain(1, "TrialOutOfMemory: too large", again=False)
     mailbox.workers_lost("killed")
-    assert await received(mailbox) == {"error": "TrialOutOfMemory: too large"}
+    assert await received(mailbox) == {"error": "TrialOutOfMemory: too large", "cause": "settings"}
     await waits(mailbox.until_report())
 
 

@@ -13,11 +13,13 @@ from data.sampling import FramesConfig
 from models import FeatureStatistics
 from models.losses import penalties
 from tuner.config.distributions import distribution_of
+from tuner.config.reading import read_trial
 from tuner.config.search import SearchConfig
 from tuner.config.space import Space
 from tuner.config.yaml_tree import Node, Problems, join
+from tuner.errors import ConfigError
 from tuner.redact import has_credentials, redacted
-from tuner.training.config import ContrastiveConfig, Trial, TrialConfig, without_effect
+from tuner.training.config import ContrastiveConfig, Trial, TrialConfig, flatten, without_effect
 from tuner.training.data_config import DataConfig
 from tuner.training.pipelines import pipeline_of
 from tuner.training.steps import needs
@@ -121,6 +123,24 @@ def nearest_to(path: str, node: Node) -> Node:
     for key in path.split("."):
         node = node.entries.get(key, node)
     return node
+
+
+def check_first(search: SearchConfig, node: Node, space: Space, pipeline: str, problems: Problems) -> None:
+    """Check that the configurations of `search.first` are some of the space, and that their settings fit together."""
+    if not search.first:
+        return
+    written = node.entries["first"]
+    if search.sampler.kind == "grid":
+        problems.add(written, "search.first", "has no effect with the grid sampler, which tries every combination")
+        return
+    assert isinstance(written.value, tuple)
+    for position, (given, entry) in enumerate(zip(search.first, written.value, strict=True)):
+        try:
+            values = space.complete(flatten(given))
+        except ConfigError as error:
+            problems.add(entry, f"search.first.{position}", str(error))
+        else:
+            read_trial(pipeline, space.resolved(values), problems)
 
 
 def with_grid_trials(search: SearchConfig, node: Node, space: Space, problems: Problems) -> SearchConfig:

@@ -58,6 +58,12 @@ class Number:
         step = 1 if self.integer and self.step is None else self.step
         return step is None or abs((value - self.low) / step - round((value - self.low) / step)) < 1e-6
 
+    @property
+    def num_values(self) -> int | None:
+        """How many values it has; None: any number."""
+        step = 1 if self.integer and self.step is None else self.step
+        return None if step is None else round((self.high - self.low) / step) + 1
+
     def _middle(self) -> float:
         middle = math.sqrt(self.low) * math.sqrt(self.high) if self.log else self.low / 2 + self.high / 2
         step = 1 if self.integer and self.step is None else self.step

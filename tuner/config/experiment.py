@@ -21,6 +21,7 @@ from tuner.config.checks import (
     check_batches,
     check_effects,
     check_features,
+    check_first,
     check_level,
     check_loss,
     check_workers,
@@ -44,7 +45,7 @@ from tuner.config.space import Space, Values
 from tuner.config.yaml_tree import Node, Problems, dump, expand, parse, read, shown
 from tuner.errors import ConfigError, did_you_mean
 from tuner.storage.place import Place
-from tuner.training.config import Trial, differences
+from tuner.training.config import Trial, differences, flatten
 from tuner.training.data_config import DataConfig
 from tuner.training.pipelines import CONFIGS
 
@@ -85,6 +86,13 @@ class Experiment:
         problems.check()
         assert config is not None
         return config
+
+    @property
+    def planned(self) -> list[dict[str, Any]]:
+        """The values of the first trials, which no sampler draws: the defaults and `search.first`, or a whole grid."""
+        if self.search.sampler.kind == "grid":
+            return self.space.grid
+        return [self.space.defaults(), *(self.space.complete(flatten(given)) for given in self.search.first)]
 
     @property
     def max_epochs(self) -> int:
@@ -245,6 +253,8 @@ def _build(node: Node, name: str, file: Path, problems: Problems) -> Experiment:
         check_effects(trials, problems)
     problems.check()
     assert data is not None and search is not None and resources is not None
+    check_first(search, blocks["search"], space, pipeline, problems)
+    problems.check()
     if search.sampler.kind == "grid":
         search = with_grid_trials(search, blocks["search"], space, problems)
     return Experiment(

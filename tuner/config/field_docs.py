@@ -60,7 +60,9 @@ def type_text(hint: Any) -> str:
         return "block"
     arguments = get_args(hint)
     if get_origin(hint) is tuple:
-        return f"list of {type_text(arguments[0])}s"
+        return f"list of {type_text(arguments[0])}s".replace("block of settings by paths", "blocks of settings by path")
+    if arguments[1] is Any:
+        return "block of settings by path"
     return f"block of names, each with a {type_text(arguments[1])}"
 
 

@@ -102,6 +102,9 @@ class SearchConfig:
 
     # Number of trials; leave it out with the grid sampler, which has one trial for each combination.
     trials: Trials = 20
+    # Configurations to try after the defaults, before the sampler proposes any: the settings of each by path, such as
+    # {optimizer.learning_rate: 0.002, model.dropout: 0.3}; what is left out has its default.
+    first: tuple[dict[str, Any], ...] = ()
     sampler: SamplerConfig = field(default_factory=SamplerConfig)  # the sampler, which chooses the values of each trial
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)  # the scheduler, which stops trials early
     time_budget: Seconds | None = None  # time after which the search ends and stops the trials that run; null: no limit

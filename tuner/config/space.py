@@ -8,6 +8,7 @@ parameter that exists for one option only has that label in its name: `loss.l1.l
 sampler is passed in as two functions (`Ask`).
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,7 +16,7 @@ from itertools import islice
 from typing import Any, Protocol
 
 from tuner.config.distributions import Block, Choice, Distribution, Number, Parameter, Spec, parse
-from tuner.config.yaml_tree import Node, Problems, shown
+from tuner.config.yaml_tree import Node, Problems, join, shown
 from tuner.errors import ConfigError, did_you_mean
 from tuner.training.config import flatten
 
@@ -124,6 +125,24 @@ class Space:
         """The result of `resolve` as a tree of nodes, which know their lines in the file."""
         self.distributions(values)  # checks the values
         return _descend(self._root, lambda name, distribution: values[name])
+
+    def complete(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of the configuration with these settings; what is left out has its default.
+
+        Args:
+            settings: by yaml path, such as `optimizer.learning_rate`.
+
+        Raises:
+            ConfigError: a setting is unknown, is fixed at another value, or is not one that the search can draw.
+        """
+        values: dict[str, Any] = {}
+        _complete(self._root, "", settings, values)
+        return values
+
+    @property
+    def num_combinations(self) -> int | None:
+        """How many configurations there are; None: a parameter has any number of values."""
+        return _count(self._root)
 
     @cached_property  # every suggestion needs it, and it resolves every corner
     def searched(self) -> list[str]:
@@ -234,6 +253,72 @@ def _descend(spec: Spec, pick: Pick) -> Node:
     return _descend(spec.options[value], pick)
 
 
+def _complete(spec: Spec, path: str, given: Mapping[str, Any], values: dict[str, Any]) -> None:
+    """Add the values below `path` of the configuration with the settings in `given`."""
+    here = {key: value for key, value in given.items() if key == path or key.startswith(f"{path}.") or not path}
+    if isinstance(spec, Block):
+        for key in here:
+            beneath = key[len(path) + 1 :] if path else key
+            if beneath.split(".")[0] not in spec.entries:
+                raise ConfigError(f"{key}: unknown setting{did_you_mean(beneath.split('.')[0], spec.entries)}")
+        for key, entry in spec.entries.items():
+            _complete(entry, join(path, key), here, values)
+    elif isinstance(spec, Node):
+        fixed = flatten(spec.plain(), path) if isinstance(spec.value, Mapping) else {path: spec.plain()}
+        for key, value in here.items():
+            if key not in fixed:
+                raise ConfigError(f"{key}: unknown setting{did_you_mean(key, fixed)}")
+            if not _same(value, fixed[key]):
+                raise ConfigError(
+                    f"{key}: is {shown(fixed[key])} in every trial, and not searched (got {shown(value)})"
+                )
+    elif isinstance(spec.distribution, Number):
+        value = here.get(path, spec.distribution.default)
+        if spec.distribution.integer and isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if any(key != path for key in here):
+            raise ConfigError(f"{next(key for key in here if key != path)}: unknown setting")
+        values[spec.name] = _value({path: value}, path, spec.distribution)
+    else:
+        values |= _option(spec, path, here)
+
+
+def _same(one: Any, other: Any) -> bool:
+    lists = isinstance(one, list | tuple) and isinstance(other, list | tuple)
+    return list(one) == list(other) if lists else bool(one == other)
+
+
+def _option(choice: Parameter, path: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values below a choice whose option has the settings in `given`: the default's, where it has them."""
+    assert isinstance(choice.distribution, Choice)
+    default, problems = choice.distribution.default, []
+    for label in sorted(choice.options, key=lambda label: label != default):
+        values: dict[str, Any] = {choice.name: label}
+        try:
+            _complete(choice.options[label], path, given, values)
+            return values
+        except ConfigError as error:
+            problems.append(str(error))
+    if len(problems) == 1:
+        raise ConfigError(problems[0])
+    asked = ", ".join(f"{key}: {shown(value)}" for key, value in given.items())
+    raise ConfigError(f"{path}: none of its options {', '.join(choice.distribution.labels)} has {asked}")
+
+
+def _count(spec: Spec) -> int | None:
+    """How many combinations there are of the values below `spec`; None: any number."""
+    if isinstance(spec, Node):
+        return 1
+    if isinstance(spec, Parameter) and not spec.options:
+        assert isinstance(spec.distribution, Number)
+        return spec.distribution.num_values
+    counts = [_count(each) for each in (spec.entries if isinstance(spec, Block) else spec.options).values()]
+    known = [count for count in counts if count is not None]
+    if len(known) < len(counts):
+        return None
+    return math.prod(known) if isinstance(spec, Block) else sum(known)
+
+
 def _value(values: Values, name: str, distribution: Distribution) -> Any:
     if name not in values:
         raise ConfigError(f"{name}: no value for this parameter")
@@ -293,9 +378,9 @@ def _product(specs: Sequence[Spec], grid: bool) -> Iterator[dict[str, Any]]:
 
 
 def _values_of(name: str, number: Number) -> Iterator[float]:
-    step = 1 if number.integer and number.step is None else number.step
-    if step is None:
+    if number.num_values is None:
         raise ValueError(f"{name} has infinitely many values; a grid takes choices, whole numbers and steps")
-    for i in range(round((number.high - number.low) / step) + 1):
+    step = number.step or 1
+    for i in range(number.num_values):
         value = float(f"{number.low + i * step:.12g}")  # 0.3, not 0.30000000000000004: people read this number
         yield round(value) if number.integer else value

@@ -15,7 +15,6 @@ from tuner.console import Console
 from tuner.errors import ConfigError, SearchError
 from tuner.export import checkpoints
 from tuner.redact import redacted
-from tuner.search.samplers import is_exhaustive
 from tuner.search.summary import resume_command
 from tuner.storage import journal, searches
 from tuner.storage.journal import Journal, SearchHistory
@@ -138,7 +137,7 @@ def begin(open_journal: Journal, experiment: Experiment, options: Options, uri: 
             "so new trials could not be compared with its old ones; start a new search"
         )
     if options.extend:
-        if is_exhaustive(experiment):
+        if experiment.search.sampler.kind == "grid":
             raise ConfigError("--extend: a grid has no further trials, all of its combinations are in the search")
         open_journal.append("extended", trials=options.extend)
     assert open_journal.search is not None

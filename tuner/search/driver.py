@@ -226,7 +226,7 @@ class _Search:
                         conclude(self.journal, self.experiment, self.data, tracker, console)
                     remove_needless(self.directory, search, settings.keep, print)
                     if not search.ended:
-                        self.journal.append("ended", reason=self.stop.reason or "planned")
+                        self.journal.append("ended", reason=self.stop.ended_by or "planned")
                     status = "FINISHED" if search.finished else "FAILED"
         finally:
             stages.begin("last writes to mlflow")

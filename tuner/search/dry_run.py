@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from optuna.storages import InMemoryStorage
 from rich.table import Table
 
 from data import machine
@@ -21,7 +20,9 @@ from tuner.config.notes import notes
 from tuner.config.yaml_tree import Problems
 from tuner.console import Console, setting_cells, settings_table
 from tuner.console.text import describe_seconds
-from tuner.search.samplers import Study, drawn_at_random, make_sampler, planned_values
+from tuner.search.samplers import drawn_at_random
+from tuner.search.suggestions import Suggestions
+from tuner.storage.journal import SearchHistory, TrialHistory
 from tuner.training import timing
 from tuner.training.config import TrialConfig
 from tuner.training.steps import needs
@@ -75,6 +76,10 @@ def dry_run(experiment: Experiment, console: Console, address: str | None) -> No
         f"{config.trials} trials{budget} of at most {experiment.max_epochs} epochs, sampler {config.sampler.kind}, "
         f"scheduler {config.scheduler.kind}"
     )
+    combinations = space.num_combinations
+    if combinations is not None:
+        enough = "; the search ends when all of them have been tried" if combinations < config.trials else ""
+        console.print(f"the space has {combinations:,} configurations{enough}")
     for sentence in _trial_0(experiment, splits, layout, num_videos):
         console.print(sentence)
     console.print(f"the first {min(SHOWN, config.trials)} trials, if every trial scored alike:")
@@ -169,19 +174,19 @@ def _nodes(address: str, experiment: Experiment) -> list[Node]:
 
 
 def _samples(experiment: Experiment, number: int) -> Table:
+    """The first trials, as if every trial had the same score."""
     paths = experiment.space.searched
     table = settings_table(("trial",), paths)
-    study = Study.create(InMemoryStorage())
+    search = SearchHistory(id="", experiment=experiment.name, fingerprint="", planned=number, tracking_uri="")
+    suggestions = Suggestions(experiment, search)
     for trial in range(number):
-        if study.exhausted:
+        suggestion = suggestions.next(str(trial), trial)
+        if suggestion is None:
             break
-        study.sampler = make_sampler(experiment, trial)
-        fixed = planned_values(experiment, trial)
-        if fixed is not None:
-            study.enqueue_trial(fixed)
-        asked = study.ask()
-        values = experiment.space.optuna(asked)
+        values = suggestion.values
         experiment.trial_config(values)
-        study.tell(asked, 0.0)
+        search.trials[str(trial)] = TrialHistory(
+            number=trial, id=str(trial), values=values, sampler_state={}, status="finished", reports={1: {"gap": 0.0}}
+        )
         table.add_row(str(trial), *setting_cells(experiment.space.settings(values), paths))
     return table

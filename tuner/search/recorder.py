@@ -14,7 +14,7 @@ from tuner.redact import redacted
 from tuner.search.schedulers import ReplayingScheduler
 from tuner.search.stopper import StopRule
 from tuner.search.winner import record_scores
-from tuner.storage.journal import Journal, TrialHistory, Unsaved
+from tuner.storage.journal import Cause, Journal, TrialHistory, Unsaved
 from tuner.tracking.records import recorded_metrics, trial_tags
 from tuner.tracking.tracker import Tracker
 from tuner.training.config import flatten
@@ -61,7 +61,7 @@ class Recorder(Unsaved, Callback):
         self._search = journal.search
         self._best_trials = BestTrials(journal.directory, journal.search, experiment.search.keep)
         self._started: set[str] = set()
-        self._errors: dict[str, str] = {}
+        self._errors: dict[str, tuple[str, Cause]] = {}  # of trials whose slot says that they have failed
         self._best = max((trial.score or 0.0 for trial in journal.search.finished), default=None)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -107,7 +107,7 @@ class Recorder(Unsaved, Callback):
             self.stop.halt(result["fatal"])
             return
         if "error" in result:
-            self._errors[history.id] = result["error"]
+            self._errors[history.id] = result["error"], result["cause"]
             return
         if "said" in result:
             self._console.trial_noted(history, result["said"])
@@ -144,7 +144,7 @@ class Recorder(Unsaved, Callback):
             return  # a resume continues it
         error = self._errors.get(history.id)
         if error is None and not history.reports and self.stop.reason is None:
-            error = "it ended without a report"
+            error = "it ended without a report", "other"
         stopped_by = self._scheduler.name if history.id in self._scheduler.stopped else self.stop.reason
         self._end(history, error, stopped_by)
 
@@ -157,7 +157,7 @@ class Recorder(Unsaved, Callback):
         history.failures += 1
         why = f"its slot was lost ({_last_line(trial.get_error())})"
         if history.failures > self._experiment.search.failures.per_trial:
-            self._end(history, too_often(why, history.failures), None)
+            self._end(history, (too_often(why, history.failures), "other"), None)
         else:
             self._console.trial_noted(history, f"{why}; another one resumes it from its last checkpoint")
 
@@ -169,11 +169,12 @@ class Recorder(Unsaved, Callback):
         if "scores" in result:
             record_scores(self._journal, result)
 
-    def _end(self, history: TrialHistory, error: str | None, stopped_by: str | None) -> None:
+    def _end(self, history: TrialHistory, error: tuple[str, Cause] | None, stopped_by: str | None) -> None:
         if history.id not in self._started:
             self._open(history)  # no slot has started with it
         if error is not None:
-            self._journal.append("failed", id=history.id, error=redacted(error))
+            text, cause = error
+            self._journal.append("failed", id=history.id, error=redacted(text), cause=cause)
         else:
             self._journal.append("finished", id=history.id, stopped_by=stopped_by)
         self._close(history)

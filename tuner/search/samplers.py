@@ -9,11 +9,9 @@ numbers and text and no code.
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler
-from optuna.storages import InMemoryStorage
 
 from tuner.config.distributions import Choice
 from tuner.config.experiment import Experiment
@@ -42,7 +40,8 @@ class Sampler:
     make: Callable[[Request], BaseSampler]
     choices: bool = True  # whether it models parameters that are choices
     conditionals: bool = True  # whether it models parameters that only some trials have
-    exhaustive: bool = False  # whether it tries the whole grid in order, so that nothing is drawn
+    # How often it may draw for one trial, until it draws what has not been tried; 0: it draws nothing at all.
+    draws: int = 10
 
 
 def _tpe(request: Request) -> BaseSampler:
@@ -63,66 +62,40 @@ def _qmc(request: Request) -> BaseSampler:
 SAMPLERS: dict[str, Sampler] = {
     "tpe": Sampler(make=_tpe),
     "random": Sampler(make=_random),
-    "gp": Sampler(make=lambda request: GPSampler(seed=request.seed), conditionals=False),
+    "gp": Sampler(make=lambda request: GPSampler(seed=request.seed), conditionals=False, draws=2),
     "cmaes": Sampler(
         make=lambda request: CmaEsSampler(seed=request.seed, warn_independent_sampling=False),
         choices=False,
         conditionals=False,
     ),
     "qmc": Sampler(make=_qmc, conditionals=False),
-    "grid": Sampler(make=_random, exhaustive=True),
+    "grid": Sampler(make=_random, draws=0),
 }
 
 
-class Study(optuna.Study):
-    """A study that remembers when a sampler stops it, because the sampler has tried every combination."""
+def make_sampler(experiment: Experiment, number: int, *, draw: int = 0, parallel: bool = False) -> BaseSampler:
+    """The Optuna sampler of one draw for trial `number`.
 
-    exhausted = False
-
-    @classmethod
-    def create(cls, storage: InMemoryStorage) -> "Study":
-        """A new study in `storage`, whose scores are to be maximized. Optuna's pruners are not used."""
-        name = optuna.create_study(storage=storage, direction="maximize").study_name
-        return cls(name, storage, pruner=optuna.pruners.NopPruner())
-
-    def stop(self) -> None:
-        """Suggest no further trials. Optuna's own method works in `Study.optimize` alone."""
-        self.exhausted = True
-
-
-def make_sampler(experiment: Experiment, number: int, *, parallel: bool = False) -> BaseSampler:
-    """The Optuna sampler of suggestion `number`.
-
-    A new one is made for each suggestion, so that a suggestion depends on the seed, its number and the results so far,
-    and a resumed search makes the same ones.
+    A new one is made for each draw, so that a suggestion depends on the seed, its number and the results so far, and a
+    resumed search makes the same ones.
 
     Args:
         experiment: its space and its settings of the sampler.
         number: of the trial, from 0.
+        draw: how many draws for this trial were refused.
         parallel: whether trials run at the same time.
     """
     config = experiment.search.sampler
-    request = Request(
-        space=experiment.space,
-        seed=(config.seed * 1_000_003 + number) % 2**32,
-        search_seed=config.seed,
-        parallel=parallel,
-    )
+    seed = seed_of(experiment, number, draw)
+    request = Request(space=experiment.space, seed=seed, search_seed=config.seed, parallel=parallel)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return SAMPLERS[config.kind].make(request)
 
 
-def planned_values(experiment: Experiment, number: int) -> dict[str, Any] | None:
-    """The values of trial `number` that no sampler draws: the defaults for trial 0, every trial of a grid; or None."""
-    if is_exhaustive(experiment):
-        return experiment.space.grid[number]
-    return experiment.space.defaults() if number == 0 else None
-
-
-def is_exhaustive(experiment: Experiment) -> bool:
-    """Whether the search tries every combination of the space once, and has no trials beyond them."""
-    return SAMPLERS[experiment.search.sampler.kind].exhaustive
+def seed_of(experiment: Experiment, number: int, draw: int = 0) -> int:
+    """The seed of a draw for trial `number`."""
+    return (experiment.search.sampler.seed * 1_000_003 + number + draw * 1_000_000_007) % 2**32
 
 
 def drawn_at_random(space: Space, kind: str) -> list[str]:

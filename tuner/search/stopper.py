@@ -34,12 +34,18 @@ class StopRule(Unsaved, Stopper):
         self._ended = -1  # trials that had ended at the last check
         self.reason: str | None = None
         self.trains = True  # False: what is left is to score the best trial, and no reason ends that
+        self.exhausted = False  # whether everything has been tried: no new trial begins
         self.fatal_error: str | None = None
 
     @property
     def interrupted(self) -> bool:
         """Whether a signal or a fatal error ended the search: a resume continues the trials that were running."""
         return self._interrupted.is_set() or self.fatal_error is not None
+
+    @property
+    def ended_by(self) -> str | None:
+        """What ended the search before its last planned trial, for the journal."""
+        return self.reason or ("exhausted" if self.exhausted else None)
 
     def halt(self, fatal_error: str) -> None:
         """End the search after an error that every trial would meet, such as a full disk; the first one is kept."""

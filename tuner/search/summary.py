@@ -36,7 +36,9 @@ def print_summary(
         return 1
     for line in _best(search):
         console.print(line)
-    if stop.reason:
+    if stop.exhausted:
+        console.print("  the search ended early: nothing is left to try")
+    elif stop.reason:
         console.print(f"  the search ended early: {stop.reason}")
     if search.failed:
         console.print(f"  {len(search.failed)} trials failed, the first with: {search.failed[0].error}")

@@ -15,11 +15,11 @@ earlier versions have none.
 
     search      the first entry: version, id, experiment, overrides, fingerprint, planned, tracking_uri, baseline
     attempt     a driver begins: cluster, job, scratch, tracking_uri
-    suggested   a new trial: number, id, values, settings, sampler_state, study_state
+    suggested   a new trial: number, id, values, settings, place, sampler_state, study_state
     report      an epoch of a trial is over: id, epoch, metrics
     resumed     a trial continued from the checkpoint of an epoch: id, epoch
     finished    a trial ended with a score: id, stopped_by, sampler_state
-    failed      a trial failed for good: id, error, sampler_state
+    failed      a trial failed for good: id, error, cause, sampler_state
     extended    the search has more trials: trials
     winner      the best trial was evaluated on whole splits: id, metrics by split
     ended       the search ended: reason
@@ -44,6 +44,9 @@ VERSION = 1
 FILE = "journal.jsonl"
 _CHECKSUM = re.compile(rb', "crc32c": ([0-9]+)}$')  # how a line ends
 Status = Literal["running", "finished", "failed"]
+# settings: a trial with these settings would fail again (it diverged, or needs more memory). other: its workers were
+# killed, or its files are damaged, for example; a journal of an earlier version has no cause.
+Cause = Literal["settings", "other"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,10 +58,12 @@ class TrialHistory:
     values: dict[str, Any]  # the suggestion, by parameter name
     settings: dict[str, Any] = field(default_factory=dict)  # the resulting settings, by yaml path: `loss.l2: 12.5`
     sampler_state: dict[str, Any]  # what the sampler stored with the suggestion
+    place: int | None = None  # in the study of the sampler (tuner/search/suggestions.py); None: after the trial before
     status: Status = "running"
     reports: dict[int, dict[str, Any]] = field(default_factory=dict)  # metrics by epoch
     stopped_by: str | None = None  # asha, median, time_budget, plateau, ...; None: it completed all of its epochs
     error: str | None = None
+    cause: Cause = "other"  # of the error
     failures: int = 0  # how often this driver has lost its workers or its slot; the journal does not count them
 
     @property
@@ -67,6 +72,11 @@ class TrialHistory:
         if self.status == "failed" or not self.reports:
             return None
         return max(float(report["gap"]) for report in self.reports.values())
+
+    @property
+    def failed_by_settings(self) -> bool:
+        """Whether its own settings made it fail: for the sampler it is worse than every trial that has a score."""
+        return self.status == "failed" and self.cause == "settings"
 
     @property
     def last_epoch(self) -> int:
@@ -112,7 +122,8 @@ class SearchHistory:
     attempts: list[Attempt] = field(default_factory=list)  # its drivers, the newest last
     study_state: dict[str, Any] = field(default_factory=dict)  # what the sampler stored with the study
     num_ended: int = 0  # number of trials that finished or failed
-    ended: str | None = None  # planned, time_budget, plateau or failures; None: it has not ended and can be resumed
+    # planned, exhausted, time_budget, plateau or failures; None: it has not ended and can be resumed
+    ended: str | None = None
     tracked: bool = False  # whether MLflow has everything; if not, resuming an ended search writes the rest
     baseline: float = 0.0  # GAP on the validation sample of the labels' frequencies as scores of every video
     winner: dict[str, Any] | None = None  # the best trial's id as "trial", and its "metrics" on whole splits, by split
@@ -299,6 +310,7 @@ def _apply(search: SearchHistory | None, entry: dict[str, Any]) -> SearchHistory
                 values=entry["values"],
                 settings=entry["settings"],
                 sampler_state=entry["sampler_state"],
+                place=entry.get("place"),
             )
         case "report":
             search.trials[entry["id"]].reports[entry["epoch"]] = entry["metrics"]
@@ -310,6 +322,7 @@ def _apply(search: SearchHistory | None, entry: dict[str, Any]) -> SearchHistory
             search.num_ended += trial.status == "running"
             trial.status = type
             trial.stopped_by, trial.error = entry.get("stopped_by"), entry.get("error")
+            trial.cause = entry.get("cause", "other")
             trial.sampler_state |= entry.get("sampler_state", {})
         case "attempt":
             search.attempts.append(Attempt(cluster=entry["cluster"], job=entry["job"], scratch=entry["scratch"]))

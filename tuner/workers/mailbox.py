@@ -151,7 +151,7 @@ class Mailbox:
         if again:
             self._reason = reason
         else:
-            self._trial.put({"error": reason})
+            self._trial.put({"error": reason, "cause": "settings"})
             self._notify()
 
     def say(self, line: str) -> None:
@@ -177,7 +177,7 @@ class Mailbox:
         if not (excused or self._trial.ended):
             self._trial.failures += 1
             if self._trial.failures > self._limit:
-                self._trial.put({"error": too_often(reason, self._trial.failures)})
+                self._trial.put({"error": too_often(reason, self._trial.failures), "cause": "other"})
             else:
                 self._trial.put({"failure": reason, "failures": self._trial.failures})
         self._notify()

@@ -6,7 +6,8 @@
     worker -> slot     {epoch, epochs, tags, ... metrics}   an epoch has ended
       -> driver        {..., history}                       the same after a resume, with the metrics of all epochs
                        {said}                               what it waits for, such as shards that it decodes
-                       {error}                              the trial failed, and would fail again
+                       {error, cause}                       the trial failed, and would fail again; the cause is that
+                                                            of the journal (tuner/storage/journal.py)
                        {fatal}                              every trial would fail so, and the search ends
                        {winner, scores, classes, notes}     the best trial, and its scores by split and by class
     slot -> driver     {failure, failures}                  its workers were lost so often; the trial is trained on

@@ -15,6 +15,7 @@ from data.errors import DataError, UnreachableError
 from tuner.errors import (
     CheckpointDamaged,
     EpochTimeout,
+    TrialFailed,
     TrialOutOfMemory,
     TunerError,
     disk_full_message,
@@ -129,7 +130,8 @@ def run(
             raise
         report({"fatal": f"{host}: {error}"}, None, ())
     except (TunerError, DataError) as error:
-        report({"error": f"{type(error).__name__}: {error}"}, None, ())
+        cause = "settings" if isinstance(error, TrialFailed) else "other"
+        report({"error": f"{type(error).__name__}: {error}", "cause": cause}, None, ())
     except OSError as error:
         if (message := disk_full_message(error)) is None or ranks.size > 1:  # the other ranks wait, until Train ends
             raise

@@ -1,0 +1,186 @@
+"""Draws the values of the next trial: an Optuna study over the trials of the journal.
+
+What is drawn depends on the seed, the number of the trial and the journal alone, so a resumed search draws what an
+uninterrupted one would. No configuration is tried twice with the same seed: a draw that repeats one stays in the study
+without a score, as a failed one, and the sampler draws again.
+
+A trial that its own settings made fail counts as worse than every score, so that the sampler leaves this part of the
+space. A trial whose workers were killed says nothing about its settings, and may be drawn again.
+"""
+
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import inf
+from random import Random
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import RandomSampler
+from optuna.storages import InMemoryStorage
+from optuna.trial import TrialState
+
+from tuner.config.experiment import Experiment
+from tuner.config.space import Choice, Number, Space, Values
+from tuner.search.optuna_internals import StudyState, readable_state
+from tuner.search.samplers import SAMPLERS, make_sampler, seed_of
+from tuner.storage.journal import SearchHistory, TrialHistory
+
+# When a sampler draws nothing new, so many configurations are drawn at random before the search ends.
+RANDOM_DRAWS = 2_000
+
+# Values, and the seed that a trial with them trains with: the same key is the same training.
+_Key = tuple[frozenset[tuple[str, Any]], int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suggestion:
+    """The values of a trial, and what the sampler is to find again after a resume."""
+
+    values: dict[str, Any]
+    place: int  # of the trial in the study, which also holds draws that were not tried
+    sampler_state: dict[str, Any]  # what the sampler stored with the trial
+    study_state: dict[str, Any]  # what it stored with the study
+
+
+class Suggestions:
+    """Draws trials, and learns from those that have ended."""
+
+    def __init__(self, experiment: Experiment, search: SearchHistory, *, parallel: bool = False) -> None:
+        """Fill the study from the journal.
+
+        Args:
+            experiment: its space and sampler.
+            search: the journal of the search, which grows.
+            parallel: whether trials run at the same time; TPE then avoids the values of those that still run.
+        """
+        self._experiment, self._search, self._parallel = experiment, search, parallel
+        storage = InMemoryStorage()
+        self.study = optuna.create_study(storage=storage, direction="maximize", pruner=optuna.pruners.NopPruner())
+        self._state = StudyState(storage, self.study)
+        self._state.restore(search.study_state)
+        self._running: dict[str, tuple[int, _Key]] = {}  # trials without a score in the study, by id: place and key
+        self._tried: set[_Key] = set()
+        for history in search.trials.values():
+            self._replay(history)
+        suggested = {frozenset(history.values.items()) for history in search.trials.values()}
+        self._planned = deque(v for v in experiment.planned if frozenset(v.items()) not in suggested)
+
+    def next(self, id: str, number: int) -> Suggestion | None:
+        """Draw the next trial. The caller writes it into the journal before it asks for another one.
+
+        Args:
+            id: of the trial.
+            number: of the trial.
+
+        Returns:
+            None: everything has been tried.
+        """
+        self._learn()
+        for values, place in self._draws(number):
+            key = self._key(values, number)
+            if key not in self._tried:
+                if place is None:
+                    place = self._place(values)
+                self._tried.add(key)
+                self._running[id] = place, key
+                attributes = self.study.get_trials(deepcopy=False)[place].system_attrs
+                return Suggestion(values=values, place=place, sampler_state=attributes, study_state=self._state.read())
+            if place is not None:
+                self.study.tell(place, state=TrialState.FAIL)
+        return None
+
+    def _draws(self, number: int) -> Iterator[tuple[dict[str, Any], int | None]]:
+        """Values to try, the best choice first, with their place in the study where they have one."""
+        while self._planned:
+            yield self._planned.popleft(), None
+        sampler, space = SAMPLERS[self._experiment.search.sampler.kind], self._experiment.space
+        for draw in range(sampler.draws):
+            self.study.sampler = make_sampler(self._experiment, number, draw=draw, parallel=self._parallel)
+            yield _ask(self.study, space)
+        if sampler.draws:
+            seed = seed_of(self._experiment, number)
+            yield from ((values, None) for values in _finite(space, seed) or _at_random(space, seed))
+
+    def _learn(self) -> None:
+        """Give the study the scores of the trials that have ended since the last suggestion."""
+        for id, (place, key) in list(self._running.items()):
+            history = self._search.trials.get(id)
+            if history is None or history.status == "running":
+                continue
+            del self._running[id]
+            score = _score(history)
+            self.study.tell(place, score, state=None if score is not None else TrialState.FAIL)
+            if score is None:
+                self._tried.discard(key)
+
+    def _replay(self, history: TrialHistory) -> None:
+        """Put a trial of the journal into the study, at the place that it had there."""
+        while len(self.study.get_trials(deepcopy=False)) < (history.place or 0):
+            self.study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
+        key = self._key(history.values, history.number)
+        if history.status == "running":
+            self._running[history.id] = self._place(history.values, history), key
+        else:
+            self._place(history.values, history)
+        if history.status == "running" or _score(history) is not None:
+            self._tried.add(key)
+
+    def _place(self, values: Values, history: TrialHistory | None = None) -> int:
+        """Add a trial that no sampler has drawn to the study: a new one, or one of the journal."""
+        score = _score(history) if history else None
+        running = history is None or history.status == "running"
+        place = len(self.study.get_trials(deepcopy=False))
+        distributions = self._experiment.space.distributions(values)
+        self.study.add_trial(
+            optuna.trial.create_trial(
+                state=TrialState.RUNNING if running else TrialState.FAIL if score is None else TrialState.COMPLETE,
+                value=score,
+                params=dict(values),
+                distributions={name: optuna_distribution(one) for name, one in distributions.items()},
+                system_attrs=readable_state(history.sampler_state) if history else None,
+            )
+        )
+        return place
+
+    def _key(self, values: Values, number: int) -> _Key:
+        return frozenset(values.items()), self._experiment.trial_config(values).seed(number)
+
+
+def optuna_distribution(distribution: Number | Choice) -> BaseDistribution:
+    """A distribution of the search space as an Optuna distribution."""
+    if isinstance(distribution, Choice):
+        return CategoricalDistribution(distribution.labels)
+    if distribution.integer:
+        step = 1 if distribution.step is None else int(distribution.step)
+        return IntDistribution(int(distribution.low), int(distribution.high), log=distribution.log, step=step)
+    return FloatDistribution(distribution.low, distribution.high, log=distribution.log, step=distribution.step)
+
+
+def _score(history: TrialHistory) -> float | None:
+    """What the sampler learns from a trial that has ended: its score, minus infinity, or nothing."""
+    return -inf if history.failed_by_settings else history.score if history.status == "finished" else None
+
+
+def _ask(study: optuna.Study, space: Space) -> tuple[dict[str, Any], int]:
+    """What the study's sampler draws, and its place in the study."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # samplers warn of what they draw at random; --dry-run prints it once
+        asked = study.ask()
+        return space.optuna(asked), asked.number
+
+
+def _finite(space: Space, seed: int) -> list[dict[str, Any]]:
+    """All combinations of a space in random order; none where there are too many to list."""
+    try:
+        return Random(seed).sample(space.grid, len(space.grid))
+    except ValueError:
+        return []
+
+
+def _at_random(space: Space, seed: int) -> Iterator[dict[str, Any]]:
+    study = optuna.create_study(sampler=RandomSampler(seed=seed))
+    for _ in range(RANDOM_DRAWS):
+        yield _ask(study, space)[0]
