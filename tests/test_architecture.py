@@ -83,7 +83,7 @@ MAY_KNOW = {
 MODELS_OPEN_NO_FILE = {"pathlib", "os", "io", "json", "fsspec", "tfrecord", "safetensors"}
 
 # Only these files may use private names of Ray and Optuna.
-INTERNALS = {"tuner/workers/ray_internals.py", "tuner/search/optuna_internals.py"}
+INTERNALS = {"tuner/workers/ray_internals.py", "tuner/search/sampling/optuna_internals.py"}
 PUBLIC_IN_SPITE_OF_THEIR_NAME = {"_exit", "_replace"}  # of os, and of named tuples
 
 MOST_FLOORS = 10  # in tuner/: a room stands one floor above the highest room that it imports

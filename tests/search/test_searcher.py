@@ -16,7 +16,7 @@ from ray.tune.search import Searcher
 
 from tuner.config.experiment import Experiment, load
 from tuner.errors import ConfigError
-from tuner.search import tpe
+from tuner.search.sampling import tpe
 from tuner.search.searcher import JournaledSearch
 from tuner.search.stopper import StopRule
 from tuner.storage import journal

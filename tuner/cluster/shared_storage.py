@@ -27,7 +27,7 @@ def check_shared(folder: Place) -> None:
     Raises:
         SearchError: names the first such node.
     """
-    nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+    nodes = _alive()
     if len(nodes) < 2:
         return
     probe, text = folder / f".shared-{secrets.token_hex(4)}", secrets.token_hex(16)
@@ -35,25 +35,33 @@ def check_shared(folder: Place) -> None:
     read = ray.remote(num_cpus=0, max_retries=0)(_read)
     try:
         answers = {
-            host: read.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(probe)
-            for node, host in nodes.items()
+            node: read.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(probe)
+            for node in nodes
         }
-        for host, answer in answers.items():
-            seen, mistake = ray.get(answer, timeout=PATIENCE_SECONDS)
+        for node, answer in answers.items():
+            try:
+                seen, mistake = ray.get(answer, timeout=PATIENCE_SECONDS)
+            except RayError as error:
+                if node not in _alive():
+                    continue  # it has died, and nothing can run there
+                raise SearchError(
+                    f"{folder}: cannot check whether {nodes[node]} shares it ({first_line(error)}); is this node "
+                    "reachable? `ray status` lists all"
+                ) from error
             if seen != text:
                 raise SearchError(
-                    f"{folder} is not the same folder on {host} as on {socket.gethostname()} "
+                    f"{folder} is not the same folder on {nodes[node]} as on {socket.gethostname()} "
                     f"({mistake or 'other files'}), so a search on {len(nodes)} nodes cannot use it; give a storage "
                     "that all nodes share, a network folder or a URL such as s3://bucket/searches (--storage, or "
                     "`storage:` in cluster.yaml)"
                 )
-    except RayError as error:
-        raise SearchError(
-            f"{folder}: cannot check whether all nodes share it ({first_line(error)}); is every node "
-            "reachable? `ray status` lists them"
-        ) from error
     finally:
         probe.unlink(missing_ok=True)
+
+
+def _alive() -> dict[str, str]:
+    """The hosts of the nodes that are alive, by the id of the node."""
+    return {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
 
 
 def _read(probe: Place) -> tuple[str, str]:

@@ -20,8 +20,8 @@ from tuner.config.notes import notes
 from tuner.config.yaml_tree import Problems
 from tuner.console import Console, setting_cells, settings_table
 from tuner.console.text import describe_seconds
-from tuner.search.samplers import drawn_at_random
-from tuner.search.suggestions import Suggestions
+from tuner.search.sampling.samplers import drawn_at_random
+from tuner.search.sampling.suggestions import Suggestions
 from tuner.storage.journal import SearchHistory, TrialHistory
 from tuner.training import timing
 from tuner.training.config import TrialConfig

@@ -13,8 +13,8 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from tuner.config.experiment import Experiment
+from tuner.search.sampling.suggestions import Suggestions
 from tuner.search.stopper import StopRule
-from tuner.search.suggestions import Suggestions
 from tuner.storage.journal import Journal, SearchHistory, TrialHistory, Unsaved
 from tuner.training.state import SCORE
 

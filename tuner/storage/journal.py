@@ -58,7 +58,7 @@ class TrialHistory:
     values: dict[str, Any]  # the suggestion, by parameter name
     settings: dict[str, Any] = field(default_factory=dict)  # the resulting settings, by yaml path: `loss.l2: 12.5`
     sampler_state: dict[str, Any]  # what the sampler stored with the suggestion
-    place: int | None = None  # in the study of the sampler (tuner/search/suggestions.py); None: after the trial before
+    place: int | None = None  # in the study (tuner/search/sampling/suggestions.py); None: after the trial before it
     status: Status = "running"
     reports: dict[int, dict[str, Any]] = field(default_factory=dict)  # metrics by epoch
     stopped_by: str | None = None  # asha, median, time_budget, plateau, ...; None: it completed all of its epochs

@@ -16,8 +16,8 @@ from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, Ra
 from tuner.config.distributions import Choice
 from tuner.config.experiment import Experiment
 from tuner.config.space import Space
-from tuner.search.optuna_internals import store_no_pickle
-from tuner.search.tpe import RecentTPE
+from tuner.search.sampling.optuna_internals import store_no_pickle
+from tuner.search.sampling.tpe import RecentTPE
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # its log reports each new study
 store_no_pickle()

@@ -1,4 +1,4 @@
-"""Contract: what tuner/search/optuna_internals.py uses of Optuna is still there and does what it is used for."""
+"""Contract: what tuner/search/sampling/optuna_internals.py uses of Optuna is there and does what it is used for."""
 
 import inspect
 import pickle
@@ -14,7 +14,7 @@ from optuna.samplers._tpe import _truncnorm
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
-from tuner.search import optuna_internals
+from tuner.search.sampling import optuna_internals
 
 SPACE = {"rate": FloatDistribution(0, 1)}
 

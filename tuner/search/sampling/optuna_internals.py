@@ -1,8 +1,8 @@
 """Everything of Optuna that this project uses and that Optuna does not publish. No other file may.
 
 Each hook says what it is for, what breaks without it, and what the public way would be. A contract test
-(tests/search/test_optuna_internals.py) checks each of them against the installed Optuna and names the hook that an
-upgrade has changed.
+(tests/search/sampling/test_optuna_internals.py) checks each of them against the installed Optuna and names the hook
+that an upgrade has changed.
 """
 
 import json

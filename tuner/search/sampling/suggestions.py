@@ -24,8 +24,8 @@ from optuna.trial import TrialState
 
 from tuner.config.experiment import Experiment
 from tuner.config.space import Choice, Number, Space, Values
-from tuner.search.optuna_internals import StudyState, readable_state
-from tuner.search.samplers import SAMPLERS, make_sampler, seed_of
+from tuner.search.sampling.optuna_internals import StudyState, readable_state
+from tuner.search.sampling.samplers import SAMPLERS, make_sampler, seed_of
 from tuner.storage.journal import SearchHistory, TrialHistory
 
 # When a sampler draws nothing new, so many configurations are drawn at random before the search ends.

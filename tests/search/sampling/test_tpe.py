@@ -6,8 +6,8 @@ from optuna.distributions import FloatDistribution
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from tuner.search import tpe
-from tuner.search.tpe import RecentTPE
+from tuner.search.sampling import tpe
+from tuner.search.sampling.tpe import RecentTPE
 
 SPACE = {"dropout": FloatDistribution(0, 1), "rate": FloatDistribution(1e-4, 1, log=True)}
 

@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-from tuner.search.optuna_internals import PartOfStudy, speed_up_tpe
+from tuner.search.sampling.optuna_internals import PartOfStudy, speed_up_tpe
 
 speed_up_tpe()
 

@@ -8,7 +8,7 @@ from optuna.samplers import BaseSampler
 from tuner.config.search import SamplerConfig
 from tuner.config.space import Space
 from tuner.config.yaml_tree import parse
-from tuner.search.samplers import SAMPLERS, Request, drawn_at_random
+from tuner.search.sampling.samplers import SAMPLERS, Request, drawn_at_random
 
 SPACE = Space.build(parse("l1: {choice: [0, {loguniform: [1, 10]}]}\ndropout: {uniform: [0, 1]}", "a test"))
 

@@ -1,0 +1,1 @@
+"""What to try next: the samplers, and what they draw for a trial."""
