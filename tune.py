@@ -1,6 +1,7 @@
 """Search the best settings of an experiment of experiments.yaml on Ray: `python tune.py [EXPERIMENT]`."""
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -19,6 +20,13 @@ def run() -> int:
     add_file(parser)
     add_set(parser)
     parser.add_argument("--trials", type=COUNT.whole, metavar="N", help="short for --set search.trials=N")
+    parser.add_argument(
+        "--warm-start",
+        action="append",
+        default=[],
+        metavar="ID|EXPERIMENT",
+        help="begin with what an earlier search knows, or all of an experiment; can be repeated (search.warm_start)",
+    )
     add_storage(parser)
     add_tracking_uri(parser, default="$MLFLOW_TRACKING_URI, else mlflow.db beside the yaml")
     parser.add_argument(
@@ -82,7 +90,11 @@ def run() -> int:
         from tuner.search.dry_run import dry_run
         from tuner.storage.searches import is_id
 
-    overrides = (*options.set, *([f"search.trials={options.trials}"] if options.trials is not None else []))
+    overrides = tuple(options.set)
+    if options.trials is not None:
+        overrides += (f"search.trials={options.trials}",)
+    if options.warm_start:
+        overrides += (f"search.warm_start={json.dumps(options.warm_start)}",)
     console = Console()
     name, search = options.experiment, options.search or options.resume or None
     if name is None and search and not is_id(search):

@@ -104,10 +104,11 @@ def test_training_resumes_from_a_checkpoint_to_the_same_numbers(
         progress.epoch: progress.metrics["gap"]
         for progress in train(trial, data, device=CPU, seed=seed, resume_from=checkpoint)
     }
-    assert whole == pytest.approx(EXPECTED["trial_2_gap_by_epoch"], rel=1e-6)
+    # The products of matrices differ in their last digits between processors.
+    assert whole == pytest.approx(EXPECTED["trial_2_gap_by_epoch"], rel=1e-5)
     # Another number of threads trained the first two epochs of the checkpoint: sums in another order.
     assert [resumed[epoch] for epoch in range(3, 31)] == pytest.approx(
-        EXPECTED["trial_2_gap_by_epoch_resumed_after_2"], rel=1e-6
+        EXPECTED["trial_2_gap_by_epoch_resumed_after_2"], rel=1e-5
     )
     assert [resumed[epoch] for epoch in range(3, 31)] == pytest.approx(whole[2:], rel=1e-5)
 

@@ -14,7 +14,7 @@ from optuna.trial import FixedTrial
 from models.video.fused_mlp import FusedMLPConfig
 from tests.support.workplace import PROJECT
 from tuner.config.experiment import load
-from tuner.search.searcher import optuna_distribution
+from tuner.search.sampling.suggestions import optuna_distribution
 
 pytestmark = pytest.mark.bench
 

@@ -14,7 +14,8 @@ from tests.support.searches import assert_nothing_was_lost, entries_of, processe
 from tests.support.workplace import Workplace, wait_for
 from tuner.config.experiment import load
 from tuner.search.begin import frequency_baseline
-from tuner.storage import searches
+from tuner.storage import journal, searches
+from tuner.training.checkpoint import WEIGHTS
 from tuner.training.dataset import open_dataset
 from tuner.training.pipelines import train
 
@@ -52,6 +53,35 @@ def test_an_unreachable_mlflow_ends_a_search_in_one_sentence_before_it_begins(wo
     assert "Traceback" not in printed and "trial 000" not in printed
     assert not searches.folders(workplace.folder / "storage", "tiny")
     assert not processes_of(workplace)
+
+
+@pytest.mark.slow
+def test_a_search_begins_with_what_the_one_before_knows_and_an_unchanged_one_trains_nothing(
+    workplace: Workplace,
+) -> None:
+    code, printed = workplace.run("--trials", "2")
+    assert code == 0, printed
+    first = search_of(workplace)
+
+    code, printed = workplace.run("--trials", "2", output="again.txt")
+    assert code == 0 and f"search {first.id} has run exactly this experiment" in printed, printed
+    assert f"best trial {first.finished[0].number:03d}" in printed and "started" not in printed
+    assert search_of(workplace).id == first.id
+
+    code, printed = workplace.run("--trials", "3", "--warm-start", first.id, output="warm.txt")
+    assert code == 0, printed
+    assert f"warm start: 2 of 2 trials of search {first.id} of tiny teach the sampler" in printed
+    _, directory = searches.folders(workplace.folder / "storage", "tiny")
+    second = journal.read(directory)
+    best = first.finished[0]
+    taken = [trial for trial in second.trials.values() if trial.known]
+    assert [trial.known["trial"] for trial in taken if trial.known][-1] == best.id
+    assert len(second.trials) == 3 and len(taken) == (1 if best.number == 0 else 2)
+    weights = [len(list((directory / "trials" / trial.id).glob(f"epoch-*/{WEIGHTS}"))) for trial in taken]
+    assert weights == [1] * len(taken)
+    assert "trial 000  started" not in printed
+    exported = workplace.python("-m", "tuner.best", "--export")
+    assert exported.returncode == 0, exported.stderr
 
 
 @pytest.mark.slow

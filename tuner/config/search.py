@@ -105,6 +105,10 @@ class SearchConfig:
     # Configurations to try after the defaults, before the sampler proposes any: the settings of each by path, such as
     # {optimizer.learning_rate: 0.002, model.dropout: 0.3}; what is left out has its default.
     first: tuple[dict[str, Any], ...] = ()
+    # Earlier searches whose trials teach the sampler: ids of searches, or names of experiments, which mean all of their
+    # searches. Trials of the same data and the same fixed settings count; of a search on other data, the best
+    # configurations are tried first.
+    warm_start: tuple[str, ...] = ()
     sampler: SamplerConfig = field(default_factory=SamplerConfig)  # the sampler, which chooses the values of each trial
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)  # the scheduler, which stops trials early
     time_budget: Seconds | None = None  # time after which the search ends and stops the trials that run; null: no limit

@@ -6,6 +6,7 @@ storage/EXPERIMENT/SEARCH/statistics.safetensors
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -94,6 +95,20 @@ def load_checkpoint(directory: Place, experiment: Experiment, trial: TrialHistor
     except RuntimeError as error:
         raise CheckpointError(f"{directory}: the weights do not fit the trial's model ({error})") from error
     return model.to(device).eval()
+
+
+def copy_best(search_directory: Place, trial: TrialHistory, target: Place, trial_id: str) -> None:
+    """Copy the weights of the trial's best epoch into another search, as those of its trial `trial_id`.
+
+    Raises:
+        NothingToExport: the trial has no undamaged checkpoint.
+    """
+    best = best_checkpoint(search_directory, trial)
+    names = (checkpoint.WEIGHTS, checkpoint.MANIFEST)
+    copy = target / TRIALS / trial_id / best.name
+    with at(best).download(names) as local, at(copy).publish(last=checkpoint.MANIFEST) as staging:
+        for name in names:
+            shutil.copyfile(local / name, staging / name)
 
 
 def discard_training_states(search_directory: Place, trial: TrialHistory) -> None:

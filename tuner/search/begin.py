@@ -1,6 +1,6 @@
 """What a search begins with: a new folder and journal, or those of the newest search of the experiment."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,16 @@ from tuner.console import Console
 from tuner.errors import ConfigError, SearchError
 from tuner.export import checkpoints
 from tuner.redact import redacted
+from tuner.search import warm_start
 from tuner.search.summary import resume_command
 from tuner.storage import journal, searches
 from tuner.storage.journal import Journal, SearchHistory
 from tuner.storage.place import Place
 from tuner.training.dataset import Dataset
 from tuner.training.evaluation import batch_size_of
+
+# What ended a search of which nothing is left to do.
+WHOLE = ("planned", "exhausted", "plateau")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +81,28 @@ def folder_and_experiment(file: Path, name: str | None, options: Options) -> tup
     return directory, stored
 
 
+def unchanged(storage: Place, experiment: Experiment, fingerprint: str, uri: str) -> Place | None:
+    """The folder of the newest search that has run this experiment to its end; run again, it would find the same.
+
+    Args:
+        storage: where the searches are kept.
+        experiment: what is searched.
+        fingerprint: of the data.
+        uri: of MLflow.
+
+    Returns:
+        None: no search has run it with the same settings on the same data, or into another MLflow.
+    """
+    for directory in reversed(searches.folders(storage, experiment.name)[-searches.MAX_LISTED :]):
+        with suppress(SearchError, ConfigError):  # one of another version is not the same
+            search = journal.read(directory)
+            whole = search.ended in WHOLE and bool(search.finished) and search.fingerprint == fingerprint
+            whole = whole and search.tracking_uri == redacted(uri)
+            if whole and not Experiment.stored(directory, experiment.name, experiment.file).differences(experiment):
+                return directory
+    return None
+
+
 def unfinished(storage: Place, name: str) -> list[SearchHistory]:
     """The newest searches of an experiment that have not ended, newest first.
 
@@ -100,7 +126,14 @@ def mention(interrupted: Iterable[SearchHistory], console: Console) -> None:
         )
 
 
-def begin(open_journal: Journal, experiment: Experiment, options: Options, uri: str, data: Dataset) -> SearchHistory:
+def begin(
+    open_journal: Journal,
+    experiment: Experiment,
+    options: Options,
+    uri: str,
+    data: Dataset,
+    print_line: Callable[[str], None] = lambda line: None,
+) -> SearchHistory:
     """Write the first entries of a search's journal; of a resumed search, check that its data is unchanged.
 
     Args:
@@ -109,9 +142,10 @@ def begin(open_journal: Journal, experiment: Experiment, options: Options, uri: 
         options: of this driver.
         uri: of MLflow.
         data: the training and validation videos.
+        print_line: prints what earlier searches give (`search.warm_start`).
 
     Raises:
-        SearchError: the data has changed since the search began.
+        SearchError: the data has changed since the search began, or an earlier search cannot be read.
         ConfigError: a grid is to be extended.
     """
     search = open_journal.search
@@ -136,6 +170,10 @@ def begin(open_journal: Journal, experiment: Experiment, options: Options, uri: 
             f"the data has changed since search {search.id} began ({search.fingerprint} -> {data.fingerprint}), "
             "so new trials could not be compared with its old ones; start a new search"
         )
+    if experiment.search.warm_start and not (search and search.warmed):
+        directories = warm_start.find(experiment.search.warm_start, options.storage)
+        for sentence in warm_start.begin(open_journal, experiment, data, directories):
+            print_line(sentence)
     if options.extend:
         if experiment.search.sampler.kind == "grid":
             raise ConfigError("--extend: a grid has no further trials, all of its combinations are in the search")

@@ -31,10 +31,10 @@ from tuner.console import Console, quiet
 from tuner.errors import SearchError, TunerError
 from tuner.export.pruning import remove_needless
 from tuner.inference.best_trial import score_best
-from tuner.project import PROJECT, program
+from tuner.project import PROJECT, program, tune_again
 from tuner.redact import redacted
-from tuner.search import stages
-from tuner.search.begin import Options, begin, folder_and_experiment, mention, unfinished
+from tuner.search import stages, warm_start
+from tuner.search.begin import Options, begin, folder_and_experiment, mention, unchanged, unfinished
 from tuner.search.concurrency import Concurrency
 from tuner.search.recorder import Recorder
 from tuner.search.schedulers import ReplayingScheduler
@@ -94,6 +94,8 @@ def _locked(file: Path, name: str | None, options: Options, console: Console) ->
     stages.begin("experiment")
     console.doing("reading the experiment", aloud=False)
     directory, experiment = folder_and_experiment(file, name, options)
+    if not options.continues:
+        warm_start.find(experiment.search.warm_start, options.storage)  # refuses what is not there
     # An object store has no locks: a driver that was killed holds its lease for a minute.
     console.doing(f"taking the lock of {directory.parent}", aloud=False)
     with sigterm_as_interrupt(), lock.only_driver(directory.parent, directory.name) as still_ours:
@@ -101,7 +103,7 @@ def _locked(file: Path, name: str | None, options: Options, console: Console) ->
         if not (options.continues or options.fresh):
             mention(interrupted_ones, console)
         try:
-            return Outcome(_run(directory, experiment, options, console, still_ours, interrupted_ones), directory)
+            return _run(directory, experiment, options, console, still_ours, interrupted_ones)
         except UnreachableError:
             raise  # nor can the folder of the search be asked or removed
         except (TunerError, DataError, KeyboardInterrupt) as error:
@@ -120,7 +122,7 @@ def _run(
     console: Console,
     still_ours: Callable[[], None],
     interrupted_ones: list[SearchHistory],
-) -> int:
+) -> Outcome:
     """Run the search; `interrupted_ones` are searches of the experiment whose drivers may have left something."""
     earlier = journal.read(directory) if searches.exists(directory) else None
     uri = choose_uri(options.tracking_uri, earlier.tracking_uri if earlier else None, experiment.file.parent)
@@ -130,6 +132,11 @@ def _run(
     console.doing("opening the data")
     with console.decoding() as progress, preflight.naming_settings(experiment):
         data = open_dataset(experiment.data, progress, fingerprint=earlier.fingerprint if earlier else None)
+    known = (
+        None if options.continues or options.fresh else unchanged(options.storage, experiment, data.fingerprint, uri)
+    )
+    if known is not None:
+        return _told_again(known, experiment, data, console)
     if not earlier:
         overlaps += preflight.check_data(experiment, data)
     labelled = data.statistics.label_counts_C.nonzero()
@@ -158,10 +165,21 @@ def _run(
             if private:  # the workers of a cluster have machines of their own, and check there
                 preflight.check_memory(experiment, gpu=layout.resources.gpu > 0, num_videos=data.statistics.num_videos)
             with closing(Journal(directory, still_ours)) as open_journal:
-                search = begin(open_journal, experiment, options, uri, data)
+                search = begin(open_journal, experiment, options, uri, data, console.print)
                 connection.clean_up([made for one in (search, *interrupted_ones) for made in one.attempts], attempt)
                 open_journal.append("attempt", tracking_uri=redacted(uri), **asdict(attempt))
-                return _Search(experiment, open_journal, tracker, data, layout, capacity, console, log).run()
+                code = _Search(experiment, open_journal, tracker, data, layout, capacity, console, log).run()
+                return Outcome(code, directory)
+
+
+def _told_again(directory: Place, experiment: Experiment, data: Dataset, console: Console) -> Outcome:
+    """Print the results of a search that has run exactly this."""
+    search = journal.read(directory)
+    console.print(
+        f"search {search.id} has run exactly this experiment on this data, so its results are shown; "
+        f"{tune_again(experiment.name, '--fresh')} trains again, --extend N adds trials to it"
+    )
+    return Outcome(print_summary(search, StopRule(experiment, search), experiment, data, console), directory)
 
 
 class _Search:

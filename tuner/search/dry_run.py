@@ -80,6 +80,8 @@ def dry_run(experiment: Experiment, console: Console, address: str | None) -> No
     if combinations is not None:
         enough = "; the search ends when all of them have been tried" if combinations < config.trials else ""
         console.print(f"the space has {combinations:,} configurations{enough}")
+    if config.warm_start:
+        console.print(f"a warm start from {', '.join(config.warm_start)}")
     for sentence in _trial_0(experiment, splits, layout, num_videos):
         console.print(sentence)
     console.print(f"the first {min(SHOWN, config.trials)} trials, if every trial scored alike:")

@@ -15,6 +15,7 @@ from ray.tune.search import Searcher
 from tuner.config.experiment import Experiment
 from tuner.search.sampling.suggestions import Suggestions
 from tuner.search.stopper import StopRule
+from tuner.storage import searches
 from tuner.storage.journal import Journal, SearchHistory, TrialHistory, Unsaved
 from tuner.training.state import SCORE
 
@@ -65,7 +66,7 @@ class JournaledSearch(Unsaved, Searcher):
         number = len(search.trials)
         if number >= search.planned or self._stop.exhausted:
             return self._scoring()
-        id = f"{search.id}-{number:04d}"
+        id = searches.trial_id(search.id, number)
         suggestion = self.suggestions.next(id, number)
         if suggestion is None:
             self._stop.exhausted = True

@@ -15,7 +15,11 @@ earlier versions have none.
 
     search      the first entry: version, id, experiment, overrides, fingerprint, planned, tracking_uri, baseline
     attempt     a driver begins: cluster, job, scratch, tracking_uri
-    suggested   a new trial: number, id, values, settings, place, sampler_state, study_state
+    suggested   a new trial: number, id, values, settings, place, sampler_state, study_state; known: where its result is
+                taken from, {search, trial}
+    warm_start  what earlier searches know, all of it or nothing: entries, of this and the next two types among others
+    taught      trials of an earlier search teach the sampler: search, trials (number, values, score)
+    queued      values that are to be tried before those of the sampler: values
     report      an epoch of a trial is over: id, epoch, metrics
     resumed     a trial continued from the checkpoint of an epoch: id, epoch
     finished    a trial ended with a score: id, stopped_by, sampler_state
@@ -64,6 +68,7 @@ class TrialHistory:
     stopped_by: str | None = None  # asha, median, time_budget, plateau, ...; None: it completed all of its epochs
     error: str | None = None
     cause: Cause = "other"  # of the error
+    known: dict[str, str] | None = None  # the trial of an earlier search whose result it has: search, trial
     failures: int = 0  # how often this driver has lost its workers or its slot; the journal does not count them
 
     @property
@@ -118,6 +123,10 @@ class SearchHistory:
     tracking_uri: str  # of MLflow, without its credentials
     overrides: tuple[str, ...] = ()  # `--set` options of the command that started it
     trials: dict[str, TrialHistory] = field(default_factory=dict)  # by id, in order of suggestion
+    warmed: bool = False  # whether it knows what `search.warm_start` names
+    # Trials of earlier searches, as {number, values, score}; the score is None where their settings made them fail.
+    taught: list[dict[str, Any]] = field(default_factory=list)
+    queued: list[dict[str, Any]] = field(default_factory=list)  # values to try before those of the sampler
     reported: list[tuple[str, int]] = field(default_factory=list)  # (id of the trial, epoch) of each report, in order
     attempts: list[Attempt] = field(default_factory=list)  # its drivers, the newest last
     study_state: dict[str, Any] = field(default_factory=dict)  # what the sampler stored with the study
@@ -311,10 +320,19 @@ def _apply(search: SearchHistory | None, entry: dict[str, Any]) -> SearchHistory
                 settings=entry["settings"],
                 sampler_state=entry["sampler_state"],
                 place=entry.get("place"),
+                known=entry.get("known"),
             )
         case "report":
             search.trials[entry["id"]].reports[entry["epoch"]] = entry["metrics"]
             search.reported.append((entry["id"], entry["epoch"]))
+        case "warm_start":
+            search.warmed = True
+            for one in entry["entries"]:
+                search = _apply(search, one)
+        case "taught":
+            search.taught += entry["trials"]
+        case "queued":
+            search.queued.append(entry["values"])
         case "resumed":
             pass  # for people and tests who want to know what a fault cost
         case "finished" | "failed":

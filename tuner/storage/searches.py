@@ -44,6 +44,11 @@ def new_id(storage: Place) -> str:
     return f"{time.strftime(_TIME_FORMAT, start)}-{os.getpid() % 10000:04d}"
 
 
+def trial_id(search_id: str, number: int) -> str:
+    """The id of a trial: it is unique among all searches, and names the folder of its checkpoints."""
+    return f"{search_id}-{number:04d}"
+
+
 def is_id(text: str) -> bool:
     """Whether `text` has the form of a search's id."""
     return re.fullmatch(r"\d{8}-\d{6}-\d+", text) is not None

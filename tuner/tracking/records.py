@@ -53,8 +53,10 @@ def trial_tags(search: SearchHistory, *, seed: int) -> dict[str, str]:
 
 
 def outcome_tags(trial: TrialHistory) -> dict[str, str]:
-    """Tags of a trial's run when it ends: what stopped it, and its error."""
+    """Tags of a trial's run when it ends: what stopped it, its error, the trial whose result it has."""
     tags = {}
+    if trial.known:
+        tags["result_of"] = trial.known["trial"]
     if trial.stopped_by:
         tags["stopped_by"] = trial.stopped_by
     if trial.error:

@@ -63,10 +63,14 @@ class Suggestions:
         self._state.restore(search.study_state)
         self._running: dict[str, tuple[int, _Key]] = {}  # trials without a score in the study, by id: place and key
         self._tried: set[_Key] = set()
+        for taught in search.taught:
+            self._add(taught["values"], -inf if taught["score"] is None else taught["score"])
+            self._tried.add(self._key(taught["values"], taught["number"]))
         for history in search.trials.values():
             self._replay(history)
-        suggested = {frozenset(history.values.items()) for history in search.trials.values()}
-        self._planned = deque(v for v in experiment.planned if frozenset(v.items()) not in suggested)
+        self._suggested = {frozenset(history.values.items()) for history in search.trials.values()}
+        self._planned = deque(experiment.planned)
+        self._queued = 0  # of search.queued, those that are among the planned
 
     def next(self, id: str, number: int) -> Suggestion | None:
         """Draw the next trial. The caller writes it into the journal before it asks for another one.
@@ -83,7 +87,7 @@ class Suggestions:
             key = self._key(values, number)
             if key not in self._tried:
                 if place is None:
-                    place = self._place(values)
+                    place = self._add(values, running=True)
                 self._tried.add(key)
                 self._running[id] = place, key
                 attributes = self.study.get_trials(deepcopy=False)[place].system_attrs
@@ -94,8 +98,12 @@ class Suggestions:
 
     def _draws(self, number: int) -> Iterator[tuple[dict[str, Any], int | None]]:
         """Values to try, the best choice first, with their place in the study where they have one."""
+        self._planned.extend(self._search.queued[self._queued :])
+        self._queued = len(self._search.queued)
         while self._planned:
-            yield self._planned.popleft(), None
+            values = self._planned.popleft()
+            if frozenset(values.items()) not in self._suggested:
+                yield values, None
         sampler, space = SAMPLERS[self._experiment.search.sampler.kind], self._experiment.space
         for draw in range(sampler.draws):
             self.study.sampler = make_sampler(self._experiment, number, draw=draw, parallel=self._parallel)
@@ -120,18 +128,23 @@ class Suggestions:
         """Put a trial of the journal into the study, at the place that it had there."""
         while len(self.study.get_trials(deepcopy=False)) < (history.place or 0):
             self.study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
-        key = self._key(history.values, history.number)
-        if history.status == "running":
-            self._running[history.id] = self._place(history.values, history), key
-        else:
-            self._place(history.values, history)
-        if history.status == "running" or _score(history) is not None:
+        key, running, score = self._key(history.values, history.number), history.status == "running", _score(history)
+        attributes = readable_state(history.sampler_state)
+        place = self._add(history.values, score, running=running, attributes=attributes)
+        if running:
+            self._running[history.id] = place, key
+        if running or score is not None:
             self._tried.add(key)
 
-    def _place(self, values: Values, history: TrialHistory | None = None) -> int:
-        """Add a trial that no sampler has drawn to the study: a new one, or one of the journal."""
-        score = _score(history) if history else None
-        running = history is None or history.status == "running"
+    def _add(
+        self,
+        values: Values,
+        score: float | None = None,
+        *,
+        running: bool = False,
+        attributes: dict[str, Any] | None = None,
+    ) -> int:
+        """Add a trial to the study that no sampler has drawn in this process; returns its place."""
         place = len(self.study.get_trials(deepcopy=False))
         distributions = self._experiment.space.distributions(values)
         self.study.add_trial(
@@ -140,13 +153,15 @@ class Suggestions:
                 value=score,
                 params=dict(values),
                 distributions={name: optuna_distribution(one) for name, one in distributions.items()},
-                system_attrs=readable_state(history.sampler_state) if history else None,
+                system_attrs=attributes,
             )
         )
         return place
 
     def _key(self, values: Values, number: int) -> _Key:
-        return frozenset(values.items()), self._experiment.trial_config(values).seed(number)
+        # Optuna draws 0.30000000000000004 where a grid has 0.3.
+        exact = {name: float(f"{one:.12g}") if isinstance(one, float) else one for name, one in values.items()}
+        return frozenset(exact.items()), self._experiment.trial_config(values).seed(number)
 
 
 def optuna_distribution(distribution: Number | Choice) -> BaseDistribution:
