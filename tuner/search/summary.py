@@ -9,6 +9,7 @@ from rich.table import Table
 from tuner.config.experiment import Experiment
 from tuner.console import Console, describe_settings, leader_table
 from tuner.project import program, tune_again
+from tuner.search.insight import learnt
 from tuner.search.stopper import StopRule
 from tuner.storage.journal import Journal, SearchHistory
 from tuner.tracking.uri import ui_command
@@ -44,6 +45,10 @@ def print_summary(
         console.print(f"  {len(search.failed)} trials failed, the first with: {search.failed[0].error}")
     console.print()
     console.print(_leaders(search, experiment))
+    if lessons := learnt(experiment, search):
+        console.print("\nwhat the search has learnt:")
+        for sentence in lessons:
+            console.print(f"  {sentence}")
     console.print("\nnext:")
     console.print(f"  {program('python')} -m tuner.best {shlex.quote(search.experiment)} --export")
     console.print(f"  {ui_command(program('mlflow'), search.tracking_uri)}")
