@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from data.ranges import COUNT
@@ -75,8 +76,9 @@ def run() -> int:
 
     # Ray reads it when it is imported. A cluster that asks for a token, as `ray start` makes it wherever the user has
     # one, refuses a driver that does not show it.
-    if Path("~/.ray/auth_token").expanduser().exists():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    with suppress(OSError, RuntimeError):  # this user has no home, or none that can be read
+        if Path("~/.ray/auth_token").expanduser().exists():
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
     from tuner.imports import without_garbage_collection
     from tuner.search import stages
 

@@ -1,11 +1,14 @@
 """Connects a search to the Ray that it runs on: a running one, or a private one that ends with the search."""
 
 import os
+import secrets
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 import ray
@@ -23,6 +26,12 @@ OBJECT_STORE_BYTES = 128 * 2**20
 JOIN_SECONDS = 15.0  # until a head that does not answer is given up
 # Ray's access token of this user.
 TOKEN_FILE = Path("~/.ray/auth_token")
+TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"  # Ray documents this variable: a token file elsewhere
+# The path of a Unix socket has at most 107 bytes. This is Ray's longest one, below the parent of `scratch_folder`.
+SOCKET = "/tuner-0123456789ab/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+LONGEST_PARENT = 107 - len(SOCKET)
+# Folders for temporary files with a short path, where that of the user's temporary folder is too long.
+SHORT_FOLDERS = ("/tmp", "/var/tmp")
 
 # Environment variables that Ray documents; tuner/workers/ray_internals.py has another. Tune passes those of Train on to
 # slots, controllers and workers.
@@ -76,7 +85,10 @@ def connect(address: str, print_line: Callable[[str], None] = print) -> Iterator
     private = address == "local"
     settings = SETTINGS | (ray_internals.PRIVATE_SETTINGS if private else {})
     os.environ.update({name: os.environ.get(name, value) for name, value in settings.items()})
-    with scratch_folder() if private else nullcontext() as scratch:
+    with ExitStack() as open_until_end:
+        scratch = open_until_end.enter_context(scratch_folder(_short_parent())) if private else None
+        if scratch is not None:
+            open_until_end.enter_context(_token_outside_of_home(scratch))
         try:
             with _sigterm_restored():
                 if scratch is not None:
@@ -139,6 +151,58 @@ def _join(address: str, print_line: Callable[[str], None]) -> None:
         torch.set_num_threads(max(1, int(machine.cpus())))
 
 
+def _short_parent() -> Path:
+    """Where the folder of a private Ray can be: the paths of its sockets must not be too long.
+
+    Raises:
+        SearchError: the temporary folder's path is too long, and no other folder can be written.
+    """
+    usual, others = Path(tempfile.gettempdir()), " and ".join(SHORT_FOLDERS)
+    for parent in (usual, *map(Path, SHORT_FOLDERS)):
+        if len(os.fsencode(parent)) <= LONGEST_PARENT and os.access(parent, os.W_OK | os.X_OK):
+            return parent
+    raise SearchError(
+        f"{usual}: the path of the temporary folder is too long for the sockets of Ray, and {others} cannot be "
+        f"written; set TMPDIR to a folder whose path has at most {LONGEST_PARENT} letters"
+    )
+
+
+@contextmanager
+def _token_outside_of_home(scratch: Path) -> Iterator[None]:
+    """Keep Ray's access token in the scratch folder during the block, where the home of the user cannot hold it.
+
+    Ray writes its token there when it starts. Without a home, or with one that is read-only, it would end with a
+    traceback.
+    """
+    if any(name in os.environ for name in ("RAY_AUTH_TOKEN", TOKEN_PATH)) or _home_holds_token():
+        yield
+        return
+    file = scratch / "auth_token"
+    file.touch(mode=0o600)
+    file.write_text(_process_token(), encoding="utf-8")
+    os.environ[TOKEN_PATH] = str(file)
+    try:
+        yield
+    finally:
+        del os.environ[TOKEN_PATH]
+
+
+def _home_holds_token() -> bool:
+    """Whether the user's home has a token of Ray, or can get one."""
+    try:
+        file = TOKEN_FILE.expanduser()
+        file.parent.mkdir(exist_ok=True)
+        return file.exists() or os.access(file.parent, os.W_OK | os.X_OK)
+    except (OSError, RuntimeError):  # the latter: there is no home
+        return False
+
+
+@cache
+def _process_token() -> str:
+    """The token of all private Rays of this process, which reads it once."""
+    return secrets.token_hex(32)
+
+
 def _start_private(scratch: Path) -> None:
     """Start a Ray for this search alone. It asks for a token, because most of its servers listen on every address."""
     ray.init(
@@ -148,5 +212,7 @@ def _start_private(scratch: Path) -> None:
         log_to_driver=True,
         **ray_internals.private_ray(str(scratch)),
     )
-    with suppress(OSError):  # there is no token where authentication was switched off
+    with suppress(
+        OSError, RuntimeError
+    ):  # there is no home; or there is no token where authentication was switched off
         TOKEN_FILE.expanduser().chmod(0o600)  # Ray makes it readable for every user of the machine
