@@ -47,14 +47,17 @@ class Workplace:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Return the environment of the commands: that of the tests, one thread, our modules, a temporary folder."""
+        """Return the environment of the commands: that of the tests, without the places of a user."""
         own = {
             "OMP_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
             "PYTHONPATH": str(PROJECT),
             "TMPDIR": str(self.temporary),
         }
-        return os.environ | own | self.variables
+        users = {
+            name: value for name, value in os.environ.items() if name not in ("TUNER_STORAGE", "MLFLOW_TRACKING_URI")
+        }
+        return users | own | self.variables
 
     def start(self, *arguments: str, output: str = "output.txt") -> subprocess.Popen[str]:
         """Start tune.py, which prints to the file `output`."""

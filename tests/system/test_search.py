@@ -1,6 +1,9 @@
 """Whole searches with a real Ray, a real SQLite store of MLflow and real signals."""
 
 import re
+import subprocess
+import sys
+from subprocess import PIPE
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +12,7 @@ import torch
 
 from data.batches import Batches
 from models import FeatureStatistics
-from tests.support.rays import long_lived_ray
+from tests.support.rays import long_lived_ray, with_token
 from tests.support.searches import assert_nothing_was_lost, entries_of, processes_of, runs_of, search_of
 from tests.support.workplace import Workplace, wait_for
 from tuner.config.experiment import load
@@ -142,6 +145,32 @@ def test_a_new_search_removes_what_a_killed_driver_has_left_on_a_long_lived_ray(
         assert f"search {killed.id} of tiny has not ended" in printed and f"--resume {killed.id}" in printed
         ray.assert_nothing_is_left()
     assert {status for _, status, _ in runs_of(workplace)} == {"KILLED", "FINISHED"}
+
+
+@pytest.mark.slow
+def test_a_trial_that_waits_for_what_another_job_holds_says_so(workplace: Workplace) -> None:
+    holder = """
+import ray, sys, time
+ray.init(address=sys.argv[1], log_to_driver=False)
+group = ray.util.placement_group([{"CPU": 1.5}])
+ray.get(group.ready())
+print("held", flush=True)
+sys.stdin.read()
+"""
+    with long_lived_ray(workplace, cpus=2) as ray:
+        arguments = [sys.executable, "-c", holder, ray.address]
+        with subprocess.Popen(
+            arguments, stdin=PIPE, stdout=PIPE, text=True, env=workplace.environment | with_token()
+        ) as other:
+            assert other.stdout is not None and other.stdin is not None
+            while other.stdout.readline().strip() != "held":
+                assert other.poll() is None
+            driver = workplace.start("--address", ray.address, "--trials", "1")
+            waits = "trial 000  waits for 1 CPU, for "
+            workplace.wait_for_line(driver, waits)
+            assert "0.5 of 2 CPUs are free; other programs or trials hold the rest" in workplace.printed()
+            other.stdin.close()
+        assert driver.wait(300) == 0, workplace.printed()
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import pytest
 import ray.tune
 from ray.train import ControllerError
 
+from tuner.cluster.resources import Resources
 from tuner.workers import slot
 from tuner.workers.mailbox import Mailbox
 from tuner.workers.messages import Assignment
@@ -46,6 +47,30 @@ async def _idle() -> None:
     assert await idle.take("second", 0, 0) == Assignment(2, {"trial_id": "two"})
     assert idle._wanted.is_set()
     training.cancel()
+
+
+@pytest.mark.parametrize(
+    ("resources", "free", "said"),
+    [
+        (Resources(gpu=0, cpu=2), {"CPU": 2.0}, "waits for its workers to start, for 21 s so far"),
+        (
+            Resources(gpu=0, cpu=2),
+            {"CPU": 0.5},
+            "waits for 2 CPUs, for 21 s so far: 0.5 of 4 CPUs are free; other programs or trials hold the rest",
+        ),
+        (
+            Resources(gpu=1, cpu=1, min_workers=2),
+            {"CPU": 1.0},
+            "waits for 2 CPUs and 2 GPUs, for 21 s so far: 1 of 4 CPUs and 0 of 2 GPUs are free; other programs or "
+            "trials hold the rest",
+        ),
+    ],
+    ids=["nothing", "CPUs", "both"],
+)
+def test_a_trial_without_workers_says_what_it_waits_for(
+    resources: Resources, free: dict[str, float], said: str
+) -> None:
+    assert slot.waiting_for(resources, free, {"CPU": 4.0, "GPU": 2.0}, 21.2) == said
 
 
 def test_the_loss_of_a_controller_is_explained_by_its_cause() -> None:

@@ -183,6 +183,11 @@ class Mailbox:
         self._notify()
 
     @property
+    def training(self) -> bool:
+        """Whether a worker trains the trial."""
+        return self._training
+
+    @property
     def _open(self) -> bool:
         return not (self._trial.ended or self._paused)
 

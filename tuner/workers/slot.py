@@ -12,6 +12,7 @@ import asyncio
 import os
 import pickle
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 # Seconds after which a slot without a trial ends its workers and gives back what they hold; about as long as it takes
 # to start them. Tune assigns the next trial within milliseconds, if there is one.
 IDLE_SECONDS = 10.0
+# Seconds after which a trial without workers says what it waits for; then after twice as long each time.
+SILENCE_SECONDS = 10.0
 # Seconds that the end of a slot waits for its workers to leave their trial.
 PATIENCE = 5.0
 
@@ -74,6 +77,25 @@ def slot(
     return type("Slot", (Slot,), known)
 
 
+def waiting_for(resources: Resources, free: Mapping[str, float], existing: Mapping[str, float], seconds: float) -> str:
+    """Why a trial has no workers yet.
+
+    Args:
+        resources: of its workers.
+        free: what nobody holds of the cluster's resources, by Ray's names.
+        existing: all resources of the cluster.
+        seconds: how long it has waited.
+    """
+    count, since = resources.min_workers, f"for {seconds:.0f} s so far"
+    needed = {"CPU": count * resources.cpu, "GPU": count * resources.gpu}
+    missing = [name for name, amount in needed.items() if free.get(name, 0) < amount]
+    if not missing:
+        return f"waits for its workers to start, {since}"
+    asked = " and ".join(f"{amount:g} {name}{'' if amount == 1 else 's'}" for name, amount in needed.items() if amount)
+    there = " and ".join(f"{free.get(name, 0):g} of {existing.get(name, 0):g} {name}s" for name in missing)
+    return f"waits for {asked}, {since}: {there} are free; other programs or trials hold the rest"
+
+
 class Slot(ray.tune.Trainable):
     """Trains one trial at a time.
 
@@ -94,7 +116,7 @@ class Slot(ray.tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         """Start the workers."""
         self._mailbox = Mailbox(self.limit)
-        self._mailbox.assign(config)
+        self._assign(config)
         self._handle = ray.get_runtime_context().current_actor
         self._wanted = threading.Event()  # whether the workers are to run
         self._wanted.set()
@@ -103,8 +125,12 @@ class Slot(ray.tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial: Tune uses this actor again."""
-        self._mailbox.assign(new_config)
+        self._assign(new_config)
         return True
+
+    def _assign(self, config: dict[str, Any]) -> None:
+        self._mailbox.assign(config)
+        self._assigned, self._silence = time.monotonic(), SILENCE_SECONDS
 
     async def train(self) -> dict[str, Any]:
         """Wait for the next report of the trial."""
@@ -112,7 +138,11 @@ class Slot(ray.tune.Trainable):
             self._idle.cancel()
         self._mailbox.resume()
         self._wanted.set()
-        await self._mailbox.until_report()
+        patience = asyncio.create_task(self._say_what_it_waits_for())
+        try:
+            await self._mailbox.until_report()
+        finally:
+            patience.cancel()
         result: dict[str, Any] = super().train()
         self._idle = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._pause)
         return result
@@ -158,6 +188,18 @@ class Slot(ray.tune.Trainable):
     async def workers_lost(self, reason: str) -> None:
         """Say that workers have ended; Train's controller calls it, and the thread that keeps the workers."""
         self._mailbox.workers_lost(reason)
+
+    async def _say_what_it_waits_for(self) -> None:
+        """Say why no worker has taken the trial yet, after ten seconds, and after twice as long each time."""
+        while True:
+            waited = time.monotonic() - self._assigned
+            await asyncio.sleep(max(0.0, self._silence - waited))
+            self._silence *= 2
+            if not self._mailbox.training:
+                free, all = await asyncio.gather(
+                    asyncio.to_thread(ray.available_resources), asyncio.to_thread(ray.cluster_resources)
+                )
+                self._mailbox.say(waiting_for(self.resources, free, all, time.monotonic() - self._assigned))
 
     def _pause(self) -> None:
         self._wanted.clear()
