@@ -8,6 +8,10 @@ At segment level an example is a segment, and "video" here means segment.
     cache columns -> order of the epoch (host) -> windows of a few hundred batches -> Batch
 
 * The order depends on (seed, epoch) alone. A position is (epoch, batch), so a resumed epoch continues exactly.
+* Features come from the memory map of a cache or, where the cache keeps none, from shards that are decoded again in
+  every epoch (data/cache/stream.py). Then an epoch shuffles the shards, and the videos of some shards at a time.
+* Several ranks share every batch; or, where each rank has a part of the videos (`Columns.parts`), a batch has videos of
+  every part.
 * Features keep their stored type (float16), which halves the bytes to move; the model's first layer converts them.
 * Frames are padded with zeros to the longest video of the batch; data/sampling.py selects the frames.
 * Labels stay ragged: label_indices[label_offsets[b] : label_offsets[b + 1]] are the classes of video b.
@@ -21,10 +25,10 @@ At segment level an example is a segment, and "video" here means segment.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise, repeat
 from typing import Any, Protocol, Self
 
@@ -35,6 +39,7 @@ from torch import Tensor
 
 from data import access
 from data.cache import statistics
+from data.cache.stream import Order, Stream
 from data.prefetch import prefetched
 from data.residency import Residency, with_index
 from data.sampling import ALL, FramesConfig
@@ -52,6 +57,17 @@ class Columns(statistics.Columns, Protocol):
     @property
     def rated_offsets(self) -> NDArray[np.int64] | None:
         """int64 [N + 1]: offsets of the rated classes, as label_offsets; None: every class is rated."""
+
+    @property
+    def stream(self) -> Stream | None:
+        """What reads the features again in every epoch; None: they are in features_ND."""
+
+    @property
+    def parts(self) -> NDArray[np.int64] | None:
+        """int64 [R + 1]: rank r of R takes the rows [parts[r], parts[r + 1]) of each epoch; None: of each batch a part.
+
+        Without a stream, features_ND has the features of this rank's rows alone.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -82,11 +98,12 @@ class Batches:
         seed: of the orders. Two objects with the same seed and rows give the same batches, on any machine and device.
         rows: the rows of the cache to use, each at most once; None: all of them.
         rank: of this process; it gets the videos rank, rank + world_size, ... of every batch. For any number of ranks
-            a batch has the same videos, each on exactly one rank.
+            a batch has the same videos, each on exactly one rank. Where the ranks have parts, it gets as many videos,
+            of its own part.
         world_size: number of ranks.
         drop_last: leave out the last videos if they do not fill a batch, so that all ranks have equally many batches; a
-            split with fewer videos than one batch has one batch of all of them. False: the last batch is smaller, and
-            some ranks may have no video of it.
+            split with fewer videos than one batch has one batch of all of them. Where the ranks have parts, the
+            smallest one ends the epoch. False: the last batch is smaller, and some ranks may have no video of it.
         device: the device of the batches.
         residency: keeps the copies of features on GPUs; each epoch asks it for one. None: no features are resident on a
             GPU. On a CPU batches are always gathered from the memory map.
@@ -132,13 +149,24 @@ class Batches:
         self.device = with_index(device)
         self._rows = np.arange(num_rows) if rows is None else np.asarray(rows, np.int64)
         self._rank, self._world_size = rank, world_size
+        self._stream, self._parts = cache.stream, cache.parts if world_size > 1 else None
+        self._first_row = 0  # of those in features_ND
+        if cache.parts is not None and cache.stream is None:
+            if world_size != len(cache.parts) - 1:
+                raise ValueError(f"the features of rank {rank} alone are here, so all ranks must read the batches")
+            self._first_row = int(cache.parts[rank])
+        if self._stream is not None and world_size > 1 and self._parts is None:
+            raise ValueError("several ranks read a stream by parts")
+        if self._stream is not None and (np.diff(self._rows) < 0).any():
+            raise ValueError("rows of a stream must be in ascending order")
         self._shuffler = ThreadPoolExecutor(1, thread_name_prefix="shuffle")
-        self._orders_ahead: dict[int, Future[NDArray[np.int64]]] = {}
+        self._orders_ahead: dict[int, Future[Order]] = {}
         self._frames, self._host_frame_offsets = frames, cache.frame_offsets
         self._host_features_ND = cache.features_ND
         self._features_ND = _as_tensor(cache.features_ND)  # the same memory
         self._reads_apart = False  # whether the kernel reads no rows around those that are asked for
-        self._fingerprint, self._residency = cache.fingerprint, residency
+        self._fingerprint = f"{cache.fingerprint}-{self._first_row}" if self._first_row else cache.fingerprint
+        self._residency = residency
         # Labels have a hundredth of the bytes of the features, so they are always on the device.
         self._labels = _Labels.of(cache.label_offsets, cache.label_indices, self.device)
         self._rated: _Labels | None = None
@@ -146,33 +174,54 @@ class Batches:
             self._rated = _Labels.of(cache.rated_offsets, cache.rated_indices, self.device)
 
         self.num_videos = len(self._rows)  # in an epoch, on all ranks together
+        self._part_size = self._part_of(batch_size)
+        if self._parts is not None:
+            self._share_by_parts(self._parts, drop_last)
+            return
         if drop_last:
             if len(self._rows) < world_size:
                 raise ValueError(f"drop_last needs a video for each of {world_size} ranks, but got {len(self._rows)}")
             self.num_videos = (self.num_videos - self.num_videos % batch_size) or self.num_videos
-        self._part_size = self._part_of(batch_size)
+        whole, rest = divmod(self.num_videos, batch_size)
+        self._num_own = whole * self._part_size + self._part_of(rest)
 
-    def _part_of(self, num_videos: int) -> int:
-        """Returns how many of `num_videos` consecutive videos are on this rank."""
-        return len(range(self._rank, num_videos, self._world_size))
+    def _part_of(self, num_videos: int, rank: int | None = None) -> int:
+        """Returns how many of `num_videos` consecutive videos are on a rank; None: on this one."""
+        return len(range(self._rank if rank is None else rank, num_videos, self._world_size))
+
+    def _share_by_parts(self, parts: NDArray[np.int64], drop_last: bool) -> None:
+        """Keeps the rows of this rank's part; all ranks count the batches of all, and so find the same number."""
+        counts = np.diff(np.searchsorted(np.sort(self._rows), parts)).tolist()
+        sizes = [self._part_of(self.batch_size, rank) for rank in range(self._world_size)]
+        if drop_last:
+            if not all(counts):
+                raise ValueError(f"drop_last needs a video for each of {self._world_size} ranks, but got {counts}")
+            steps = min(count // size for count, size in zip(counts, sizes, strict=True))
+            counts = [steps * size or min(count, size) for count, size in zip(counts, sizes, strict=True)]
+        self.num_videos, self._num_own = sum(counts), counts[self._rank]
+        begin, end = parts[self._rank : self._rank + 2]
+        self._rows = self._rows[(self._rows >= begin) & (self._rows < end)]
 
     def __len__(self) -> int:
         """Returns the number of batches of one epoch on this rank."""
-        whole, rest = divmod(self.num_videos, self.batch_size)
-        return whole + (self._part_of(rest) > 0)
+        return -(-self._num_own // self._part_size)
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """Returns the cache rows, int64, of this rank's videos in the order of an epoch."""
+        return self._order(epoch).rows
+
+    def _order(self, epoch: int) -> Order:
         if epoch < 0:
             raise ValueError(f"epoch must not be negative, but got {epoch}")
-        rows = self._rows
-        if self.shuffle:
-            rows = np.random.default_rng((self.seed, epoch)).permutation(rows)
-        rows = rows[: self.num_videos]
-        if self._world_size == 1:
-            return rows
-        positions = np.arange(self.num_videos) % self.batch_size
-        return rows[positions % self._world_size == self._rank]
+        key = (self.seed, epoch) if self.shuffle else None
+        if self._stream is not None:
+            return self._stream.order(self._rows, key).cut(self._num_own)
+        rows = self._rows if key is None else np.random.default_rng(key).permutation(self._rows)
+        if self._parts is None and self._world_size > 1:
+            positions = np.arange(self.num_videos) % self.batch_size
+            rows = rows[: self.num_videos][positions % self._world_size == self._rank]
+        rows = rows[: self._num_own]
+        return Order(rows=rows, bounds=(0, len(rows)))
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         """Yields the batches of one epoch from `first_batch` on, the same as in the whole epoch.
@@ -187,37 +236,78 @@ class Batches:
         if not 0 <= first_batch <= len(self):
             raise ValueError(f"first_batch must be in [0, {len(self)}], but got {first_batch}")
         order = self._order_and_next(epoch)
-        starts = range(first_batch * self._part_size, len(order), self._part_size)
+        starts = range(first_batch * self._part_size, len(order.rows), self._part_size)
         # On a CPU gathering 1024 videos takes 0.2 ms, a training step 100 ms: a thread that gathers ahead would gain
         # 0.2 %, and use a core that the training needs.
         access.read_in_order(self._host_features_ND)  # a copy on a GPU is made in order too
         resident_ND = self._resident()
         self._reads_apart = self.shuffle and access.read_at_random(self._host_features_ND)
-        brought: Iterator[tuple[Tensor, ...]] = iter(())
-        if resident_ND is None:
-            brought = prefetched(partial(self._inputs, self._features_ND, order, epoch), starts, self.device)
-        for start, (rows, labels, rated) in zip(starts, self._windows(order, starts), strict=True):
-            if self._before_batch is not None:
-                self._before_batch()
-            yield Batch(
-                rows=rows,
-                inputs=next(brought) if resident_ND is None else self._inputs(resident_ND, order, epoch, start, rows),
-                label_offsets=labels[0],
-                label_indices=labels[1],
-                rated_offsets=None if rated is None else rated[0],
-                rated_indices=None if rated is None else rated[1],
-            )
+        with closing(self._spans(order, starts, resident_ND)) as spans:
 
-    def _order_and_next(self, epoch: int) -> NDArray[np.int64]:
-        """Returns `order(epoch)`, and lets a thread shuffle for the epoch after it.
+            def inputs(start: int) -> tuple[Tensor, ...]:
+                return self._inputs(next(spans), order.rows[start : start + self._part_size], epoch)
+
+            on_gpu = resident_ND if self.device.type != "cpu" and self._host_frame_offsets is None else None
+            ready = resident_ND is not None or self.device.type == "cpu"
+            brought = map(inputs, starts) if ready else prefetched(inputs, starts, self.device)
+            for rows, labels, rated in self._windows(order.rows, starts):
+                if self._before_batch is not None:
+                    self._before_batch()
+                yield Batch(
+                    rows=rows,
+                    # Where the features are on the GPU, the rows are too.
+                    inputs=next(brought) if on_gpu is None else (on_gpu.index_select(0, self._own(rows)),),
+                    label_offsets=labels[0],
+                    label_indices=labels[1],
+                    rated_offsets=None if rated is None else rated[0],
+                    rated_indices=None if rated is None else rated[1],
+                )
+
+    def _spans(self, order: Order, starts: range, resident_ND: Tensor | None) -> Generator[list[_Span]]:
+        """Yields where the features of each batch are: in one array, or in the windows of a stream that it touches."""
+        parts = (order.rows[start : start + self._part_size] for start in starts)
+        if self._stream is None:
+            features_ND = self._features_ND if resident_ND is None else resident_ND
+            for rows in parts:
+                yield [(features_ND, self._begins_of(rows))]
+            return
+        first = starts[0] if starts else 0
+        ends = [bound for bound in order.bounds if bound > first]
+        with closing(self._stream.windows(order, first)) as windows:
+            at, end, window = first, first, None
+            for rows in parts:
+                spans: list[_Span] = []
+                while len(rows):
+                    if at == end:
+                        window, end = next(windows), ends.pop(0)
+                        features = _as_tensor(window.features)
+                    assert window is not None
+                    within, rows = rows[: end - at], rows[end - at :]
+                    spans.append((features, window.begins_of(within)))
+                    at += len(within)
+                yield spans
+
+    def _own(self, rows: Tensor) -> Tensor:
+        """Returns the positions of rows in `_features_ND`."""
+        return rows - self._first_row if self._first_row else rows
+
+    def _begins_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns where the features of some rows begin in `_features_ND`."""
+        if self._host_frame_offsets is None:
+            return rows - self._first_row
+        begins: NDArray[np.int64] = self._host_frame_offsets[rows] - self._host_frame_offsets[self._first_row]
+        return begins
+
+    def _order_and_next(self, epoch: int) -> Order:
+        """Returns the order of an epoch, and lets a thread shuffle for the epoch after it.
 
         5 million rows take 0.2 s, in which a GPU trains on half a million videos. numpy shuffles without the GIL.
         """
         if not self.shuffle:
-            return self.order(epoch)
+            return self._order(epoch)
         ahead = self._orders_ahead.pop(epoch, None)
-        order = self.order(epoch) if ahead is None else ahead.result()
-        self._orders_ahead = {epoch + 1: self._shuffler.submit(self.order, epoch + 1)}
+        order = self._order(epoch) if ahead is None else ahead.result()
+        self._orders_ahead = {epoch + 1: self._shuffler.submit(self._order, epoch + 1)}
         return order
 
     def _windows(self, order: NDArray[np.int64], starts: range) -> Iterator[tuple[Tensor, _Ragged, _Ragged | None]]:
@@ -235,45 +325,47 @@ class Batches:
 
     def _resident(self) -> Tensor | None:
         """Returns the features on the device of the batches, or None where each batch is copied to it."""
+        if self._stream is not None:
+            return None
         if self.device.type == "cpu":
             return self._features_ND
         if self._residency is None:
             return None
         return self._residency.copy_of(self._fingerprint, self._features_ND, self.device)
 
-    def _inputs(
-        self, features_ND: Tensor, order: NDArray[np.int64], epoch: int, start: int, rows: Tensor | None = None
-    ) -> tuple[Tensor, ...]:
-        """Returns the model's inputs for the batch at `start`, on the device of `features_ND` or in pinned memory.
-
-        `rows` are the batch's rows, where they are already on that device.
-        """
-        host_rows = order[start : start + self._part_size]
+    def _inputs(self, spans: list[_Span], rows: NDArray[np.int64], epoch: int) -> tuple[Tensor, ...]:
+        """Returns the model's inputs for some rows, on the device of their features or in pinned memory."""
         if self._host_frame_offsets is None:
-            self._read_soon(features_ND, host_rows)
-            return (self._gather(features_ND, host_rows) if rows is None else features_ND.index_select(0, rows),)
-        begins_B = self._host_frame_offsets[host_rows]
-        lengths_B = self._host_frame_offsets[host_rows + 1] - begins_B
-        frame_BT, mask_BT = self._frames.select(lengths_B, host_rows, self.seed, epoch)
-        host_frames = (begins_B[:, None] + frame_BT).ravel()
-        self._read_soon(features_ND, host_frames)
-        frames_BTD = self._gather(features_ND, host_frames).view(*mask_BT.shape, -1)
+            return (self._gather(spans),)
+        lengths_B = self._host_frame_offsets[rows + 1] - self._host_frame_offsets[rows]
+        frame_BT, mask_BT = self._frames.select(lengths_B, rows, self.seed, epoch)
+        first, frames = 0, list[_Span]()
+        for features, begins in spans:
+            wanted_BT = begins[:, None] + frame_BT[first : first + len(begins)]
+            frames.append((features, wanted_BT.ravel()))
+            first += len(begins)
+        frames_BTD = self._gather(frames).view(*mask_BT.shape, -1)
         mask = _pinned(torch.from_numpy(mask_BT), self.device).to(frames_BTD.device, non_blocking=True)
         return frames_BTD.mul_(mask[:, :, None]), mask
 
-    def _read_soon(self, features_ND: Tensor, rows: NDArray[np.int64]) -> None:
-        """Lets the kernel read all these rows at once, if it would read one after the other."""
-        if self._reads_apart and features_ND is self._features_ND:
-            access.read_soon(self._host_features_ND, rows)
+    def _gather(self, spans: list[_Span]) -> Tensor:
+        """Returns features side by side, on their device; for a GPU, features on the host in pinned memory."""
+        features, positions = spans[0]
+        if self._reads_apart and features is self._features_ND:
+            access.read_soon(self._host_features_ND, positions)  # all at once, not one after the other
+        if features.device.type != "cpu" or (self.device.type != "cuda" and len(spans) == 1):
+            return features.index_select(0, _to(features.device, positions))
+        length = sum(len(positions) for _, positions in spans)
+        taken = torch.empty((length, *features.shape[1:]), dtype=features.dtype, pin_memory=self.device.type == "cuda")
+        first = 0
+        for features, positions in spans:
+            part = taken[first : first + len(positions)]
+            torch.index_select(features, 0, torch.from_numpy(positions), out=part)
+            first += len(positions)
+        return taken
 
-    def _gather(self, features_ND: Tensor, rows: NDArray[np.int64]) -> Tensor:
-        """Returns rows of the features, on their device; for a GPU, rows of features on the host in pinned memory."""
-        if features_ND.device.type != "cpu" or self.device.type != "cuda":
-            return features_ND.index_select(0, _to(features_ND.device, rows))
-        taken = torch.empty((len(rows), features_ND.shape[1]), dtype=features_ND.dtype, pin_memory=True)
-        return torch.index_select(features_ND, 0, torch.from_numpy(rows), out=taken)
 
-
+_Span = tuple[Tensor, NDArray[np.int64]]  # features, and where in them some videos begin, or which of them are taken
 _Ragged = tuple[Tensor, Tensor]  # offsets from 0, and indices
 
 

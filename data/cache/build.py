@@ -22,35 +22,28 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from data import machine
 from data.cache.columns import (
     BUILDING,
     MANIFEST,
+    Column,
     ColumnFiles,
     Part,
     columns_of,
     remove_working_files,
     sync,
 )
+from data.cache.decoding import decoded
 from data.cache.eviction import GIGABYTE, available_bytes, evict
 from data.cache.journal import ShardSummary
 from data.cache.progress import BuildProgress
 from data.cache.recipe import FORMAT, Recipe, Shard, find_each, fingerprint_of
-from data.cache.statistics import ByteMoments, Moments, Totals, moments_of
-from data.cache.workers import map_in_order
+from data.cache.statistics import ByteMoments, Moments, Totals, merged, moments_of
 from data.errors import CacheError, DataError, ShardError
 from data.frames import decode_blocks, decode_together
-from data.ranges import is_whole
 from data.schema import Schema
-from data.tfrecord.framing import BLOCK_BYTES, count_records
+from data.tfrecord.framing import count_records
 from data.tfrecord.shards import DecodedShard, Reading, joined, too_many
 
-# Fewer bytes are decoded in this process, in the 0.3 s that other processes take to start. Threads are no help: they
-# share one core whatever their number (280 thousand videos/s with one, 230 with two).
-_IN_PROCESS_BYTES = 256 << 20
-# What decoding may take of the memory: this share, a process of it so much (a block, its features and an interpreter),
-# and features of a process that wait to be written up to so many blocks.
-_MEMORY_SHARE, _WORKER_BYTES, _MAX_AHEAD = 4, 640 << 20, 16
 _TOGETHER_BYTES = 4 << 20  # small shards are decoded as one up to this size: numpy's start is then little of the time
 
 
@@ -84,7 +77,7 @@ def build(
     """
     working = working_directory(directory)
     working.mkdir(parents=True, exist_ok=True)
-    columns = columns_of(recipe.schema, recipe.dtype)
+    columns = columns_of(recipe.schema, recipe.dtype, recipe.features)
     summaries: list[ShardSummary] = []
     try:
         with ColumnFiles(working, recipe) as files:
@@ -115,11 +108,6 @@ def build(
                 shutil.rmtree(working)  # the changed shard makes another cache
                 raise CacheError(f"{shard.path}: the shard changed while it was read; start again when it is complete")
         _write_manifest(working, recipe, summaries)
-    except ChildProcessError as error:  # the working folder stays, and the next build resumes from it
-        raise CacheError(
-            f"{error}; if the machine is short of memory, let fewer processes decode "
-            "(data.decode_workers, or TUNER_DECODE_WORKERS)"
-        ) from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -169,6 +157,15 @@ def refuse_too_many(summaries: Sequence[ShardSummary], max_bad_records: int) -> 
 class _Job:
     paths: tuple[str, ...]
     reading: Reading
+    columns: tuple[Column, ...]
+
+    @property
+    def path(self) -> str:
+        return self.paths[0]
+
+    @property
+    def keeps_features(self) -> bool:
+        return self.columns[0].name == "features"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,34 +199,11 @@ def _decoded(recipe: Recipe, num_done: int, max_bad_records: int, workers: int |
         dtype=recipe.dtype,
         max_bad_records=max_bad_records if recipe.on_bad_record == "skip" else 0,
     )
-    jobs = [_Job(paths=paths, reading=reading) for paths in group(shards, recipe.schema)]
-    small = workers is None and sum(shard.size for shard in shards) < _IN_PROCESS_BYTES
-    num_workers = min(len(jobs), workers or default_workers())
-    if small or num_workers <= 1:
-        yield from chain.from_iterable(map(_decode, jobs))
-        return
-    ahead = min(max(machine.memory() // _MEMORY_SHARE // num_workers // BLOCK_BYTES, 2), _MAX_AHEAD)
-    # Rows come back through pipes at 2 GB/s, which was measured to be faster than files.
-    with closing(map_in_order(_decode, jobs, num_workers, ahead=ahead)) as outcomes:
-        for job, pieces in zip(jobs, outcomes, strict=True):
-            try:
-                yield from pieces
-            except ChildProcessError as error:
-                raise ChildProcessError(f"{job.paths[0]}: decoding stopped: {error}") from None
-
-
-def default_workers() -> int:
-    """Returns how many processes decode: $TUNER_DECODE_WORKERS, or as many as CPUs and memory of this machine allow.
-
-    Raises:
-        CacheError: the variable is not a whole number above 0.
-    """
-    text = os.environ.get("TUNER_DECODE_WORKERS")
-    if not text:
-        return max(1, min(int(machine.cpus()), machine.memory() // _MEMORY_SHARE // _WORKER_BYTES))
-    if not (is_whole(text) and int(text)):
-        raise CacheError(f"TUNER_DECODE_WORKERS must be a whole number above 0, but is {text!r}")
-    return int(text)
+    columns = columns_of(recipe.schema, recipe.dtype, recipe.features)
+    jobs = [_Job(paths=paths, reading=reading, columns=columns) for paths in group(shards, recipe.schema)]
+    num_bytes = sum(shard.size for shard in shards)
+    with closing(decoded(_decode, jobs, num_bytes=num_bytes, workers=workers)) as pieces:
+        yield from chain.from_iterable(pieces)
 
 
 def group(shards: Sequence[Shard], schema: Schema) -> list[tuple[str, ...]]:
@@ -248,37 +222,43 @@ def group(shards: Sequence[Shard], schema: Schema) -> list[tuple[str, ...]]:
 
 def _decode(job: _Job) -> Iterator[_Piece]:
     if len(job.paths) == 1:
-        yield from _in_blocks(job.paths[0], job.reading)
+        yield from _in_blocks(job)
         return
     for path, shard in zip(job.paths, decode_together(job.paths, job.reading), strict=True):
-        yield shard if isinstance(shard, ShardError) else _whole(path, shard, job.reading)
+        yield shard if isinstance(shard, ShardError) else _whole(path, shard, job)
 
 
-def _in_blocks(path: str, reading: Reading) -> Iterator[_Piece]:
+def _in_blocks(job: _Job) -> Iterator[_Piece]:
     """Decodes one shard; the features of each block leave the memory before the next block is read."""
     blocks: list[DecodedShard] = []
+    before: Moments | ByteMoments | None = None  # of the features that are not kept
     try:
-        for block in decode_blocks(path, reading):
+        for block in decode_blocks(job.path, job.reading):
             if blocks:
                 features = blocks[-1].features_ND
-                yield _Ahead(features=features, moments=moments_of(features))
+                moments = moments_of(features)
+                if job.keeps_features:
+                    yield _Ahead(features=features, moments=moments)
+                else:
+                    before = merged(before, moments)
                 blocks[-1] = replace(blocks[-1], features_ND=block.features_ND[:0])
             blocks.append(block)
     except ShardError as error:
         yield error
     else:
-        yield _whole(path, joined(blocks), reading)
+        yield _whole(job.path, joined(blocks), job, before)
 
 
-def _whole(path: str, shard: DecodedShard, reading: Reading) -> _Whole:
-    part = Part.of(shard, columns_of(reading.schema, reading.dtype))
-    totals = part.totals(reading.schema.num_classes)
+def _whole(path: str, shard: DecodedShard, job: _Job, before: Moments | ByteMoments | None = None) -> _Whole:
+    moments = None if job.keeps_features else merged(before, moments_of(shard.features_ND))
+    part = Part.of(shard, job.columns, moments)
+    totals = part.totals(job.reading.schema.num_classes)
     return _Whole(path=path, content_hash=shard.content_hash, part=part, totals=totals, bad_records=shard.bad_records)
 
 
 def _write_manifest(working: Path, recipe: Recipe, summaries: Sequence[ShardSummary]) -> None:
     contents = [(summary.num_videos, summary.content_hash) for summary in summaries if summary.error is None]
-    columns = columns_of(recipe.schema, recipe.dtype)
+    columns = columns_of(recipe.schema, recipe.dtype, recipe.features)
     manifest = {
         "format": FORMAT,
         "features": dict(recipe.schema.features),
@@ -317,10 +297,11 @@ def _check_disk(recipe: Recipe, folder: Path, *, num_done: int) -> list[str]:
         except ShardError:  # decoding will report it, in order and by the rule for bad shards
             continue
     size = sum(shard.size for shard in shards)
-    if recipe.schema.level == "video":
+    if recipe.schema.level == "video" or not recipe.features:
         # Of a video: its features, and 64 bytes for offsets, id and labels.
-        video_bytes = recipe.schema.width * np.dtype(recipe.dtype).itemsize + 64
+        video_bytes = recipe.features * recipe.schema.width * np.dtype(recipe.dtype).itemsize + 64
         size = int(counted_videos / max(counted_bytes, 1) * size * video_bytes)
+        size += (not recipe.features) * len(shards) * 16 * recipe.schema.width  # moments of each shard
     # Frames take as much space here as in the shards, unless those are compressed. 5 % more, in case other shards have
     # smaller records than the largest.
     need = int(1.05 * size) + (1 << 20)
@@ -330,6 +311,6 @@ def _check_disk(recipe: Recipe, folder: Path, *, num_done: int) -> list[str]:
         raise CacheError(
             f"{directory}: the cache of {len(recipe.shards)} shards needs about {need / GIGABYTE:.2f} GB more, but "
             f"{free / GIGABYTE:.2f} GB are free; free space there or give another folder for the cache "
-            "($TUNER_CACHE, or data.cache in the yaml)"
+            "($TUNER_CACHE, or data.cache_folder in the yaml), or keep less of it (data.cache: share or none)"
         )
     return removed

@@ -7,6 +7,8 @@
     label_indices.npy    [number of labels] int32
     rated_lengths.bin    rated_indices.npy         like the labels: the rated classes, of segments only
     ids.bin              ids of each shard, as wide as its longest -> ids.npy at the end
+    moments.npy          [shards, 1 + 2 D] float64 or int64: what the statistics need of features that are not kept; a
+                         cache without features has it in the place of features.npy
 
 N counts examples: videos, or at segment level rated segments. `Column` describes one of these files, `Part` holds the
 rows of one shard, and `ColumnFiles` writes the files and the journal (data/cache/journal.py). The manifest of a
@@ -28,7 +30,17 @@ from numpy.typing import NDArray
 
 from data.cache.journal import JOURNAL, ShardSummary, line_of, read_journal
 from data.cache.recipe import Recipe
-from data.cache.statistics import ByteMoments, Moments, Totals, keep_totals, merged, moments_of
+from data.cache.statistics import (
+    ByteMoments,
+    Moments,
+    Totals,
+    as_row,
+    counts,
+    from_row,
+    keep_totals,
+    merged,
+    moments_of,
+)
 from data.errors import ShardError
 from data.schema import Schema
 from data.tfrecord.shards import DecodedShard
@@ -58,8 +70,14 @@ class Column:
         return int(getattr(summary, self.count)) * (self.width or 1) * self.dtype_in(summary).itemsize
 
 
-def columns_of(schema: Schema, dtype: str) -> tuple[Column, ...]:
-    """Returns the columns of a cache, in the order in which a shard's checksum takes them."""
+def columns_of(schema: Schema, dtype: str, features: bool = True) -> tuple[Column, ...]:
+    """Returns the columns of a cache, in the order in which a shard's checksum takes them.
+
+    Args:
+        schema: of the records.
+        dtype: of the features at video level.
+        features: whether the cache keeps them.
+    """
 
     def values(name: str, count: str, dtype: str, width: int | None = None) -> Column:
         file = f"{name}.npy"
@@ -71,9 +89,11 @@ def columns_of(schema: Schema, dtype: str) -> tuple[Column, ...]:
 
     ids = Column(name="ids", count="num_videos", dtype="", working="ids.bin", finished="ids.npy")
     labels = lengths("label"), values("label_indices", "num_labels", "<i4")
-    if schema.level == "video":
-        return values("features", "num_videos", dtype, schema.width), *labels, ids
-    frames = values("features", "num_frames", "|u1", schema.width), lengths("frame")
+    of_videos = schema.level == "video"
+    kept = values("moments", "num_moments", "<f8" if of_videos else "<i8", 1 + 2 * schema.width)
+    if of_videos:
+        return values("features", "num_videos", dtype, schema.width) if features else kept, *labels, ids
+    frames = values("features", "num_frames", "|u1", schema.width) if features else kept, lengths("frame")
     rated = (lengths("rated"), values("rated_indices", "num_rated", "<i4")) if schema.level == "segment" else ()
     return *frames, *labels, *rated, ids
 
@@ -85,10 +105,11 @@ class Part:
     arrays: Mapping[str, NDArray[Any]]  # by the columns' names, in their order
 
     @classmethod
-    def of(cls, shard: DecodedShard, columns: Sequence[Column]) -> Self:
-        """Takes the rows of a decoded shard."""
+    def of(cls, shard: DecodedShard, columns: Sequence[Column], moments: Moments | ByteMoments | None = None) -> Self:
+        """Takes the rows of a decoded shard, and the moments of its features where they are a column."""
         arrays = {
             "features": shard.features_ND,
+            "moments": None if moments is None else as_row(moments)[None],
             "frame_lengths": _lengths(shard.frame_offsets),
             "label_lengths": _lengths(shard.label_offsets),
             "label_indices": shard.label_indices,
@@ -100,12 +121,12 @@ class Part:
 
     def totals(self, num_classes: int) -> Totals:
         """Sums up the features and counts the labels."""
-        return Totals.of(
-            self.arrays["features"],
+        features = self.arrays.get("features")
+        return Totals(
             num_videos=len(self.arrays["ids"]),
-            label_indices=self.arrays["label_indices"],
-            rated_indices=self.arrays.get("rated_indices"),
-            num_classes=num_classes,
+            moments=from_row(self.arrays["moments"].ravel()) if features is None else moments_of(features),
+            label_counts_C=counts(self.arrays["label_indices"], num_classes),
+            rated_counts_C=None if (rated := self.arrays.get("rated_indices")) is None else counts(rated, num_classes),
         )
 
     def checksum(self, value: int = 0) -> int:
@@ -148,7 +169,7 @@ class ColumnFiles:
 
     def __init__(self, working: Path, recipe: Recipe) -> None:
         self._working, self._recipe = working, recipe
-        self._columns = columns_of(recipe.schema, recipe.dtype)
+        self._columns = columns_of(recipe.schema, recipe.dtype, recipe.features)
         self.summaries: list[ShardSummary] = []
         self.totals: Totals | None = None
         self._begun = _Begun()
@@ -197,12 +218,11 @@ class ColumnFiles:
             file.write(_bytes(part.arrays[column.name]))
             file.flush()
         sizes = {name: len(array) for name, array in part.arrays.items()}
-        num_features = sizes["features"] + self._begun.rows
         summary = ShardSummary(
             path=path,
             num_videos=sizes["ids"],
             num_labels=sizes["label_indices"],
-            num_frames=num_features if "frame_lengths" in sizes else 0,
+            num_frames=int(part.arrays["frame_lengths"].sum()) if "frame_lengths" in sizes else 0,
             num_rated=sizes.get("rated_indices", 0),
             id_width=part.arrays["ids"].itemsize,
             content_hash=content_hash,
@@ -278,7 +298,8 @@ class ColumnFiles:
         if value != summary.checksum:
             return None
         schema = self._recipe.schema
-        arrays["features"] = np.zeros((0, schema.width), self._columns[0].dtype)
+        if "features" in arrays:  # they have been summed up in pieces
+            arrays["features"] = np.zeros((0, schema.width), self._columns[0].dtype)
         return Part(arrays=arrays).totals(schema.num_classes).with_moments(moments)
 
     def _truncate(self) -> None:

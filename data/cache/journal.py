@@ -30,6 +30,11 @@ class ShardSummary:
     bad_records: tuple[_Error, ...] = ()  # those that were left out
     error: _Error | None = None  # the shard was skipped
 
+    @property
+    def num_moments(self) -> int:
+        """How many rows of moments the shard has: one, unless it was skipped."""
+        return int(self.error is None)
+
     @classmethod
     def from_json(cls, line: dict[str, Any]) -> Self:
         """Reads a line of the journal or an entry of the manifest."""

@@ -41,6 +41,7 @@ class Recipe:
     dtype: Literal["float16", "float32"] = "float16"
     require_labels: bool = True
     on_bad_record: Literal["error", "skip"] = "error"
+    features: bool = True  # False: everything but the features is kept
 
     @classmethod
     def of(cls, shards: Sequence[str], schema: Schema, **options: Any) -> Recipe:
@@ -64,6 +65,7 @@ class Recipe:
             self.require_labels,
             *_level(self.schema),
             *([] if self.on_bad_record == "error" else [self.on_bad_record]),  # older caches keep their names
+            *([] if self.features else ["without features"]),
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from data import access
 from data.atomic import replacing
-from data.schema import DEQUANTISE_SCALE, DEQUANTISE_SHIFT
+from data.schema import DEQUANTISE_SCALE, DEQUANTISE_SHIFT, Schema
 
 _FRAMES_AT_ONCE = 256  # 256 x 255^2 < 2^24
 _ROWS_AT_ONCE = 512  # 512 x 1152 float64 = 4.7 MB: the chunk stays in a core's cache over its three passes
@@ -167,6 +167,20 @@ def moments_of(features_ND: NDArray[Any]) -> Moments | ByteMoments:
     return ByteMoments.of(features_ND) if features_ND.dtype == np.uint8 else Moments.of(features_ND)
 
 
+def as_row(moments: Moments | ByteMoments) -> NDArray[Any]:
+    """Returns moments as one row of numbers, float64 [1 + 2 D], or int64 for frames; `from_row` reads it."""
+    sums_D = moments.mean_D if isinstance(moments, Moments) else moments.sum_D
+    return np.concatenate([np.array([moments.num_rows], sums_D.dtype), sums_D, moments.squares_D])
+
+
+def from_row(row: NDArray[Any]) -> Moments | ByteMoments:
+    """Returns the moments that `as_row` wrote."""
+    num_rows, (sums_D, squares_D) = int(row[0]), np.split(row[1:], 2)
+    if row.dtype == np.int64:
+        return ByteMoments(num_rows=num_rows, sum_D=sums_D, squares_D=squares_D)
+    return Moments(num_rows=num_rows, mean_D=sums_D, squares_D=squares_D)
+
+
 def merged(before: Moments | ByteMoments | None, more: Moments | ByteMoments) -> Moments | ByteMoments:
     """Returns the moments of both; None: there are none before."""
     return more if before is None else before.merge(more)  # type: ignore[arg-type]  # both are of the same level
@@ -195,8 +209,18 @@ class Totals:
         return cls(
             num_videos=num_videos,
             moments=moments_of(features_ND),
-            label_counts_C=_counts(label_indices, num_classes),
-            rated_counts_C=None if rated_indices is None else _counts(rated_indices, num_classes),
+            label_counts_C=counts(label_indices, num_classes),
+            rated_counts_C=None if rated_indices is None else counts(rated_indices, num_classes),
+        )
+
+    @classmethod
+    def empty(cls, schema: Schema, rated: bool) -> Self:
+        """Returns the totals of no videos; merging with them changes nothing."""
+        return cls(
+            num_videos=0,
+            moments=moments_of(np.empty((0, schema.width), np.float32 if schema.level == "video" else np.uint8)),
+            label_counts_C=np.zeros(schema.num_classes, np.int64),
+            rated_counts_C=np.zeros(schema.num_classes, np.int64) if rated else None,
         )
 
     def with_moments(self, moments: Moments | ByteMoments | None) -> Self:
@@ -276,5 +300,6 @@ def keep_totals(path: Path, totals: Totals) -> None:
         np.savez(temporary, **{name: value for name, value in values.items() if value is not None})
 
 
-def _counts(indices: NDArray[Any], num_classes: int) -> NDArray[np.int64]:
+def counts(indices: NDArray[Any], num_classes: int) -> NDArray[np.int64]:
+    """Returns how often each class occurs, int64 [C]."""
     return np.bincount(indices, minlength=num_classes).astype(np.int64)

@@ -34,10 +34,20 @@ from data.cache.eviction import hold
 from data.cache.journal import JournalReader, ShardSummary
 from data.cache.progress import BuildProgress
 from data.cache.recipe import FORMAT, Recipe, about_empty
-from data.cache.statistics import Statistics, Totals, keep_totals, kept_statistics, kept_totals
+from data.cache.statistics import (
+    ByteMoments,
+    Moments,
+    Statistics,
+    Totals,
+    from_row,
+    keep_totals,
+    kept_statistics,
+    kept_totals,
+)
+from data.cache.stream import Stream, StreamedShard
 from data.errors import CacheError, DataError, NoShardsError, ShardError
 from data.schema import MAX_BAD_RECORDS, MAX_FRAMES, Schema
-from data.tfrecord.shards import DecodedShard
+from data.tfrecord.shards import DecodedShard, Reading
 
 _POLL_SECONDS = 0.1  # between the first two looks at another process's build; the pauses grow
 _LONGEST_POLL_SECONDS = 1.0
@@ -47,7 +57,7 @@ _LONGEST_POLL_SECONDS = 1.0
 class Cache:
     """A decoded split. Its arrays are read-only memory maps: all processes of a machine share one page cache.
 
-    A cache pickles as the path of its folder.
+    A cache pickles as the path of its folder, and its stream.
     """
 
     directory: Path
@@ -56,7 +66,7 @@ class Cache:
     num_videos: int  # N
     num_bytes: int  # on disk
     ids: NDArray[np.bytes_]  # [N]
-    features_ND: NDArray[Any]  # float16 or float32 [N, D]; uint8 [F, D] where there are frames
+    features_ND: NDArray[Any]  # float16 or float32 [N, D]; uint8 [F, D] where there are frames; [0, D]: not kept
     label_offsets: NDArray[np.int64]  # [N + 1]: the labels of row n are label_indices[offsets[n] : offsets[n + 1]]
     label_indices: NDArray[np.int32]  # sorted, without repetition within a video
     frame_offsets: NDArray[np.int64] | None  # the frames of row n are features_ND[offsets[n] : offsets[n + 1]]
@@ -64,9 +74,16 @@ class Cache:
     rated_indices: NDArray[np.int32] | None
     shards: tuple[ShardSummary, ...]  # in the order of their rows, without the skipped ones
     skipped: tuple[tuple[str, str], ...]  # path and reason of the bad shards that were left out
+    moments_S: NDArray[Any] | None = None  # of each shard, where features are not kept (data/cache/columns.py)
+    stream: Stream | None = None  # reads the features that are not kept
+    # int64 [R + 1], where R ranks share the videos: rank r trains on rows [parts[r], parts[r + 1]). Without a stream
+    # `features_ND` has the features of these rows alone.
+    parts: NDArray[np.int64] | None = None
+    totals_of_all: Totals | None = None  # where the folder holds a part of the rows (data/cache/share.py)
 
-    def __reduce__(self) -> tuple[Callable[[Path], Cache], tuple[Path]]:
-        return _reopen, (self.directory,)
+    def __reduce__(self) -> tuple[Callable[..., Cache], tuple[Path, Stream | None]]:
+        assert self.totals_of_all is None, "the part of one rank does not leave its process"
+        return _reopen, (self.directory, self.stream)
 
     @property
     def bad_records(self) -> list[ShardError]:
@@ -84,6 +101,8 @@ class Cache:
 
     def statistics(self, progress: Callable[[BuildProgress], None] | None = None) -> Statistics:
         """Returns mean, variance and label counts over all videos, as `totals` stores them."""
+        if self.totals_of_all is not None:
+            return self.totals_of_all.statistics()
         kept = kept_statistics(self.directory / STATISTICS, rated=self.rated_indices is not None)
         return kept or self.totals(progress).statistics()
 
@@ -93,6 +112,8 @@ class Cache:
         A build stores it. Of a cache of an earlier version it is computed once for all processes of the node, while
         `progress` is called after every shard.
         """
+        if self.totals_of_all is not None:
+            return self.totals_of_all
         path, rated = self.directory / STATISTICS, self.rated_indices is not None
         report = progress or (lambda _: None)
         if (kept := kept_totals(path, rated)) is not None:
@@ -109,12 +130,10 @@ class Cache:
 
     def _summed_up(self, report: Callable[[BuildProgress], None]) -> Totals:
         access.read_in_order(self.features_ND)
-        columns, row = columns_of(self.schema, str(self.features_ND.dtype)), 0
         so_far = replace(BuildProgress.of((), len(self.shards)), summing=True)
-        totals = self._part(0, ShardSummary(path=""), columns).totals(self.schema.num_classes)
-        for shard in self.shards:
-            totals = totals.merge(self._part(row, shard, columns).totals(self.schema.num_classes))
-            row += shard.num_videos
+        totals = Totals.empty(self.schema, rated=self.rated_indices is not None)
+        for shard, part in zip(self.shards, self._parts_of_shards(), strict=True):
+            totals = totals.merge(part.totals(self.schema.num_classes))
             so_far = so_far.after(shard)
             report(so_far)
         return totals
@@ -122,19 +141,32 @@ class Cache:
     def damaged(self) -> list[str]:
         """Reads all columns; returns the shards whose rows are not what was decoded, none on a healthy disk."""
         access.read_in_order(self.features_ND)
-        damaged, row = [], 0
-        columns = columns_of(self.schema, str(self.features_ND.dtype))
-        for shard in self.shards:
-            if self._part(row, shard, columns).checksum() != shard.checksum:
-                damaged.append(shard.path)
-            row += shard.num_videos
-        return damaged
+        parts = zip(self.shards, self._parts_of_shards(), strict=True)
+        return [shard.path for shard, part in parts if part.checksum() != shard.checksum]
+
+    def in_parts(self, number: int) -> Self:
+        """Returns a cache whose videos so many ranks share: each has consecutive shards, of which there must be enough.
+
+        Where shards were left out and too few are left, ranks have no video.
+        """
+        ends = [len(part) for part in np.array_split(np.arange(len(self.shards)), number)]
+        return replace(self, parts=offsets_of(self.shards)[np.cumsum([0, *ends])])
 
     def remove_manifest(self) -> None:
         """Makes the next `open_cache` build the cache again."""
         (self.directory / MANIFEST).unlink()
 
-    def _part(self, row: int, shard: ShardSummary, columns: Sequence[Column]) -> Part:
+    def _parts_of_shards(self) -> Iterator[Part]:
+        columns = columns_of(self.schema, str(self.features_ND.dtype), self.moments_S is None)
+        row = 0
+        for position, shard in enumerate(self.shards):
+            moments = None if self.moments_S is None else from_row(self.moments_S[position])
+            yield self._part(row, shard, columns, moments)
+            row += shard.num_videos
+
+    def _part(
+        self, row: int, shard: ShardSummary, columns: Sequence[Column], moments: Moments | ByteMoments | None
+    ) -> Part:
         """Returns the rows of a shard, of which `row` is the first, as they were appended."""
 
         def rows(offsets: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
@@ -152,7 +184,7 @@ class Cache:
             DecodedShard(
                 ids=self.ids[videos].astype(f"S{shard.id_width}"),
                 features_ND=self.features_ND[videos]
-                if frame_offsets is None
+                if frame_offsets is None or moments is not None
                 else within(self.features_ND, frame_offsets),
                 frame_offsets=frame_offsets,
                 label_offsets=label_offsets,
@@ -162,6 +194,7 @@ class Cache:
                 crc_N=np.empty(0, np.uint32),
             ),
             columns,
+            moments,
         )
 
     @classmethod
@@ -199,8 +232,9 @@ class Cache:
             max_frames=manifest.get("max_frames", MAX_FRAMES),
             keys=manifest.get("keys", {}),
         )
-        names = [column.finished for column in columns_of(schema, manifest["dtype"])]
-        arrays = {name.removesuffix(".npy"): _map(directory / name) for name in names}
+        columns = columns_of(schema, manifest["dtype"], "features.npy" in manifest["columns"])
+        arrays = {column.finished.removesuffix(".npy"): _map(directory / column.finished) for column in columns}
+        dtype = manifest["dtype"] if schema.level == "video" else np.uint8
         return cls(
             directory=directory,
             schema=schema,
@@ -208,7 +242,7 @@ class Cache:
             num_videos=manifest["num_videos"],
             num_bytes=sum(manifest["columns"].values()),
             ids=arrays["ids"],
-            features_ND=arrays["features"],
+            features_ND=arrays["features"] if "features" in arrays else np.empty((0, schema.width), dtype),
             label_offsets=arrays["label_offsets"],
             label_indices=arrays["label_indices"],
             frame_offsets=arrays.get("frame_offsets"),
@@ -216,6 +250,7 @@ class Cache:
             rated_indices=arrays.get("rated_indices"),
             shards=tuple(summary for summary in summaries if summary.error is None),
             skipped=tuple((summary.path, summary.error[0]) for summary in summaries if summary.error is not None),
+            moments_S=arrays.get("moments"),
         )
 
 
@@ -236,6 +271,7 @@ def open_cache(
     progress: Callable[[BuildProgress], None] | None = None,
     require_labels: bool = True,
     dtype: Literal["float16", "float32"] = "float16",
+    buffer: int | None = None,
 ) -> Cache:
     """Opens the cache of these shards. If there is none, builds it, or waits for the process that builds it.
 
@@ -252,6 +288,8 @@ def open_cache(
         progress: called after every shard, and while another process builds; never for an existing cache.
         require_labels: False: a video without the key `labels` has no labels.
         dtype: type of the stored features. The error of float16 is at most 0.0005 for |x| <= 2.
+        buffer: None: the cache keeps the features. Else it keeps everything but them, and its `stream` reads them again
+            in every epoch, at least so many videos at once.
 
     Raises:
         ShardError: a shard is missing, or bad and not to be skipped, or too many records are bad.
@@ -269,7 +307,14 @@ def open_cache(
         raise ValueError(f"workers must be at least 1, but got {workers}")
     if not shards:
         raise NoShardsError("no shards: nothing to open")
-    recipe = Recipe.of(shards, schema, dtype=dtype, require_labels=require_labels, on_bad_record=on_bad_record)
+    recipe = Recipe.of(
+        shards,
+        schema,
+        dtype=dtype,
+        require_labels=require_labels,
+        on_bad_record=on_bad_record,
+        features=buffer is None,
+    )
     report = progress or (lambda _: None)
     folder = directory / recipe.key
     cache = _load_if_whole(folder)
@@ -292,7 +337,32 @@ def open_cache(
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         raise_first_error([ShardSummary.from_json(entry) for entry in manifest["shards"]])
     refuse_too_many(cache.shards, max_bad_records)
-    return cache
+    if buffer is None:
+        return cache
+    reading = Reading(
+        schema=schema,
+        require_labels=require_labels,
+        dtype=dtype,
+        max_bad_records=max_bad_records if on_bad_record == "skip" else 0,
+    )
+    return replace(cache, stream=_stream_of(cache, recipe, reading, buffer, workers))
+
+
+def _stream_of(cache: Cache, recipe: Recipe, reading: Reading, buffer: int, workers: int | None) -> Stream:
+    return Stream(
+        shards=tuple(StreamedShard(path=shard.path, content_hash=shard.content_hash) for shard in cache.shards),
+        offsets=offsets_of(cache.shards),
+        frame_offsets=cache.frame_offsets,
+        reading=reading,
+        buffer=buffer,
+        num_bytes=sum(shard.size for shard in recipe.shards),
+        workers=workers,
+    )
+
+
+def offsets_of(shards: Sequence[ShardSummary]) -> NDArray[np.int64]:
+    """Returns the first row of each shard, and the number of rows: int64 [shards + 1]."""
+    return np.cumsum([0, *(shard.num_videos for shard in shards)])
 
 
 def built_cache(
@@ -303,9 +373,17 @@ def built_cache(
     on_bad_record: Literal["error", "skip"] = "error",
     require_labels: bool = True,
     dtype: Literal["float16", "float32"] = "float16",
+    features: bool = True,
 ) -> Cache | None:
     """Returns what `open_cache` would open without decoding anything; None where there is no such cache yet."""
-    recipe = Recipe.of(shards, schema, dtype=dtype, require_labels=require_labels, on_bad_record=on_bad_record)
+    recipe = Recipe.of(
+        shards,
+        schema,
+        dtype=dtype,
+        require_labels=require_labels,
+        on_bad_record=on_bad_record,
+        features=features,
+    )
     return _load_if_whole(directory / recipe.key)
 
 
@@ -332,24 +410,26 @@ def _locked(folder: Path, num_shards: int, report: Callable[[BuildProgress], Non
         lock.release()
 
 
-def find_cache(directory: Path, fingerprint: str, dtype: str) -> Cache | None:
+def find_cache(directory: Path, fingerprint: str, dtype: str, features: bool = True) -> Cache | None:
     """Finds a cache by its content, even if its shards are gone.
 
     Args:
         directory: the folder of all caches.
         fingerprint: of the cache, or the first digits of it.
         dtype: of its features.
+        features: whether it keeps them.
     """
     for path in sorted(directory.glob(f"*/{MANIFEST}")):
         with suppress(OSError, ValueError, KeyError, TypeError, DataError):
             manifest = json.loads(path.read_text(encoding="utf-8"))
-            if manifest["fingerprint"].startswith(fingerprint) and manifest["dtype"] == dtype:
+            kept = manifest["dtype"], "features.npy" in manifest["columns"]
+            if manifest["fingerprint"].startswith(fingerprint) and kept == (dtype, features):
                 return Cache.load(path.parent)
     return None
 
 
-def _reopen(directory: Path) -> Cache:
-    return Cache.load(directory)
+def _reopen(directory: Path, stream: Stream | None) -> Cache:
+    return replace(Cache.load(directory), stream=stream)
 
 
 def _load_if_whole(folder: Path) -> Cache | None:

@@ -40,6 +40,8 @@ class DecodedShard:
     rated_offsets: NDArray[np.int64] | None = None
     rated_indices: NDArray[np.int32] | None = None
     bad_records: tuple[ShardError, ...] = ()  # those that were left out
+    stream: None = None  # the features are here
+    parts: None = None  # of all videos
 
     @property
     def content_hash(self) -> str:

@@ -202,13 +202,13 @@ def test_relative_paths_are_relative_to_the_yaml(tmp_path: Path, monkeypatch: py
     (tmp_path / "deep [1]").mkdir()
     monkeypatch.chdir(tmp_path)
     text = VALID.replace("t*.tfrecord", "[t*.tfrecord, ../s/*, gs://bucket/*, /abs/*]").replace(
-        "v*.tfrecord", "v*\n      vocabulary: names.csv\n      cache: cache\n      sample: {directory: here}"
+        "v*.tfrecord", "v*\n      vocabulary: names.csv\n      cache_folder: cache\n      sample: {directory: here}"
     )
     Path("deep [1]/experiments.yaml").write_text(text)
     data = load(Path("deep [1]/experiments.yaml"), None).data
     deep = str(tmp_path / "deep [1]")
     assert data.train == (f"{deep}/t*.tfrecord", f"{tmp_path}/s/*", "gs://bucket/*", "/abs/*")
-    assert (data.validate, data.vocabulary, data.cache) == (f"{deep}/v*", f"{deep}/names.csv", f"{deep}/cache")
+    assert (data.validate, data.vocabulary, data.cache_folder) == (f"{deep}/v*", f"{deep}/names.csv", f"{deep}/cache")
     assert data.sample is not None and data.sample.directory == f"{deep}/here"
     Path(deep, "t1.tfrecord").touch()
     assert find_shards(data.train[0]) == [f"{deep}/t1.tfrecord"]  # the name of the folder is no pattern

@@ -38,6 +38,8 @@ def frames(tmp_path):
         label_offsets=np.arange(NUM_VIDEOS + 1),
         label_indices=np.zeros(NUM_VIDEOS, np.int32),
         rated_offsets=None,
+        stream=None,
+        parts=None,
         rated_indices=None,
     )
 

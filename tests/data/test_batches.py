@@ -30,6 +30,8 @@ def columns(num_videos, width=3, num_classes=11, seed=0):
         label_indices=rng.integers(0, num_classes, lengths.sum()).astype(np.int32),
         frame_offsets=None,
         rated_offsets=None,
+        stream=None,
+        parts=None,
         rated_indices=None,
     )
 

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import retry
-from data.cache import build, columns, eviction
+from data.cache import build, columns, decoding, eviction
 from data.cache import journal as journal_of
 from data.cache.journal import read_journal
 from data.cache.progress import BuildProgress
@@ -347,17 +347,17 @@ class Counted:
     [(64.0, 256, "", 64), (64.0, 8, "", 3), (1.5, 8, "", 1), (0.25, 0.5, "", 1), (64.0, 8, "7", 7)],
 )
 def test_as_many_processes_decode_as_cpus_and_memory_allow(monkeypatch, cpus, gib, environment, expected):
-    monkeypatch.setattr(build.machine, "cpus", lambda: cpus)
-    monkeypatch.setattr(build.machine, "memory", lambda: int(gib * 2**30))
+    monkeypatch.setattr(decoding.machine, "cpus", lambda: cpus)
+    monkeypatch.setattr(decoding.machine, "memory", lambda: int(gib * 2**30))
     monkeypatch.setenv("TUNER_DECODE_WORKERS", environment)
-    assert build.default_workers() == expected
+    assert decoding.default_workers() == expected
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "many", "1.5"])
 def test_a_number_of_processes_that_is_none_is_refused(monkeypatch, value):
     monkeypatch.setenv("TUNER_DECODE_WORKERS", value)
     with pytest.raises(CacheError, match=f"TUNER_DECODE_WORKERS must be a whole number above 0, but is '{value}'"):
-        build.default_workers()
+        decoding.default_workers()
 
 
 def test_processes_start_from_another_thread(shards, folder):

@@ -32,6 +32,8 @@ def columns(num_videos=12, longest=9, seed=0, rated=False):
         label_indices=rng.integers(0, 11, labels.sum()).astype(np.int32),
         rated_offsets=np.arange(num_videos + 1) * 2 if rated else None,
         rated_indices=rng.integers(0, 11, num_videos * 2).astype(np.int32) if rated else None,
+        stream=None,
+        parts=None,
     )
 
 

@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -88,7 +89,7 @@ def train_trial(
     ranks: Ranks, config: TrialConfig, data: Any, resume_from: Path | None = None, save: Path | None = None
 ) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
     """Train; returns the metrics of each epoch and the final weights. Rank 0 saves epoch 1 to the folder `save`."""
-    dataset = open_dataset(data)
+    dataset = open_dataset(data, ranks=ranks)
     torch.manual_seed(99 + ranks.rank)  # the generators of two processes differ
     epochs = []
     for progress in train(config, dataset, device=CPU, seed=1, resume_from=resume_from, ranks=ranks):
@@ -96,6 +97,27 @@ def train_trial(
         if save is not None and progress.epoch == 1 and ranks.rank == 0:
             progress.state.save(save, config)
     return epochs, {name: value.clone() for name, value in progress.state.model.state_dict().items()}
+
+
+def shared(ranks: Ranks, data: DataConfig) -> dict[str, Any]:
+    """Open the data together; returns what this rank knows of the training videos, and the rows of two epochs."""
+    dataset = open_dataset(data, ranks=ranks)
+    batches = dataset.train_batches(32, 1, CPU, ranks)
+    epochs = []
+    for epoch in range(2):
+        rows = [batch.rows for batch in batches.epoch(epoch)]
+        features = [batch.inputs[0] for batch in batches.epoch(epoch)]
+        epochs.append((torch.cat(rows), features))
+    counts = dataset.statistics.label_counts_C
+    return {
+        "fingerprint": dataset.fingerprint,
+        "ids": np.asarray(dataset.ids),
+        "counts": counts,
+        "mean": dataset.statistics.mean_D,
+        "bytes": dataset.train.features_ND.nbytes,
+        "epochs": epochs,
+        "scored": [batch.rows for batch in dataset.validate_batches(8, CPU, ranks).epoch(0)],
+    }
 
 
 def diverge(ranks: Ranks, config: TrialConfig, data: Any, bad: int) -> str:

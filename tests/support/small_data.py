@@ -24,6 +24,6 @@ def small_data(folder: Path, train: int, **settings: Any) -> DataConfig:
         validate=f"{folder}/shards/validate*",
         features=FEATURES,
         num_classes=NUM_CLASSES,
-        cache=str(folder / "cache"),
+        cache_folder=str(folder / "cache"),
         **settings,
     )

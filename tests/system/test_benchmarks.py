@@ -120,7 +120,7 @@ def test_models_are_tuned_alike_and_no_finished_run_is_repeated(tmp_path: Path) 
         "data.sample": f"{{directory: {tmp_path}, train: 200, validate: 50, shards: 1, frames: 4}}",
         "data.train": f"{tmp_path}/train*.tfrecord",
         "data.validate": f"{tmp_path}/validate*.tfrecord",
-        "data.cache": str(tmp_path / "cache"),
+        "data.cache_folder": str(tmp_path / "cache"),
         "model": "{choice: [{kind: average_logistic}, {kind: attention, hidden: {int: [8, 64]}}]}",
         "training": "{batch_size: 64, epochs: 2, precision: fp32}",
     }

@@ -37,7 +37,7 @@ def data(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             num_classes=5,
             level=request.param,
             dtype="float32",
-            cache=str(folder / "cache"),
+            cache_folder=str(folder / "cache"),
         )
     )
 

@@ -182,14 +182,14 @@ def test_a_damaged_shard_is_a_fatal_error(job: Given, finished_search: FinishedS
     content = bytearray(shard.read_bytes())
     content[40] ^= 1
     (tmp_path / "bad.tfrecord").write_bytes(content)
-    data = replace(job.data, train=str(tmp_path / "bad.tfrecord"), cache=str(tmp_path / "cache"))
+    data = replace(job.data, train=str(tmp_path / "bad.tfrecord"), cache_folder=str(tmp_path / "cache"))
     ((told, save),) = reports(replace(job, data=data))
     assert told.keys() == {"fatal"} and save is None
     assert "bad.tfrecord: record at byte 0" in told["fatal"]
 
 
 def test_a_missing_shard_is_a_fatal_error(job: Given, tmp_path: Path) -> None:
-    data = replace(job.data, train=f"{tmp_path}/none*", cache=str(tmp_path / "cache"))
+    data = replace(job.data, train=f"{tmp_path}/none*", cache_folder=str(tmp_path / "cache"))
     ((told, _),) = reports(replace(job, data=data))
     assert f"{tmp_path}/none*: no file matches" in told["fatal"]
 
@@ -198,7 +198,7 @@ def test_other_shards_than_the_search_began_with_are_not_trained_on(
     job: Given, finished_search: FinishedSearch, tmp_path: Path
 ) -> None:
     (shard, *_) = sorted((finished_search.folder / "shards").glob("train*.tfrecord"))
-    data = replace(job.data, train=str(shard), cache=str(tmp_path / "cache"))
+    data = replace(job.data, train=str(shard), cache_folder=str(tmp_path / "cache"))
     ((told, _),) = reports(replace(job, data=data))
     assert "the data has changed since the search began" in told["fatal"] and "1 shards" in told["fatal"]
 

@@ -157,6 +157,13 @@ def with_grid_trials(search: SearchConfig, node: Node, space: Space, problems: P
     return replace(search, trials=trials)
 
 
+def check_cache(node: Node, data: DataConfig, workers: int, problems: Problems) -> None:
+    """Check that there are workers to share the videos, where data.cache says that they do."""
+    if data.cache == "share" and workers == 1:
+        message = "share needs several workers for a trial; set resources.workers, or cache to node or none"
+        problems.add(node.entries["cache"], "data.cache", message)
+
+
 def check_workers(node: Node, config: Trial, workers: int, problems: Problems) -> None:
     """Check that so many workers can share the trial's batches."""
     if workers == 1:

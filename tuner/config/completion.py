@@ -18,7 +18,7 @@ from tuner.training.data_config import DataConfig
 
 def with_absolute_paths(data: DataConfig, folder: Path) -> DataConfig:
     """Make the paths of `data` absolute, so that they are relative to the yaml wherever a worker runs."""
-    names = ("train", "validate", "test", "vocabulary", "cache")
+    names = ("train", "validate", "test", "vocabulary", "cache_folder")
     paths = {name: _absolute(getattr(data, name), folder) for name in names}
     sample = data.sample and replace(data.sample, directory=_absolute(data.sample.directory, folder))
     return replace(data, **paths, sample=sample)

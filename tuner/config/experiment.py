@@ -19,6 +19,7 @@ from typing import Any
 
 from tuner.config.checks import (
     check_batches,
+    check_cache,
     check_effects,
     check_features,
     check_first,
@@ -204,12 +205,23 @@ def _without_retired(experiment: Node) -> Node:
     return experiment
 
 
+def _with_cache_folder(experiment: Node) -> Node:
+    """Take data.cache for data.cache_folder where it is a path or null, as in earlier versions."""
+    data = experiment.entries.get("data")
+    cache = data.entries.get("cache") if data is not None else None
+    if data is None or cache is None or not (cache.value is None or "/" in str(cache.value)):
+        return experiment
+    kept = {"cache_folder" if key == "cache" else key: node for key, node in data.entries.items()}
+    return replace(experiment, value={**experiment.entries, "data": replace(data, value=kept)})
+
+
 def _build(node: Node, name: str, file: Path, problems: Problems) -> Experiment:
     """Build the experiment that `node` describes.
 
     Raises:
         ConfigError: with a line for each mistake in `problems` and for each that is found here.
     """
+    written, node = node, _with_cache_folder(node)
     first = next(iter(CONFIGS))
     chosen = node.entries.get("pipeline", node.graft(first))
     pipeline = str(chosen.value)
@@ -249,6 +261,8 @@ def _build(node: Node, name: str, file: Path, problems: Problems) -> Experiment:
                 check_batches(resolved, config, data, problems)
             if resources is not None:
                 check_workers(blocks["resources"], config, resources.max_workers, problems)
+    if data is not None and resources is not None:
+        check_cache(blocks["data"], data, resources.max_workers, problems)
     if len(trials) == len(corners):  # a corner with a mistake may have another model
         check_effects(trials, problems)
     problems.check()
@@ -265,7 +279,7 @@ def _build(node: Node, name: str, file: Path, problems: Problems) -> Experiment:
         search=search,
         resources=resources,
         file=file,
-        written=node,
+        written=written,
     )
 
 

@@ -31,6 +31,11 @@ def notes(experiment: Experiment, num_videos: int | None = None, largest_label: 
 
 def _of_search(experiment: Experiment) -> Iterator[str]:
     search, epochs = experiment.search, experiment.max_epochs
+    if "/" in str(experiment.node("data.cache").value if "cache" in experiment.node("data").entries else ""):
+        yield (
+            f"{experiment.place('data.cache')}: is taken for data.cache_folder, as in earlier versions; rename it, as "
+            "data.cache now says what is kept there"
+        )
     if search.scheduler.kind != "none" and search.scheduler.grace >= epochs and epochs > 1:
         yield (
             f"{experiment.place('search.scheduler.grace')}: {search.scheduler.kind} stops no trial, as a trial has "

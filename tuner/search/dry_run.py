@@ -61,6 +61,7 @@ def dry_run(experiment: Experiment, console: Console, address: str | None) -> No
         console.print(f"data.{name}: {split.described}")
         for sentence in split.cache.remarks() if split.cache else about_empty(split.empty, len(split.shards)):
             console.print(f"data.{name}: {sentence}")
+    console.print(_kept(experiment, splits))
     num_videos = max(1, round(splits["train"].num_videos * experiment.data.label_fraction))
     for sentence in sentences + notes(experiment, num_videos, splits["train"].largest_label):
         console.print(sentence)
@@ -106,7 +107,7 @@ class Split:
         cache = data.built(shards)
         sizes = {shard.path: shard.size for shard in find_each(shards)}
         first = next((path for path in shards if sizes[path]), shards[0])
-        decoded = decode(first, data.schema, max_bad_records=data.max_bad_records)
+        decoded = decode(first, data.schema, max_bad_records=data.max_bad_records, dtype=data.dtype)
         estimated = round(len(decoded.ids) * sum(sizes.values()) / max(1, sizes[first]))
         return cls(
             shards=shards,
@@ -115,6 +116,11 @@ class Split:
             cache=cache,
             num_videos=estimated if cache is None else cache.num_videos,
         )
+
+    @property
+    def feature_bytes(self) -> int:
+        """The size of all features as a cache keeps them, estimated by those of the first shard."""
+        return round(self.first.features_ND.nbytes * self.num_videos / max(1, len(self.first.ids)))
 
     @property
     def largest_label(self) -> int | None:
@@ -128,6 +134,23 @@ class Split:
         about = "about " if self.cache is None and len(self.shards) > 1 else ""
         shards = f"{len(self.shards):,} shard{'s' if len(self.shards) > 1 else ''}"
         return f"{shards}, {about}{self.num_videos:,} videos; the first holds {len(self.first.ids):,} valid ones"
+
+
+def _kept(experiment: Experiment, splits: Mapping[str, Split]) -> str:
+    """What data.cache keeps on the disks, and what the other values would."""
+    data, workers = experiment.data, experiment.resources.max_workers
+    size = sum(split.feature_bytes for name, split in splits.items() if name != "test")
+    of_video = size / max(1, sum(split.num_videos for name, split in splits.items() if name != "test"))
+    memory = min(2 * data.window * of_video, size)
+    takes = {
+        "node": f"all features on the disk of each node, about {needs.gibibytes(size)}",
+        "share": f"a share for each of {workers} workers, about {needs.gibibytes(size // workers)}",
+        "none": f"no features, and about {needs.gibibytes(round(memory))} of memory for a buffer of {data.window:,} videos",
+    }
+    if workers == 1:
+        del takes["share"]
+    others = "; ".join(f"{mode} would keep {what}" for mode, what in takes.items() if mode != data.cache)
+    return f"data.cache: {data.cache} keeps {takes[data.cache]} ({others})"
 
 
 def _trial_0(experiment: Experiment, splits: Mapping[str, Split], layout: Plan, num_videos: int) -> Iterator[str]:

@@ -8,18 +8,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
+import numpy as np
+
 from data import sample
+from data.cache.build import refuse_too_many
 from data.cache.progress import BuildProgress
 from data.cache.recipe import find_shards
+from data.cache.share import Known, with_all
 from data.cache.store import Cache, built_cache, default_directory, find_cache, open_cache
-from data.errors import DataError
+from data.errors import DataError, NoShardsError
 from data.ranges import Count, Fraction, Range, Seed, check_ranges
 from data.residency import Wanted
 from data.schema import FEATURES, MAX_BAD_RECORDS, MAX_FRAMES, NUM_CLASSES, Level, Schema
 from models import Sizes
 from tuner.training import vocabulary
+from tuner.training.ranks import ALONE, Ranks
 
 Patterns = str | tuple[str, ...]
+BUFFERS, FRAME_BUFFER = {"video": 65_536}, 4_096  # videos: 150 MB of features, and up to 1.4 GB of frames
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,9 +95,16 @@ class DataConfig:
     # A CSV file with the columns Index, Name (exports show it) and TrainVideoCount (loss.kind weighted_hamming needs
     # it). null: the classes have no names.
     vocabulary: str | None = None
+    # What each machine keeps on its disk of the decoded shards. node: everything. share: with several workers for a
+    # trial, the features of each worker's share of the shards; a process that works alone, such as that which scores
+    # the best trial, keeps none. none: no features; every epoch reads the shards again. Labels are kept always.
+    cache: Literal["node", "share", "none"] = "node"
+    # Number of videos, at the least, that cache: none shuffles among themselves; it keeps twice as many in memory. They
+    # are those of whole shards, which are shuffled before. null: 65,536 at level video, 4,096 at the others.
+    buffer: Annotated[int, Range(1, 1 << 31)] | None = None
     # Local folder in which each machine keeps the decoded shards; null: the folder in the environment variable
     # TUNER_CACHE, else ~/.cache/tuner.
-    cache: str | None = None
+    cache_folder: str | None = None
     # Number format in which the decoded shards hold the video-level features.
     dtype: Literal["float16", "float32"] = "float16"
     # Whether all features are kept on a GPU, for all trials of a worker. auto: once an epoch has shown that they fit
@@ -103,8 +116,12 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        if self.cache is not None and "://" in self.cache:
-            raise ValueError("cache must be a local folder, as every machine has its own; it cannot be a URL")
+        if self.cache_folder is not None and "://" in self.cache_folder:
+            raise ValueError("cache_folder must be a local folder, as every machine has its own; it cannot be a URL")
+        if self.buffer is not None and self.cache != "none":
+            raise ValueError(f"buffer has an effect with cache: none only, but cache is {self.cache}; leave it out")
+        if self.resident is True and self.cache == "none":
+            raise ValueError("resident: true has no effect with cache: none, which keeps no features; leave it out")
         if not self.features:
             object.__setattr__(self, "features", dict(FEATURES[self.level]))
         _ = self.schema  # it checks itself
@@ -141,7 +158,12 @@ class DataConfig:
     @property
     def cache_directory(self) -> Path:
         """The folder in which this node keeps its decoded shards."""
-        return Path(self.cache).expanduser() if self.cache else default_directory()
+        return Path(self.cache_folder).expanduser() if self.cache_folder else default_directory()
+
+    @property
+    def window(self) -> int:
+        """How many videos, at the least, are shuffled among themselves where no features are kept."""
+        return self.buffer or BUFFERS.get(self.level, FRAME_BUFFER)
 
     def built(self, shards: Sequence[str]) -> Cache | None:
         """The cache of these shards; None where this node has not decoded them.
@@ -150,7 +172,12 @@ class DataConfig:
             DataError: a shard is missing or cannot be asked for.
         """
         return built_cache(
-            shards, self.schema, self.cache_directory, on_bad_record=self.on_bad_record, dtype=self.dtype
+            shards,
+            self.schema,
+            self.cache_directory,
+            on_bad_record=self.on_bad_record,
+            dtype=self.dtype,
+            features=self.cache == "node",
         )
 
     def open(
@@ -159,8 +186,11 @@ class DataConfig:
         progress: Callable[[BuildProgress], None] | None = None,
         require_labels: bool = True,
         fingerprint: str | None = None,
+        ranks: Ranks = ALONE,
     ) -> Cache:
         """Open the cache of the decoded shards that match; decode them first where this node has no cache of them.
+
+        With cache: share, several ranks must call it together.
 
         Args:
             patterns: globs of the shards.
@@ -168,26 +198,48 @@ class DataConfig:
             require_labels: refuse records without labels.
             fingerprint: the first digits of a cache's fingerprint; a cache with it is opened even if the shards have
                 changed or gone.
+            ranks: that share the videos, unless each node keeps everything.
 
         Raises:
-            DataError: no shard matches, a shard is damaged, the content has another fingerprint, or the disk is full.
+            DataError: no shard matches, a shard is damaged, the content has another fingerprint, the disk is full, or
+                a rank would have no shard.
         """
-        if fingerprint is not None:
+        if fingerprint is not None and self.cache == "node":
             kept = find_cache(self.cache_directory, fingerprint, self.dtype)
             if kept is not None:
                 return kept
-        cache = open_cache(
-            find_shards(patterns),
-            self.schema,
-            self.cache_directory,
-            on_bad_shard=self.on_bad_shard,
-            on_bad_record=self.on_bad_record,
-            max_bad_records=self.bad_record_limit,
-            workers=self.decode_workers,
-            dtype=self.dtype,
-            progress=progress,
-            require_labels=require_labels,
-        )
+
+        def opened(shared: bool) -> Cache:
+            shards = find_shards(patterns)
+            if shared and len(shards) < ranks.size:
+                raise NoShardsError(
+                    f"{patterns}: data.cache: {self.cache} needs a shard for each of {ranks.size} workers, but there "
+                    f"are {len(shards)}; use fewer workers, or data.cache: node"
+                )
+            own = shared and self.cache == "share"
+            return open_cache(
+                ranks.share(np.array(shards)).tolist() if own else shards,
+                self.schema,
+                self.cache_directory,
+                on_bad_shard=self.on_bad_shard,
+                on_bad_record=self.on_bad_record,
+                max_bad_records=self.bad_record_limit,
+                workers=self.decode_workers,
+                dtype=self.dtype,
+                progress=progress,
+                require_labels=require_labels,
+                buffer=None if own or self.cache == "node" else self.window,
+            )
+
+        shared = ranks.size > 1 and self.cache != "node"
+        if shared and self.cache == "share":
+            own = ranks.together(lambda: opened(shared))
+            cache = with_all(own, ranks.gather(Known.of(own)), ranks.rank)
+            refuse_too_many(cache.shards, self.bad_record_limit)
+        else:
+            cache = opened(shared)
+            if shared:
+                cache = cache.in_parts(ranks.size)
         if fingerprint is not None and not cache.fingerprint.startswith(fingerprint):
             raise DataError(
                 f"{patterns}: the data has changed since the search began ({fingerprint} -> "

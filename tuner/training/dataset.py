@@ -106,7 +106,8 @@ class Dataset:
     ) -> Batches:
         """Shuffled labelled videos; the last, smaller batch of an epoch is left out, as BatchNorm needs several videos.
 
-        The ranks share a batch of `batch_size` videos, so that it is the same batch for any number of ranks.
+        The ranks share a batch of `batch_size` videos. It is the same batch for any number of ranks where each has all
+        features; otherwise it has videos of each rank's part, and the smallest part ends the epoch.
         """
         return self._batches(
             self.train,
@@ -152,10 +153,24 @@ class Dataset:
         return self._batches(self.train, device, batch_size=batch_size, shuffle=False, rows=rows)
 
     def validate_batches(self, batch_size: int, device: torch.device, ranks: Ranks = ALONE) -> Batches:
-        """The scored validation videos in cache order, each once; each rank gets one piece of consecutive videos."""
+        """The scored validation videos in cache order, each once; each rank gets one piece of consecutive videos.
+
+        Where the ranks share the features, a rank's piece is what it has of them.
+        """
         rows = self.validate_rows
         if ranks.size == 1:
             return self._batches(self.validate, device, batch_size=batch_size, shuffle=False, rows=rows)
+        if self.validate.parts is not None:
+            return Batches(
+                self.validate,
+                batch_size=batch_size * ranks.size,
+                shuffle=False,
+                rows=rows,
+                rank=ranks.rank,
+                world_size=ranks.size,
+                device=device,
+                residency=self.residency,
+            )
         rows = ranks.share(np.arange(self.validate.num_videos) if rows is None else rows)
         return Batches(
             self.validate, batch_size=batch_size, shuffle=False, rows=rows, device=device, residency=self.residency
@@ -177,21 +192,25 @@ def open_dataset(
     progress: Callable[[BuildProgress], None] | None = None,
     *,
     fingerprint: str | None = None,
+    ranks: Ranks = ALONE,
 ) -> Dataset:
-    """Open the training and validation splits; each node decodes them once.
+    """Open the training and validation splits; each node decodes them once, or what data.cache says.
+
+    With data.cache: share, several ranks must call it together.
 
     Args:
         config: the shards.
         progress: called while shards are decoded.
         fingerprint: of the dataset that a search began with; other data is refused. None: any data.
+        ranks: that share the videos where not every node keeps all of them.
 
     Raises:
         DataError: as `DataConfig.open` raises it; or a split has no video, or no video with a label.
     """
     write_sample(config)
     known = fingerprint.split("-") if fingerprint else (None, None)
-    train = config.open(config.train, progress, fingerprint=known[0])
-    validate = config.open(config.validate, progress, fingerprint=known[1])
+    train = config.open(config.train, progress, fingerprint=known[0], ranks=ranks)
+    validate = config.open(config.validate, progress, fingerprint=known[1], ranks=ranks)
     for name, split in (("train", train), ("validate", validate)):
         if split.num_videos == 0:
             raise CacheError(f"data.{name}: the shards hold no video: {getattr(config, name)}")
@@ -211,7 +230,7 @@ def open_dataset(
         sizes=config.sizes,
         statistics=feature_statistics(train.statistics(progress)),
         vocabulary=config.vocabulary,
-        residency=Residency(config.resident),
+        residency=Residency(config.resident if config.cache != "none" else False),
     )
     if config.label_fraction < 1:
         data = data.with_labels_of(sample_rows(train.num_videos, config.label_fraction, LABEL_SEED))

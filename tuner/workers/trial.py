@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from data.errors import DataError, UnreachableError
+from data.errors import DataError, ShardError, UnreachableError
 from tuner.errors import (
     CheckpointDamaged,
     EpochTimeout,
@@ -125,7 +125,7 @@ def run(
                 epoch_ended()
     except TrialOutOfMemory:
         raise
-    except UnreachableError as error:  # every trial would fail so; a resume goes on when the way is there again
+    except (UnreachableError, ShardError) as error:  # every trial would fail so; a resume goes on when it is mended
         if ranks.size > 1:  # the other ranks wait, until Train ends
             raise
         report({"fatal": f"{host}: {error}"}, None, ())

@@ -106,7 +106,7 @@ class Worker:
     def _prepare_data(self) -> None:
         """Open the data while there may be no trial yet; a trial reports what is wrong with it."""
         try:
-            self._data = self._open()
+            self._data = self._open(ranks=self._ranks)
         except DataError as error:
             print(f"the data cannot be opened: {error}", file=sys.stderr)
 
@@ -159,8 +159,9 @@ class Worker:
         if self._ranks.rank == 0:
             notes: list[str] = []
             try:
-                self._data = self._data or self._open()
-                scored = self._score_best(self._trials.parent, self._experiment, self._data, self._device, notes.append)
+                # A share of the videos is not enough.
+                data = self._open() if self._experiment.data.cache == "share" else self._data or self._open()
+                scored = self._score_best(self._trials.parent, self._experiment, data, self._device, notes.append)
                 self._ask("report", number, {**scored, "notes": notes})
             except (TunerError, DataError, OSError, RuntimeError) as error:
                 self._ask("report", number, {"error": f"{type(error).__name__}: {error}", "notes": notes})
@@ -168,7 +169,7 @@ class Worker:
 
     def _watched_data(self, stop: StopSignal) -> Dataset:
         """The data of a trial, which ends when `stop` says so."""
-        self._data = self._ranks.together(lambda: self._data or self._open())
+        self._data = self._ranks.together(lambda: self._data or self._open(ranks=self._ranks))
         return replace(self._data, before_batch=stop)
 
     def _job(self, suggestion: Mapping[str, Any]) -> Job:

@@ -44,6 +44,8 @@ class Embeddings:
     frame_offsets: None = None  # a row is one embedding, not several frames
     rated_offsets: None = None  # all classes are rated
     rated_indices: None = None
+    stream: None = None  # the embeddings are here
+    parts: None = None
     before_batch: Callable[[], None] | None = None  # as that of a `Dataset`
     residency: Residency = field(default_factory=Residency)
 
