@@ -24,13 +24,12 @@ At segment level an example is a segment, and "video" here means segment.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise, repeat
-from typing import Any, Protocol, Self
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -40,6 +39,7 @@ from torch import Tensor
 from data import access
 from data.cache import statistics
 from data.cache.stream import Order, Stream
+from data.labels import Labels, Ragged, as_tensor, on_device, pinned
 from data.prefetch import prefetched
 from data.residency import Residency, with_index
 from data.sampling import ALL, FramesConfig
@@ -163,15 +163,15 @@ class Batches:
         self._orders_ahead: dict[int, Future[Order]] = {}
         self._frames, self._host_frame_offsets = frames, cache.frame_offsets
         self._host_features_ND = cache.features_ND
-        self._features_ND = _as_tensor(cache.features_ND)  # the same memory
+        self._features_ND = as_tensor(cache.features_ND)  # the same memory
         self._reads_apart = False  # whether the kernel reads no rows around those that are asked for
         self._fingerprint = f"{cache.fingerprint}-{self._first_row}" if self._first_row else cache.fingerprint
         self._residency = residency
         # Labels have a hundredth of the bytes of the features, so they are always on the device.
-        self._labels = _Labels.of(cache.label_offsets, cache.label_indices, self.device)
-        self._rated: _Labels | None = None
+        self._labels = Labels.of(cache.label_offsets, cache.label_indices, self.device)
+        self._rated: Labels | None = None
         if cache.rated_offsets is not None and cache.rated_indices is not None:
-            self._rated = _Labels.of(cache.rated_offsets, cache.rated_indices, self.device)
+            self._rated = Labels.of(cache.rated_offsets, cache.rated_indices, self.device)
 
         self.num_videos = len(self._rows)  # in an epoch, on all ranks together
         self._part_size = self._part_of(batch_size)
@@ -280,7 +280,7 @@ class Batches:
                 while len(rows):
                     if at == end:
                         window, end = next(windows), ends.pop(0)
-                        features = _as_tensor(window.features)
+                        features = as_tensor(window.features)
                     assert window is not None
                     within, rows = rows[: end - at], rows[end - at :]
                     spans.append((features, window.begins_of(within)))
@@ -310,14 +310,14 @@ class Batches:
         self._orders_ahead = {epoch + 1: self._shuffler.submit(self._order, epoch + 1)}
         return order
 
-    def _windows(self, order: NDArray[np.int64], starts: range) -> Iterator[tuple[Tensor, _Ragged, _Ragged | None]]:
+    def _windows(self, order: NDArray[np.int64], starts: range) -> Iterator[tuple[Tensor, Ragged, Ragged | None]]:
         """Yields (rows, labels, rated) of the batches that begin at `starts`; gathers many batches at once."""
         for window in range(0, len(starts), _BATCHES_PER_WINDOW):
             window_starts = starts[window : window + _BATCHES_PER_WINDOW]
             origin = window_starts[0]
             host_rows = order[origin : window_starts[-1] + self._part_size]
             bounds = [*(start - origin for start in window_starts), len(host_rows)]
-            rows = _to(self.device, host_rows)
+            rows = on_device(self.device, host_rows)
             labels = self._labels.of_batches(host_rows, rows, bounds)
             rated = repeat(None) if self._rated is None else self._rated.of_batches(host_rows, rows, bounds)
             rows_of_batches = (rows[begin:end] for begin, end in pairwise(bounds))
@@ -345,7 +345,7 @@ class Batches:
             frames.append((features, wanted_BT.ravel()))
             first += len(begins)
         frames_BTD = self._gather(frames).view(*mask_BT.shape, -1)
-        mask = _pinned(torch.from_numpy(mask_BT), self.device).to(frames_BTD.device, non_blocking=True)
+        mask = pinned(torch.from_numpy(mask_BT), self.device).to(frames_BTD.device, non_blocking=True)
         return frames_BTD.mul_(mask[:, :, None]), mask
 
     def _gather(self, spans: list[_Span]) -> Tensor:
@@ -354,7 +354,7 @@ class Batches:
         if self._reads_apart and features is self._features_ND:
             access.read_soon(self._host_features_ND, positions)  # all at once, not one after the other
         if features.device.type != "cpu" or (self.device.type != "cuda" and len(spans) == 1):
-            return features.index_select(0, _to(features.device, positions))
+            return features.index_select(0, on_device(features.device, positions))
         length = sum(len(positions) for _, positions in spans)
         taken = torch.empty((length, *features.shape[1:]), dtype=features.dtype, pin_memory=self.device.type == "cuda")
         first = 0
@@ -366,29 +366,6 @@ class Batches:
 
 
 _Span = tuple[Tensor, NDArray[np.int64]]  # features, and where in them some videos begin, or which of them are taken
-_Ragged = tuple[Tensor, Tensor]  # offsets from 0, and indices
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Labels:
-    """The ragged labels of a cache on the device, and their offsets on the host too."""
-
-    host_offsets: NDArray[np.int64]
-    offsets: Tensor
-    indices: Tensor
-
-    @classmethod
-    def of(cls, offsets: NDArray[np.int64], indices: NDArray[np.int32], device: torch.device) -> Self:
-        host = np.asarray(offsets)
-        return cls(host_offsets=host, offsets=_as_tensor(offsets).to(device), indices=_as_tensor(indices).to(device))
-
-    def of_batches(self, host_rows: NDArray[np.int64], rows: Tensor, bounds: list[int]) -> Iterator[_Ragged]:
-        """Yields the labels of rows[begin:end] for each pair of bounds; gathers all at once and does not wait."""
-        host_lengths = self.host_offsets[host_rows + 1] - self.host_offsets[host_rows]
-        label_bounds = np.concatenate(([0], np.cumsum(host_lengths)))[bounds].tolist()
-        offsets, indices = _gather_labels(rows, self.offsets, self.indices, label_bounds[-1])
-        for (begin, end), (label_begin, label_end) in zip(pairwise(bounds), pairwise(label_bounds), strict=True):
-            yield offsets[begin : end + 1] - label_begin, indices[label_begin:label_end]
 
 
 def sample_rows(num_videos: int, fraction: float, seed: int) -> NDArray[np.int64]:
@@ -415,38 +392,3 @@ def _check_rows(rows: NDArray[np.int64], num_rows: int) -> None:
         raise ValueError(f"rows must be in [0, {num_rows}), but got {rows.min()} to {rows.max()}")
     if len(np.unique(rows)) < len(rows):
         raise ValueError(f"rows must name no video twice, but got {len(rows) - len(np.unique(rows))} repeated")
-
-
-def _as_tensor(array: NDArray[Any]) -> Tensor:
-    """Returns a tensor that shares the array's memory, which may be a read-only memory map: nothing writes to it."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(array)
-
-
-def _to(device: torch.device, array: NDArray[np.int64]) -> Tensor:
-    """Copies an array to the device; the host does not wait for the copy."""
-    return _pinned(torch.from_numpy(array), device).to(device, non_blocking=True)
-
-
-def _pinned(tensor: Tensor, device: torch.device) -> Tensor:
-    """Returns the tensor in pinned memory, which a GPU copies from asynchronously, if `device` is a GPU."""
-    return tensor.pin_memory() if device.type == "cuda" else tensor
-
-
-def _gather_labels(
-    rows: Tensor, label_offsets: Tensor, label_indices: Tensor, num_labels: int
-) -> tuple[Tensor, Tensor]:
-    """Gathers the ragged labels of `rows`, in their order.
-
-    The caller knows `num_labels`, so the host does not wait for the device.
-
-    Returns:
-        offsets int64 [len(rows) + 1] from 0, and indices int64 [num_labels].
-    """
-    begins = label_offsets[rows]
-    lengths = label_offsets[rows + 1] - begins
-    offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
-    # Label j of the result is at (begin of its video in the cache) + (j - offset of its video).
-    shifts = torch.repeat_interleave(begins - offsets[:-1], lengths, output_size=num_labels)
-    return offsets, label_indices[torch.arange(num_labels, device=rows.device) + shifts].to(torch.int64)

@@ -14,24 +14,22 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from data import access
-from data.cache.build import build, raise_first_error, refuse_too_many, working_directory
+from data.cache.build import build, raise_first_error, refuse_too_many
 from data.cache.columns import MANIFEST, STATISTICS, Column, Part, columns_of
 from data.cache.eviction import hold
-from data.cache.journal import JournalReader, ShardSummary
+from data.cache.journal import ShardSummary
+from data.cache.lock import locked
 from data.cache.progress import BuildProgress
 from data.cache.recipe import FORMAT, Recipe, about_empty
 from data.cache.statistics import (
@@ -44,13 +42,10 @@ from data.cache.statistics import (
     kept_statistics,
     kept_totals,
 )
-from data.cache.stream import Stream, StreamedShard
+from data.cache.stream import Stream, offsets_of
 from data.errors import CacheError, DataError, NoShardsError, ShardError
 from data.schema import MAX_BAD_RECORDS, MAX_FRAMES, Schema
 from data.tfrecord.shards import DecodedShard, Reading
-
-_POLL_SECONDS = 0.1  # between the first two looks at another process's build; the pauses grow
-_LONGEST_POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -120,7 +115,7 @@ class Cache:
             return kept
         with ExitStack() as stack:
             with suppress(OSError):  # a folder that this user may only read
-                stack.enter_context(_locked(self.directory, len(self.shards), report))
+                stack.enter_context(locked(self.directory, len(self.shards), report))
             if (kept := kept_totals(path, rated)) is not None:  # another process was faster
                 return kept
             totals = self._summed_up(report)
@@ -320,7 +315,7 @@ def open_cache(
     cache = _load_if_whole(folder)
     if cache is None:
         directory.mkdir(parents=True, exist_ok=True)
-        with _locked(folder, len(recipe.shards), report):
+        with locked(folder, len(recipe.shards), report):
             cache = _load_if_whole(folder)  # another process may have built it while we waited
             if cache is None:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -345,69 +340,21 @@ def open_cache(
         dtype=dtype,
         max_bad_records=max_bad_records if on_bad_record == "skip" else 0,
     )
-    return replace(cache, stream=_stream_of(cache, recipe, reading, buffer, workers))
+    num_bytes = sum(shard.size for shard in recipe.shards)
+    stream = Stream.of(cache.shards, cache.frame_offsets, reading, buffer=buffer, num_bytes=num_bytes, workers=workers)
+    return replace(cache, stream=stream)
 
 
-def _stream_of(cache: Cache, recipe: Recipe, reading: Reading, buffer: int, workers: int | None) -> Stream:
-    return Stream(
-        shards=tuple(StreamedShard(path=shard.path, content_hash=shard.content_hash) for shard in cache.shards),
-        offsets=offsets_of(cache.shards),
-        frame_offsets=cache.frame_offsets,
-        reading=reading,
-        buffer=buffer,
-        num_bytes=sum(shard.size for shard in recipe.shards),
-        workers=workers,
-    )
+def built_cache(shards: Sequence[str], schema: Schema, directory: Path, **options: Any) -> Cache | None:
+    """Returns what `open_cache` would open without decoding anything; None where there is no such cache yet.
 
-
-def offsets_of(shards: Sequence[ShardSummary]) -> NDArray[np.int64]:
-    """Returns the first row of each shard, and the number of rows: int64 [shards + 1]."""
-    return np.cumsum([0, *(shard.num_videos for shard in shards)])
-
-
-def built_cache(
-    shards: Sequence[str],
-    schema: Schema,
-    directory: Path,
-    *,
-    on_bad_record: Literal["error", "skip"] = "error",
-    require_labels: bool = True,
-    dtype: Literal["float16", "float32"] = "float16",
-    features: bool = True,
-) -> Cache | None:
-    """Returns what `open_cache` would open without decoding anything; None where there is no such cache yet."""
-    recipe = Recipe.of(
-        shards,
-        schema,
-        dtype=dtype,
-        require_labels=require_labels,
-        on_bad_record=on_bad_record,
-        features=features,
-    )
-    return _load_if_whole(directory / recipe.key)
-
-
-@contextmanager
-def _locked(folder: Path, num_shards: int, report: Callable[[BuildProgress], None]) -> Iterator[None]:
-    """Holds the lock of one cache; reports the other process's progress while it waits for the lock."""
-    lock = FileLock(folder.with_name(folder.name + ".lock"))
-    journal = JournalReader(working_directory(folder))
-    begun = so_far = BuildProgress.of((), num_shards, waiting_for_lock=True)
-    pause = _POLL_SECONDS
-    while True:
-        try:
-            lock.acquire(timeout=0)
-            break
-        except Timeout:
-            written = journal.read()
-            so_far = reduce(BuildProgress.after, written, begun if journal.restarted else so_far)
-            report(so_far)
-            time.sleep(pause)
-            pause = min(1.1 * pause, _LONGEST_POLL_SECONDS)
-    try:
-        yield
-    finally:
-        lock.release()
+    Args:
+        shards: as for `open_cache`, and so are the next two.
+        schema: of the records.
+        directory: the folder of all caches.
+        options: the other fields of a `Recipe`.
+    """
+    return _load_if_whole(directory / Recipe.of(shards, schema, **options).key)
 
 
 def find_cache(directory: Path, fingerprint: str, dtype: str, features: bool = True) -> Cache | None:

@@ -12,17 +12,18 @@ Shapes   N videos in the shards   S shards   W videos in a window   F frames of 
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.cache.decoding import decoded
+from data.cache.journal import ShardSummary
 from data.errors import ShardError
 from data.frames import decode_blocks
 from data.tfrecord.framing import content_hash
@@ -88,6 +89,13 @@ class Stream:
     buffer: int
     num_bytes: int
     workers: int | None = None
+
+    @classmethod
+    def of(cls, shards: Sequence[ShardSummary], frame_offsets: Rows | None, reading: Reading, **options: Any) -> Self:
+        """Returns the stream of a cache's shards; `options` are the other attributes."""
+        streamed = tuple(StreamedShard(path=shard.path, content_hash=shard.content_hash) for shard in shards)
+        offsets = offsets_of(shards)
+        return cls(shards=streamed, offsets=offsets, frame_offsets=frame_offsets, reading=reading, **options)
 
     def order(self, rows: Rows, key: tuple[int, int] | None) -> Order:
         """Returns the order of an epoch.
@@ -180,6 +188,11 @@ class _Job:
     @property
     def path(self) -> str:
         return self.shard.path
+
+
+def offsets_of(shards: Sequence[ShardSummary]) -> Rows:
+    """Returns the first row of each shard, and the number of rows: int64 [shards + 1]."""
+    return np.cumsum([0, *(shard.num_videos for shard in shards)])
 
 
 def _decode(job: _Job) -> Iterator[NDArray[Any]]:

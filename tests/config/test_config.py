@@ -17,6 +17,7 @@ from models.video.fused_mlp import FusedMLPConfig
 from tests.support.experiments import CHOICE_OF_BLOCKS, ROOT, VALID, Load, mistakes
 from tuner.config import reading
 from tuner.config.experiment import Experiment, load
+from tuner.config.notes import notes
 from tuner.config.search import PlateauConfig, ResourcesConfig, SearchConfig
 from tuner.config.yaml_tree import dump, parse
 from tuner.errors import ConfigError
@@ -327,6 +328,53 @@ def test_settings_of_earlier_versions_that_had_one_value_are_read_and_another_va
     assert load_text(old) == load_text(VALID)
     (line,) = mistakes(load_text, old.replace("gap_best", "map"))
     assert line.startswith("experiments.yaml:14: tiny.search.metric: unknown key; ")
+
+
+def test_a_folder_at_data_cache_is_taken_for_the_folder_of_the_cache_and_told(load_text: Load) -> None:
+    def with_cache(line: str) -> str:
+        return VALID.replace("validate: v*.tfrecord", f"validate: v*.tfrecord\n      {line}")
+
+    old = load_text(with_cache("cache: /big/disk"))
+    assert old == load_text(with_cache("cache_folder: /big/disk")) and old.data.cache == "node"
+    (told,) = notes(old)
+    assert told.startswith(
+        "experiments.yaml:7: tiny.data.cache: is taken for data.cache_folder, as in earlier versions"
+    )
+    for line in ("cache: null", "cache: node"):
+        assert load_text(with_cache(line)) == load_text(VALID) and not notes(load_text(with_cache(line)))
+    assert load_text(with_cache("cache: cache")).data.cache_folder == str(Path("cache").resolve())
+    for written in ("nodes", "5"):
+        (line,) = mistakes(load_text, with_cache(f"cache: {written}"))
+        assert line.startswith("experiments.yaml:7: tiny.data.cache: ") and " is not one of: node, share, none" in line
+        assert line.endswith("; a folder is named by data.cache_folder")
+
+
+@pytest.mark.parametrize(
+    "lines, mistake",
+    [
+        (("cache: share",), "data.cache: share needs several workers for a trial; set resources.workers, or cache to"),
+        (
+            ("cache: none", "resident: true"),
+            "data.resident: resident: true has no effect with cache: none, which keeps no",
+        ),
+        (("buffer: 100",), "data.buffer: buffer has an effect with cache: none only, but cache is node; leave it out"),
+        (("cache: none", "buffer: 0"), "data.buffer: buffer must be from 1 to "),
+        (
+            ("cache_folder: s3://bucket/cache",),
+            "data.cache_folder: cache_folder must be a local folder, as every machine has",
+        ),
+    ],
+)
+def test_what_does_not_fit_data_cache_is_told(load_text: Load, lines: tuple[str, ...], mistake: str) -> None:
+    written = "".join(f"\n      {line}" for line in lines)
+    (line,) = mistakes(load_text, VALID.replace("validate: v*.tfrecord", f"validate: v*.tfrecord{written}"))
+    assert f"tiny.{mistake}" in line
+
+
+def test_several_workers_can_share_a_cache(load_text: Load) -> None:
+    text = VALID.replace("validate: v*.tfrecord", "validate: v*.tfrecord\n      cache: share")
+    for workers in ("2", "{min: 1, max: 3}"):
+        assert load_text(text, overrides=(f"resources.workers={workers}",)).data.cache == "share"
 
 
 def test_an_omitted_setting_has_its_default(load_text: Load) -> None:

@@ -43,6 +43,28 @@ def test_a_valid_experiment_is_shown_with_configurations_and_trains_nothing(work
 
 
 @pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        ((), "data.cache: node keeps all features on the disk of each node, about "),
+        (
+            ("--set", "data.cache=none", "--set", "data.buffer=100"),
+            "data.cache: none keeps no features, and takes about ",
+        ),
+        (
+            ("--set", "data.cache=share", "--set", "resources.workers=2"),
+            "data.cache: share keeps a share for each of 2 workers, about ",
+        ),
+    ],
+    ids=["node", "none", "share"],
+)
+def test_what_is_kept_on_the_disks_is_said(workplace: Workplace, arguments: tuple[str, ...], sentence: str) -> None:
+    code, printed = workplace.run("--dry-run", *arguments)
+    assert code == 0, printed
+    (line,) = [line for line in printed.splitlines() if line.startswith("data.cache: ")]
+    assert line.startswith(sentence) and " would keep " in line
+
+
+@pytest.mark.parametrize(
     "arguments, sentences",
     [
         (

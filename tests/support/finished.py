@@ -28,7 +28,7 @@ experiments:
       features: {mean_rgb: 24, mean_audio: 8}
       num_classes: 12
       vocabulary: vocabulary.csv
-      cache: cache
+      cache_folder: cache
     model: {kind: fused_mlp, towers: {mean_rgb: 16, mean_audio: 8}, hidden: 16, dropout: {uniform: [0.2, 0.7]}}
     optimizer: {kind: adam, learning_rate: {loguniform: [1e-4, 1e-1]}}
     loss: {l2: {choice: [0, {loguniform: [1, 100]}]}}

@@ -45,7 +45,7 @@ experiments:
       features: {{rgb: 24, audio: 8}}
       max_frames: 9
       num_classes: 12
-      cache: cache
+      cache_folder: cache
     model: {{kind: average_logistic}}
     optimizer: {{kind: adam, learning_rate: {{loguniform: [1e-4, 1e-1]}}}}
     training: {{batch_size: 32, epochs: 2, precision: fp32, frames: {{sampling: random, count: 4}}}}

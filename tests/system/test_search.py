@@ -42,6 +42,8 @@ def test_the_baseline_ranks_a_class_by_its_share_of_the_segments_rated_for_it() 
         label_indices=np.array([1], np.int32),
         rated_offsets=np.array([0, 2]),
         rated_indices=np.array([0, 1], np.int32),
+        stream=None,
+        parts=None,
     )
     batches = Batches(segment, batch_size=1, shuffle=False)
     assert frequency_baseline(batches, SimpleNamespace(statistics=statistics)) == 1

@@ -13,7 +13,7 @@ import tests.support.ranked as ranked
 from data.cache.recipe import find_shards
 from data.cache.store import open_cache
 from data.errors import NoShardsError
-from data.sample import write_splits
+from data.sample import write_shards, write_splits
 from models import FusedMLPConfig
 from models.frame.average_logistic import AverageLogisticConfig
 from models.losses import LossConfig
@@ -21,7 +21,7 @@ from models.optim import OptimizerConfig
 from models.video.linear import LinearConfig
 from tests.conftest import SHARED_DATA
 from tests.support.ranked import Group
-from tests.support.small_data import small_data
+from tests.support.small_data import FEATURES
 from tuner.training.config import (
     ContrastiveConfig,
     PhasesConfig,
@@ -44,8 +44,25 @@ ALL = 100_000  # a buffer of all videos
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    """300 training and 90 validation videos, each in two shards."""
-    return small_data(tmp_path_factory.mktemp("modes"), train=300)
+    """300 training videos in five shards and 90 validation videos in three."""
+    folder = tmp_path_factory.mktemp("modes")
+    for split, num_videos, num_shards in (("train", 300, 5), ("validate", 90, 3)):
+        write_shards(
+            folder,
+            num_videos=num_videos,
+            num_shards=num_shards,
+            num_classes=12,
+            seed=1,
+            features=FEATURES,
+            prefix=split,
+        )
+    return DataConfig(
+        train=f"{folder}/train*",
+        validate=f"{folder}/validate*",
+        features=FEATURES,
+        num_classes=12,
+        cache_folder=str(folder / "cache"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -174,11 +191,11 @@ def test_two_ranks_see_each_video_once_and_know_the_whole(group: Group, node: Da
         assert one["ids"].tolist() == whole.ids.tolist()
         assert torch.equal(one["counts"], whole.statistics.label_counts_C)
         np.testing.assert_allclose(one["mean"], whole.statistics.mean_D, rtol=1e-6)
-    kept = [one["bytes"] for one in (first, second)]
-    assert kept == ([whole.train.features_ND.nbytes // 2] * 2 if cache == "share" else [0, 0])
+    of_video = 32 * 2
+    assert [one["bytes"] // of_video for one in (first, second)] == ([180, 120] if cache == "share" else [0, 0])
     for (left, left_features), (right, right_features) in zip(first["epochs"], second["epochs"], strict=True):
         rows = torch.cat([left, right])
-        assert len(rows.unique()) == len(rows) == 288  # nine batches of 32
+        assert len(rows.unique()) == len(rows) == 7 * 32  # of the 120 videos of the second rank 16 make a batch
         features = torch.cat(left_features + right_features)
         np.testing.assert_array_equal(features.numpy(), whole.train.features_ND[rows.numpy()])
     assert torch.cat(first["scored"] + second["scored"]).tolist() == list(range(90))
@@ -197,10 +214,9 @@ def test_two_ranks_that_share_a_cache_give_the_numbers_of_two_that_keep_none(gro
 
 
 def test_a_worker_without_a_shard_is_told(node: DataConfig) -> None:
-    with pytest.raises(
-        NoShardsError, match="data.cache: none needs a shard for each of 3 workers, but there are 2; use"
-    ):
-        open_dataset(none(node, 10), ranks=Ranks(rank=0, size=3))
+    message = r"validate\*: data.cache: none needs a shard for each of 4 workers, but there are 3; use fewer workers"
+    with pytest.raises(NoShardsError, match=message):
+        open_dataset(none(node, 10), ranks=Ranks(rank=0, size=4))
 
 
 def test_the_labels_of_a_cache_of_everything_are_not_taken_for_one_without_features(node: DataConfig) -> None:

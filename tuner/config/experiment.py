@@ -47,7 +47,7 @@ from tuner.config.yaml_tree import Node, Problems, dump, expand, parse, read, sh
 from tuner.errors import ConfigError, did_you_mean
 from tuner.storage.place import Place
 from tuner.training.config import Trial, differences, flatten
-from tuner.training.data_config import DataConfig
+from tuner.training.data_config import CACHE_MODES, DataConfig
 from tuner.training.pipelines import CONFIGS
 
 STORED = "experiment.yaml"  # in the folder of a search: its copy of the experiment
@@ -205,11 +205,17 @@ def _without_retired(experiment: Node) -> Node:
     return experiment
 
 
-def _with_cache_folder(experiment: Node) -> Node:
-    """Take data.cache for data.cache_folder where it is a path or null, as in earlier versions."""
+def _with_cache_folder(experiment: Node, problems: Problems) -> Node:
+    """Take data.cache for data.cache_folder where it is a folder or null, as in earlier versions; tell of a slip."""
     data = experiment.entries.get("data")
     cache = data.entries.get("cache") if data is not None else None
-    if data is None or cache is None or not (cache.value is None or "/" in str(cache.value)):
+    if data is None or cache is None or cache.value in CACHE_MODES:
+        return experiment
+    is_folder = isinstance(cache.value, str) and not did_you_mean(cache.value, CACHE_MODES)
+    if not is_folder and cache.value is not None:
+        message = f"{not_one_of(cache.plain(), CACHE_MODES)}; a folder is named by data.cache_folder"
+        problems.add(cache, "data.cache", message)
+        problems.close(cache)
         return experiment
     kept = {"cache_folder" if key == "cache" else key: node for key, node in data.entries.items()}
     return replace(experiment, value={**experiment.entries, "data": replace(data, value=kept)})
@@ -221,7 +227,7 @@ def _build(node: Node, name: str, file: Path, problems: Problems) -> Experiment:
     Raises:
         ConfigError: with a line for each mistake in `problems` and for each that is found here.
     """
-    written, node = node, _with_cache_folder(node)
+    written, node = node, _with_cache_folder(node, problems)
     first = next(iter(CONFIGS))
     chosen = node.entries.get("pipeline", node.graft(first))
     pipeline = str(chosen.value)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from tuner.config.experiment import Experiment
 from tuner.training.config import TrialConfig
+from tuner.training.data_config import CACHE_MODES
 
 
 def notes(experiment: Experiment, num_videos: int | None = None, largest_label: int | None = None) -> list[str]:
@@ -31,7 +32,8 @@ def notes(experiment: Experiment, num_videos: int | None = None, largest_label: 
 
 def _of_search(experiment: Experiment) -> Iterator[str]:
     search, epochs = experiment.search, experiment.max_epochs
-    if "/" in str(experiment.node("data.cache").value if "cache" in experiment.node("data").entries else ""):
+    cache = experiment.node("data").entries.get("cache")
+    if cache is not None and cache.value not in (None, *CACHE_MODES):
         yield (
             f"{experiment.place('data.cache')}: is taken for data.cache_folder, as in earlier versions; rename it, as "
             "data.cache now says what is kept there"

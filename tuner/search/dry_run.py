@@ -145,7 +145,8 @@ def _kept(experiment: Experiment, splits: Mapping[str, Split]) -> str:
     takes = {
         "node": f"all features on the disk of each node, about {needs.gibibytes(size)}",
         "share": f"a share for each of {workers} workers, about {needs.gibibytes(size // workers)}",
-        "none": f"no features, and about {needs.gibibytes(round(memory))} of memory for a buffer of {data.window:,} videos",
+        "none": f"no features, and takes about {needs.gibibytes(round(memory))} of memory to shuffle {data.window:,} "
+        "videos",
     }
     if workers == 1:
         del takes["share"]

@@ -6,7 +6,7 @@ Runs without ray, mlflow, optuna, pydantic and yaml, so that a trial can be trai
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 import numpy as np
 
@@ -25,6 +25,8 @@ from tuner.training import vocabulary
 from tuner.training.ranks import ALONE, Ranks
 
 Patterns = str | tuple[str, ...]
+CacheMode = Literal["node", "share", "none"]
+CACHE_MODES: tuple[CacheMode, ...] = get_args(CacheMode)
 BUFFERS, FRAME_BUFFER = {"video": 65_536}, 4_096  # videos: 150 MB of features, and up to 1.4 GB of frames
 
 
@@ -98,7 +100,7 @@ class DataConfig:
     # What each machine keeps on its disk of the decoded shards. node: everything. share: with several workers for a
     # trial, the features of each worker's share of the shards; a process that works alone, such as that which scores
     # the best trial, keeps none. none: no features; every epoch reads the shards again. Labels are kept always.
-    cache: Literal["node", "share", "none"] = "node"
+    cache: CacheMode = "node"
     # Number of videos, at the least, that cache: none shuffles among themselves; it keeps twice as many in memory. They
     # are those of whole shards, which are shuffled before. null: 65,536 at level video, 4,096 at the others.
     buffer: Annotated[int, Range(1, 1 << 31)] | None = None
