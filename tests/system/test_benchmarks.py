@@ -19,6 +19,7 @@ from tuner.search.sampling.suggestions import optuna_distribution
 pytestmark = pytest.mark.bench
 
 TINY = {
+    "cache_modes": ["--videos", "200", "--frame-videos", "40", "--rounds", "1", "--batch-size", "32"],
     "decode": ["--videos", "200", "--rounds", "1"],
     "feed": ["--videos", "200", "--rounds", "1", "--batch-size", "64"],
     "gap": ["--videos", "1024", "--rounds", "1", "--stream", "2048"],

@@ -90,6 +90,35 @@ def test_a_search_begins_with_what_the_one_before_knows_and_an_unchanged_one_tra
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("cache, workers", [("none", 1), ("share", 2)])
+def test_a_search_without_a_copy_of_the_features_ends_with_its_model(
+    workplace: Workplace, cache: str, workers: int
+) -> None:
+    """Training, validation, the scoring of the winner and the export read the shards, or the workers' shares."""
+    workplace.variables["TUNER_CACHE"] = str(workplace.folder / "cache")
+    settings = {
+        "data.cache": cache,
+        "resources.workers": workers,
+        "data.sample.shards": 4,
+        "data.sample.validate": 150,
+        "data.sample.seed": 5,
+        "training.epochs": 3,
+    }
+    overrides = [word for path, value in settings.items() for word in ("--set", f"{path}={value}")]
+    code, printed = workplace.run("--trials", "2", *overrides)
+    assert code == 0, printed
+    assert_nothing_was_lost(workplace, planned=2, epochs=3)
+    best = search_of(workplace).finished[0]
+    assert f"best trial {best.number:03d}: GAP {best.score:.4f}" in printed and "on all of validate: GAP" in printed
+    kept = sorted(path.stat().st_size for path in (workplace.folder / "cache").glob("*/features.npy"))
+    of_video, header = 2 * 40, 128
+    # The two shards of each split for each rank: half of 300 and of 150 videos.
+    assert kept == ([] if cache == "none" else [header + of_video * count for count in (75, 75, 150, 150)])
+    exported = workplace.python("-m", "tuner.best", "--export")
+    assert exported.returncode == 0, exported.stderr
+
+
+@pytest.mark.slow
 def test_a_search_ends_with_a_model_that_has_the_reported_score(workplace: Workplace) -> None:
     code, printed = workplace.run()
     assert code == 0, printed

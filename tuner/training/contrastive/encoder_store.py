@@ -18,6 +18,8 @@ from typing import Any
 from torch import Tensor
 
 import data.batches
+import data.cache.stream
+import data.labels
 import data.prefetch
 import models.config
 import models.contrastive
@@ -43,6 +45,8 @@ FOLDER = ".encoders"  # in the storage; an experiment cannot have this name
 # The modules and packages on whose code the weights of an encoder depend.
 SHAPING = (
     data.batches,
+    data.cache.stream,
+    data.labels,
     data.prefetch,
     models.config,
     models.contrastive,
@@ -110,6 +114,7 @@ def shaped_by(trial: ContrastiveConfig, data: Dataset, seed: int) -> dict[str, A
         "seed": seed,
         "features": dict(data.sizes.features),
         "data_fingerprint": data.train.fingerprint,
+        **({} if data.train.stream is None else {"buffer": data.train.stream.buffer}),  # which shuffles otherwise
         "source": _source(),
     }
 
