@@ -1,6 +1,7 @@
 """What a worker does in a trial, called as Ray calls it, without Ray."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -186,6 +187,27 @@ def test_a_damaged_shard_is_a_fatal_error(job: Given, finished_search: FinishedS
     ((told, save),) = reports(replace(job, data=data))
     assert told.keys() == {"fatal"} and save is None
     assert "bad.tfrecord: record at byte 0" in told["fatal"]
+
+
+def test_a_shard_that_changes_while_a_trial_reads_it_in_every_epoch_is_a_fatal_error(
+    job: Given, finished_search: FinishedSearch, tmp_path: Path
+) -> None:
+    """Every trial would fail so: the search ends, instead of failing them one by one."""
+    shards = [Path(shutil.copy(path, tmp_path)) for path in (finished_search.folder / "shards").glob("train*.tfrecord")]
+    config = replace(
+        job.data, train=f"{tmp_path}/train*", cache="none", buffer=50, cache_folder=str(tmp_path / "cache")
+    )
+    data = open_dataset(config)
+    shards[0].write_bytes(shards[1].read_bytes())
+    told: list[dict[str, Any]] = []
+    trial.run(
+        job,
+        open_data=lambda: data,
+        device=torch.device("cpu"),
+        checkpoints=(),
+        report=lambda metrics, save, kept: told.append(metrics),
+    )
+    assert told[-1].keys() == {"fatal"} and "changed since its labels were read" in told[-1]["fatal"]
 
 
 def test_a_missing_shard_is_a_fatal_error(job: Given, tmp_path: Path) -> None:
