@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import pairwise, repeat
 from typing import Protocol
@@ -242,14 +242,17 @@ class Batches:
         access.read_in_order(self._host_features_ND)  # a copy on a GPU is made in order too
         resident_ND = self._resident()
         self._reads_apart = self.shuffle and access.read_at_random(self._host_features_ND)
-        with closing(self._spans(order, starts, resident_ND)) as spans:
+        with ExitStack() as opened:
+            spans = opened.enter_context(closing(self._spans(order, starts, resident_ND)))
 
             def inputs(start: int) -> tuple[Tensor, ...]:
                 return self._inputs(next(spans), order.rows[start : start + self._part_size], epoch)
 
             on_gpu = resident_ND if self.device.type != "cpu" and self._host_frame_offsets is None else None
             ready = resident_ND is not None or self.device.type == "cpu"
-            brought = map(inputs, starts) if ready else prefetched(inputs, starts, self.device)
+            brought: Iterator[tuple[Tensor, ...]] = map(inputs, starts)
+            if not ready:  # the thread that reads the spans ends before they are closed
+                brought = opened.enter_context(closing(prefetched(inputs, starts, self.device)))
             for rows, labels, rated in self._windows(order.rows, starts):
                 if self._before_batch is not None:
                     self._before_batch()

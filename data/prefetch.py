@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
@@ -17,7 +17,7 @@ AHEAD = (
 Tensors = tuple[Tensor, ...]
 
 
-def prefetched(gather: Callable[[int], Tensors], starts: range, device: torch.device) -> Iterator[Tensors]:
+def prefetched(gather: Callable[[int], Tensors], starts: range, device: torch.device) -> Generator[Tensors]:
     """Yields gather(start) for each start, on the device; a thread gathers up to AHEAD batches ahead of the consumer.
 
     The copies to a GPU are on a stream of their own, so they run while the GPU computes. The stream that is current

@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from itertools import chain
 from pathlib import Path
 
@@ -247,3 +248,21 @@ def test_ranks_read_their_own_shards_and_have_equally_many_batches(many, folder,
         rows_of(Batches(parted, batch_size=10, shuffle=False, rank=rank, world_size=ranks), 0) for rank in range(ranks)
     ]
     assert list(chain.from_iterable(scored)) == list(range(NUM_VIDEOS))
+
+
+def test_an_epoch_that_is_left_while_batches_are_brought_to_a_device_ends_in_order(tmp_path, folder, monkeypatch):
+    """The thread that brings batches reads windows: it has ended before the windows are closed."""
+    from data.cache import stream
+
+    def slow(job):
+        time.sleep(0.1)
+        yield from original(job)
+
+    original = stream._decode
+    monkeypatch.setattr(stream, "_decode", slow)
+    shards = [write(tmp_path / f"{i}.tfrecord", make_videos(1, seed=i)) for i in range(8)]
+    none = open_cache(shards, SCHEMA, folder, buffer=1)
+    epoch = Batches(none, batch_size=1, shuffle=True, device="meta").epoch(0)
+    assert next(epoch).features_BD.device.type == "meta"
+    epoch.close()  # the next window is being decoded
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith(("stream", "batches"))]
