@@ -97,6 +97,14 @@ class Stream:
         offsets = offsets_of(shards)
         return cls(shards=streamed, offsets=offsets, frame_offsets=frame_offsets, reading=reading, **options)
 
+    @property
+    def video_bytes(self) -> float:
+        """The size of the features of a video, on average."""
+        row_bytes = self.reading.schema.width * np.dtype(self.reading.dtype).itemsize
+        if self.frame_offsets is None:
+            return row_bytes
+        return self.reading.schema.width * int(self.frame_offsets[-1]) / max(1, len(self.frame_offsets) - 1)
+
     def order(self, rows: Rows, key: tuple[int, int] | None) -> Order:
         """Returns the order of an epoch.
 

@@ -11,6 +11,7 @@ import torch
 
 from data import machine
 from tests.support.workplace import Workplace
+from tuner.config import preflight
 from tuner.config.experiment import load
 from tuner.console import Console
 from tuner.errors import ConfigError, TrialOutOfMemory
@@ -80,6 +81,19 @@ def test_a_video_in_two_splits_is_refused(workplace: Workplace, told: Tell) -> N
 def test_a_test_split_is_compared_as_well(workplace: Workplace, told: Tell) -> None:
     write_shards(workplace)
     assert "tiny.data.test: 1 of its 1 shards are in data.validate too" in told("data.test=shards/validate*.tfrecord")
+
+
+def test_a_buffer_beyond_the_memory_is_told_with_one_that_fits(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "memory", lambda: 1 << 20)
+    experiment = load(workplace.folder / "experiments.yaml", "tiny", ["data.cache=none", "data.buffer=10000"])
+    with pytest.raises(ConfigError) as raised:
+        preflight.check_buffer(experiment, num_videos=50_000, video_bytes=80.0)
+    message = str(raised.value)
+    assert "tiny.data.buffer: two groups of 10,000 videos, of 80 bytes each, are kept in memory: 2 MiB" in message
+    assert message.endswith("but this machine has 1 MiB; set data.buffer to 1,638 or less")
+    preflight.check_buffer(experiment, num_videos=1000, video_bytes=80.0)  # there are no more
 
 
 def test_an_overlap_that_is_allowed_is_said(workplace: Workplace, capfd: pytest.CaptureFixture[str]) -> None:

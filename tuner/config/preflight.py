@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from data import machine
 from data.cache.recipe import find_shards
 from data.cache.store import Cache
 from data.errors import DataError, NoShardsError, ShardError
@@ -97,6 +98,32 @@ def check_videos(experiment: Experiment, splits: Mapping[str, Cache], problems: 
             what = f"{len(both):,} of its {len(ids[second]):,} videos are in data.{first} too (such as {name!r})"
             sentences += _overlap(experiment, second, what, problems)
     return sentences
+
+
+def check_buffer(experiment: Experiment, *, num_videos: int, video_bytes: float) -> None:
+    """Check that this machine has the memory for the videos that data.cache: none shuffles.
+
+    Args:
+        experiment: what is searched.
+        num_videos: of the training split.
+        video_bytes: of the features of one of them, on average.
+
+    Raises:
+        ConfigError: it has not; says how many videos would fit.
+    """
+    data, have = experiment.data, machine.memory()
+    needed = round(2 * min(data.window, num_videos) * video_bytes)
+    if data.cache != "none" or needed <= have:
+        return
+    problems = Problems(experiment.name)
+    problems.add(
+        experiment.node("data.buffer"),
+        "data.buffer",
+        f"two groups of {data.window:,} videos, of {needs.gibibytes(round(video_bytes))} each, are kept in memory: "
+        f"{needs.gibibytes(needed)}, but this machine has {needs.gibibytes(have)}; set data.buffer to "
+        f"{round(have / 8 / video_bytes):,} or less",
+    )
+    problems.check()
 
 
 def check_memory(experiment: Experiment, *, gpu: bool, num_videos: int | None = None) -> None:

@@ -163,7 +163,11 @@ def _run(
             capacity = partial(nodes.capacity, experiment.resources.startable, private=private)
             layout = plan(experiment.resources, capacity())
             if private:  # the workers of a cluster have machines of their own, and check there
-                preflight.check_memory(experiment, gpu=layout.resources.gpu > 0, num_videos=data.statistics.num_videos)
+                num_videos = data.statistics.num_videos
+                preflight.check_memory(experiment, gpu=layout.resources.gpu > 0, num_videos=num_videos)
+                if data.train.stream is not None:
+                    of_video = data.train.stream.video_bytes
+                    preflight.check_buffer(experiment, num_videos=num_videos, video_bytes=of_video)
             with closing(Journal(directory, still_ours)) as open_journal:
                 search = begin(open_journal, experiment, options, uri, data, console.print)
                 connection.clean_up([made for one in (search, *interrupted_ones) for made in one.attempts], attempt)

@@ -70,6 +70,9 @@ def dry_run(experiment: Experiment, console: Console, address: str | None) -> No
     console.print(describe(layout))
     if resolved == "local":
         preflight.check_memory(experiment, gpu=layout.resources.gpu > 0, num_videos=num_videos)
+        train = splits["train"]
+        of_video = train.feature_bytes / max(1, train.num_videos)
+        preflight.check_buffer(experiment, num_videos=num_videos, video_bytes=of_video)
     for sentence in drawn_at_random(space, config.sampler.kind):
         console.print(sentence)
     budget = f" or {config.time_budget:g} s" if config.time_budget is not None else ""
