@@ -6,50 +6,14 @@ that an upgrade has changed.
 """
 
 import json
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import cmaes
 import numpy as np
-import scipy.special
 from optuna import Study
 from optuna.samplers import _cmaes
-from optuna.samplers._tpe import _truncnorm
 from optuna.storages import InMemoryStorage
-from optuna.trial import FrozenTrial, TrialState
-
-
-def speed_up_tpe() -> None:
-    """Have TPE compute the logarithms of the normal distribution with scipy.
-
-    Optuna computes them number by number in Python, which takes three quarters of the time of a suggestion with a
-    whole-number parameter; scipy computes them for the whole array, and the results are equal but for the last digits.
-    Without it suggestions take about four times as long, and their last digits differ from those of earlier searches.
-    The public way: none.
-    """
-    _truncnorm._log_ndtr = scipy.special.log_ndtr
-
-
-class PartOfStudy:
-    """A study of which a sampler sees some of the trials.
-
-    For a TPE whose time does not grow with the length of the search. Without it a suggestion takes half a second after
-    10,000 trials. The public way: none; a second study with these trials alone would number them anew, and a sampler
-    distinguishes the trial that it draws for from the others by its number.
-    """
-
-    def __init__(self, study: Study, trials: Sequence[FrozenTrial]) -> None:
-        """Show `trials` of `study`, in their order."""
-        self._study, self.trials = study, trials
-
-    # Samplers of Optuna read the trials with this method.
-    def _get_trials(
-        self, deepcopy: bool = False, states: Container[TrialState] | None = None, use_cache: bool = False
-    ) -> list[FrozenTrial]:
-        return [trial for trial in self.trials if states is None or trial.state in states]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._study, name)
 
 
 class StudyState:

@@ -1,32 +1,37 @@
 """TPE whose time does not grow with the length of a search: it sees the best trials and the newest ones.
 
-Optuna's TPE compares the density of the best trials (a tenth of them, at most 25) with that of all others, and gives
-older ones less weight. Its time grows with the number of trials: half a second for a suggestion after 10,000.
-Here the best trials are still those of the whole search, and the others are the newest HISTORY; a search with fewer
-trials gets exactly Optuna's suggestions.
+The tree-structured Parzen estimator compares the density of the best trials (a tenth of them, at most 25) with that of
+all others, and gives older ones less weight. With Optuna's sampler the time of a suggestion grows with the number of
+trials: half a second after 10,000. Here the best trials are still those of the whole search, and the others are the
+newest HISTORY; a search with fewer trials gets the suggestions of Optuna's sampler.
 """
 
+import math
 from collections.abc import Collection
-from heapq import nlargest
 from typing import Any
 
+import numpy as np
 from optuna import Study
 from optuna.distributions import BaseDistribution
-from optuna.samplers import TPESampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.trial import FrozenTrial
 
-from tuner.search.sampling.optuna_internals import PartOfStudy, speed_up_tpe
-
-speed_up_tpe()
+from tuner.search.sampling import observations
+from tuner.search.sampling.parzen import Parzen
 
 # A suggestion is based on this many of the newest finished trials, and on at most as many running ones.
 HISTORY = 250
-# TPE never counts more trials than these among the best.
+# The best trials are this share of those, but never more than BEST.
+SHARE = 0.1
 BEST = 25
+# So many trials have a score before the first suggestion that is not drawn at random.
+STARTUP = 10
+# Of so many points, drawn from the density of the best trials, the one that the others make least likely is tried.
+CANDIDATES = 24
 
 
-class RecentTPE(TPESampler):
-    """Optuna's TPE on a limited part of the study."""
+class RecentTPE(BaseSampler):
+    """The TPE of Optuna on a limited part of the study."""
 
     def __init__(self, conditional: Collection[str], *, seed: int, constant_liar: bool) -> None:
         """Prepare one suggestion.
@@ -36,13 +41,23 @@ class RecentTPE(TPESampler):
             seed: of the random numbers.
             constant_liar: whether to avoid the values of trials that are still running.
         """
-        super().__init__(seed=seed, constant_liar=constant_liar)
-        self._conditional = conditional
+        self._conditional, self._constant_liar = conditional, constant_liar
+        self._rng, self._random = np.random.RandomState(seed), RandomSampler(seed=seed)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The parameters that are drawn together. Optuna calls this method first for every trial."""
-        self._part = PartOfStudy(study, _best_and_newest(study))
-        every = next(iter(self._part.trials), trial).distributions
+        self._observed = observed = observations.of(study)
+        newest = observed.complete[-HISTORY:]
+        best = [number for _, number in observed.ranked[:BEST]]
+        seen = {*newest, *best}
+        self._starts = len(seen) < STARTUP
+        self._good = sorted(best[: math.ceil(SHARE * len(seen))])
+        if self._constant_liar:
+            oldest = newest[0] if len(newest) == HISTORY else 0
+            running = sorted(observed.unfinished)[-HISTORY:]
+            seen.update(number for number in running if number >= oldest and number != trial.number)
+        self._others = sorted(seen.difference(self._good))
+        every = observed.distributions
         names = (name for name in sorted(every) if name not in self._conditional and not every[name].single())
         return {name: every[name] for name in names}
 
@@ -50,24 +65,22 @@ class RecentTPE(TPESampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Draw values of the parameters that are drawn together."""
-        return super().sample_relative(self._part, trial, search_space)  # type: ignore[arg-type]
+        return {} if self._starts or not search_space else self._draw(search_space)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """Draw the value of a parameter that is drawn independently."""
-        return super().sample_independent(self._part, trial, param_name, param_distribution)  # type: ignore[arg-type]
+        if self._starts:
+            return self._random.sample_independent(study, trial, param_name, param_distribution)
+        return self._draw({param_name: param_distribution})[param_name]
 
-
-def _best_and_newest(study: Study) -> list[FrozenTrial]:
-    every = study.get_trials(deepcopy=False)
-    best = nlargest(BEST, (t for t in every if t.state == TrialState.COMPLETE), key=lambda trial: trial.value or 0.0)
-    seen = {trial.number: trial for trial in best}
-    left = {TrialState.COMPLETE: HISTORY, TrialState.RUNNING: HISTORY}
-    for trial in reversed(every):
-        if left.get(trial.state):
-            left[trial.state] -= 1
-            seen[trial.number] = trial
-        if not left[TrialState.COMPLETE]:
-            break
-    return [seen[number] for number in sorted(seen)]
+    def _draw(self, space: dict[str, BaseDistribution]) -> dict[str, Any]:
+        good, others = (
+            Parzen(list(space.values()), self._observed.values(list(space), numbers))
+            for numbers in (self._good, self._others)
+        )
+        drawn = good.sample(self._rng, CANDIDATES)
+        best = np.argmax(good.log_density(drawn) - others.log_density(drawn))
+        values = zip(space.items(), drawn[:, best].tolist(), strict=True)
+        return {name: distribution.to_external_repr(value) for (name, distribution), value in values}
