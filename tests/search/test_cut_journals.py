@@ -63,6 +63,8 @@ def drive(directory: Path, experiment: Experiment, stored: int = 0) -> SearchHis
     recorder.catch_up()
     searcher = JournaledSearch(experiment, opened, lambda: 1, stop)
     for asked in itertools.count():
+        if stop.stop_all():
+            break
         config = searcher.suggest(f"tune-{asked}")
         if not isinstance(config, dict) or "score" in config:
             break
@@ -86,6 +88,8 @@ def drive(directory: Path, experiment: Experiment, stored: int = 0) -> SearchHis
             searcher.on_trial_result(trial.trial_id, result)
             if decision == TrialScheduler.STOP:
                 break
+            if stop.stop_all():
+                break
         recorder.on_trial_complete(0, [], trial)
         searcher.on_trial_complete(trial.trial_id, result)
     opened.close()
@@ -107,4 +111,19 @@ def test_a_journal_that_is_cut_anywhere_leads_to_the_same_verdicts(tmp_path: Pat
         cut = tmp_path / f"cut-{end}"
         cut.mkdir()
         (cut / "journal.jsonl").write_bytes(b"".join(lines[:end]) + lines[end][: len(lines[end]) // 2])  # a torn line
+        assert told(drive(cut, experiment, stored)) == expected, f"cut after entry {end}: {lines[end - 1]!r}"
+
+
+@pytest.mark.parametrize("stored", [0, 1])
+def test_a_search_that_has_reached_its_goal_ends_so_wherever_it_was_cut(tmp_path: Path, stored: int) -> None:
+    goal = gap(2, 3)  # the first trial that reaches it does so in its third epoch
+    (tmp_path / "experiments.yaml").write_text(EXPERIMENT.replace("{trials: 7", f"{{trials: 7, goal: {goal}"))
+    experiment = load(tmp_path / "experiments.yaml", "tiny")
+    expected = told(drive(tmp_path / "whole", experiment))
+    assert [by for _, _, _, by, _ in expected][-1] == "goal" and len(expected) < TRIALS
+    lines = (tmp_path / "whole" / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    for end in range(1, len(lines)):
+        cut = tmp_path / f"cut-{end}"
+        cut.mkdir()
+        (cut / "journal.jsonl").write_bytes(b"".join(lines[:end]))
         assert told(drive(cut, experiment, stored)) == expected, f"cut after entry {end}: {lines[end - 1]!r}"

@@ -76,13 +76,28 @@ def test_the_time_budget_ends_a_search(experiment: Experiment, clock: Clock) -> 
     assert rule.stop_all() and rule.reason == "time_budget"
 
 
-def test_a_resumed_search_has_its_whole_time_budget(experiment: Experiment, clock: Clock) -> None:
-    limited = with_search(experiment, time_budget=60.0)
-    StopRule(limited, search_of())
-    clock.now += 50
-    rule = StopRule(limited, search_of())
-    clock.now += 50
-    assert not rule.stop_all()
+def test_a_resumed_search_has_what_is_left_of_its_time_budget(experiment: Experiment, clock: Clock) -> None:
+    limited, search = with_search(experiment, time_budget=60.0), search_of()
+    search.seconds = 50.0  # of earlier drivers
+    rule = StopRule(limited, search)
+    clock.now += 9
+    assert not rule.stop_all() and not rule.is_out_of_time
+    clock.now += 2
+    assert rule.stop_all() and rule.reason == "time_budget"
+    search.seconds = 61.0
+    assert StopRule(limited, search).is_out_of_time
+
+
+def test_a_trial_that_reaches_the_goal_ends_the_search(experiment: Experiment, clock: Clock) -> None:
+    search = search_of(0.5)
+    rule = StopRule(with_search(experiment, goal=0.69), search)
+    for epoch, (gap, ends) in enumerate([(0.6, False), (0.6899, False), (0.69, True), (0.5, True)], start=2):
+        search.trials["t0"].reports[epoch] = {"gap": gap}
+        search.reported.append(("t0", epoch))
+        assert rule.stop_all() == ends
+    assert rule.reason == "goal"
+    resumed = StopRule(with_search(experiment, goal=0.69), search)
+    assert resumed.stop_all() and resumed.reason == "goal"
 
 
 def test_a_search_that_has_ended_keeps_its_first_reason(experiment: Experiment, clock: Clock) -> None:

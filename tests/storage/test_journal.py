@@ -315,3 +315,24 @@ def test_a_network_folder_that_stays_away_is_an_error_of_one_sentence(
     assert (tmp_path / "journal.jsonl").read_bytes().startswith(before)
     assert journal.read(tmp_path) == opened.search
     opened.close()
+
+
+def test_the_time_of_a_search_is_that_of_its_drivers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the time between two drivers counts, nor a clock that is set back."""
+    facts = {"fingerprint": "f", "planned": 4, "tracking_uri": "-", "overrides": [], "baseline": 0.1}
+    driver = {"cluster": "c", "job": "j", "scratch": None}
+    written: list[tuple[float, str, dict[str, Any]]] = [
+        (0, "search", {"version": journal.VERSION, "id": "s", "experiment": "tiny", **facts}),
+        (10, "attempt", driver),
+        (15, "extended", {"trials": 1}),
+        (12, "extended", {"trials": 1}),
+        (20, "extended", {"trials": 1}),
+        (500, "attempt", driver),
+        (503, "extended", {"trials": 1}),
+    ]
+    opened = Journal(tmp_path)
+    for now, kind, fields in written:
+        monkeypatch.setattr("tuner.storage.journal.time.time", lambda now=now: now)
+        opened.append(kind, **fields)
+    opened.close()
+    assert journal.read(tmp_path).seconds == 5 + 8 + 3

@@ -111,7 +111,10 @@ class SearchConfig:
     warm_start: tuple[str, ...] = ()
     sampler: SamplerConfig = field(default_factory=SamplerConfig)  # the sampler, which chooses the values of each trial
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)  # the scheduler, which stops trials early
-    time_budget: Seconds | None = None  # time after which the search ends and stops the trials that run; null: no limit
+    # Time after which the search ends and stops the trials that run, all attempts together; null: no limit.
+    time_budget: Seconds | None = None
+    # Score (GAP, from 0 to 1) with which the search ends once a trial has reached it; null: none.
+    goal: Annotated[float, Range(0, 1, "low")] | None = None
     # Time after which an epoch counts as hanging: the trial is resumed from its last checkpoint in another worker;
     # null: no limit.
     epoch_timeout: Seconds | None = None

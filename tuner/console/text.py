@@ -10,6 +10,7 @@ STOPPED_BY = {
     "asha": "ASHA",
     "median": "the median rule",
     "time_budget": "the time budget",
+    "goal": "the goal of the search",
     "plateau": "the plateau rule",
     "failures": "too many failures",
 }

@@ -24,7 +24,7 @@ from tuner.training.dataset import Dataset
 from tuner.training.evaluation import batch_size_of
 
 # What ended a search of which nothing is left to do.
-WHOLE = ("planned", "exhausted", "plateau")
+WHOLE = ("planned", "exhausted", "goal", "plateau")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,7 @@ from tuner.cluster.resources import Node, Plan, describe, plan
 from tuner.config import preflight
 from tuner.config.experiment import Experiment
 from tuner.config.notes import notes
-from tuner.console import Console, quiet
+from tuner.console import Console, describe_seconds, quiet
 from tuner.errors import SearchError, TunerError
 from tuner.export.pruning import remove_needless
 from tuner.inference.best_trial import score_best
@@ -219,6 +219,11 @@ class _Search:
             f"search {search.id} of {search.experiment}: {self._due} of {search.planned} trials to run, "
             f"{describe(self.layout)}; Ray's own log: {self.log}{stored}"
         )
+        if self.stop.is_out_of_time and self._due:
+            console.print(
+                f"search.time_budget ({describe_seconds(settings.time_budget or 0)}) is used up: the search has run "
+                f"for {describe_seconds(search.seconds)}, so no trial is trained any further"
+            )
         status = "KILLED"  # until the search has ended: a resume continues it
         try:
             tracker.start_search(
@@ -234,7 +239,7 @@ class _Search:
             head = ray.get_runtime_context().gcs_address
             with console.searching(search, results), watch(head, partial(self._exit_without_ray, head), console.print):
                 recorder.catch_up()
-                if self._due:
+                if self._due and not self.stop.stop_all():
                     stages.begin("trials")
                     console.doing("")
                     self._fit(scheduler, recorder)

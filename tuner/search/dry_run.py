@@ -76,6 +76,7 @@ def dry_run(experiment: Experiment, console: Console, address: str | None) -> No
     for sentence in drawn_at_random(space, config.sampler.kind):
         console.print(sentence)
     budget = f" or {config.time_budget:g} s" if config.time_budget is not None else ""
+    budget += f" or a GAP of {config.goal:g}" if config.goal is not None else ""
     console.print(
         f"{config.trials} trials{budget} of at most {experiment.max_epochs} epochs, sampler {config.sampler.kind}, "
         f"scheduler {config.scheduler.kind}"

@@ -73,20 +73,30 @@ class Recorder(Unsaved, Callback):
         self._console.trial_started(history, describe_settings(history.settings))
 
     def catch_up(self) -> None:
-        """Do what an earlier driver was killed before: end the trials whose last epoch it recorded, write to MLflow."""
+        """Do what an earlier driver was killed before: end the trials that are over, write to MLflow."""
         for history in self._search.trials.values():
             running = history.status == "running"
             missing = self._experiment.trial_config(history.values).epochs - history.last_epoch if running else 0
-            if missing and history.id not in self._scheduler.stopped:
-                continue
-            with self._tracker.together(history):
-                self._open(history)
-                for epoch, metrics in history.reports.items():
-                    self._tracker.report(history.id, epoch, metrics, {})
-                if running:
-                    self._end(history, None, self._scheduler.name if missing else None)
-                else:
-                    self._close(history)
+            stopped_by = self._stopped_by(history) if missing else None
+            if not missing or stopped_by:
+                self._tell_again(history, stopped_by)
+        if self.stop.stop_all():
+            for history in self._search.unfinished:
+                self._tell_again(history, self.stop.reason)
+
+    def _tell_again(self, history: TrialHistory, stopped_by: str | None) -> None:
+        with self._tracker.together(history):
+            self._open(history)
+            for epoch, metrics in history.reports.items():
+                self._tracker.report(history.id, epoch, metrics, {})
+            if history.status == "running":
+                self._end(history, None, stopped_by)
+            else:
+                self._close(history)
+
+    def _stopped_by(self, history: TrialHistory) -> str | None:
+        """What has stopped a trial before its last epoch; None: nothing has, or the end of the search."""
+        return self._scheduler.name if history.id in self._scheduler.stopped else None
 
     def _open(self, history: TrialHistory) -> None:
         self._started.add(history.id)
@@ -145,8 +155,7 @@ class Recorder(Unsaved, Callback):
         error = self._errors.get(history.id)
         if error is None and not history.reports and self.stop.reason is None:
             error = "it ended without a report", "other"
-        stopped_by = self._scheduler.name if history.id in self._scheduler.stopped else self.stop.reason
-        self._end(history, error, stopped_by)
+        self._end(history, error, self._stopped_by(history) or self.stop.reason)
 
     @_halting
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -1,4 +1,4 @@
-"""When a search ends before its last planned trial: out of time, a plateau, failures, a signal, a fatal error."""
+"""When a search ends before its last planned trial: out of time, at its goal, a plateau, a signal, an error."""
 
 import signal
 import threading
@@ -22,14 +22,15 @@ class StopRule(Unsaved, Stopper):
     """Decides when the search ends before its last planned trial; Tune asks it after every event."""
 
     def __init__(self, experiment: Experiment, search: SearchHistory) -> None:
-        """Start the clock. A resumed search has its whole time budget again.
+        """Start the clock, at the time that earlier drivers of the search have used.
 
         Args:
-            experiment: its settings `search` limit time, failures and plateaus.
+            experiment: its settings `search` limit time, score, failures and plateaus.
             search: the journal of the search, which grows while the search runs.
         """
         self._config, self._search = experiment.search, search
-        self._started = time.monotonic()
+        self._used, self._checked = search.seconds, time.monotonic()  # seconds of all drivers, up to this moment
+        self._reported = 0  # reports at the last check
         self._interrupted = threading.Event()
         self._ended = -1  # trials that had ended at the last check
         self.reason: str | None = None
@@ -46,6 +47,11 @@ class StopRule(Unsaved, Stopper):
     def ended_by(self) -> str | None:
         """What ended the search before its last planned trial, for the journal."""
         return self.reason or ("exhausted" if self.exhausted else None)
+
+    @property
+    def is_out_of_time(self) -> bool:
+        """Whether the drivers of the search have used its time budget."""
+        return self._config.time_budget is not None and self._used > self._config.time_budget
 
     def halt(self, fatal_error: str) -> None:
         """End the search after an error that every trial would meet, such as a full disk; the first one is kept."""
@@ -79,8 +85,14 @@ class StopRule(Unsaved, Stopper):
 
     def _due(self) -> str | None:
         config, search = self._config, self._search
-        if config.time_budget is not None and time.monotonic() - self._started > config.time_budget:
+        now = time.monotonic()
+        self._used, self._checked = self._used + now - self._checked, now
+        if self.is_out_of_time:
             return "time_budget"
+        if config.goal is not None:
+            new, self._reported = search.reported[self._reported :], len(search.reported)
+            if any(float(search.trials[id].reports[epoch]["gap"]) >= config.goal for id, epoch in new):
+                return "goal"
         if search.num_ended == self._ended:
             return None  # nothing has changed since the last event
         self._ended = search.num_ended

@@ -129,9 +129,11 @@ class SearchHistory:
     queued: list[dict[str, Any]] = field(default_factory=list)  # values to try before those of the sampler
     reported: list[tuple[str, int]] = field(default_factory=list)  # (id of the trial, epoch) of each report, in order
     attempts: list[Attempt] = field(default_factory=list)  # its drivers, the newest last
+    seconds: float = 0.0  # that its drivers have run so far, each up to its last entry
+    last_entry: float | None = None  # time of the last entry of the newest driver, in seconds since 1970
     study_state: dict[str, Any] = field(default_factory=dict)  # what the sampler stored with the study
     num_ended: int = 0  # number of trials that finished or failed
-    # planned, exhausted, time_budget, plateau or failures; None: it has not ended and can be resumed
+    # planned, exhausted, time_budget, goal, plateau or failures; None: it has not ended and can be resumed
     ended: str | None = None
     tracked: bool = False  # whether MLflow has everything; if not, resuming an ended search writes the rest
     baseline: float = 0.0  # GAP on the validation sample of the labels' frequencies as scores of every video
@@ -310,6 +312,7 @@ def _apply(search: SearchHistory | None, entry: dict[str, Any]) -> SearchHistory
         return SearchHistory(overrides=tuple(entry["overrides"]), **{name: entry[name] for name in fields})
     if search is None:
         raise KeyError("the first entry is not of type search")
+    _count_time(search, type, entry.get("time"))
     match type:
         case "suggested":
             search.study_state = entry["study_state"]
@@ -355,3 +358,12 @@ def _apply(search: SearchHistory | None, entry: dict[str, Any]) -> SearchHistory
         case "tracked":
             search.tracked = True
     return search
+
+
+def _count_time(search: SearchHistory, type: str, now: float | None) -> None:
+    """Add the time since the entry before, where the same driver wrote both; a clock that was set back adds none."""
+    if now is None or (type != "attempt" and not search.attempts):
+        return
+    if type != "attempt" and search.last_entry is not None:
+        search.seconds += max(0.0, now - search.last_entry)
+    search.last_entry = now
