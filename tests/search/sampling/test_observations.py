@@ -42,3 +42,13 @@ def test_the_best_comes_first_and_of_equal_ones_the_earlier() -> None:
     for score in (0.5, float("-inf"), 0.7, 0.5, 0.7):
         study.tell(study.ask(), score)
     assert [number for _, number in observations.of(study).ranked] == [2, 4, 0, 3, 1]
+
+
+def test_a_parameter_that_no_newer_trial_has_is_still_read() -> None:
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=1))
+    for number in range(200):
+        trial = study.ask()
+        drawn = [trial.suggest_float("rate", 0, 1)] if number < 2 else []
+        study.tell(trial, 0.0)
+        assert observations.of(study).values(["rate"], range(number + 1)).shape[1] == min(number + 1, 2)
+        assert not drawn or observations.of(study).values(["rate"], [number]).tolist() == [drawn]

@@ -57,6 +57,11 @@ def next_after(trials: list[FrozenTrial], sampler: BaseSampler, space: dict[str,
     return suggest(study, space).params
 
 
+def same(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    """Whether two suggestions differ in the last digits alone."""
+    return ours == {name: pytest.approx(v, rel=1e-6) if isinstance(v, float) else v for name, v in theirs.items()}
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     st.lists(st.sampled_from(DISTRIBUTIONS), min_size=1, max_size=5),
@@ -72,7 +77,7 @@ def test_it_suggests_what_optuna_does(
     trials = trials_of(space, finished, running, seed)
     ours = next_after(trials, RecentTPE(["conditional"], seed=seed, constant_liar=liar), space)
     theirs = next_after(trials, TPESampler(seed=seed, constant_liar=liar), space)
-    assert ours == {name: pytest.approx(v, rel=1e-6) if isinstance(v, float) else v for name, v in theirs.items()}
+    assert same(ours, theirs)
 
 
 def test_a_density_sums_to_one() -> None:
@@ -84,3 +89,14 @@ def test_a_density_sums_to_one() -> None:
     counts = [(drawn == point[:, None]).all(axis=0).sum() for point in points.T]
     assert sum(counts) == 40_000, "a point outside of the space"
     np.testing.assert_allclose(counts / np.sum(counts), relative / relative.sum(), atol=0.01)
+
+
+def test_it_suggests_what_optuna_does_for_an_option_that_no_trial_has() -> None:
+    space = {"p0": DISTRIBUTIONS[0]}
+    trials = [trial for trial in trials_of(space, 60, 0, 1) if trial.params["choice"] == "0"]
+    drawn = 0
+    for seed in range(30):
+        ours = next_after(trials, RecentTPE(["conditional"], seed=seed, constant_liar=True), space)
+        assert same(ours, next_after(trials, TPESampler(seed=seed, constant_liar=True), space))
+        drawn += "conditional" in ours
+    assert drawn

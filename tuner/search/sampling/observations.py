@@ -22,7 +22,7 @@ class Observations:
         self.ranked: list[tuple[float, int]] = []  # minus the score and the number of each complete trial, best first
         self.complete: list[int] = []  # the numbers of the complete trials, oldest first
         self.unfinished: dict[int, FrozenTrial] = {}  # the running trials as they were read, by number
-        self._num_read = 0
+        self._num_read = self._room = 0  # the columns have room for more trials than were read
         self._columns: dict[str, np.ndarray] = {}  # a parameter as Optuna represents it, by name; nan: not in the trial
 
     def values(self, names: Sequence[str], numbers: Sequence[int]) -> np.ndarray:
@@ -32,12 +32,16 @@ class Observations:
             names: of the parameters.
             numbers: of the trials, in the order of the result.
         """
-        rows = np.array(numbers, int)
-        chosen = np.stack([self._columns[name][rows] for name in names])
+        rows, nowhere = np.array(numbers, int), np.full(self._room, np.nan)
+        chosen = np.stack([self._columns.get(name, nowhere)[rows] for name in names])
         return chosen[:, ~np.isnan(chosen).any(axis=0)]
 
     def update(self, trials: Sequence[FrozenTrial]) -> None:
         """Read the trials that are new, and those that were running. A finished trial never changes."""
+        if len(trials) > self._room:
+            new = np.full(len(trials), np.nan)
+            self._columns = {name: np.append(column, new) for name, column in self._columns.items()}
+            self._room += len(trials)
         changed = [number for number, trial in self.unfinished.items() if trials[number] is not trial]
         for number in [*changed, *range(self._num_read, len(trials))]:
             self._read(number, trials[number])
@@ -54,9 +58,7 @@ class Observations:
             return
         for name, distribution in trial.distributions.items():
             self.distributions[name] = distribution
-            column = self._columns.get(name, np.empty(0))
-            if number >= len(column):
-                column = self._columns[name] = np.append(column, np.full(number + 64, np.nan))
+            column = self._columns.setdefault(name, np.full(self._room, np.nan))
             column[number] = distribution.to_internal_repr(trial.params[name])
 
 
