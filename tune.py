@@ -7,6 +7,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from data.places import check_folder
 from data.ranges import COUNT
 from tuner.cli import add_file, add_set, add_storage, add_tracking_uri, main
 from tuner.project import experiments_file, storage_place, told_file
@@ -73,6 +74,8 @@ def run() -> int:
     file = experiments_file(options.file)
     storage = storage_place(options.storage, file)
     print(f"{told_file(options.file, file)}; searches are kept in {storage}", flush=True)
+    if isinstance(storage, Path) and not options.dry_run:
+        check_folder(storage)
 
     # Ray reads it when it is imported. A cluster that asks for a token, as `ray start` makes it wherever the user has
     # one, refuses a driver that does not show it.

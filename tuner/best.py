@@ -11,8 +11,10 @@ K`, it makes one model of several trials (tuner/export/ensemble.py); this needs 
 import argparse
 import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data.places import check_folder
 from data.ranges import COUNT, HUGE, Range
 from tuner.cli import add_file, add_storage, add_tracking_uri, main
 from tuner.project import program, storage_place
@@ -129,6 +131,8 @@ def run(arguments: list[str] | None = None) -> None:
     folder = None
     if options.export is not None:
         folder = place(options.export or default, "--export")
+        if isinstance(folder, Path):
+            check_folder(folder)
     if options.ensemble:
         from tuner.export.ensemble import EnsembleOptions
 

@@ -11,10 +11,11 @@ import argparse
 import sys
 from pathlib import Path
 
+from data.places import check_output
 from tuner.cli import add_batch_size, add_data, add_device, add_model, choose_device, main
 from tuner.errors import TunerError
 from tuner.inference.streaming import BATCH_SIZE
-from tuner.storage.local import check_output, replacing
+from tuner.storage.local import replacing
 from tuner.storage.stores import place
 
 SUFFIX = ".parquet"

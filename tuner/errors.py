@@ -20,11 +20,12 @@ processes: a string is their only argument.
 """
 
 import difflib
-import errno
 import re
 from collections.abc import Iterable
 
 from data.errors import first_line as first_line
+from data.places import disk_full_message as disk_full_message
+from data.places import place_message as place_message
 
 
 class TunerError(Exception):
@@ -77,32 +78,6 @@ class NothingToExport(TunerError):
 
 class ModelFolderError(TunerError):
     """The folder of an exported model cannot be used."""
-
-
-def disk_full_message(error: OSError) -> str | None:
-    """The sentence about a write that failed because the disk is full; None where `error` has another cause."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return None
-    return f"{error.filename or 'a file'}: cannot be written, the disk is full ({error.strerror}); free some space"
-
-
-# What the file system answers about a place that the user or the machine can correct; any other answer is a bug.
-_OF_PLACES = {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP,
-    errno.ENAMETOOLONG, errno.EIO, errno.ESTALE,
-}  # fmt: skip
-
-
-def place_message(error: OSError) -> str | None:
-    """The sentence about a file or folder that cannot be read or written; None where `error` is about something else.
-
-    A failed connection, for example, has no file name.
-    """
-    if (message := disk_full_message(error)) is not None:
-        return message
-    if error.filename is None or error.errno not in _OF_PLACES:
-        return None
-    return f"{error.filename}: cannot be read or written ({error.strerror}); correct the path or its permissions"
 
 
 def in_one_line(error: BaseException) -> str:

@@ -19,11 +19,12 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
+from data.places import check_output
 from data.ranges import Range
 from tuner.cli import add_data, add_device, add_model, choose_device, main
 from tuner.errors import ConfigError
 from tuner.inference.meanings import explained
-from tuner.storage.local import check_output, replacing
+from tuner.storage.local import replacing
 from tuner.storage.stores import place
 
 # The largest difference of a stored probability from the model's: above the rounding to the six digits of a csv, and

@@ -20,13 +20,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data.places import check_output
 from data.ranges import COUNT
 from tuner.cli import add_batch_size, add_data, add_device, add_model, choose_device, main
 from tuner.errors import ModelFolderError, TunerError
 from tuner.inference import segments
 from tuner.inference.predictions import TOP_K
 from tuner.inference.streaming import BATCH_SIZE
-from tuner.storage.local import check_output, replacing
+from tuner.storage.local import replacing
 from tuner.storage.stores import place
 from tuner.training import teacher, vocabulary
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from data import machine
+from data.places import check_folder
 from data.ranges import Range
 from tuner.cli import add_device, add_file, add_set, add_storage, add_tracking_uri, choose_device, main
 
@@ -54,6 +55,8 @@ def run(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if (options.resume or options.fresh) and options.save is None:
         parser.error("--resume and --fresh need the folder of a checkpoint: name it with --save DIR")
+    if options.save is not None:
+        check_folder(options.save)
     if options.trial and (options.experiment or options.set):
         parser.error("--trial brings its own settings; leave EXPERIMENT and --set out")
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.errors import DataError
+from data import command
+from data.places import check_folder
 from data.ranges import COUNT, Range, told
 from data.schema import FEATURES, MAX_BAD_RECORDS, MAX_FRAMES, NUM_CLASSES, Schema, parse_feature, parse_key
 
@@ -64,18 +65,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--no-labels", action="store_true", help="accept videos without the key 'labels'")
     options = parser.parse_args(arguments)
-    try:
-        _build_or_check(options)
-    except (DataError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return command.run(lambda: _build_or_check(options))
 
 
 def _build_or_check(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from data.cache.bar import build_bar
+    from data.cache.store import default_directory
+
+    check_folder(options.directory or default_directory())
 
     began = time.perf_counter()
     was_built = False

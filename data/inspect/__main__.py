@@ -12,8 +12,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
+from data import command
 from data.cache.recipe import about_empty, find_each, find_shards, is_folder
-from data.errors import DataError, NoShardsError, ShardError
+from data.errors import NoShardsError, ShardError
 from data.inspect.overview import block, groups_of, overview
 from data.inspect.summary import Summary
 from data.ranges import COUNT
@@ -97,16 +98,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--summary", action="store_true", help="sum up one file, too")
     arguments = parser.parse_args(argv)
-    try:
-        shards = _found(arguments.places)
-        if len(shards) > 1 or arguments.summary or is_folder(arguments.places[0]):
-            return _sum_up(shards)
-        for line in _records(shards[0], arguments.num):
-            print(line)
-        return 0
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return command.run(lambda: _inspect(arguments))
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    shards = _found(arguments.places)
+    if len(shards) > 1 or arguments.summary or is_folder(arguments.places[0]):
+        return _sum_up(shards)
+    for line in _records(shards[0], arguments.num):
+        print(line)
+    return 0
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.errors import DataError
+from data import command
+from data.places import check_folder
 from data.ranges import COUNT, SEED, Range
 from data.sample.writer import NUM_FRAMES, NUM_VIDEOS, SHARDS, VIDEOS, write_splits
 from data.schema import FEATURES
@@ -39,24 +40,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="of the longest video (default: %(default)s)",
     )
     arguments = parser.parse_args(argv)
-    try:
-        splits = write_splits(
-            arguments.directory,
-            num_videos={split: getattr(arguments, split) for split in NUM_VIDEOS},
-            num_shards=arguments.shards,
-            num_classes=arguments.classes,
-            seed=arguments.seed,
-            level=arguments.level,
-            num_frames=arguments.frames,
-        )
-    except (DataError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return command.run(lambda: _write(arguments))
+
+
+def _write(arguments: argparse.Namespace) -> None:
+    check_folder(arguments.directory)
+    splits = write_splits(
+        arguments.directory,
+        num_videos={split: getattr(arguments, split) for split in NUM_VIDEOS},
+        num_shards=arguments.shards,
+        num_classes=arguments.classes,
+        seed=arguments.seed,
+        level=arguments.level,
+        num_frames=arguments.frames,
+    )
     size = sum(path.stat().st_size for paths in splits.values() for path in paths)
     shards = {split: f"{len(paths)} shard{'s' * (len(paths) != 1)}" for split, paths in splits.items()}
     counts = ", ".join(f"{getattr(arguments, split)} {split} in {shards[split]}" for split in splits)
     print(f"{counts}: {size / 1e6:.1f} MB in {arguments.directory}, {arguments.classes} classes, seed {arguments.seed}")
-    return 0
 
 
 if __name__ == "__main__":

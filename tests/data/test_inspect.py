@@ -88,7 +88,7 @@ def test_a_bad_file_gives_one_sentence_and_code_2(tmp_path, capsys, content):
         path.write_bytes(content)
     assert exit_code_of("data.inspect", path) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith(f"error: {path}: ") and captured.err.count("\n") == 1 and not captured.out
+    assert captured.err.startswith(f"{path}: ") and captured.err.count("\n") == 1 and not captured.out
 
 
 def test_a_number_below_one_is_refused(example):
@@ -159,7 +159,7 @@ def test_empty_and_damaged_shards_are_told(tmp_path, capsys):
     paths[0].write_bytes(paths[0].read_bytes()[:-3])
     assert exit_code_of("data.inspect", tmp_path) == 2
     told = capsys.readouterr()
-    assert f"error: {paths[0]}: record at byte " in told.err
+    assert f"{paths[0]}: record at byte " in told.err
     assert f"1 of 4 shards are empty: {tmp_path / 'train0009.tfrecord'}\n" in told.out
     assert "1 of 4 shards are damaged; only what comes before the damage is counted\n" in told.out
     assert "4 shards, 8 videos" in told.out
@@ -168,7 +168,7 @@ def test_empty_and_damaged_shards_are_told(tmp_path, capsys):
 def test_a_folder_without_shards_is_refused(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("no shard")
     assert exit_code_of("data.inspect", tmp_path) == 2
-    assert capsys.readouterr().err == f"error: {tmp_path}: no file in this folder is a TFRecord file\n"
+    assert capsys.readouterr().err == f"{tmp_path}: no file in this folder is a TFRecord file\n"
 
 
 def test_the_command_runs_without_torch(example):

@@ -4,7 +4,6 @@ import errno
 import json
 import shutil
 import socket
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from data import atomic
+from data.places import check_output
 from data.retry import retried
 from tuner.errors import SearchError, TunerError
 from tuner.storage.append_log import LocalLog
@@ -134,27 +134,11 @@ def replacing(output: Path) -> Iterator[Path]:
 
     Raises:
         TunerError: the file cannot be written.
+        DataError: nothing can be written there.
     """
     check_output(output)
     try:
         with atomic.replacing(output) as unfinished:
             yield unfinished
-    except OSError as error:
-        raise TunerError(f"{output}: cannot be written: {error.strerror or error}") from error
-
-
-def check_output(output: Path) -> None:
-    """Check that a file can be written, before the work whose result it holds: a first byte is written beside it.
-
-    Raises:
-        TunerError: it is a folder, its folder is missing, read-only or full, or the user may not write there.
-    """
-    if output.is_dir() or not output.parent.is_dir():
-        reason = "it is a folder" if output.is_dir() else f"there is no folder {output.parent}"
-        raise TunerError(f"{output}: cannot be written: {reason}")
-    try:
-        with tempfile.NamedTemporaryFile(dir=output.parent, prefix=".") as probe:
-            probe.write(b"\0")
-            probe.flush()
     except OSError as error:
         raise TunerError(f"{output}: cannot be written: {error.strerror or error}") from error
