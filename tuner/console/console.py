@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from weakref import finalize
 
 from rich.console import Console as RichConsole
 from rich.console import RenderableType
@@ -30,6 +31,7 @@ class Console:
         except (OSError, AttributeError):  # a notebook has replaced stdout by an object without a file
             descriptor = 1
         self._out = os.fdopen(os.dup(descriptor), "w", buffering=1)
+        finalize(self, self._out.close)
         self._rich = RichConsole(file=self._out, highlight=False, soft_wrap=True)
         self._view: SearchView | None = None
         self._activity = Activity(self.print)
