@@ -1,7 +1,9 @@
 """The places that a command reads or writes: checked before the work, and what is wrong with one in a sentence."""
 
 import errno
+import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from data.errors import DataError
@@ -67,3 +69,28 @@ def _probe(place: Path, folder: Path) -> None:
             probe.write(b"\0")
     except OSError as error:
         raise DataError(f"{place}: cannot be written: {error.strerror or error}") from error
+
+
+def run_command(command: Callable[[], int | None]) -> int:
+    """Run a command and return the exit code of its process.
+
+    Args:
+        command: does the work; returns an exit code, or None for 0.
+
+    Returns:
+        The code of the command; 2 after an error that the user can correct, or about a place that cannot be read or
+        written, with its message on stderr; 130 after Ctrl-C. Any other exception is a bug and keeps its traceback.
+    """
+    try:
+        return command() or 0
+    except (DataError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        if (message := place_message(error)) is None:
+            raise
+        print(message, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130

@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data import command
-from data.places import check_folder
+from data.places import check_folder, run_command
 from data.ranges import COUNT, Range, told
 from data.schema import FEATURES, MAX_BAD_RECORDS, MAX_FRAMES, NUM_CLASSES, Schema, parse_feature, parse_key
 
@@ -65,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--no-labels", action="store_true", help="accept videos without the key 'labels'")
     options = parser.parse_args(arguments)
-    return command.run(lambda: _build_or_check(options))
+    return run_command(lambda: _build_or_check(options))
 
 
 def _build_or_check(options: argparse.Namespace) -> None:

@@ -12,11 +12,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from data import command
 from data.cache.recipe import about_empty, find_each, find_shards, is_folder
 from data.errors import NoShardsError, ShardError
 from data.inspect.overview import block, groups_of, overview
 from data.inspect.summary import Summary
+from data.places import run_command
 from data.ranges import COUNT
 from data.tfrecord import read_examples
 from data.tfrecord.describe import describe
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--summary", action="store_true", help="sum up one file, too")
     arguments = parser.parse_args(argv)
-    return command.run(lambda: _inspect(arguments))
+    return run_command(lambda: _inspect(arguments))
 
 
 def _inspect(arguments: argparse.Namespace) -> int:

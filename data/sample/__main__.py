@@ -9,8 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data import command
-from data.places import check_folder
+from data.places import check_folder, run_command
 from data.ranges import COUNT, SEED, Range
 from data.sample.writer import NUM_FRAMES, NUM_VIDEOS, SHARDS, VIDEOS, write_splits
 from data.schema import FEATURES
@@ -40,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="of the longest video (default: %(default)s)",
     )
     arguments = parser.parse_args(argv)
-    return command.run(lambda: _write(arguments))
+    return run_command(lambda: _write(arguments))
 
 
 def _write(arguments: argparse.Namespace) -> None:
