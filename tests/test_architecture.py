@@ -30,6 +30,7 @@ from tests.support.workplace import PROJECT
 COMMANDS = {
     "tune.py": ("tune.py",),
     "tuner/best.py": ("-m", "tuner.best"),
+    "tuner/steer.py": ("-m", "tuner.steer"),
     "tuner/train.py": ("-m", "tuner.train"),
     "tuner/evaluate.py": ("-m", "tuner.evaluate"),
     "tuner/predict.py": ("-m", "tuner.predict"),

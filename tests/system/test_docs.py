@@ -27,7 +27,7 @@ GUIDE = [README, PROJECT / "CONTRIBUTING.md", PROJECT / "clusters" / "README.md"
 PAGES = [page.relative_to(PROJECT).as_posix() for page in [*GUIDE, PROJECT / "CHANGELOG.md"]]
 # One page for each subject of the issue that asked for them, and each says first what it is for.
 SUBJECTS = (
-    *("experiments", "samplers-and-schedulers", "resuming", "clusters", "storage", "contrastive"),
+    *("experiments", "samplers-and-schedulers", "resuming", "steering", "clusters", "storage", "contrastive"),
     *("frames-and-segments", "ensembles", "mlflow", "export", "reliability", "benchmarks", "scaling", "python"),
 )
 PURPOSE = re.compile(r"# [^\n]+\n\nThis page ")
@@ -53,6 +53,8 @@ ELSEWHERE = {
     rf"{MINE} --warm-start \S+": "tests/system/test_search.py::"
     "test_a_search_begins_with_what_the_one_before_knows_and_an_unchanged_one_trains_nothing",
     rf"{MINE} --resume": "tests/faults/test_process.py::test_a_killed_driver",
+    r"python -m tuner\.steer mine (try|drop|pause|resume|trials|stop).*": "tests/system/test_steering.py::"
+    "test_a_search_is_steered_while_it_runs",
     rf"{MINE} --fresh": "tests/search/test_begin.py::test_a_new_search_mentions_all_that_have_not_ended",
     r"python tune\.py contrastive": "tests/system/test_search.py::"
     "test_both_phases_of_a_contrastive_trial_resume_and_share_their_encoder",

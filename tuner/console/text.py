@@ -13,6 +13,7 @@ STOPPED_BY = {
     "goal": "the goal of the search",
     "plateau": "the plateau rule",
     "failures": "too many failures",
+    "user": "the user",
 }
 
 

@@ -96,7 +96,8 @@ class SearchView:
         search = self.search
         running, done = len(self._running), self._ended - self._failed
         waiting = max(0, len(search.trials) - self._ended - running)
-        counts = f"{done} done  {running} running  {f'{waiting} waiting  ' if waiting else ''}{self._failed} failed"
+        counts = "paused  " if search.paused else ""
+        counts += f"{done} done  {running} running  {f'{waiting} waiting  ' if waiting else ''}{self._failed} failed"
         # The console lets long lines run on, and a live view cuts them at the end of the terminal.
         head = Text.assemble(
             (f"{search.experiment}  {search.id}", "bold"),

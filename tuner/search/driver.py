@@ -39,6 +39,7 @@ from tuner.search.concurrency import Concurrency
 from tuner.search.recorder import Recorder
 from tuner.search.schedulers import ReplayingScheduler
 from tuner.search.searcher import JournaledSearch
+from tuner.search.steering.steering import Steering
 from tuner.search.stopper import StopRule, sigterm_as_interrupt
 from tuner.search.summary import conclude_tracking, interrupted, print_summary
 from tuner.search.winner import conclude
@@ -238,18 +239,20 @@ class _Search:
             recorder = Recorder(self.experiment, self.journal, tracker, console, scheduler, self.stop)
             head = ray.get_runtime_context().gcs_address
             with console.searching(search, results), watch(head, partial(self._exit_without_ray, head), console.print):
+                steering = Steering(self.experiment, self.journal, self.stop, recorder, console.print)
                 recorder.catch_up()
                 if self._due and not self.stop.stop_all():
                     stages.begin("trials")
                     console.doing("")
-                    self._fit(scheduler, recorder)
+                    with steering.listening():
+                        self._fit(scheduler, recorder, steering)
                 if not self.stop.interrupted:
                     stages.begin("the winner")
                     console.doing("scoring the best trial and writing its model to MLflow", aloud=False)
                     if search.finished:
                         if self._slots_score_better and not search.best_is_scored:
                             self.stop.trains = False
-                            self._fit(scheduler, recorder)
+                            self._fit(scheduler, recorder, steering)
                         conclude(self.journal, self.experiment, self.data, tracker, console)
                     remove_needless(self.directory, search, settings.keep, print)
                     if not search.ended:
@@ -297,7 +300,7 @@ class _Search:
         self.tracker.close(SHORT_PATIENCE_SECONDS, self.console.print)
         os._exit(1)
 
-    def _fit(self, scheduler: ReplayingScheduler, recorder: Recorder) -> None:
+    def _fit(self, scheduler: ReplayingScheduler, recorder: Recorder, steering: Steering) -> None:
         """Run the trials with Ray Tune."""
         layout = self.layout
         at(self.directory / searches.TRIALS).make()
@@ -310,14 +313,14 @@ class _Search:
                 metric=SCORE,
                 mode="max",
                 num_samples=-1,  # the searcher returns FINISHED after all planned trials
-                search_alg=JournaledSearch(self.experiment, self.journal, self.concurrency, self.stop),
+                search_alg=JournaledSearch(self.experiment, self.journal, self.concurrency, self.stop, steering.poll),
                 scheduler=scheduler,
                 reuse_actors=True,
             ),
             run_config=RunConfig(
                 name=f"attempt-{len(self.search.attempts)}",
                 **ray_storage(self.directory / searches.RAY),
-                callbacks=[recorder],
+                callbacks=[recorder, steering],
                 checkpoint_config=CheckpointConfig(checkpoint_at_end=False),  # the workers store their checkpoints
                 stop=self.stop,
                 verbose=0,

@@ -77,7 +77,7 @@ class Recorder(Unsaved, Callback):
         for history in self._search.trials.values():
             running = history.status == "running"
             missing = self._experiment.trial_config(history.values).epochs - history.last_epoch if running else 0
-            stopped_by = self._stopped_by(history) if missing else None
+            stopped_by = self._stopped_by(history) if missing or history.dropped else None
             if not missing or stopped_by:
                 self._tell_again(history, stopped_by)
         if self.stop.stop_all():
@@ -94,8 +94,16 @@ class Recorder(Unsaved, Callback):
             else:
                 self._close(history)
 
+    def end_where_no_slot_has(self, history: TrialHistory) -> None:
+        """End a trial that the user has dropped before a slot has taken it."""
+        if history.id not in self._started:
+            with self.stop.halting():
+                self._tell_again(history, "user")
+
     def _stopped_by(self, history: TrialHistory) -> str | None:
         """What has stopped a trial before its last epoch; None: nothing has, or the end of the search."""
+        if history.dropped:
+            return "user"
         return self._scheduler.name if history.id in self._scheduler.stopped else None
 
     def _open(self, history: TrialHistory) -> None:
@@ -118,6 +126,8 @@ class Recorder(Unsaved, Callback):
             return
         if "error" in result:
             self._errors[history.id] = result["error"], result["cause"]
+            return
+        if "dropped" in result:
             return
         if "said" in result:
             self._console.trial_noted(history, result["said"])
@@ -153,7 +163,7 @@ class Recorder(Unsaved, Callback):
         if self.stop.interrupted and trial.config["trial_id"] not in self._errors:
             return  # a resume continues it
         error = self._errors.get(history.id)
-        if error is None and not history.reports and self.stop.reason is None:
+        if error is None and not history.reports and self.stop.reason is None and not history.dropped:
             error = "it ended without a report", "other"
         self._end(history, error, self._stopped_by(history) or self.stop.reason)
 

@@ -24,7 +24,12 @@ class JournaledSearch(Unsaved, Searcher):
     """Proposes the trials of an experiment. A configuration is {trial_id, number, values}."""
 
     def __init__(
-        self, experiment: Experiment, journal: Journal, concurrency: Callable[[], int], stop: StopRule
+        self,
+        experiment: Experiment,
+        journal: Journal,
+        concurrency: Callable[[], int],
+        stop: StopRule,
+        poll: Callable[[], None] = lambda: None,
     ) -> None:
         """Fill the study from the journal.
 
@@ -34,10 +39,12 @@ class JournaledSearch(Unsaved, Searcher):
             concurrency: how many trials may exist at a time (tuner/search/concurrency.py); where it is more than one,
                 TPE avoids the values of those that are still running.
             stop: ends the search; once it has ended, only its best trial is still to be scored.
+            poll: carries out what the user asks for. Where no trial runs, Tune calls nothing but `suggest`.
         """
         super().__init__(metric=SCORE, mode="max")
         assert journal.search is not None
         self._experiment, self._journal, self._concurrency, self._stop = experiment, journal, concurrency, stop
+        self._poll = poll
         self.suggestions = Suggestions(experiment, journal.search, parallel=concurrency() > 1)
         self._given: dict[str, str] = {}  # the ids in the journal of the trials that Tune has, by Tune's id
         self._waiting = deque(journal.search.unfinished)
@@ -56,13 +63,18 @@ class JournaledSearch(Unsaved, Searcher):
         """
         search = self._journal.search
         assert search is not None
+        self._poll()
+        if search.paused:  # Tune asks the stop rule only where a trial runs
+            return Searcher.FINISHED if self._stop.stop_all() else None
         if len(self._given) >= self._concurrency():
             return None
         self._take_back_lost(search)
         if not self._stop.trains:
             return self._scoring()
-        if self._waiting:
-            return self._give(trial_id, self._waiting.popleft())
+        while self._waiting:
+            history = self._waiting.popleft()
+            if history.status == "running":  # else the user has dropped it
+                return self._give(trial_id, history)
         number = len(search.trials)
         if number >= search.planned or self._stop.exhausted:
             return self._scoring()

@@ -86,7 +86,9 @@ class StopRule(Unsaved, Stopper):
     def _due(self) -> str | None:
         config, search = self._config, self._search
         now = time.monotonic()
-        self._used, self._checked = self._used + now - self._checked, now
+        self._used, self._checked = self._used + (0 if search.paused else now - self._checked), now
+        if search.stopped:
+            return "user"
         if self.is_out_of_time:
             return "time_budget"
         if config.goal is not None:

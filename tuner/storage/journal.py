@@ -24,6 +24,7 @@ earlier versions have none.
     resumed     a trial continued from the checkpoint of an epoch: id, epoch
     finished    a trial ended with a score: id, stopped_by, sampler_state
     failed      a trial failed for good: id, error, cause, sampler_state
+    steered     the user asked for something: request, verb, said, and what follows: values, id, planned
     extended    the search has more trials: trials
     winner      the best trial was evaluated on whole splits: id, metrics by split
     ended       the search ended: reason
@@ -68,6 +69,7 @@ class TrialHistory:
     stopped_by: str | None = None  # asha, median, time_budget, plateau, ...; None: it completed all of its epochs
     error: str | None = None
     cause: Cause = "other"  # of the error
+    dropped: bool = False  # whether the user has stopped it
     known: dict[str, str] | None = None  # the trial of an earlier search whose result it has: search, trial
     failures: int = 0  # how often this driver has lost its workers or its slot; the journal does not count them
 
@@ -129,11 +131,14 @@ class SearchHistory:
     queued: list[dict[str, Any]] = field(default_factory=list)  # values to try before those of the sampler
     reported: list[tuple[str, int]] = field(default_factory=list)  # (id of the trial, epoch) of each report, in order
     attempts: list[Attempt] = field(default_factory=list)  # its drivers, the newest last
+    steered: dict[str, str] = field(default_factory=dict)  # what the user asked for and got, by the id of the request
+    paused: bool = False  # whether the user has paused it; a driver that resumes it goes on
+    stopped: bool = False  # whether the user has ended it
     seconds: float = 0.0  # that its drivers have run so far, each up to its last entry
     last_entry: float | None = None  # time of the last entry of the newest driver, in seconds since 1970
     study_state: dict[str, Any] = field(default_factory=dict)  # what the sampler stored with the study
     num_ended: int = 0  # number of trials that finished or failed
-    # planned, exhausted, time_budget, goal, plateau or failures; None: it has not ended and can be resumed
+    # planned, exhausted, time_budget, goal, plateau, failures or user; None: it has not ended and can be resumed
     ended: str | None = None
     tracked: bool = False  # whether MLflow has everything; if not, resuming an ended search writes the rest
     baseline: float = 0.0  # GAP on the validation sample of the labels' frequencies as scores of every video
@@ -154,6 +159,12 @@ class SearchHistory:
     def unfinished(self) -> list[TrialHistory]:
         """Trials that were suggested and have neither finished nor failed."""
         return [trial for trial in self.trials.values() if trial.status == "running"]
+
+    @property
+    def waiting(self) -> list[dict[str, Any]]:
+        """The queued values that no trial has."""
+        tried = [trial.values for trial in self.trials.values()]
+        return [values for values in self.queued if values not in tried]
 
     @property
     def untuned_score(self) -> float | None:
@@ -346,11 +357,14 @@ def _apply(search: SearchHistory | None, entry: dict[str, Any]) -> SearchHistory
             trial.cause = entry.get("cause", "other")
             trial.sampler_state |= entry.get("sampler_state", {})
         case "attempt":
+            search.paused = False
             search.attempts.append(Attempt(cluster=entry["cluster"], job=entry["job"], scratch=entry["scratch"]))
             search.tracking_uri, search.tracked = entry.get("tracking_uri", search.tracking_uri), False
         case "extended":
             search.planned += entry["trials"]
-            search.ended = None
+            search.ended, search.stopped = None, False
+        case "steered":
+            _steer(search, entry)
         case "winner":
             search.winner = {"trial": entry["id"], "metrics": entry["metrics"]}
         case "ended":
@@ -360,10 +374,24 @@ def _apply(search: SearchHistory | None, entry: dict[str, Any]) -> SearchHistory
     return search
 
 
+def _steer(search: SearchHistory, entry: dict[str, Any]) -> None:
+    search.steered[entry["request"]] = entry["said"]
+    search.planned = entry.get("planned", search.planned)
+    match entry["verb"]:
+        case "try":
+            search.queued.append(entry["values"])
+        case "drop":
+            search.trials[entry["id"]].dropped = True
+        case "pause" | "resume":
+            search.paused = entry["verb"] == "pause"
+        case "stop":
+            search.stopped = True
+
+
 def _count_time(search: SearchHistory, type: str, now: float | None) -> None:
     """Add the time since the entry before, where the same driver wrote both; a clock that was set back adds none."""
     if now is None or (type != "attempt" and not search.attempts):
         return
-    if type != "attempt" and search.last_entry is not None:
+    if type != "attempt" and search.last_entry is not None and not search.paused:
         search.seconds += max(0.0, now - search.last_entry)
     search.last_entry = now

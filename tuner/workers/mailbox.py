@@ -47,6 +47,7 @@ class Mailbox:
         self._limit = limit
         self._trial = _Trial(Assignment(0, {}), failures=0, ended=True)
         self._paused = False
+        self.held = False  # whether the search is paused: after its epoch, the trial waits
         self._reason: str | None = None  # why a worker is about to end, in its own words
         self._excused = False  # whether a worker is about to end that has not failed
         self._group = ""  # the name of the workers that were started together last
@@ -58,7 +59,7 @@ class Mailbox:
 
     def assign(self, suggestion: Mapping[str, Any]) -> None:
         """Give the slot its next trial; the one before it is not wanted any more."""
-        number = self._trial.assignment.number + 1
+        number, self.held = self._trial.assignment.number + 1, False
         self._trial = _Trial(Assignment(number, suggestion), failures=suggestion.get("failures", 0))
         self._notify()
 
@@ -71,6 +72,21 @@ class Mailbox:
         self._trial.received += 1
         self._notify()
         return self._trial.reports.popleft()
+
+    def hold(self, held: bool) -> None:
+        """The search is paused, or goes on."""
+        self.held = held
+        self._notify()
+
+    async def until_released(self) -> None:
+        """Wait until the search goes on, or the trial has ended."""
+        await self._until(lambda: not self.held or bool(self._trial.reports))
+
+    def drop(self, trial_id: str) -> None:
+        """End a trial that the user has dropped, unless it has ended."""
+        if self._trial.assignment.suggestion.get("trial_id") == trial_id and not self._trial.ended:
+            self._trial.put({"dropped": True})
+            self._notify()
 
     def pause(self) -> None:
         """Let the workers end."""

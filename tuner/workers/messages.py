@@ -9,6 +9,7 @@
                        {error, cause}                       the trial failed, and would fail again; the cause is that
                                                             of the journal (tuner/storage/journal.py)
                        {fatal}                              every trial would fail so, and the search ends
+                       {dropped}                            the user has dropped the trial, as the driver told the slot
                        {winner, scores, classes, notes}     the best trial, and its scores by split and by class
     slot -> driver     {failure, failures}                  its workers were lost so often; the trial is trained on
 
@@ -42,6 +43,6 @@ def too_often(reason: str, failures: int) -> str:
 
 def is_last(report: Mapping[str, Any]) -> bool:
     """Whether a trial has nothing more to report."""
-    if any(key in report for key in ("error", "fatal", "scores")):
+    if any(key in report for key in ("error", "fatal", "scores", "dropped")):
         return True
     return "epoch" in report and bool(report["epoch"] == report["epochs"])

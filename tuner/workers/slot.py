@@ -134,10 +134,15 @@ class Slot(ray.tune.Trainable):
 
     async def train(self) -> dict[str, Any]:
         """Wait for the next report of the trial."""
+        if self._mailbox.held:  # what the workers hold is for others meanwhile
+            self._pause()
+            await self._mailbox.until_released()
+            self._assigned, self._silence = time.monotonic(), SILENCE_SECONDS
         if self._idle is not None:
             self._idle.cancel()
-        self._mailbox.resume()
-        self._wanted.set()
+        if not self._mailbox.held:
+            self._mailbox.resume()
+            self._wanted.set()
         patience = asyncio.create_task(self._say_what_it_waits_for())
         try:
             await self._mailbox.until_report()
@@ -151,6 +156,14 @@ class Slot(ray.tune.Trainable):
         """The next report, which `train` has waited for; the last one says so to Tune."""
         report = self._mailbox.next_report()
         return {**report, "done": is_last(report)}
+
+    async def hold(self, held: bool) -> None:
+        """The user has paused the search, or it goes on: after its epoch the trial waits, without workers."""
+        self._mailbox.hold(held)
+
+    async def drop(self, trial_id: str) -> None:
+        """The user has dropped a trial."""
+        self._mailbox.drop(trial_id)
 
     async def stop(self) -> None:
         """End the slot, once its workers have left their trial. What they are, ends with this actor."""

@@ -159,9 +159,14 @@ class Suggestions:
         return place
 
     def _key(self, values: Values, number: int) -> _Key:
-        # Optuna draws 0.30000000000000004 where a grid has 0.3.
-        exact = {name: float(f"{one:.12g}") if isinstance(one, float) else one for name, one in values.items()}
-        return frozenset(exact.items()), self._experiment.trial_config(values).seed(number)
+        return configuration(self._experiment, values, number)
+
+
+def configuration(experiment: Experiment, values: Values, number: int) -> _Key:
+    """What two trials must have in common to be the same training: their values, and their seed."""
+    # Optuna draws 0.30000000000000004 where a grid has 0.3.
+    exact = {name: float(f"{one:.12g}") if isinstance(one, float) else one for name, one in values.items()}
+    return frozenset(exact.items()), experiment.trial_config(values).seed(number)
 
 
 def optuna_distribution(distribution: Number | Choice) -> BaseDistribution:
