@@ -406,3 +406,17 @@ def test_checkpoints_that_cannot_be_removed_end_the_search_after_the_trial(
     driver.complete()
     assert driver.stop.fatal_error == "trials/s-0000: Permission denied"
     assert driver.history.status == "finished"
+
+
+def test_trials_that_run_when_the_search_ends_are_ended_by_its_reason(tmp_path: Path) -> None:
+    """Tune stops them, and calls no callback."""
+    (tmp_path / "experiments.yaml").write_text(EXPERIMENT)
+    driver = Driver(tmp_path / "search", tmp_path / "experiments.yaml")
+    assert driver.journal.search is not None
+    driver.journal.append("report", id=ID, epoch=1, metrics={"gap": 0.7})
+    driver.recorder.end_stopped()
+    assert driver.journal.search.unfinished
+    driver.recorder.stop.reason = "goal"
+    driver.recorder.end_stopped()
+    assert driver.journal.search.finished[0].stopped_by == "goal"
+    driver.journal.close()

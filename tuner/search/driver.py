@@ -246,6 +246,7 @@ class _Search:
                     console.doing("")
                     with steering.listening():
                         self._fit(scheduler, recorder, steering)
+                    recorder.end_stopped()
                 if not self.stop.interrupted:
                     stages.begin("the winner")
                     console.doing("scoring the best trial and writing its model to MLflow", aloud=False)

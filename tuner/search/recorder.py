@@ -84,6 +84,13 @@ class Recorder(Unsaved, Callback):
             for history in self._search.unfinished:
                 self._tell_again(history, self.stop.reason)
 
+    @_halting
+    def end_stopped(self) -> None:
+        """End the trials that ran when a rule or the user ended the search: Tune stops them without a word."""
+        if self.stop.reason is not None and not self.stop.interrupted:
+            for history in self._search.unfinished:
+                self._end(history, None, self._stopped_by(history) or self.stop.reason)
+
     def _tell_again(self, history: TrialHistory, stopped_by: str | None) -> None:
         with self._tracker.together(history):
             self._open(history)
