@@ -23,6 +23,20 @@ TINY = {
     "decode": ["--videos", "200", "--rounds", "1"],
     "feed": ["--videos", "200", "--rounds", "1", "--batch-size", "64"],
     "gap": ["--videos", "1024", "--rounds", "1", "--stream", "2048"],
+    "samplers": [
+        "--seeds",
+        "1",
+        "--trials",
+        "14",
+        "--history",
+        "60",
+        "--only",
+        "failing",
+        "finite",
+        "table",
+        "tpe",
+        "grid",
+    ],
     "search": ["--trials", "3", "--epochs", "2", "--videos", "400"],
     "pretrain": ["--videos", "128", "--rounds", "1", "--batch-size", "64", "--threads", "1"],
     "step": ["--videos", "128", "--rounds", "1", "--batch-size", "64", "--threads", "1"],
@@ -50,7 +64,7 @@ def test_every_benchmark_has_a_test_here() -> None:
     scripts = {path.stem for path in Path(PROJECT, "benchmarks").glob("*.py")}
     # These take minutes to hours: searches on a real Ray, many trials (few_labels), trials on real videos (ensemble).
     large = {"driver", "driver_calibration", "few_labels", "ensemble", "faults", "storm"}
-    assert scripts - large - {"card", "simulated_slots", "fuzz"} == TINY.keys() | {"compare"}
+    assert scripts - large - {"card", "simulated_slots", "objectives", "fuzz"} == TINY.keys() | {"compare"}
 
 
 def test_no_changed_file_is_read_as_another_one_or_ends_in_a_traceback() -> None:

@@ -72,7 +72,7 @@ ELSEWHERE = {
     r"kubectl delete -f clusters/kuberay\.yaml": "tests/cluster/test_cluster_files.py",
     r"RAY_AUTH_MODE=token .* ray job submit .*": f"{CLUSTER}::test_ray_job_submit_works_too",
     r"mlflow ui --backend-store-uri sqlite:///mlflow\.db": "tests/tracking/test_mlflow_server.py",
-    r"python benchmarks/(decode|feed|step|pretrain|gap|search)\.py.*": TINY,
+    r"python benchmarks/(decode|feed|step|pretrain|gap|samplers|search)\.py.*": TINY,
     r"python benchmarks/compare\.py .*": "tests/system/test_benchmarks.py::"
     "test_models_are_tuned_alike_and_no_finished_run_is_repeated",
     r"python benchmarks/(few_labels|ensemble|driver|driver_calibration|faults|fuzz)\.py.*": PARSED,
