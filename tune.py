@@ -45,7 +45,16 @@ def run() -> int:
         metavar="N",
         help="add N trials to the newest search, or to --search ID",
     )
-    parser.add_argument("--search", metavar="ID", help="of --resume or --extend (tuner.best --list shows all searches)")
+    parser.add_argument(
+        "--retry-failed",
+        action="store_true",
+        help="try the failed trials of the newest search again, or of --search ID, and continue it",
+    )
+    parser.add_argument(
+        "--search",
+        metavar="ID",
+        help="of --resume, --extend or --retry-failed (tuner.best --list shows all searches)",
+    )
     parser.add_argument(
         "--fresh", action="store_true", help="start a new search, and do not mention those that have not ended"
     )
@@ -57,11 +66,15 @@ def run() -> int:
         help="of a running Ray; default: $RAY_ADDRESS, else the cluster whose head is this machine, else a private Ray",
     )
     options = parser.parse_args()
-    continues = options.resume is not None or options.extend > 0
+    continues = options.resume is not None or options.extend > 0 or options.retry_failed
     if options.fresh and continues:
-        parser.error("--fresh starts a new search, --resume and --extend continue one")
+        parser.error("--fresh starts a new search, --resume, --extend and --retry-failed continue one")
     if options.search and not continues:
-        parser.error("--search ID needs --resume or --extend N")
+        parser.error("--search ID needs --resume, --extend N or --retry-failed")
+    if options.resume is not None and options.retry_failed:
+        parser.error(
+            "--retry-failed continues the search as --resume does: leave --resume out (--search names a search)"
+        )
     if options.search and options.resume and options.search != options.resume:
         parser.error("--resume and --search name two searches")
 
@@ -119,6 +132,7 @@ def run() -> int:
             resume=options.resume is not None,
             search=search,
             extend=options.extend,
+            retry_failed=options.retry_failed,
             fresh=options.fresh,
         ),
         console,

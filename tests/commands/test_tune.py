@@ -63,9 +63,11 @@ def test_the_search_to_continue_is_the_one_that_is_named(
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["mine", "--search", ID], "--search ID needs --resume or --extend N"),
+        (["mine", "--search", ID], "--search ID needs --resume, --extend N or --retry-failed"),
         (["mine", "--resume", ID, "--search", "20270102-030405-0001"], "name two searches"),
         (["mine", "--fresh", "--resume", ID], "--fresh starts a new search"),
+        (["mine", "--fresh", "--retry-failed"], "--fresh starts a new search"),
+        (["mine", "--resume", ID, "--retry-failed"], "leave --resume out"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(

@@ -66,6 +66,7 @@ def test_while_a_search_runs_exactly_the_best_so_far_are_stored(tmp_path: Path, 
     for number in rng.sample(range(40), 40):
         score = rng.randint(0, 5) / 10
         made: TrialHistory = trial(number, score, score / 2, status="failed" if rng.random() < 0.2 else "finished")
+        made.cause = rng.choice(["settings", "other"])
         search.trials[made.id] = made
         for epoch in (1, 2):
             folder = tmp_path / "trials" / made.id / f"epoch-{epoch:04d}"
@@ -73,7 +74,10 @@ def test_while_a_search_runs_exactly_the_best_so_far_are_stored(tmp_path: Path, 
             (folder / "checkpoint.json").touch()
         best.ended(made)
         kept = search.finished if keep == "all" else search.finished[:keep]
-        assert stored(tmp_path) == {f"{each.id}/epoch-0001" for each in kept}
+        may_be_retried = [each for each in search.failed if each.cause == "other"]
+        assert stored(tmp_path) == {f"{each.id}/epoch-0001" for each in (*kept, *may_be_retried)} | {
+            f"{each.id}/epoch-0002" for each in may_be_retried
+        }
         if rng.random() < 0.1:
             best = BestTrials(tmp_path, search, keep)
 

@@ -58,6 +58,7 @@ events = st.lists(
         st.tuples(st.just("failed"), st.integers(0, 3), names),
         st.tuples(st.just("attempt"), names),
         st.tuples(st.just("extended"), st.integers(1, 9)),
+        st.tuples(st.just("retried"), st.integers(0, 3)),
         st.tuples(st.just("winner"), st.integers(0, 3), st.floats(0, 1)),
         st.tuples(st.just("ended"), st.sampled_from(["planned", "plateau"])),
     ),
@@ -90,6 +91,8 @@ def write(opened: Journal, event: tuple[Any, ...]) -> None:
             opened.append("report", id=f"t{number}", epoch=epoch, metrics={"gap": gap})
         case "finished", number, stopped_by:
             opened.append("finished", id=f"t{number}", stopped_by=stopped_by)
+        case "retried", number:
+            opened.append("retried", ids=[f"t{number}"])
         case "failed", number, error:
             opened.append("failed", id=f"t{number}", error=error)
         case "winner", number, gap:

@@ -138,7 +138,8 @@ def make_finished_search(
             progress.state.save(made.directory / "trials" / id / f"epoch-{progress.epoch:04d}", settings)
             opened.append("report", id=id, epoch=progress.epoch, metrics=progress.metrics)
         opened.append("finished", id=id, stopped_by=None)
-    opened.append("failed", id="trial-2", error="TrialDiverged: the loss is not finite in epoch 1 by step 3")
+    error = "TrialDiverged: the loss is not finite in epoch 1 by step 3"
+    opened.append("failed", id="trial-2", error=error, cause="settings")
     opened.close()
     return made
 

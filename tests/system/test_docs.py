@@ -50,6 +50,7 @@ ELSEWHERE = {
     rf"{MINE} --extend \d+": SEARCH,
     r"python tune\.py --(resume|extend \d+ --search) \d+-\d+-\d+": "tests/search/test_begin.py::"
     "test_a_search_that_is_named_is_continued_whatever_its_experiment",
+    r"python tune\.py (mine )?--retry-failed( --search \d+-\d+-\d+)?": "tests/search/test_retry_failed.py",
     rf"{MINE} --warm-start \S+": "tests/system/test_search.py::"
     "test_a_search_begins_with_what_the_one_before_knows_and_an_unchanged_one_trains_nothing",
     rf"{MINE} --resume": "tests/faults/test_process.py::test_a_killed_driver",

@@ -151,6 +151,22 @@ def test_an_extended_search_continues_its_run(start: Start, runs: Any) -> None:
     assert runs()[0].info.status == "FINISHED"
 
 
+def test_a_trial_that_is_tried_again_continues_its_run_and_loses_its_error(start: Start, runs: Any) -> None:
+    first, history = start(), trial(0, status="failed", error="its workers were killed")
+    train(first, history)
+    finish(first, history)
+    first.end_search("FINISHED")
+    assert first.close() == 0
+    history.status, history.error = "running", None
+    second = start()
+    train(second, history)
+    history.status = "finished"
+    finish(second, history)
+    assert second.close() == 0
+    (child,) = runs()[1].values()
+    assert child.info.status == "FINISHED" and "error" not in child.data.tags
+
+
 def test_every_way_a_trial_can_end_is_recorded(start: Start, runs: Any) -> None:
     tracker = start()
     ends = [

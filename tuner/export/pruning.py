@@ -1,7 +1,8 @@
 """Removes what a search has stored and nobody needs any more.
 
-A trial that has not ended keeps its checkpoints, because a resume needs them. Of the trials that have ended, the best
-`search.keep` keep the weights of their best epoch, for exports and ensembles; everything else goes.
+A trial that has not ended keeps its checkpoints, because a resume needs them, and so does one that has failed for
+another reason than its settings, for `--retry-failed`. Of the other trials, the best `search.keep` keep the weights of
+their best epoch, for exports and ensembles; everything else goes.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ class BestTrials:
 
     def ended(self, trial: TrialHistory) -> None:
         """Remove what is not needed after the end of this trial: of it, or of the trial whose place it has taken."""
+        if trial.keeps_checkpoints:
+            return
         out = trial.id
         if trial.status == "finished" and trial.score is not None:
             insort(self._best, (*trial.rank, trial.id))
@@ -65,7 +68,7 @@ def needless(directory: Place, search: SearchHistory, keep: Keep) -> list[Place]
     folders: list[Place] = list((directory / TRIALS).glob("*"))
     for folder in folders:
         trial = search.trials.get(folder.name)
-        if trial is None or trial.status == "running":
+        if trial is None or trial.keeps_checkpoints:
             continue
         found += _needless_of(directory, trial) if trial.id in kept else [folder]
     return found

@@ -19,6 +19,7 @@ def run(
     address: str | None = None,
     resume: bool = False,
     extend: int = 0,
+    retry_failed: bool = False,
     search: str | None = None,
 ) -> "SearchHistory":
     """Run a search as `tune.py` does, print what it prints, and return its results.
@@ -32,7 +33,8 @@ def run(
         address: of a running Ray; None: as `tune.py` chooses it.
         resume: continue a search; by default the newest one that has not ended.
         extend: number of trials to add to a search; by default to the newest one.
-        search: the id of the search to resume or to extend.
+        retry_failed: try the failed trials of a search again; by default of the newest one.
+        search: the id of the search to continue.
 
     Returns:
         The results: `.finished` are the trials with a score, best first, and `.table()` has a row for each trial. Where
@@ -57,6 +59,7 @@ def run(
         address=address,
         resume=resume,
         extend=extend,
+        retry_failed=retry_failed,
         search=search,
     )
     return journal.read(run_driver(file, experiment, options, Console()).directory)

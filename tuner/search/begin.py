@@ -18,13 +18,15 @@ from tuner.redact import redacted
 from tuner.search import warm_start
 from tuner.search.summary import resume_command
 from tuner.storage import journal, searches
-from tuner.storage.journal import Journal, SearchHistory
+from tuner.storage.journal import Journal, SearchHistory, TrialHistory
 from tuner.storage.place import Place
 from tuner.training.dataset import Dataset
 from tuner.training.evaluation import batch_size_of
 
 # What ended a search of which nothing is left to do.
 WHOLE = ("planned", "exhausted", "goal", "plateau")
+# What ends a search whichever trials remain: a retry changes neither its scores nor the time that it has used.
+ENDED_BY_RULE = ("goal", "plateau", "time_budget")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,13 +39,14 @@ class Options:
     address: str | None = None  # None: tuner.workers.connection.resolve_address decides
     resume: bool = False
     extend: int = 0  # further trials for a search
+    retry_failed: bool = False  # try the failed trials of a search again
     search: str | None = None  # the id of the search to continue; None: `tuner.storage.searches` chooses
     fresh: bool = False  # begin a new search, and do not mention those that have not ended
 
     @property
     def continues(self) -> bool:
         """Whether a search is continued, and no new one begins."""
-        return self.resume or self.extend > 0
+        return self.resume or self.extend > 0 or self.retry_failed
 
 
 def folder_and_experiment(file: Path, name: str | None, options: Options) -> tuple[Place, Experiment]:
@@ -51,7 +54,7 @@ def folder_and_experiment(file: Path, name: str | None, options: Options) -> tup
 
     Raises:
         ConfigError: the file is wrong, or its experiment has changed since the search to resume began.
-        SearchError: there is no search to resume, or it has ended.
+        SearchError: there is no search to resume, or it has ended, or it has no trial to retry.
     """
     if not options.continues:
         experiment = load(file, name, options.overrides)
@@ -63,7 +66,9 @@ def folder_and_experiment(file: Path, name: str | None, options: Options) -> tup
         name = load(file, name, options.overrides).name
         directory = searches.to_continue(options.storage, name, unfinished=options.resume)
     search = journal.read(directory)
-    if search.ended and search.tracked and not (options.extend or options.tracking_uri):
+    if options.retry_failed:
+        _check_retry(search)
+    elif search.ended and search.tracked and not (options.extend or options.tracking_uri):
         raise SearchError(
             f"search {directory.name} has ended ({search.ended}) with {len(search.finished)} finished trials; "
             "--extend N adds trials to it, --tracking-uri URI writes it to another MLflow"
@@ -79,6 +84,22 @@ def folder_and_experiment(file: Path, name: str | None, options: Options) -> tup
             "or use --fresh instead of --resume to start a new one"
         )
     return directory, stored
+
+
+def _check_retry(search: SearchHistory) -> None:
+    """Check that failed trials can be tried again.
+
+    Raises:
+        SearchError: no trial has failed; or the rule that has ended the search would end them at once, without a score.
+    """
+    if not search.failed:
+        then = "" if search.ended else f"; {resume_command(search)} continues the search"
+        raise SearchError(f"--retry-failed: no trial of search {search.id} has failed{then}")
+    if search.ended in ENDED_BY_RULE:
+        raise SearchError(
+            f"--retry-failed: search {search.id} has ended ({search.ended}), and search.{search.ended} would end its "
+            "failed trials again at once; start a new search without that limit (--warm-start takes over what is known)"
+        )
 
 
 def unchanged(storage: Place, experiment: Experiment, fingerprint: str, uri: str) -> Place | None:
@@ -179,7 +200,22 @@ def begin(
             raise ConfigError("--extend: a grid has no further trials, all of its combinations are in the search")
         open_journal.append("extended", trials=options.extend)
     assert open_journal.search is not None
+    if options.retry_failed:
+        failed = open_journal.search.failed
+        again = [
+            f"  trial {trial.number:03d} {_from_where(trial)}; it had failed with: {trial.error}" for trial in failed
+        ]
+        open_journal.append("retried", ids=[trial.id for trial in failed])
+        print_line(f"failed trials that are tried again: {len(failed)}")
+        for sentence in again:
+            print_line(sentence)
     return open_journal.search
+
+
+def _from_where(trial: TrialHistory) -> str:
+    if trial.failed_by_settings:
+        return "begins anew"
+    return "continues from its last checkpoint, or begins anew where it has none"
 
 
 def frequency_baseline(batches: Batches, data: Dataset) -> float:

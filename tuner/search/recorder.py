@@ -205,7 +205,8 @@ class Recorder(Unsaved, Callback):
             self._journal.append("finished", id=history.id, stopped_by=stopped_by)
         self._close(history)
         self._console.trial_ended(history)
-        discard_training_states(self._journal.directory, history)
+        if not history.keeps_checkpoints:
+            discard_training_states(self._journal.directory, history)
         self._best_trials.ended(history)
 
     def _close(self, history: TrialHistory) -> None:

@@ -26,6 +26,7 @@ earlier versions have none.
     failed      a trial failed for good: id, error, cause, sampler_state
     steered     the user asked for something: request, verb, said, and what follows: values, id, planned
     extended    the search has more trials: trials
+    retried     failed trials are tried again, and are running until they end again: ids
     winner      the best trial was evaluated on whole splits: id, metrics by split
     ended       the search ended: reason
     tracked     MLflow has everything up to here
@@ -84,6 +85,14 @@ class TrialHistory:
     def failed_by_settings(self) -> bool:
         """Whether its own settings made it fail: for the sampler it is worse than every trial that has a score."""
         return self.status == "failed" and self.cause == "settings"
+
+    @property
+    def keeps_checkpoints(self) -> bool:
+        """Whether it may train on from its checkpoints: in a resume, or where `--retry-failed` tries it again.
+
+        A failure by its settings, as of a loss that is not finite, may already be in its checkpoint.
+        """
+        return self.status == "running" or (self.status == "failed" and self.cause == "other")
 
     @property
     def last_epoch(self) -> int:
@@ -365,6 +374,13 @@ def _apply(search: SearchHistory | None, entry: dict[str, Any]) -> SearchHistory
             search.ended, search.stopped = None, False
         case "steered":
             _steer(search, entry)
+        case "retried":
+            for id in entry["ids"]:
+                trial = search.trials[id]
+                search.num_ended -= trial.status != "running"
+                trial.status, trial.error, trial.cause, trial.stopped_by = "running", None, "other", None
+                trial.known, trial.failures = None, 0
+            search.ended, search.stopped = None, False
         case "winner":
             search.winner = {"trial": entry["id"], "metrics": entry["metrics"]}
         case "ended":

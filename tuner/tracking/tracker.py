@@ -131,8 +131,11 @@ class Tracker:
 
     def start_trial(self, trial: TrialHistory, *, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         """Open the run of a trial; a resumed search continues the one that the trial has."""
+        running = trial.status == "running"  # the journal is ahead of MLflow: if its run is closed, it is tried again
 
         def write() -> None:
+            if running:
+                self._closed.discard(trial.id)
             if trial.id in self._closed:
                 return
             own = {"trial_id": trial.id, "trial_number": str(trial.number), PARENT_TAG: self.parent_id, **tags}
@@ -179,6 +182,8 @@ class Tracker:
             run_id = self._runs[trial.id]
             for key, value in names.tags(outcome_tags(trial)).items():
                 self.client.set_tag(run_id, key, value)
+            if trial.error is None and "error" in self.client.get_run(run_id).data.tags:
+                self.client.delete_tag(run_id, "error")  # of the attempt before `--retry-failed`
             status = "FAILED" if trial.status == "failed" else "FINISHED"
             self.client.set_terminated(run_id, "KILLED" if trial.id in self._outbox.lacking else status)
             if best is not None:
