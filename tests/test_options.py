@@ -30,7 +30,8 @@ def options_of(file: str) -> list[argparse.Action]:
         raise SystemExit(0)
 
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(SystemExit):
-        patch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+        for method in ("parse_args", "parse_intermixed_args"):
+            patch.setattr(argparse.ArgumentParser, method, parse_args)
         patch.syspath_prepend(str(PROJECT / "benchmarks"))
         runpy.run_path(str(PROJECT / file), run_name="__main__")
     assert read, f"{file} reads no command line"

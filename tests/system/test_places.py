@@ -21,13 +21,30 @@ COMMANDS = (
     "tuner.predict",
     "tuner.evaluate",
     "tuner.embed",
+    "tuner.steer",
     "data.cache",
     "data.inspect",
     "data.sample",
 )
 # Metavars of what is no place.
 NO_PLACES = {
-    *("EXPERIMENT", "PATH=VALUE", "PATH", "ID", "ID|EXPERIMENT", "N", "K", "B", "P", "C", "T", "MIB", "RUN_ID"),
+    *(
+        "EXPERIMENT",
+        "PATH=VALUE",
+        "PATH",
+        "ID",
+        "ID|EXPERIMENT",
+        "N",
+        "K",
+        "B",
+        "P",
+        "C",
+        "T",
+        "MIB",
+        "RUN_ID",
+        "COMMAND",
+        "ARGUMENT",
+    ),
     *("NAME=KEY", "NAME=WIDTH", "cpu|cuda", "auto|local|HOST:PORT"),
 }
 # The place that each option takes, by command and by the name of its value.
@@ -55,6 +72,8 @@ PLACES = {
     ("tuner.embed", "model"): FOLDER_READ,
     ("tuner.embed", "data"): READ,
     ("tuner.embed", "output"): WRITTEN,
+    ("tuner.steer", "storage"): FOLDER_READ,
+    ("tuner.steer", "file"): "a file whose folder alone counts, as the default of --storage",
     ("data.cache", "data"): READ,
     ("data.cache", "directory"): FOLDER_WRITTEN,
     ("data.inspect", "places"): READ,
@@ -86,7 +105,8 @@ def parser_of(module: str) -> argparse.ArgumentParser:
         raise SystemExit(0)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(argparse.ArgumentParser, "parse_args", stop)
+        for method in ("parse_args", "parse_intermixed_args"):
+            patch.setattr(argparse.ArgumentParser, method, stop)
         exit_code_of(module)
     return found[0]
 
@@ -155,6 +175,7 @@ def usual(
         "tuner.predict": [exported, "--data", shards, "--output", tmp_path / "out.csv", "--device", "cpu"],
         "tuner.evaluate": [exported, "--data", shards, "--device", "cpu"],
         "tuner.embed": [exported, "--data", shards, "--output", tmp_path / "out.parquet", "--device", "cpu"],
+        "tuner.steer": ["tiny", "pause"],
         "data.cache": ["--data", shards, *features, "--directory", tmp_path / "built"],
         "data.inspect": [shards],
         "data.sample": [tmp_path / "sample"],
