@@ -27,7 +27,7 @@ MISTAKES = [
     ("momentum", "kind: adam", "kind: sgd\n      momentun: 0.9", "10: tiny.optimizer.momentun: unknown key; did you mean 'momentum'?"),
     ("block", "search:", "serch:", "14: tiny.serch: unknown key; did you mean 'search'?"),
     ("elsewhere", "{trials: 2}", "{dropout: 0.5}", "14: tiny.search.dropout: unknown key; did you mean 'model.dropout'?"),
-    ("far off", "{trials: 2}", "{zzz: 0.5}", "14: tiny.search.zzz: unknown key; known are trials, first, warm_start, sampler, scheduler, time_budget, epoch_timeout, max_concurrent, trials_per_worker, keep, plateau, failures"),
+    ("far off", "{trials: 2}", "{zzz: 0.5}", "14: tiny.search.zzz: unknown key; known are trials, first, warm_start, sampler, scheduler, time_budget, goal, epoch_timeout, max_concurrent, trials_per_worker, keep, plateau, failures"),
     ("missing", "      kind: adam\n", "", "8: tiny.optimizer.kind: is missing"),
     ("missing within", "{trials: 2}", "{plateau: {min_gain: 0.1}}", "14: tiny.search.plateau.trials: is missing"),
     ("twice", "train: t", "train: s*\n      train: t", "6: experiments.tiny.data.train: duplicate key (first in line 5)"),
