@@ -194,3 +194,24 @@ def test_ids_with_spaces_are_refused_when_the_ranking_is_written(tmp_path: Path)
     with pytest.raises(TunerError, match=r"1 ids hold some: 'a b'"):
         segments.write(tmp_path / "out.csv", ranking)
     assert not (tmp_path / "out.csv").exists()
+
+
+@pytest.mark.parametrize("id", [b" a", b"a ", "\u00a0a".encode(), b"a\tb", b"a\n", b""])
+def test_ids_of_which_a_reader_would_lose_a_part_are_refused(tmp_path: Path, id: bytes) -> None:
+    ranking = segments.Ranking([0], 1)
+    ranking.add([segments.Segment(id, 0)], torch.zeros(1, 1))
+    with pytest.raises(TunerError, match="1 ids hold some: "):
+        segments.write(tmp_path / "out.csv", ranking)
+
+
+@pytest.mark.parametrize("between", [[], [segments.Segment(b"b", 0)]], ids=["one after the other", "apart"])
+def test_two_records_with_one_id_are_refused_when_the_ranking_is_written(
+    tmp_path: Path, between: list[segments.Segment]
+) -> None:
+    ranking = segments.Ranking([0], 9)
+    twice = [segments.Segment(b"a", 0), segments.Segment(b"a", 5)]
+    for added in (twice, between, twice):
+        ranking.add(added, torch.zeros(len(added), 1))
+    with pytest.raises(TunerError, match=r"1 videos were scored twice: two records have the id 'a'"):
+        segments.write(tmp_path / "out.csv", ranking)
+    assert not (tmp_path / "out.csv").exists()

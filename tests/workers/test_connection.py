@@ -16,3 +16,11 @@ def test_a_cluster_that_is_gone_is_told_at_once(capsys: pytest.CaptureFixture[st
         with refused, connection.connect(address):
             pass
     assert capsys.readouterr().out == f"connecting to the Ray at {address}\n"
+
+
+def test_a_head_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "JOIN_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as hangs:  # it takes connections, and says nothing
+        address = f"127.0.0.1:{hangs.getsockname()[1]}"
+        with pytest.raises(SearchError, match=f"no Ray answers at {address} .timed out"), connection.connect(address):
+            pass

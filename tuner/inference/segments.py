@@ -118,6 +118,16 @@ class Ranking:
         """The ids of the videos that were added."""
         return self._videos
 
+    def repeated(self) -> list[bytes]:
+        """The ids of videos of which a segment was added twice, as two records with one id give."""
+        if not self._videos:
+            return []
+        ids_V, of_V = np.unique(np.array(self._videos, object), return_inverse=True)
+        segments_S = (of_V[np.asarray(self._video_of)].astype(np.int64) << 32) + np.asarray(self._starts)
+        found, counts = np.unique(segments_S, return_counts=True)
+        repeated: list[bytes] = ids_V[np.unique(found[counts > 1] >> 32)].tolist()
+        return repeated
+
     def rows(self) -> Iterator[tuple[int, list[Segment]]]:
         """Yield every class with its segments, best first."""
         for label, keys_N in zip(self._classes, self._keys_KN, strict=True):
@@ -166,15 +176,29 @@ def write(path: Path, ranking: Ranking) -> None:
     """Write a ranking to a csv, plain or .gz.
 
     Raises:
-        TunerError: an id has a space, at which a reader of the file would cut it in two.
+        TunerError: an id has a space, at which a reader of the file would cut it; or a segment was added twice.
     """
-    if unsound := [id for id in ranking.videos if len(id.decode(errors="surrogateescape").split()) != 1]:
-        shown = ", ".join(repr(id.decode(errors="backslashreplace")) for id in unsound[:3])
-        raise TunerError(f"{path}: segments are separated by spaces, but {len(unsound)} ids hold some: {shown}")
+    if unsound := [id for id in ranking.videos if _has_space(id.decode(errors="surrogateescape"))]:
+        raise TunerError(
+            f"{path}: segments are separated by spaces, but {len(unsound)} ids hold some: {_shown(unsound)}"
+        )
+    if repeated := ranking.repeated():
+        raise TunerError(
+            f"{path}: {len(repeated)} videos were scored twice: two records have the id {_shown(repeated)}, and no "
+            "reader could tell their segments apart"
+        )
     with open_text(path, "wt") as file:
         file.write(",".join(HEADER) + "\n")
         for label, segments in ranking.rows():
             file.write(f"{label},{' '.join(map(str, segments))}\n")
+
+
+def _has_space(id: str) -> bool:
+    return not id or any(letter.isspace() for letter in id)
+
+
+def _shown(ids: Sequence[bytes]) -> str:
+    return ", ".join(repr(id.decode(errors="backslashreplace")) for id in ids[:3])
 
 
 def read(path: Path) -> dict[int, list[Segment]]:

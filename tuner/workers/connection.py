@@ -24,6 +24,9 @@ from tuner.workers import placement, ray_internals
 # Ray's objects of a search are configurations and reports, never data: the decoded shards are memory-mapped files.
 OBJECT_STORE_BYTES = 128 * 2**20
 JOIN_SECONDS = 15.0  # until a head that does not answer is given up
+# What a client of gRPC, hence of Ray, sends first: the preface of HTTP/2 and empty settings (RFC 9113, 3.4). A server
+# answers at once; a process that hangs takes the connection all the same, and says nothing.
+HTTP2_BEGINS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 # Ray's access token of this user.
 TOKEN_FILE = Path("~/.ray/auth_token")
 TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"  # Ray documents this variable: a token file elsewhere
@@ -130,10 +133,12 @@ def _sigterm_restored() -> Iterator[None]:
 def _join(address: str, print_line: Callable[[str], None]) -> None:
     """Connect to a running Ray; refuse a head that does not answer, for which Ray itself would wait for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
+    print_line(f"connecting to the Ray {'of this machine' if address == 'auto' else f'at {address}'}")
     if host and port.isdecimal():  # not `auto`, which Ray resolves
-        print_line(f"connecting to the Ray at {address}")
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=JOIN_SECONDS).close()
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=JOIN_SECONDS) as head:
+                head.sendall(HTTP2_BEGINS)
+                head.recv(1)
         except OSError as error:
             raise SearchError(
                 f"no Ray answers at {address} ({error.strerror or error}); check --address and $RAY_ADDRESS, or use "
