@@ -1,6 +1,7 @@
 """The places that a command reads or writes: checked before the work, and what is wrong with one in a sentence."""
 
 import errno
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -69,6 +70,19 @@ def _probe(place: Path, folder: Path) -> None:
             probe.write(b"\0")
     except OSError as error:
         raise DataError(f"{place}: cannot be written: {error.strerror or error}") from error
+
+
+def with_any_letter() -> None:
+    """Start this program again in Python's UTF-8 mode where the locale knows ASCII alone.
+
+    Python could open no file there whose name has other letters. What is printed keeps the encoding of the screen.
+    """
+    if sys.getfilesystemencoding() == "utf-8":
+        return
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    screen = {"PYTHONIOENCODING": f"{sys.stdout.encoding}:replace"}
+    os.execve(sys.executable, sys.orig_argv, {**screen, **os.environ, "PYTHONUTF8": "1"})
 
 
 def run_command(command: Callable[[], int | None]) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.errors import DataError
+from data.places import with_any_letter
 from data.ranges import COUNT, told
 from tuner.errors import TunerError, place_message
 from tuner.redact import redacted
@@ -31,6 +32,7 @@ def main(command: Callable[[], int | None]) -> int:
         written, with its message on stderr; 130 after Ctrl-C. Any other exception is a bug of this program and keeps
         its traceback.
     """
+    with_any_letter()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a screen that cannot show a letter shows another

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.places import check_folder, run_command
+from data.places import check_folder, run_command, with_any_letter
 from data.ranges import COUNT, Range, told
 from data.schema import FEATURES, MAX_BAD_RECORDS, MAX_FRAMES, NUM_CLASSES, Schema, parse_feature, parse_key
 
@@ -148,4 +148,5 @@ def _print_table(cache: Cache, origin: str) -> None:
 
 
 if __name__ == "__main__":
+    with_any_letter()
     sys.exit(main())

@@ -16,7 +16,7 @@ from data.cache.recipe import about_empty, find_each, find_shards, is_folder
 from data.errors import NoShardsError, ShardError
 from data.inspect.overview import block, groups_of, overview
 from data.inspect.summary import Summary
-from data.places import run_command
+from data.places import run_command, with_any_letter
 from data.ranges import COUNT
 from data.tfrecord import read_examples
 from data.tfrecord.describe import describe
@@ -111,4 +111,5 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    with_any_letter()
     sys.exit(main())

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.places import check_folder, run_command
+from data.places import check_folder, run_command, with_any_letter
 from data.ranges import COUNT, SEED, Range
 from data.sample.writer import NUM_FRAMES, NUM_VIDEOS, SHARDS, VIDEOS, write_splits
 from data.schema import FEATURES
@@ -60,4 +60,5 @@ def _write(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    with_any_letter()
     sys.exit(main())

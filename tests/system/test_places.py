@@ -6,6 +6,7 @@ The options are read from the parsers, by their metavars: an option that this fi
 import argparse
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from tests.support.commands import exit_code_of, refusal_of
 from tests.support.finished import FinishedSearch
+from tests.support.workplace import PROJECT
 
 COMMANDS = (
     "tune",
@@ -301,6 +303,17 @@ def test_a_folder_without_permission_is_refused(
     locked.mkdir(mode=0o500)
     told = refusal_of(capsys, "data.sample", locked / "sample")
     assert told.startswith(f"{locked / 'sample'}: cannot be written: ")
+
+
+def test_names_may_have_any_letter_where_the_locale_knows_ascii_alone(tmp_path: Path) -> None:
+    ascii_alone = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)} | ascii_alone
+    words = ["--train", "3", "--validate", "2", "--test", "2"]
+    command = [sys.executable, "-m", "data.sample", str(tmp_path / "Pokémon"), *words]
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b" MB in " in done.stdout and b"Pok?mon" in done.stdout, "the screen shows another letter"
+    assert sorted(path.name for path in (tmp_path / "Pokémon").glob("validate*"))[0] == "validate0000.tfrecord"
 
 
 def test_predictions_in_an_unknown_format_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
