@@ -14,6 +14,7 @@ command; --minutes stops it once the search has recovered from a kill. The last 
 
 import argparse
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -194,6 +195,8 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="of the search; the same arguments again continue the storm")
     parser.add_argument("--minutes", type=Range(0, HUGE, "low").number, default=float("inf"), help="stop after so many")
     options = parser.parse_args()
+    for places in ("TUNER_STORAGE", "MLFLOW_TRACKING_URI"):  # of the user's own searches
+        os.environ.pop(places, None)
     rng = random.Random(options.seed)
     arguments = [f"--trials={options.trials}"]
     for setting in (

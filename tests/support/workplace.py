@@ -47,17 +47,14 @@ class Workplace:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Return the environment of the commands: that of the tests, without the places of a user."""
+        """Return the environment of the commands: that of the tests, one thread, our modules, a temporary folder."""
         own = {
             "OMP_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
             "PYTHONPATH": str(PROJECT),
             "TMPDIR": str(self.temporary),
         }
-        users = {
-            name: value for name, value in os.environ.items() if name not in ("TUNER_STORAGE", "MLFLOW_TRACKING_URI")
-        }
-        return users | own | self.variables
+        return os.environ | own | self.variables
 
     def start(self, *arguments: str, output: str = "output.txt") -> subprocess.Popen[str]:
         """Start tune.py, which prints to the file `output`."""
