@@ -78,7 +78,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         sample = SampleConfig(directory=folder, train=options.videos, validate=100)
         config = DataConfig(
-            sample=sample, train=f"{folder}/train*.tfrecord", validate=f"{folder}/validate*.tfrecord", cache=folder
+            sample=sample,
+            train=f"{folder}/train*.tfrecord",
+            validate=f"{folder}/validate*.tfrecord",
+            cache_folder=folder,
         )
         data = open_dataset(config)
         plain, ours = Plain(data, options.batch_size, device), Ours(data, options.batch_size, device)

@@ -75,7 +75,7 @@ def main() -> None:
             sample=sample,
             train=f"{folder}/train*.tfrecord",
             validate=f"{folder}/validate*.tfrecord",
-            cache=folder,
+            cache_folder=folder,
             resident=True,
         )
         graph = device.type == "cuda" and not options.no_graph
