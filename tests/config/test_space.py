@@ -14,6 +14,7 @@ from tuner.config.distributions import DISTRIBUTIONS
 from tuner.config.space import MAX_COMBINATIONS, Choice, Number, Space
 from tuner.config.yaml_tree import dump, parse
 from tuner.errors import ConfigError
+from tuner.training.config import flatten
 
 
 def space(text: str) -> Space:
@@ -286,3 +287,10 @@ def test_an_infinite_or_too_large_grid_is_refused() -> None:
 def test_settings_that_a_kind_determines_are_not_listed_as_searched() -> None:
     kinds = "a: {choice: [{kind: x, n: 1, m: 1}, {kind: y, n: 2}]}\nb: {choice: [{c: 1}, {d: 2}]}"
     assert space(kinds).searched == ["a.kind", "a.n", "b.c", "b.d"]
+
+
+def test_one_setting_is_that_of_the_whole_configuration() -> None:
+    found = space(CONDITIONAL + "training: {seed: {choice: [1, per_trial]}, epochs: {int: [2, 6]}, towers: [1, 2]}")
+    for values in found.corners():
+        for path, value in flatten(found.resolve(values)).items():
+            assert found.setting(values, path) == value, path

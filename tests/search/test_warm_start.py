@@ -111,6 +111,19 @@ def test_what_an_earlier_search_has_tried_is_not_drawn_again(tmp_path: Path) -> 
     assert driver.stop.ended_by == "exhausted"
 
 
+def test_a_step_that_optuna_has_drawn_is_the_one_that_was_written(tmp_path: Path) -> None:
+    """Optuna draws 0.30000000000000004 for the 0.3 of `search.first`."""
+    steps = CONTINUOUS.replace("{uniform: [0.1, 0.6], default: 0.6}", "{quniform: [0.1, 0.5, 0.2]}")
+    directory = earlier_search(tmp_path, steps, trials=12)
+    drawn = [trial for trial in history(directory).finished if trial.values["model.dropout"] == 0.1 + 0.2]
+    assert drawn and drawn[0].values["model.dropout"] != 0.3
+    rate = drawn[0].values["optimizer.learning_rate"]
+    own = f"first: [{{model.dropout: 0.3, optimizer.learning_rate: {rate!r}}}], sampler"
+    driver, _ = warmed(tmp_path, experiment_of(tmp_path, "tpe", steps.replace("sampler", own), trials=6))
+    taken = [trial.known["trial"] for trial in driver.trials.values() if trial.known]
+    assert drawn[0].id in taken and len(set(taken)) == len(taken)
+
+
 def test_a_trial_outside_of_the_new_space_or_with_other_settings_does_not_teach(tmp_path: Path) -> None:
     earlier = history(earlier_search(tmp_path))
     narrow = CONTINUOUS.replace("{uniform: [0.1, 0.6], default: 0.6}", "{uniform: [0.1, 0.4], default: 0.3}")

@@ -144,6 +144,17 @@ class Space:
         """How many configurations there are; None: a parameter has any number of values."""
         return _count(self._root)
 
+    def setting(self, values: Values, path: str) -> Any:
+        """One setting of the configuration with these values, by its yaml path; nothing is checked."""
+        spec = _chosen(self._root, values)
+        for key in path.split("."):
+            assert isinstance(spec, Block | Node)
+            spec = _chosen(spec.entries[key], values)
+        if isinstance(spec, Parameter):
+            return values[spec.name]
+        assert isinstance(spec, Node)
+        return spec.plain()
+
     @cached_property  # every suggestion needs it, and it resolves every corner
     def searched(self) -> list[str]:
         """The settings that differ between trials, by yaml path; a conditional one under the path of its choice.
@@ -317,6 +328,13 @@ def _count(spec: Spec) -> int | None:
     if len(known) < len(counts):
         return None
     return math.prod(known) if isinstance(spec, Block) else sum(known)
+
+
+def _chosen(spec: Spec, values: Values) -> Spec:
+    """The option that is in effect, where a choice has some."""
+    while isinstance(spec, Parameter) and spec.options:
+        spec = spec.options[values[spec.name]]
+    return spec
 
 
 def _value(values: Values, name: str, distribution: Distribution) -> Any:

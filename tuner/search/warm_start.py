@@ -15,6 +15,7 @@ from typing import Any
 from tuner.config.experiment import Experiment
 from tuner.errors import ConfigError, NothingToExport, SearchError
 from tuner.export import checkpoints
+from tuner.search.sampling.suggestions import Configuration, configuration
 from tuner.storage import journal, searches
 from tuner.storage.journal import Journal, SearchHistory, TrialHistory
 from tuner.storage.place import Place
@@ -25,8 +26,6 @@ from tuner.training.dataset import Dataset
 FIRST = 5
 # Reasons why trials do not teach, in a sentence.
 REASONS = 3
-
-_Key = tuple[frozenset[tuple[str, Any]], int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,11 +117,11 @@ def begin(open_journal: Journal, experiment: Experiment, data: Dataset, director
             sentences.append(every[-1].describe())
         except (ConfigError, SearchError) as error:
             sentences.append(f"warm start: search {directory.name} is left out: {error}")
-    known: dict[_Key, Known] = {}
+    known: dict[Configuration, Known] = {}
     for earlier in every:
         if earlier.comparable:
             for trial, values in earlier.usable:
-                known.setdefault(_key(experiment, values, trial.number), Known(earlier, trial, values))
+                known.setdefault(configuration(experiment, values, trial.number), Known(earlier, trial, values))
     taken = _taken(experiment, known)
     entries = [
         entry
@@ -138,7 +137,8 @@ def begin(open_journal: Journal, experiment: Experiment, data: Dataset, director
         entries.append({"type": "taught", "search": earlier.search.id, "trials": teach})
         if not earlier.comparable:
             first = [values for trial, values in earlier.usable if trial.score is not None]
-            entries += [{"type": "queued", "values": values} for values in first[: _most(experiment)]]
+            most = min(FIRST, experiment.search.trials // 4)
+            entries += [{"type": "queued", "values": values} for values in first[:most]]
     open_journal.append("warm_start", entries=entries)
     results = [values for values, one in taken if one is not None]
     if results:
@@ -146,18 +146,14 @@ def begin(open_journal: Journal, experiment: Experiment, data: Dataset, director
     return sentences
 
 
-def _most(experiment: Experiment) -> int:
-    return min(FIRST, experiment.search.trials // 4)
-
-
-def _taken(experiment: Experiment, known: Mapping[_Key, Known]) -> list[tuple[dict[str, Any], Known | None]]:
+def _taken(experiment: Experiment, known: Mapping[Configuration, Known]) -> list[tuple[dict[str, Any], Known | None]]:
     """The first trials of the new search and what is known of each: the defaults, planned ones, the best known one."""
     scored = [one for one in known.values() if one.trial.score is not None]
     best = [min(scored, key=lambda one: one.trial.rank).values] if scored else []
     taken: list[tuple[dict[str, Any], Known | None]] = []
     for values in [*experiment.planned, *best]:
-        one = known.get(_key(experiment, values, len(taken)))
-        if not taken or (one is not None and values not in [other for other, _ in taken]):
+        one = known.get(configuration(experiment, values, len(taken)))
+        if not taken or (one is not None and all(one is not other for _, other in taken)):
             taken.append((values, one))
     return taken
 
@@ -189,8 +185,3 @@ def _ended(
     with suppress(NothingToExport):  # it was not among the best, whose weights are kept
         checkpoints.copy_best(one.earlier.directory, one.trial, open_journal.directory, id)
     yield {"type": "finished", "id": id, "stopped_by": one.trial.stopped_by}
-
-
-def _key(experiment: Experiment, values: Mapping[str, Any], number: int) -> _Key:
-    """What makes two trainings the same: the values, and the seed."""
-    return frozenset(values.items()), experiment.trial_config(values).seed(number)

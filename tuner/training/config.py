@@ -90,7 +90,7 @@ class TrialConfig:
 
     def seed(self, number: int) -> int:
         """The seed of trial `number`: the same for all trials, so that they compare, unless `seed` is per_trial."""
-        return _seed(self.training.seed, number)
+        return trial_seed(self.training.seed, number)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,7 +253,7 @@ class ContrastiveConfig:
 
     def seed(self, number: int) -> int:
         """The seed of trial `number`: the same for all trials, so that they compare, unless `seed` is per_trial."""
-        return _seed(self.training.seed, number)
+        return trial_seed(self.training.seed, number)
 
     @property
     def probe_trial(self) -> TrialConfig:
@@ -334,5 +334,6 @@ def _shown(value: Any, show: Callable[[Any], str]) -> str:
     return "left out" if value is LEFT_OUT else show(value)
 
 
-def _seed(seed: Seed, number: int) -> int:
+def trial_seed(seed: Seed, number: int) -> int:
+    """The seed of trial `number` with a setting `training.seed`."""
     return 1 + number if seed == "per_trial" else seed

@@ -27,12 +27,13 @@ from tuner.config.space import Choice, Number, Space, Values
 from tuner.search.sampling.optuna_internals import StudyState, readable_state
 from tuner.search.sampling.samplers import SAMPLERS, make_sampler, seed_of
 from tuner.storage.journal import SearchHistory, TrialHistory
+from tuner.training.config import trial_seed
 
 # When a sampler draws nothing new, so many configurations are drawn at random before the search ends.
 RANDOM_DRAWS = 2_000
 
-# Values, and the seed that a trial with them trains with: the same key is the same training.
-_Key = tuple[frozenset[tuple[str, Any]], int]
+# Values, and the seed that a trial with them trains with.
+Configuration = tuple[frozenset[tuple[str, Any]], int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +62,10 @@ class Suggestions:
         self.study = optuna.create_study(storage=storage, direction="maximize", pruner=optuna.pruners.NopPruner())
         self._state = StudyState(storage, self.study)
         self._state.restore(search.study_state)
-        self._running: dict[str, tuple[int, _Key]] = {}  # trials without a score in the study, by id: place and key
-        self._tried: set[_Key] = set()
+        self._running: dict[
+            str, tuple[int, Configuration]
+        ] = {}  # trials without a score in the study, by id: place and key
+        self._tried: set[Configuration] = set()
         for taught in search.taught:
             self._add(taught["values"], -inf if taught["score"] is None else taught["score"])
             self._tried.add(self._key(taught["values"], taught["number"]))
@@ -158,15 +161,15 @@ class Suggestions:
         )
         return place
 
-    def _key(self, values: Values, number: int) -> _Key:
+    def _key(self, values: Values, number: int) -> Configuration:
         return configuration(self._experiment, values, number)
 
 
-def configuration(experiment: Experiment, values: Values, number: int) -> _Key:
+def configuration(experiment: Experiment, values: Values, number: int) -> Configuration:
     """What two trials must have in common to be the same training: their values, and their seed."""
     # Optuna draws 0.30000000000000004 where a grid has 0.3.
     exact = {name: float(f"{one:.12g}") if isinstance(one, float) else one for name, one in values.items()}
-    return frozenset(exact.items()), experiment.trial_config(values).seed(number)
+    return frozenset(exact.items()), trial_seed(experiment.space.setting(values, "training.seed"), number)
 
 
 def optuna_distribution(distribution: Number | Choice) -> BaseDistribution:
