@@ -8,7 +8,7 @@ import pytest
 
 from tuner.config.experiment import load
 from tuner.errors import SearchError
-from tuner.search.begin import Options, folder_and_experiment, mention, unfinished
+from tuner.search.begin import Options, folder_and_experiment, mention, recent, unfinished
 from tuner.storage import journal
 from tuner.storage.journal import Journal
 
@@ -92,6 +92,6 @@ def test_a_new_search_mentions_all_that_have_not_ended(file: Path, add: Any) -> 
     (file.parent / "storage" / "tiny" / DAYS[4]).mkdir()
     (file.parent / "storage" / "tiny" / DAYS[4] / "journal.jsonl").write_text("damaged\n")
     said: list[str] = []
-    mention(unfinished(file.parent / "storage", "tiny"), SimpleNamespace(print=said.append))  # type: ignore[arg-type]
+    mention(unfinished(recent(file.parent / "storage", "tiny")), SimpleNamespace(print=said.append))  # type: ignore[arg-type]
     assert [line.split()[1] for line in said] == [DAYS[2], DAYS[0]]
     assert all(f"--resume {id} continues it" in line for id, line in zip([DAYS[2], DAYS[0]], said, strict=True))

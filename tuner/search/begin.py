@@ -48,6 +48,11 @@ class Options:
         """Whether a search is continued, and no new one begins."""
         return self.resume or self.extend > 0 or self.retry_failed
 
+    @property
+    def looks_back(self) -> bool:
+        """Whether earlier searches of the experiment are mentioned, and known results shown."""
+        return not (self.continues or self.fresh)
+
 
 def folder_and_experiment(file: Path, name: str | None, options: Options) -> tuple[Place, Experiment]:
     """The folder of the search, and the experiment: of a resumed search, the one that was stored when it began.
@@ -102,11 +107,31 @@ def _check_retry(search: SearchHistory) -> None:
         )
 
 
-def unchanged(storage: Place, experiment: Experiment, fingerprint: str, uri: str) -> Place | None:
+Recent = list[tuple[Place, SearchHistory]]  # folders and searches, newest first
+
+
+def recent(storage: Place, name: str) -> Recent:
+    """The newest searches of an experiment."""
+    found: Recent = []
+    for directory in reversed(searches.folders(storage, name)[-searches.MAX_LISTED :]):
+        with suppress(SearchError):  # a journal that cannot be read, of another version for example, cannot be resumed
+            found.append((directory, journal.read(directory)))
+    return found
+
+
+def unfinished(found: Recent) -> list[SearchHistory]:
+    """The searches that have not ended.
+
+    While this process holds the lock of the experiment, their drivers were interrupted or killed.
+    """
+    return [search for _, search in found if not search.ended]
+
+
+def unchanged(found: Recent, experiment: Experiment, fingerprint: str, uri: str) -> Place | None:
     """The folder of the newest search that has run this experiment to its end; run again, it would find the same.
 
     Args:
-        storage: where the searches are kept.
+        found: the newest searches of the experiment.
         experiment: what is searched.
         fingerprint: of the data.
         uri: of MLflow.
@@ -114,28 +139,14 @@ def unchanged(storage: Place, experiment: Experiment, fingerprint: str, uri: str
     Returns:
         None: no search has run it with the same settings on the same data, or into another MLflow.
     """
-    for directory in reversed(searches.folders(storage, experiment.name)[-searches.MAX_LISTED :]):
-        with suppress(SearchError, ConfigError):  # one of another version is not the same
-            search = journal.read(directory)
-            whole = search.ended in WHOLE and bool(search.finished) and search.fingerprint == fingerprint
-            whole = whole and search.tracking_uri == redacted(uri)
-            if whole and not Experiment.stored(directory, experiment.name, experiment.file).differences(experiment):
+    for directory, search in found:
+        whole = search.ended in WHOLE and bool(search.finished)
+        if not whole or (search.fingerprint, search.tracking_uri) != (fingerprint, redacted(uri)):
+            continue
+        with suppress(ConfigError):  # one of another version is not the same
+            if not Experiment.stored(directory, experiment.name, experiment.file).differences(experiment):
                 return directory
     return None
-
-
-def unfinished(storage: Place, name: str) -> list[SearchHistory]:
-    """The newest searches of an experiment that have not ended, newest first.
-
-    While this process holds the lock of the experiment, their drivers were interrupted or killed.
-    """
-    found = []
-    for directory in reversed(searches.folders(storage, name)[-searches.MAX_LISTED :]):
-        with suppress(SearchError):  # a journal that cannot be read, of another version for example, cannot be resumed
-            search = journal.read(directory)
-            if not search.ended:
-                found.append(search)
-    return found
 
 
 def mention(interrupted: Iterable[SearchHistory], console: Console) -> None:

@@ -2,7 +2,7 @@
 
     open the journal -> open the data -> MLflow beside Ray -> Tuner.fit -> score the best trial -> MLflow -> summary
 
-Everything that a trial does arrives in `Recorder`, the only Tune callback: it writes the journal first, then MLflow,
+Everything that a trial does arrives in `Recorder`, a callback of Tune: it writes the journal first, then MLflow,
 then the screen.
 """
 
@@ -34,7 +34,7 @@ from tuner.inference.best_trial import score_best
 from tuner.project import PROJECT, program, tune_again
 from tuner.redact import redacted
 from tuner.search import stages, warm_start
-from tuner.search.begin import Options, begin, folder_and_experiment, mention, unchanged, unfinished
+from tuner.search.begin import Options, Recent, begin, folder_and_experiment, mention, recent, unchanged, unfinished
 from tuner.search.concurrency import Concurrency
 from tuner.search.recorder import Recorder
 from tuner.search.schedulers import ReplayingScheduler
@@ -100,11 +100,11 @@ def _locked(file: Path, name: str | None, options: Options, console: Console) ->
     # An object store has no locks: a driver that was killed holds its lease for a minute.
     console.doing(f"taking the lock of {directory.parent}", aloud=False)
     with sigterm_as_interrupt(), lock.only_driver(directory.parent, directory.name) as still_ours:
-        interrupted_ones = unfinished(options.storage, experiment.name)
-        if not (options.continues or options.fresh):
-            mention(interrupted_ones, console)
+        before = recent(options.storage, experiment.name)
+        if options.looks_back:
+            mention(unfinished(before), console)
         try:
-            return _run(directory, experiment, options, console, still_ours, interrupted_ones)
+            return _run(directory, experiment, options, console, still_ours, before)
         except UnreachableError:
             raise  # nor can the folder of the search be asked or removed
         except (TunerError, DataError, KeyboardInterrupt) as error:
@@ -122,9 +122,9 @@ def _run(
     options: Options,
     console: Console,
     still_ours: Callable[[], None],
-    interrupted_ones: list[SearchHistory],
+    before: Recent,
 ) -> Outcome:
-    """Run the search; `interrupted_ones` are searches of the experiment whose drivers may have left something."""
+    """Run the search; `before` are the newest searches of the experiment, whose drivers may have left something."""
     earlier = journal.read(directory) if searches.exists(directory) else None
     uri = choose_uri(options.tracking_uri, earlier.tracking_uri if earlier else None, experiment.file.parent)
     # What a search began with was checked then; its shards may be gone.
@@ -133,10 +133,7 @@ def _run(
     console.doing("opening the data")
     with console.decoding() as progress, preflight.naming_settings(experiment):
         data = open_dataset(experiment.data, progress, fingerprint=earlier.fingerprint if earlier else None)
-    known = (
-        None if options.continues or options.fresh else unchanged(options.storage, experiment, data.fingerprint, uri)
-    )
-    if known is not None:
+    if options.looks_back and (known := unchanged(before, experiment, data.fingerprint, uri)) is not None:
         return _told_again(known, experiment, data, console)
     if not earlier:
         overlaps += preflight.check_data(experiment, data)
@@ -155,7 +152,7 @@ def _run(
             stages.begin("mlflow")
             console.doing(f"connecting to MLflow at {redacted(uri)}", aloud=False)
             tracker = connecting.result()
-            tracker.suspend_searches([one.id for one in interrupted_ones])
+            tracker.suspend_searches([one.id for one in unfinished(before)])
             background.submit(warm_up)
             stages.begin("journal")
             console.doing("looking at the nodes of the cluster and at the storage", aloud=False)
@@ -171,7 +168,7 @@ def _run(
                     preflight.check_buffer(experiment, num_videos=num_videos, video_bytes=of_video)
             with closing(Journal(directory, still_ours)) as open_journal:
                 search = begin(open_journal, experiment, options, uri, data, console.print)
-                connection.clean_up([made for one in (search, *interrupted_ones) for made in one.attempts], attempt)
+                connection.clean_up([made for one in (search, *unfinished(before)) for made in one.attempts], attempt)
                 open_journal.append("attempt", tracking_uri=redacted(uri), **asdict(attempt))
                 code = _Search(experiment, open_journal, tracker, data, layout, capacity, console, log).run()
                 return Outcome(code, directory)

@@ -1,4 +1,4 @@
-"""Records what trials do: first in the journal, then in MLflow, then on the screen. A search's only Tune callback."""
+"""Records what trials do: first in the journal, then in MLflow, then on the screen; a callback of Tune."""
 
 from collections.abc import Callable
 from functools import wraps

@@ -217,7 +217,5 @@ def _start_private(scratch: Path) -> None:
         log_to_driver=True,
         **ray_internals.private_ray(str(scratch)),
     )
-    with suppress(
-        OSError, RuntimeError
-    ):  # there is no home; or there is no token where authentication was switched off
+    with suppress(OSError, RuntimeError):  # no token, as authentication is switched off; or no home
         TOKEN_FILE.expanduser().chmod(0o600)  # Ray makes it readable for every user of the machine
