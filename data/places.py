@@ -1,6 +1,7 @@
 """The places that a command reads or writes: checked before the work, and what is wrong with one in a sentence."""
 
 import errno
+import io
 import os
 import sys
 import tempfile
@@ -72,7 +73,43 @@ def _probe(place: Path, folder: Path) -> None:
         raise DataError(f"{place}: cannot be written: {error.strerror or error}") from error
 
 
-def with_any_letter() -> None:
+def run_command(
+    command: Callable[[], int | None],
+    errors: tuple[type[Exception], ...] = (DataError, ValueError),
+    shown: Callable[[str], str] = str,
+) -> int:
+    """Run a command and return the exit code of its process: `sys.exit(run_command(main))`.
+
+    Args:
+        command: does the work; returns an exit code, or None for 0.
+        errors: those that the user can correct.
+        shown: makes of their messages what is printed.
+
+    Returns:
+        The code of the command; 2 after an error that the user can correct, or about a place that cannot be read or
+        written, with its message on stderr; 130 after Ctrl-C. Any other exception is a bug of this program and keeps
+        its traceback.
+    """
+    _with_any_letter()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a screen that cannot show a letter shows another
+    try:
+        return command() or 0
+    except errors as error:
+        print(shown(str(error)), file=sys.stderr)
+        return 2
+    except OSError as error:
+        if (message := place_message(error)) is None:
+            raise
+        print(shown(message), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _with_any_letter() -> None:
     """Start this program again in Python's UTF-8 mode where the locale knows ASCII alone.
 
     Python could open no file there whose name has other letters. What is printed keeps the encoding of the screen.
@@ -83,28 +120,3 @@ def with_any_letter() -> None:
         stream.flush()
     screen = {"PYTHONIOENCODING": f"{sys.stdout.encoding}:replace"}
     os.execve(sys.executable, sys.orig_argv, {**screen, **os.environ, "PYTHONUTF8": "1"})
-
-
-def run_command(command: Callable[[], int | None]) -> int:
-    """Run a command and return the exit code of its process.
-
-    Args:
-        command: does the work; returns an exit code, or None for 0.
-
-    Returns:
-        The code of the command; 2 after an error that the user can correct, or about a place that cannot be read or
-        written, with its message on stderr; 130 after Ctrl-C. Any other exception is a bug and keeps its traceback.
-    """
-    try:
-        return command() or 0
-    except (DataError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    except OSError as error:
-        if (message := place_message(error)) is None:
-            raise
-        print(message, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130

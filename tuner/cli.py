@@ -5,16 +5,14 @@ Only commands import this module.
 """
 
 import argparse
-import io
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.errors import DataError
-from data.places import with_any_letter
+from data.places import run_command
 from data.ranges import COUNT, told
-from tuner.errors import TunerError, place_message
+from tuner.errors import TunerError
 from tuner.redact import redacted
 
 if TYPE_CHECKING:  # `--help` needs no torch
@@ -32,23 +30,7 @@ def main(command: Callable[[], int | None]) -> int:
         written, with its message on stderr; 130 after Ctrl-C. Any other exception is a bug of this program and keeps
         its traceback.
     """
-    with_any_letter()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a screen that cannot show a letter shows another
-    try:
-        return command() or 0
-    except (TunerError, DataError) as error:
-        print(redacted(str(error)), file=sys.stderr)
-        return 2
-    except OSError as error:
-        if (message := place_message(error)) is None:
-            raise
-        print(redacted(message), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return run_command(command, (TunerError, DataError), redacted)
 
 
 def add_file(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.places import check_folder, run_command, with_any_letter
+from data.places import check_folder, run_command
 from data.ranges import COUNT, Range, told
 from data.schema import FEATURES, MAX_BAD_RECORDS, MAX_FRAMES, NUM_CLASSES, Schema, parse_feature, parse_key
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from data.cache.store import Cache
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Builds or checks the cache of some shards, and prints what it holds."""
     parser = argparse.ArgumentParser(prog="python -m data.cache", description=main.__doc__)
     parser.add_argument("--data", required=True, nargs="+", metavar="GLOB", help="shards: paths, globs or URLs")
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--no-labels", action="store_true", help="accept videos without the key 'labels'")
     options = parser.parse_args(arguments)
-    return run_command(lambda: _build_or_check(options))
+    _build_or_check(options)
 
 
 def _build_or_check(options: argparse.Namespace) -> None:
@@ -148,5 +148,4 @@ def _print_table(cache: Cache, origin: str) -> None:
 
 
 if __name__ == "__main__":
-    with_any_letter()
-    sys.exit(main())
+    sys.exit(run_command(main))

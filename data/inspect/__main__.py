@@ -16,7 +16,7 @@ from data.cache.recipe import about_empty, find_each, find_shards, is_folder
 from data.errors import NoShardsError, ShardError
 from data.inspect.overview import block, groups_of, overview
 from data.inspect.summary import Summary
-from data.places import run_command, with_any_letter
+from data.places import run_command
 from data.ranges import COUNT
 from data.tfrecord import read_examples
 from data.tfrecord.describe import describe
@@ -98,10 +98,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--summary", action="store_true", help="sum up one file, too")
     arguments = parser.parse_args(argv)
-    return run_command(lambda: _inspect(arguments))
-
-
-def _inspect(arguments: argparse.Namespace) -> int:
     shards = _found(arguments.places)
     if len(shards) > 1 or arguments.summary or is_folder(arguments.places[0]):
         return _sum_up(shards)
@@ -111,5 +107,4 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    with_any_letter()
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -9,13 +9,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.places import check_folder, run_command, with_any_letter
+from data.places import check_folder, run_command
 from data.ranges import COUNT, SEED, Range
 from data.sample.writer import NUM_FRAMES, NUM_VIDEOS, SHARDS, VIDEOS, write_splits
 from data.schema import FEATURES
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     """Writes learnable sample shards."""
     parser = argparse.ArgumentParser(prog="python -m data.sample", description=main.__doc__)
     parser.add_argument("directory", metavar="DIR", type=Path)
@@ -39,10 +39,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="of the longest video (default: %(default)s)",
     )
     arguments = parser.parse_args(argv)
-    return run_command(lambda: _write(arguments))
-
-
-def _write(arguments: argparse.Namespace) -> None:
     check_folder(arguments.directory)
     splits = write_splits(
         arguments.directory,
@@ -60,5 +56,4 @@ def _write(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    with_any_letter()
-    sys.exit(main())
+    sys.exit(run_command(main))
