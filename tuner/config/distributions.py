@@ -17,6 +17,7 @@ from typing import Any
 
 from tuner.config import cures
 from tuner.config.yaml_tree import Node, Problems, join, shown
+from tuner.errors import ConfigError
 
 DISTRIBUTIONS = ("uniform", "loguniform", "quniform", "int", "logint", "choice")
 
@@ -87,6 +88,23 @@ class Choice:
 
 
 Distribution = Number | Choice
+
+
+def checked(values: Mapping[str, Any], name: str, distribution: Distribution) -> Any:
+    """The value of a parameter.
+
+    Raises:
+        ConfigError: it is missing, or cannot be drawn from the distribution.
+    """
+    if name not in values:
+        raise ConfigError(f"{name}: no value for this parameter")
+    if not distribution.holds(values[name]):
+        if isinstance(distribution, Choice):
+            raise ConfigError(f"{name}: {values[name]!r} is not one of: {', '.join(distribution.labels)}")
+        raise ConfigError(
+            f"{name}: not in [{shown(distribution.low)}, {shown(distribution.high)}] (got {shown(values[name])})"
+        )
+    return values[name]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,9 @@ from functools import cached_property
 from itertools import islice
 from typing import Any, Protocol
 
-from tuner.config.distributions import Block, Choice, Distribution, Number, Parameter, Spec, parse
-from tuner.config.yaml_tree import Node, Problems, join, shown
+from tuner.config.distributions import Block, Choice, Distribution, Number, Parameter, Spec, checked, parse
+from tuner.config.locate import locate
+from tuner.config.yaml_tree import Node, Problems
 from tuner.errors import ConfigError, did_you_mean
 from tuner.training.config import flatten
 
@@ -102,7 +103,7 @@ class Space:
 
         def pick(name: str, distribution: Distribution) -> Any:
             found[name] = distribution
-            return _value(values, name, distribution)
+            return checked(values, name, distribution)
 
         _descend(self._root, pick)
         unknown = [name for name in values if name not in found]
@@ -135,9 +136,7 @@ class Space:
         Raises:
             ConfigError: a setting is unknown, is fixed at another value, or is not one that the search can draw.
         """
-        values: dict[str, Any] = {}
-        _complete(self._root, "", settings, values)
-        return values
+        return locate(self._root, "", settings)
 
     @property
     def num_combinations(self) -> int | None:
@@ -264,58 +263,6 @@ def _descend(spec: Spec, pick: Pick) -> Node:
     return _descend(spec.options[value], pick)
 
 
-def _complete(spec: Spec, path: str, given: Mapping[str, Any], values: dict[str, Any]) -> None:
-    """Add the values below `path` of the configuration with the settings in `given`."""
-    here = {key: value for key, value in given.items() if key == path or key.startswith(f"{path}.") or not path}
-    if isinstance(spec, Block):
-        for key in here:
-            beneath = key[len(path) + 1 :] if path else key
-            if beneath.split(".")[0] not in spec.entries:
-                raise ConfigError(f"{key}: unknown setting{did_you_mean(beneath.split('.')[0], spec.entries)}")
-        for key, entry in spec.entries.items():
-            _complete(entry, join(path, key), here, values)
-    elif isinstance(spec, Node):
-        fixed = flatten(spec.plain(), path) if isinstance(spec.value, Mapping) else {path: spec.plain()}
-        for key, value in here.items():
-            if key not in fixed:
-                raise ConfigError(f"{key}: unknown setting{did_you_mean(key, fixed)}")
-            if not _same(value, fixed[key]):
-                raise ConfigError(
-                    f"{key}: is {shown(fixed[key])} in every trial, and not searched (got {shown(value)})"
-                )
-    elif isinstance(spec.distribution, Number):
-        value = here.get(path, spec.distribution.default)
-        if spec.distribution.integer and isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if any(key != path for key in here):
-            raise ConfigError(f"{next(key for key in here if key != path)}: unknown setting")
-        values[spec.name] = _value({path: value}, path, spec.distribution)
-    else:
-        values |= _option(spec, path, here)
-
-
-def _same(one: Any, other: Any) -> bool:
-    lists = isinstance(one, list | tuple) and isinstance(other, list | tuple)
-    return list(one) == list(other) if lists else bool(one == other)
-
-
-def _option(choice: Parameter, path: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The values below a choice whose option has the settings in `given`: the default's, where it has them."""
-    assert isinstance(choice.distribution, Choice)
-    default, problems = choice.distribution.default, []
-    for label in sorted(choice.options, key=lambda label: label != default):
-        values: dict[str, Any] = {choice.name: label}
-        try:
-            _complete(choice.options[label], path, given, values)
-            return values
-        except ConfigError as error:
-            problems.append(str(error))
-    if len(problems) == 1:
-        raise ConfigError(problems[0])
-    asked = ", ".join(f"{key}: {shown(value)}" for key, value in given.items())
-    raise ConfigError(f"{path}: none of its options {', '.join(choice.distribution.labels)} has {asked}")
-
-
 def _count(spec: Spec) -> int | None:
     """How many combinations there are of the values below `spec`; None: any number."""
     if isinstance(spec, Node):
@@ -335,18 +282,6 @@ def _chosen(spec: Spec, values: Values) -> Spec:
     while isinstance(spec, Parameter) and spec.options:
         spec = spec.options[values[spec.name]]
     return spec
-
-
-def _value(values: Values, name: str, distribution: Distribution) -> Any:
-    if name not in values:
-        raise ConfigError(f"{name}: no value for this parameter")
-    if not distribution.holds(values[name]):
-        if isinstance(distribution, Choice):
-            raise ConfigError(f"{name}: {values[name]!r} is not one of: {', '.join(distribution.labels)}")
-        raise ConfigError(
-            f"{name}: not in [{shown(distribution.low)}, {shown(distribution.high)}] (got {shown(values[name])})"
-        )
-    return values[name]
 
 
 def _parameters(spec: Spec) -> Iterator[Parameter]:
